@@ -1,0 +1,9 @@
+"""LTX-2, the audio-video diffusion transformer, as a reference: bit-identical to the published implementations."""
+from .config import LTX_2_0, LTX_2_3, LTX_2_5, ConfigError, TransformerConfig
+from .model import AudioVisualModelOutput, LTX2VideoTransformer3DModel
+
+__all__ = [
+    "LTX_2_0", "LTX_2_3", "LTX_2_5", "AudioVisualModelOutput", "ConfigError", "LTX2VideoTransformer3DModel",
+    "TransformerConfig",
+]
+__version__ = "0.1.0"

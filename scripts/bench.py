@@ -1,0 +1,433 @@
+"""Time and peak memory of one forward: ltx2ref beside diffusers, ltx-core and the floor, at real widths.
+
+One process, one set of weights and inputs. The implementations take turns, in another order each round, so
+that a busy or throttling machine disturbs them alike. The floor is what no rewrite in PyTorch can avoid: the
+`F.linear` and `F.scaled_dot_product_attention` calls of ltx2ref's own forward, replayed alone on tensors that
+already exist.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from itertools import accumulate, count
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from oracles import build_diffusers, build_ltx_core, run_diffusers, run_ltx_core
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as pytree
+
+from ltx2ref import LTX_2_0, LTX_2_3, LTX2VideoTransformer3DModel, TransformerConfig
+
+RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TIMESTEPS = ("per-batch", "per-token")
+OURS, FLOOR = "ltx2ref", "floor"
+OTHERS = ("diffusers", "ltx-core")
+
+FPS = 24.0
+TEXT_TOKENS = 128
+VIDEO_FRAMES_PER_LATENT = 8
+AUDIO_LATENTS_PER_SECOND = 25
+# Relative, and far above the rounding of bfloat16: beyond it another one does another computation.
+MAX_DIFFERENCE = 5e-2
+
+EXAMPLES = """examples:
+  python scripts/bench.py                                     2 layers of 2.3 on the CPU, both dtypes
+  python scripts/bench.py --dtype float32 --repeats 9         less noise
+  python scripts/bench.py --release 2.0 --layers 1 --tokens 8x4x6 --json > bench.json
+  python scripts/bench.py --device cuda --layers 8 --tokens 16x16x24
+
+The default takes about 3 minutes for float32 on 2 cores, and 4 times that for bfloat16 where the CPU only
+emulates it.
+"""
+
+Run = Callable[[], object]
+State = dict[str, Tensor]
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured for one dtype and one shape of the timesteps."""
+
+    dtype: str
+    timesteps: str
+    seconds: dict[str, list[float]]  # name -> one time per round, in the same order for each name
+    peak_bytes: dict[str, int]
+    difference: dict[str, float]  # of the outputs, relative to ltx2ref's
+    floor_calls: int
+
+    def time_ratio(self, name: str) -> tuple[float, float]:
+        """ltx2ref's time over another's: the median over rounds, and the noise of the rounds' ratios."""
+        pairs = zip(self.seconds[OURS], self.seconds[name], strict=True)
+        return centre([ours / other for ours, other in pairs])
+
+    def peak_ratio(self, name: str) -> float:
+        return self.peak_bytes[OURS] / self.peak_bytes[name]
+
+
+# ---------------------------------------------------------------- command
+def main() -> None:
+    args = parse_arguments()
+    config = replace(RELEASES[args.release], num_layers=args.layers)
+    with torch.no_grad():
+        results = [result for dtype in args.dtype for result in measure(config, dtype, args)]
+    facts = environment(args)
+    if args.json:
+        print(json.dumps({"environment": facts, "results": [asdict(r) for r in results]}, indent=1))
+    else:
+        report(results, facts)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--layers", type=positive, default=2, help="transformer blocks (default: 2)")
+    add("--release", choices=RELEASES, default="2.3", help="which config (default: 2.3)")
+    add("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help="one or more (default: both)")
+    add("--tokens", type=latent_size, default="16x4x8", help="video latent FxHxW (default: %(default)s)")
+    add("--batch", type=positive, default=1, help="batch size (default: 1)")
+    add("--repeats", type=positive, default=3, help="rounds, one run of each in each (default: 3)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    add("--json", action="store_true", help="print every measured number as JSON instead of the tables")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def latent_size(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3:
+        raise argparse.ArgumentTypeError(f"expected frames x height x width, as in 16x4x8, got {text!r}")
+    frames, height, width = (positive(part) for part in parts)
+    return frames, height, width
+
+
+def progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- measuring
+def measure(config: TransformerConfig, dtype: str, args: argparse.Namespace) -> Iterator[Result]:
+    """Both shapes of timesteps, on the same weights."""
+    progress(f"{dtype}: random weights")
+    state = random_state(config, DTYPES[dtype], args.device)
+    forwards = build_forwards(config, state, DTYPES[dtype])
+    for timesteps in TIMESTEPS:
+        inputs = random_inputs(config, DTYPES[dtype], timesteps, args)
+        runs: dict[str, Run] = {name: bind(forward, inputs) for name, forward in forwards.items()}
+        progress(f"{dtype}, {timesteps}: outputs and peak memory")
+        outputs, peak = outputs_and_peaks(runs, args.device)  # warms each up, too
+        calls = recorded_calls(runs[OURS])
+        runs[FLOOR] = bind(replay, calls)
+        seconds = time_in_turns(runs, args.repeats, args.device, f"{dtype}, {timesteps}")
+        yield Result(dtype, timesteps, seconds, peak, differences(outputs), len(calls))
+
+
+def build_forwards(config: TransformerConfig, state: State, dtype: torch.dtype) -> dict[str, Any]:
+    """Name -> function of the inputs; the models share the tensors of `state`."""
+    with torch.device("meta"):
+        ours = LTX2VideoTransformer3DModel(config)
+    ours.load_state_dict(state, assign=True)
+    ours.requires_grad_(False).eval()
+    diffusers = build_diffusers(config.to_diffusers(), state, dtype)
+    ltx_core = build_ltx_core(config.to_diffusers(), state, dtype)
+    return {
+        OURS: lambda inputs: ours(**inputs, return_dict=False),
+        "diffusers": lambda inputs: run_diffusers(diffusers, inputs),
+        "ltx-core": lambda inputs: run_ltx_core(ltx_core, inputs),
+    }
+
+
+def bind(function: Callable[[Any], object], argument: object) -> Run:
+    return lambda: function(argument)
+
+
+def outputs_and_peaks(runs: Mapping[str, Run], device: str) -> tuple[dict[str, Any], dict[str, int]]:
+    outputs, peaks = {}, {}
+    for name, run in runs.items():
+        with PeakMemory(device) as memory:
+            outputs[name] = run()
+        peaks[name] = memory.peak_bytes
+    return outputs, peaks
+
+
+def differences(outputs: Mapping[str, Any]) -> dict[str, float]:
+    """Relative difference of the others' outputs from ltx2ref's.
+
+    Raises RuntimeError where it is large: a benchmark of another computation says nothing.
+    """
+    result = {}
+    for name in OTHERS:
+        pairs = zip(outputs[OURS], outputs[name], strict=True)
+        result[name] = max(float((a - b).float().norm() / a.float().norm()) for a, b in pairs)
+        if not result[name] <= MAX_DIFFERENCE:
+            raise RuntimeError(f"{name} differs from {OURS} by {result[name]:.1e} > {MAX_DIFFERENCE}")
+    return result
+
+
+def time_in_turns(runs: Mapping[str, Run], repeats: int, device: str, label: str) -> dict[str, list[float]]:
+    """`repeats` times of each; every round starts with the next one of them."""
+    names = list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(timed(runs[name], device))
+        last = "  ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items())
+        progress(f"{label}: round {turn + 1} of {repeats}: {last}")
+    return seconds
+
+
+def timed(run: Run, device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class PeakMemory:
+    """Most memory held at a time inside the `with` block, above what was there before it: `peak_bytes`."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.start, self.peak_bytes = device, 0, 0
+        self.trace = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def __enter__(self) -> Self:
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+        else:
+            self.trace.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.device == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated() - self.start
+        else:
+            self.trace.stop()
+            self.peak_bytes = max(accumulate(allocations(self.trace)), default=0)
+
+
+def allocations(trace: profile) -> list[int]:
+    """Bytes allocated (+) and freed (-), in order: all of PyTorch's CPU allocator, inside kernels too."""
+    assert trace.profiler is not None
+    assert trace.profiler.kineto_results is not None
+    events: list[Any] = trace.profiler.kineto_results.events()
+    memory = [event for event in events if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns())]
+
+
+# ---------------------------------------------------------------- the floor
+@dataclass(frozen=True)
+class Call:
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class CallRecorder(TorchFunctionMode):
+    """Keeps each `F.linear` and `F.scaled_dot_product_attention`, with stand-ins for the activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.stand_ins: dict[tuple[object, ...], Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.linear, F.scaled_dot_product_attention):
+            place = count()
+            args_in, kwargs_in = pytree.tree_map_only(
+                Tensor, lambda tensor: self.stand_in(func, next(place), tensor), (args, kwargs)
+            )
+            self.calls.append(Call(func, args_in, kwargs_in))
+        return func(*args, **kwargs)
+
+    def stand_in(self, function: object, place: int, tensor: Tensor) -> Tensor:
+        """Parameters stay themselves; activations of one shape and place share one tensor."""
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        key = (function, place, tensor.shape, tensor.stride(), tensor.dtype)
+        if key not in self.stand_ins:
+            self.stand_ins[key] = look_alike(tensor)
+        return self.stand_ins[key]
+
+
+def recorded_calls(run: Run) -> list[Call]:
+    recorder = CallRecorder()
+    with recorder:
+        run()
+    return recorder.calls
+
+
+def look_alike(tensor: Tensor) -> Tensor:
+    """Another tensor of the same shape, strides (expanded ones too), dtype and device."""
+    length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = torch.ones(length, dtype=tensor.dtype, device=tensor.device)
+    if tensor.is_floating_point():
+        memory.normal_()
+    return memory.as_strided(tensor.shape, tensor.stride())
+
+
+def replay(calls: list[Call]) -> None:
+    for call in calls:
+        call.function(*call.args, **call.kwargs)
+
+
+# ---------------------------------------------------------------- weights and inputs
+def random_state(config: TransformerConfig, dtype: torch.dtype, device: str) -> State:
+    """Random parameters under the model's names, at scales that keep activations near 1."""
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in LTX2VideoTransformer3DModel(config).state_dict().items()}
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(name: str, shape: torch.Size) -> Tensor:
+        noise = torch.randn(shape, generator=generator, device=device)
+        if ".norm_" in name:
+            return 1 + 0.1 * noise
+        return noise * (0.1 if "table" in name or noise.ndim == 1 else shape[-1] ** -0.5)
+
+    return {name: draw(name, shape).to(dtype) for name, shape in shapes.items()}
+
+
+def random_inputs(
+    config: TransformerConfig, dtype: torch.dtype, timesteps: str, args: argparse.Namespace
+) -> Inputs:
+    """The documented forward's arguments: text-to-video (per-batch) or image-to-video (per-token)."""
+    frames, height, width = args.tokens
+    audio_frames = round(((frames - 1) * VIDEO_FRAMES_PER_LATENT + 1) / FPS * AUDIO_LATENTS_PER_SECOND)
+    sizes = config.to_diffusers()
+    text_widths = [sizes["cross_attention_dim"], sizes["audio_cross_attention_dim"]]
+    if sizes["use_prompt_embeddings"]:
+        text_widths = [sizes["caption_channels"]] * 2
+    generator = torch.Generator(args.device).manual_seed(1)
+
+    def noise(tokens: int, channels: int) -> Tensor:
+        shape = (args.batch, tokens, channels)
+        return torch.randn(shape, generator=generator, device=args.device).to(dtype)
+
+    return {
+        "hidden_states": noise(frames * height * width, sizes["in_channels"]),
+        "audio_hidden_states": noise(audio_frames, sizes["audio_in_channels"]),
+        "encoder_hidden_states": noise(TEXT_TOKENS, text_widths[0]),
+        "audio_encoder_hidden_states": noise(TEXT_TOKENS, text_widths[1]),
+        "num_frames": frames, "height": height, "width": width, "fps": FPS, "audio_num_frames": audio_frames,
+        "use_cross_timestep": True,
+        **noise_levels(timesteps, args),
+    }  # fmt: skip
+
+
+def noise_levels(timesteps: str, args: argparse.Namespace) -> dict[str, Tensor]:
+    """Timesteps and sigmas; per-token timesteps are zero in the first latent frame, the given image."""
+    frames, height, width = args.tokens
+    sigma = torch.linspace(700.0, 500.0, args.batch, device=args.device)
+    levels = {"timestep": sigma, "audio_timestep": sigma, "sigma": sigma, "audio_sigma": sigma}
+    if timesteps == "per-token":
+        levels["timestep"] = sigma[:, None].repeat(1, frames * height * width)
+        levels["timestep"][:, : height * width] = 0
+    return levels
+
+
+# ---------------------------------------------------------------- report
+def centre(values: list[float]) -> tuple[float, float]:
+    """Median, and the noise: interquartile range over the median."""
+    middle = statistics.median(values)
+    low, _, high = statistics.quantiles(values * 2 if len(values) == 1 else values, n=4, method="inclusive")
+    return middle, (high - low) / middle
+
+
+def environment(args: argparse.Namespace) -> dict[str, Any]:
+    packages = {name: version(name) for name in ("torch", *OTHERS)}
+    cpu = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    device = torch.cuda.get_device_name() if args.device == "cuda" else cpu
+    options = {name: getattr(args, name) for name in ("release", "layers", "batch", "repeats")}
+    tokens = "x".join(map(str, args.tokens))
+    return {"device": device, "threads": torch.get_num_threads(), **packages, **options, "tokens": tokens}
+
+
+def report(results: list[Result], facts: Mapping[str, Any]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    names = (OURS, *OTHERS, FLOOR)
+    case = ("dtype", "timesteps")
+    print_table(
+        "Forward: median seconds ± interquartile range",
+        (*case, *names),
+        [(r.dtype, r.timesteps, *(seconds(r.seconds[name]) for name in names)) for r in results],
+    )
+    print_table(
+        "Time: ltx2ref over the other, median of the rounds' ratios ± interquartile range",
+        (*case, *OTHERS, FLOOR, "calls in the floor"),
+        [(r.dtype, r.timesteps, *ratios(r), str(r.floor_calls)) for r in results],
+    )
+    print_table(
+        "Peak activation memory: MiB, and ltx2ref's over the other's",
+        (*case, OURS, *(column for name in OTHERS for column in (name, "ratio"))),
+        [(r.dtype, r.timesteps, mebibytes(r, OURS), *peaks(r)) for r in results],
+    )
+    print_table(
+        "Outputs: relative difference from ltx2ref's (0 = bit-identical)",
+        (*case, *OTHERS),
+        [(r.dtype, r.timesteps, *(f"{r.difference[name]:.1e}" for name in OTHERS)) for r in results],
+    )
+
+
+def seconds(times: list[float]) -> str:
+    middle, noise = centre(times)
+    return f"{middle:.4f} ± {noise:.1%}"
+
+
+def ratios(result: Result) -> Iterator[str]:
+    for name in (*OTHERS, FLOOR):
+        middle, noise = result.time_ratio(name)
+        yield f"{middle:.3f} ± {noise:.1%}"
+
+
+def mebibytes(result: Result, name: str) -> str:
+    return f"{result.peak_bytes[name] / 2**20:.1f}"
+
+
+def peaks(result: Result) -> Iterator[str]:
+    for name in OTHERS:
+        yield from (mebibytes(result, name), f"{result.peak_ratio(name):.3f}")
+
+
+def print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        lines = [header, *rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        print("", title, *("  ".join(map(str.ljust, line, widths)) for line in lines), sep="\n")
+        return
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
