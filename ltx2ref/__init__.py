@@ -1,5 +1,6 @@
-"""LTX-2, the audio-video diffusion transformer, as a reference: bit-identical to the published implementations."""
-from .config import LTX_2_0, LTX_2_3, LTX_2_5, ConfigError, TransformerConfig
+"""The LTX-2 audio-video diffusion transformer as a reference, bit-identical to the published implementations."""
+from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
+from .formats import ConfigError
 from .model import AudioVisualModelOutput, LTX2VideoTransformer3DModel
 
 __all__ = [

@@ -15,7 +15,6 @@ A2V, V2A = slice(0, 2), slice(2, 4)  # the rows of each direction in the exchang
 
 class Conditioning(NamedTuple):
     """What one stream carries unchanged through all blocks."""
-
     mod: Tensor               # (B, T|1, 6|9, D)
     text: Tensor              # (B, S, D)
     text_mod: Tensor | None   # (B, 1, 2, D)
@@ -31,7 +30,6 @@ class Conditioning(NamedTuple):
 @dataclass(frozen=True)
 class StreamLayer:
     """One stream's weights in one block, and the sub-layers they compute. Video and audio are both this."""
-
     self_attn: Attention
     text_attn: Attention
     cross_attn: Attention      # queries: this stream; keys and values: the other one
@@ -57,14 +55,14 @@ class StreamLayer:
         return x + gate * self.text_attn(modulate(h, scale, shift), text, mask=c.text_mask)
 
     def show(self, x: Tensor, c: Conditioning, direction: slice) -> Tensor:
-        """This stream as the exchange sees it, listening or heard. (scale, shift) here, not (shift, scale)."""
+        """This stream as the exchange sees it, listening or heard: (scale, shift), not (shift, scale)."""
         scale, shift = rows(self.cross_table[direction], c.cross_mod[:, :, direction])
         return modulate(rms_norm(x), scale, shift)
 
-    def hear(self, x: Tensor, c: Conditioning, other: "StreamLayer", heard: Tensor, hc: Conditioning) -> Tensor:
+    def hear(self, x: Tensor, c: Conditioning, other: "StreamLayer", y: Tensor, d: Conditioning) -> Tensor:
         (gate,) = rows(self.cross_table[4:5], c.cross_gate)
-        q, kv = self.show(x, c, self.listens), other.show(heard, hc, self.listens)
-        return x + gate * self.cross_attn(q, kv, (c.cross_rope, hc.cross_rope))
+        q, kv = self.show(x, c, self.listens), other.show(y, d, self.listens)
+        return x + gate * self.cross_attn(q, kv, (c.cross_rope, d.cross_rope))
 
     def feed_forward(self, x: Tensor, c: Conditioning) -> Tensor:
         shift, scale, gate = rows(self.table[3:6], c.mod[:, :, 3:6])
@@ -73,7 +71,6 @@ class StreamLayer:
 
 class Block(nn.Module):
     """Parameters under diffusers' names; `video` and `audio` are the legend from those names to roles."""
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         v, a = config.video, config.audio
@@ -81,8 +78,8 @@ class Block(nn.Module):
         def attention(x: StreamConfig, kv: StreamConfig, heads: StreamConfig) -> Attention:
             return Attention(x.dim, kv.dim, heads.num_heads, heads.head_dim, x.gated_attn, config.rope_type)
 
-        def table(num_rows: int, stream: StreamConfig) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(num_rows, stream.dim))
+        def table(num_rows: int, x: StreamConfig) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(num_rows, x.dim))
 
         self.attn1, self.audio_attn1 = attention(v, v, v), attention(a, a, a)
         self.attn2, self.audio_attn2 = attention(v, v, v), attention(a, a, a)
@@ -105,12 +102,12 @@ class Block(nn.Module):
     def audio(self) -> StreamLayer:
         return StreamLayer(
             self_attn=self.audio_attn1, text_attn=self.audio_attn2, cross_attn=self.video_to_audio_attn,
-            ff=self.audio_ff, table=self.audio_scale_shift_table, text_table=self.audio_prompt_scale_shift_table,
+            ff=self.audio_ff, table=self.audio_scale_shift_table,
+            text_table=self.audio_prompt_scale_shift_table,
             cross_table=self.audio_a2v_cross_attn_scale_shift_table, listens=V2A)
 
-    def forward(
-        self, vx: Tensor, ax: Tensor, vc: Conditioning, ac: Conditioning, keep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, vx: Tensor, ax: Tensor, vc: Conditioning, ac: Conditioning,
+                keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         video, audio = self.video, self.audio
         vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)
         vx, ax = video.read(vx, vc), audio.read(ax, ac)

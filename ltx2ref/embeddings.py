@@ -26,13 +26,12 @@ class TimestepEmbedding(nn.Module):
 
 
 class AdaLayerNormSingle(nn.Module):
-    """Timesteps (B,) or (B, T) to offsets (B, T|1, K, D) of the K rows of every block's table, and to an embedding
-    (B, T|1, D). One layer for all blocks, each of which adds a table of its own: AdaLN-single of PixArt-alpha."""
-
+    """Timesteps (B,) or (B, T) to offsets of K modulation rows (B, T|1, K, D), and an embedding (B, T|1, D).
+    One layer serves all blocks, each of which adds a table of its own (AdaLN-single, PixArt-alpha)."""
     def __init__(self, dim: int, num_rows: int) -> None:
         super().__init__()
-        self.num_rows, self.emb = num_rows, nn.ModuleDict({"timestep_embedder": TimestepEmbedding(dim)})
-        self.linear = nn.Linear(dim, num_rows * dim)
+        self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(dim)})
+        self.linear, self.num_rows = nn.Linear(dim, num_rows * dim), num_rows
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         emb = self.emb["timestep_embedder"](timestep.reshape(len(timestep), -1))
@@ -41,7 +40,6 @@ class AdaLayerNormSingle(nn.Module):
 
 class TextProjection(nn.Module):
     """Text features (B, S, E) to the stream's width, (B, S, D): release 2.0."""
-
     def __init__(self, text_channels: int, dim: int) -> None:
         super().__init__()
         self.linear_1, self.linear_2 = nn.Linear(text_channels, dim), nn.Linear(dim, dim)

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import LongTensor, Tensor, nn
 
 from .attention import attention_bias, text_mask
@@ -16,12 +15,8 @@ from .modulation import EPS, modulate, rows
 from .rope import audio_positions, rotation, video_positions
 
 
-Entered = tuple[Tensor, Tensor, Conditioning]
-
-
 class AudioVisualModelOutput(NamedTuple):
     """The velocities of both streams, (B, Tv, C) and (B, Ta, C): by attribute, by key or by index."""
-
     sample: Tensor
     audio_sample: Tensor
 
@@ -35,20 +30,20 @@ class AudioVisualModelOutput(NamedTuple):
 @dataclass(frozen=True)
 class StreamEnds:
     """One stream's way into the blocks and out of them. Video and audio are both this."""
-
     config: TransformerConfig
     stream: StreamConfig
     proj_in: nn.Linear
-    keyframes: Tensor | None                  # (1, D), for tokens of a keyframe
+    keyframes: Tensor | None                 # (1, D), added to the tokens of keyframes
     text_projection: TextProjection | None
-    time_embed: AdaLayerNormSingle            # 6|9 rows
-    prompt_embed: AdaLayerNormSingle | None   # 2 rows
-    cross_embed: AdaLayerNormSingle           # 4 rows
-    cross_gate_embed: AdaLayerNormSingle      # 1 row
-    table: Tensor                             # (2, D)
+    time_embed: AdaLayerNormSingle           # 6|9 rows
+    prompt_embed: AdaLayerNormSingle | None  # 2 rows
+    cross_embed: AdaLayerNormSingle          # 4 rows
+    gate_embed: AdaLayerNormSingle           # 1 row
+    table: Tensor                            # (2, D)
     proj_out: nn.Linear
 
-    def enter(self, s: StreamInputs, coords: Tensor, cross_timestep: Tensor, isolated: bool) -> Entered:
+    def enter(self, s: StreamInputs, coords: Tensor, cross: Tensor,
+              isolated: bool) -> tuple[Tensor, Tensor, Conditioning]:
         """Tokens (B, T, D), timestep embedding (B, T|1, D), and what stays the same through all blocks."""
         config, dtype, wide = self.config, s.latent.dtype, torch.promote_types(s.latent.dtype, torch.float32)
         x, (mod, emb) = self.proj_in(s.latent), self.time_embed(s.timestep)
@@ -62,72 +57,73 @@ class StreamEnds:
             text_mod=None if self.prompt_embed is None else self.prompt_embed(s.sigma)[0],
             text_mask=None if s.text_mask is None else text_mask(s.text_mask, dtype),
             self_mask=None if s.self_mask is None else attention_bias(s.self_mask, dtype)[:, None],
-            cross_mod=self.cross_embed(cross_timestep)[0],
-            cross_gate=self.cross_gate_embed(cross_timestep * gate_factor)[0],
+            cross_mod=self.cross_embed(cross)[0],
+            cross_gate=self.gate_embed(cross * gate_factor)[0],
             rope=rotation(coords, self.stream.max_position, self.stream.dim, config, wide),
             cross_rope=rotation(coords[:, :1], config.audio.max_position, config.audio.dim, config, wide),
             isolated=isolated)
 
     def leave(self, x: Tensor, emb: Tensor) -> Tensor:
-        shift, scale = rows(self.table, rearrange(emb, "b t d -> b t 1 d"))
+        shift, scale = rows(self.table, emb[:, :, None])  # the same emb for both rows
         return self.proj_out(modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), scale, shift))
 
 
 class LTX2VideoTransformer3DModel(nn.Module):
     """The LTX-2 audio-video diffusion transformer, releases 2.0, 2.3 and 2.5, under diffusers' names."""
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config, v, a, ada = config, config.video, config.audio, AdaLayerNormSingle
         self.proj_in, self.audio_proj_in = nn.Linear(v.in_channels, v.dim), nn.Linear(a.in_channels, a.dim)
         self.time_embed, self.audio_time_embed = ada(v.dim, v.mod_rows), ada(a.dim, a.mod_rows)
-        self.av_cross_attn_video_scale_shift, self.av_cross_attn_audio_scale_shift = ada(v.dim, 4), ada(a.dim, 4)
+        self.av_cross_attn_video_scale_shift = ada(v.dim, 4)
+        self.av_cross_attn_audio_scale_shift = ada(a.dim, 4)
         self.av_cross_attn_video_a2v_gate, self.av_cross_attn_audio_v2a_gate = ada(v.dim, 1), ada(a.dim, 1)
         self.caption_projection = self.audio_caption_projection = None
         if config.use_prompt_embeddings:
             self.caption_projection = TextProjection(config.caption_channels, v.dim)
             self.audio_caption_projection = TextProjection(config.caption_channels, a.dim)
-        self.prompt_adaln = self.audio_prompt_adaln = None
+        self.prompt_adaln = self.audio_prompt_adaln = self.keyframes_abs_pos_embedding = None
         if config.modulated_text and config.use_prompt_adaln_single:
             self.prompt_adaln, self.audio_prompt_adaln = ada(v.dim, 2), ada(a.dim, 2)
-        keyframes = nn.Parameter(torch.zeros(1, v.dim))
-        self.keyframes_abs_pos_embedding = keyframes if config.use_keyframes_abs_pos_embedding else None
+        if config.use_keyframes_abs_pos_embedding:
+            self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, v.dim))
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.zeros(2, v.dim))
         self.audio_scale_shift_table = nn.Parameter(torch.zeros(2, a.dim))
-        self.proj_out, self.audio_proj_out = nn.Linear(v.dim, v.out_channels), nn.Linear(a.dim, a.out_channels)
+        self.proj_out = nn.Linear(v.dim, v.out_channels)
+        self.audio_proj_out = nn.Linear(a.dim, a.out_channels)
 
     @property
     def video(self) -> StreamEnds:
         return StreamEnds(
-            config=self.config, stream=self.config.video, proj_in=self.proj_in, proj_out=self.proj_out,
-            keyframes=self.keyframes_abs_pos_embedding, text_projection=self.caption_projection,
-            time_embed=self.time_embed, prompt_embed=self.prompt_adaln, table=self.scale_shift_table,
-            cross_embed=self.av_cross_attn_video_scale_shift, cross_gate_embed=self.av_cross_attn_video_a2v_gate)
+            self.config, self.config.video, self.proj_in, self.keyframes_abs_pos_embedding,
+            self.caption_projection, self.time_embed, self.prompt_adaln, self.av_cross_attn_video_scale_shift,
+            self.av_cross_attn_video_a2v_gate, self.scale_shift_table, self.proj_out)
 
     @property
     def audio(self) -> StreamEnds:
         return StreamEnds(
-            config=self.config, stream=self.config.audio, proj_in=self.audio_proj_in, proj_out=self.audio_proj_out,
-            keyframes=None, text_projection=self.audio_caption_projection,
-            time_embed=self.audio_time_embed, prompt_embed=self.audio_prompt_adaln, table=self.audio_scale_shift_table,
-            cross_embed=self.av_cross_attn_audio_scale_shift, cross_gate_embed=self.av_cross_attn_audio_v2a_gate)
+            self.config, self.config.audio, self.audio_proj_in, None, self.audio_caption_projection,
+            self.audio_time_embed, self.audio_prompt_adaln, self.av_cross_attn_audio_scale_shift,
+            self.av_cross_attn_audio_v2a_gate, self.audio_scale_shift_table, self.audio_proj_out)
 
     def forward(
         self, hidden_states: Tensor, audio_hidden_states: Tensor, encoder_hidden_states: Tensor,
         audio_encoder_hidden_states: Tensor, timestep: LongTensor, audio_timestep: LongTensor | None = None,
-        sigma: Tensor | None = None, audio_sigma: Tensor | None = None, encoder_attention_mask: Tensor | None = None,
-        audio_encoder_attention_mask: Tensor | None = None, num_frames: int | None = None,
-        height: int | None = None, width: int | None = None, fps: float = 24.0, audio_num_frames: int | None = None,
-        video_coords: Tensor | None = None, audio_coords: Tensor | None = None, isolate_modalities: bool = False,
+        sigma: Tensor | None = None, audio_sigma: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None, audio_encoder_attention_mask: Tensor | None = None,
+        num_frames: int | None = None, height: int | None = None, width: int | None = None, fps: float = 24.0,
+        audio_num_frames: int | None = None, video_coords: Tensor | None = None,
+        audio_coords: Tensor | None = None, isolate_modalities: bool = False,
         spatio_temporal_guidance_blocks: list[int] | None = None, perturbation_mask: Tensor | None = None,
-        use_cross_timestep: bool = False, attention_kwargs: dict[str, Any] | None = None, return_dict: bool = True,
+        use_cross_timestep: bool = False, attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
     ) -> AudioVisualModelOutput | tuple[Tensor, Tensor]:
-        """Predict both velocities, from the documented arguments; shapes: `StreamInputs`.
+        """Predict both velocities from the documented arguments; for shapes see `StreamInputs`.
 
-        Timesteps and sigmas come times `timestep_scale_multiplier`. `perturbation_mask` (B,) or (B, 1, 1) is 0
-        where the self-attention of the guidance blocks is perturbed. With `use_cross_timestep` the other stream's
-        sigma drives the exchange. Bad input raises `ValueError` or `TypeError` naming the argument.
+        Timesteps and sigmas come times `timestep_scale_multiplier`; audio's default to video's. With
+        `use_cross_timestep` the other stream's sigma drives the exchange. `perturbation_mask`, (B,) or
+        (B, 1, 1), is 0 where guidance blocks are perturbed. Errors name the argument (`check_inputs`).
         """
         config, dtype = self.config, self.proj_in.weight.dtype
         video = StreamInputs(
@@ -135,24 +131,24 @@ class LTX2VideoTransformer3DModel(nn.Module):
             (num_frames, height, width), **attention_masks(attention_kwargs))
         audio = StreamInputs(
             "audio_", audio_hidden_states, audio_encoder_hidden_states,
-            timestep if audio_timestep is None else audio_timestep, sigma if audio_sigma is None else audio_sigma,
+            timestep if audio_timestep is None else audio_timestep,
+            sigma if audio_sigma is None else audio_sigma,
             audio_encoder_attention_mask, audio_coords, (audio_num_frames,))
         check_inputs(config, video, audio, dtype, use_cross_timestep or self.prompt_adaln is not None)
-        check_options(config, fps, spatio_temporal_guidance_blocks, perturbation_mask, len(hidden_states))
-        if dtype == torch.float64:  # the truth that others are measured against: nothing passes through float32
+        check_options(config, video, fps, spatio_temporal_guidance_blocks, perturbation_mask)
+        if dtype == torch.float64:  # the truth that others are measured against: never through float32
             video, audio = video.double(), audio.double()
 
         like = hidden_states.new_empty(0, dtype=torch.promote_types(dtype, torch.float32))
-        video_coords = video_positions(video.grid, fps, config, like) if video.coords is None else video.coords
-        audio_coords = audio_positions(audio.grid, config, like) if audio.coords is None else audio.coords
-        v_cross, a_cross = (audio.sigma, video.sigma) if use_cross_timestep else (video.timestep, audio.timestep)
-        vx, v_emb, vc = self.video.enter(video, video_coords, v_cross, isolate_modalities)
-        ax, a_emb, ac = self.audio.enter(audio, audio_coords, a_cross, isolate_modalities)
+        v_coords = video_positions(video.grid, fps, config, like) if video.coords is None else video.coords
+        a_coords = audio_positions(audio.grid, config, like) if audio.coords is None else audio.coords
+        cross = (audio.sigma, video.sigma) if use_cross_timestep else (video.timestep, audio.timestep)
+        vx, v_emb, vc = self.video.enter(video, v_coords, cross[0], isolate_modalities)
+        ax, a_emb, ac = self.audio.enter(audio, a_coords, cross[1], isolate_modalities)
 
-        keep = vx.new_zeros(1) if perturbation_mask is None else perturbation_mask.to(vx.dtype)
+        keep = vx.new_zeros(1) if perturbation_mask is None else perturbation_mask.to(dtype)
         perturbed = set(spatio_temporal_guidance_blocks or ()) if config.perturbed_attn else set()
         for i, block in enumerate(self.transformer_blocks):
             vx, ax = block(vx, ax, vc, ac, keep.reshape(-1, 1, 1) if i in perturbed else None)
-
         output = AudioVisualModelOutput(self.video.leave(vx, v_emb), self.audio.leave(ax, a_emb))
         return output if return_dict else output.to_tuple()

@@ -12,7 +12,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-EPS = 1e-6  # of all norms, in all checkpoints
+EPS = 1e-6  # of every norm, in every checkpoint
 
 
 def rms_norm(x: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Positions, rotation angles and the rotation: pure functions.
 
-A token's position is the middle of its patch: seconds on the time axis, pixels in space. Tokens are ordered
-(frame, height, width). The D/2 rotation planes are spread over all heads, so no two heads rotate alike.
-"""
+A position is the middle of a token's patch: seconds in time, pixels in space. Tokens are ordered (frame,
+height, width). The D/2 rotation planes are spread over all heads, so that no two heads rotate alike."""
 import math
 
 import torch
@@ -34,22 +33,17 @@ def audio_positions(grid: tuple[int, ...], config: TransformerConfig, like: Tens
     return rearrange(mel * config.audio_hop_length / config.audio_sampling_rate, "t bounds -> 1 1 t bounds")
 
 
-def frequencies(n: int, config: TransformerConfig, dtype: torch.dtype) -> Tensor:
-    """n angular frequencies (n,) from pi/2 to theta * pi/2, made on the CPU: MPS has no float64."""
-    powers = torch.linspace(0, 1, n, dtype=torch.float64 if config.rope_double_precision else dtype)
-    return (config.rope_theta**powers * math.pi / 2).to(dtype)
-
-
-def rotation(
-    coords: Tensor, max_position: tuple[int, ...], dim: int, config: TransformerConfig, dtype: torch.dtype
-) -> Rope:
+def rotation(coords: Tensor, max_position: tuple[int, ...], dim: int, config: TransformerConfig,
+             dtype: torch.dtype) -> Rope:
     """The rotation of queries or keys of width `dim`, from patch bounds (B, P, T, 2) or positions (B, P, T).
 
     Coordinates are used in the dtype in which they come: casting them first would change the numbers.
     """
     middle = (coords[..., 0] + coords[..., 1]) / 2 if coords.ndim == 4 else coords
     unit = torch.stack([p / m for p, m in zip(middle.unbind(1), max_position, strict=True)], dim=-1) * 2 - 1
-    freqs = frequencies(dim // (2 * len(max_position)), config, dtype).to(coords.device)
+    made_in = torch.float64 if config.rope_double_precision else dtype  # on the CPU: MPS has no float64
+    powers = torch.linspace(0, 1, dim // (2 * len(max_position)), dtype=made_in)
+    freqs = (config.rope_theta**powers * math.pi / 2).to(dtype).to(coords.device)
     # Frequency-major, axis-minor. The planes left over from D/2 do not rotate, and come first.
     angles = rearrange(unit[..., None, :] * freqs[:, None], "b t f p -> b t (f p)")
     angles = F.pad(angles, (dim // 2 - angles.shape[-1], 0))
