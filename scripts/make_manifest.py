@@ -1,10 +1,10 @@
 """Write weights_manifest.json: every tensor of the three released transformers, under both of its names.
 
-    python scripts/make_manifest.py            writes the file at the top of the repository
-    python scripts/make_manifest.py --check    prints how the file differs from that, with exit status 1 if it does
+    python scripts/make_manifest.py            writes the file, at the top of the repository
+    python scripts/make_manifest.py --check    prints how the file differs, with exit status 1 if it does
 
-The literal tables below are the source. Nothing comes from the model's code, so that the manifest can judge it;
-tests/test_full_size.py proves them by published md5 sums of all names and shapes, and by a published file's size.
+The literal tables below are the source. Nothing comes from the model's code, so the manifest can judge it.
+tests/test_full_size.py proves them by published md5 sums of all names and shapes, and by a file's size.
 """
 
 import argparse
@@ -59,7 +59,7 @@ TABLES = (
     ("keyframes_abs_pos_embedding", 1, VIDEO, ("2.5",)),
 )
 
-# In each block. Attention: name, width of the queries' input and of the output, of keys and values' input, inner.
+# In each block. Attention: name, width of the queries' input and the output, of the keys' and values', inner.
 ATTENTIONS = (
     ("attn1", VIDEO, VIDEO, VIDEO),
     ("attn2", VIDEO, VIDEO, VIDEO),

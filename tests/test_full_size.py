@@ -1,4 +1,4 @@
-"""The three released models at full size, on the meta device, have the published tensors and run at 1280 x 704.
+"""The three released models at full size, on the meta device, have the published tensors, and run 1280 x 704.
 
     pytest tests/test_full_size.py
 """
@@ -26,7 +26,7 @@ PARAMETERS = {"2.0": 18_876_174_592, "2.3": 18_988_838_144, "2.5": 18_987_859_20
 TENSORS = {"2.0": 3510, "2.3": 4186, "2.5": 4091}
 TENSORS_PER_BLOCK = {"2.0": 72, "2.3": 86, "2.5": 84}
 F32_TENSORS = {"2.0": 194, "2.3": 290, "2.5": 290}
-# Of all names and shapes of the transformer (2.0, 2.3), and of the whole bf16 file (2.5, with the connectors).
+# Of all names and shapes of the transformer (2.0, 2.3) or of the whole bf16 file (2.5, with connectors).
 MODEL_HASHES = {
     "2.0": "c567aaa37d5ed7454c73aa6024458661",
     "2.3": "1c55afad76ed33c112a2978550b524d1",
@@ -40,7 +40,7 @@ FLAGS = (
     "use_prompt_embeddings", "use_prompt_adaln_single", "use_keyframes_abs_pos_embedding", "perturbed_attn",
     "rope_double_precision",
 )
-# The Plackett-Burman design of 12 rows and its complement: any three flags take all eight combinations in 24 rows.
+# The Plackett-Burman design of 12 rows, and its complement: any three flags take all eight combinations.
 FIRST = "11011100010"
 HALF = [FIRST[i:] + FIRST[:i] for i in range(11)] + ["0" * 11]
 DESIGN = HALF + [row.translate(str.maketrans("01", "10")) for row in HALF]
@@ -83,7 +83,7 @@ def state_shapes(model: nn.Module) -> Shapes:
 
 
 def connectors_2_5() -> Shapes:
-    """The tensors that share the published 2.5 files with the transformer: a text model's, all of them BF16."""
+    """What shares the published 2.5 files with the transformer: a text model's tensors, all of them BF16."""
     shapes: Shapes = {}
     for stream, width in (("video", 4096), ("audio", 2048)):
         shapes[f"{stream}_embeddings_connector.learnable_registers"] = (128, width)
@@ -118,7 +118,8 @@ def test_the_manifest_is_what_its_script_writes(capsys: pytest.CaptureFixture[st
     ("[4096, 128]", "[4096, 127]"), ("18876174592", "18876174593"), ("schema_version", ""),
 ], ids=["shape", "total", "missing"])
 def test_check_fails_where_the_manifest_is_missing_or_differs_and_shows_the_difference(
-    changed: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    changed: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, text = tmp_path / "weights_manifest.json", make_manifest.PATH.read_text(encoding="utf-8")
     monkeypatch.setattr(make_manifest, "PATH", path)
@@ -151,8 +152,9 @@ def test_the_manifests_totals_are_the_published_ones_and_those_of_its_own_rows(r
     f32, parameters = F32_TENSORS[release], PARAMETERS[release]
     tables = {name: shape for name, shape in manifest_shapes(release).items() if "scale_shift_table" in name}
     assert totals == {
-        "tensors": TENSORS[release], "tensors_per_block": TENSORS_PER_BLOCK[release], "parameters": parameters,
-        "bytes": 2 * parameters + 2 * count(tables), "F32": f32, "BF16": TENSORS[release] - f32,
+        "tensors": TENSORS[release], "tensors_per_block": TENSORS_PER_BLOCK[release],
+        "parameters": parameters, "bytes": 2 * parameters + 2 * count(tables),
+        "F32": f32, "BF16": TENSORS[release] - f32,
     }
     shapes = manifest_shapes(release)
     assert (len(shapes), count(shapes)) == (totals["tensors"], totals["parameters"])
@@ -198,7 +200,7 @@ def test_five_seconds_at_1280_by_704_come_out_in_the_shapes_that_went_in(
     monkeypatch.setattr(model, "transformer_blocks", model.transformer_blocks[:blocks])
     with torch.inference_mode():
         video, audio = model(
-            bf16(1, tokens, 128), bf16(1, audio_frames, 128), bf16(1, 1024, text_dims[0]), bf16(1, 1024, text_dims[1]),
+            bf16(1, tokens, 128), bf16(1, audio_frames, 128), *(bf16(1, 1024, dim) for dim in text_dims),
             timestep=bf16(1), sigma=bf16(1), num_frames=frames, height=height, width=width,
             audio_num_frames=audio_frames, return_dict=False)
     for x, n in ((video, tokens), (audio, audio_frames)):
@@ -214,7 +216,8 @@ def test_the_sweep_tries_every_combination_of_any_three_flags() -> None:
 
 @pytest.mark.parametrize("row", DESIGN)
 def test_with_any_flags_the_names_and_shapes_are_those_of_diffusers(row: str) -> None:
-    config = tiny_config("2.5", num_layers=1, **{flag: bit == "1" for flag, bit in zip(FLAGS, row, strict=True)})
+    flags = {flag: bit == "1" for flag, bit in zip(FLAGS, row, strict=True)}
+    config = tiny_config("2.5", num_layers=1, **flags)
     assert state_shapes(on_meta(config)) == diffusers_shapes(config)
 
 
@@ -222,10 +225,12 @@ def test_with_any_flags_the_names_and_shapes_are_those_of_diffusers(row: str) ->
     {"out_channels": None}, {"audio_out_channels": None}, {"rope_type": "interleaved"}, {"num_layers": 3},
     {"num_attention_heads": 3, "audio_num_attention_heads": 3, "cross_attention_dim": 78,
      "audio_cross_attention_dim": 42},
-    {"audio_attention_head_dim": 40, "audio_cross_attention_dim": 80},  # an audio stream that is the wider one
+    {"audio_attention_head_dim": 40, "audio_cross_attention_dim": 80},  # audio as the wider stream
 ], ids=lambda changes: "-".join(changes))
 @releases
-def test_with_other_sizes_the_names_and_shapes_are_those_of_diffusers(release: str, changes: dict[str, Any]) -> None:
+def test_with_other_sizes_the_names_and_shapes_are_those_of_diffusers(
+    release: str, changes: dict[str, Any]
+) -> None:
     sizes = {"num_attention_heads": 2, "attention_head_dim": 26, "cross_attention_dim": 52, "num_layers": 1,
              "audio_num_attention_heads": 2, "audio_attention_head_dim": 14, "audio_cross_attention_dim": 28}
     config = tiny_config(release, **sizes | changes)

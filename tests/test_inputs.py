@@ -1,4 +1,4 @@
-"""The documented forward: bad input is refused at the door, by argument and with what came; good input is not.
+"""The documented forward refuses bad input at the door, by argument and value, and takes all that is good.
 
     pytest tests/test_inputs.py
 """
@@ -21,7 +21,6 @@ from ltx2ref import AudioVisualModelOutput, LTX2VideoTransformer3DModel
 
 BATCH, GRID, AUDIO_FRAMES, TEXT, AUDIO_TEXT = 2, (3, 2, 5), 4, 6, 7
 TOKENS = 30
-# The dtypes of `random_inputs` are those of the model, float32; timesteps are (B,) and all differ.
 MASKS = ("video_self_attention_mask", "video_keyframes_mask")  # these travel in `attention_kwargs`
 
 # Annotations of the documentation, as types.
@@ -34,8 +33,8 @@ ANNOTATIONS: dict[str, Any] = {
 
 @functools.cache
 def model(release: str, **changes: Any) -> LTX2VideoTransformer3DModel:
-    return random_model(tiny_config(release, in_channels=5, audio_in_channels=6, caption_channels=11, num_layers=2,
-                                    **changes))
+    sizes = {"in_channels": 5, "audio_in_channels": 6, "caption_channels": 11, "num_layers": 2}
+    return random_model(tiny_config(release, **sizes | changes))
 
 
 def inputs(release: str = "2.5") -> Inputs:
@@ -63,16 +62,20 @@ def equal(a: AudioVisualModelOutput, b: AudioVisualModelOutput) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def refused(error: type[Exception], argument: str, given: str, changes: Inputs, release: str = "2.5") -> None:
+def refused(
+    error: type[Exception] | tuple[type[Exception], ...], argument: str, given: str, changes: Inputs,
+    release: str = "2.5",
+) -> None:
+    """The model raises `error`, with a message that begins with `argument` and says what was `given`."""
     with pytest.raises(error) as raised:
         forward(changes, release)
     message = str(raised.value)
     assert re.match(rf"{argument}(?!\w)", message), message
-    assert given in message.removeprefix(argument), message
+    assert re.search(rf"(?<![\w.-]){re.escape(given)}(?![\w.]\w)", message[len(argument):]), message
 
 
 # ---------------------------------------------------------------- shapes
-C, AC, E = 5, 6, {"2.0": (11, 11), "2.5": None}  # channels of the latents, and of the text in 2.0
+# Right for this release 2.5: latents (2, 30, 5) and (2, 4, 6), text (2, 6, 52) and (2, 7, 28).
 WRONG_SHAPES: dict[str, list[tuple[int, ...]]] = {
     "hidden_states": [(2, 30, 6), (30, 5), (2, 1, 30, 5)],
     "audio_hidden_states": [(2, 4, 5), (4, 6), (2, 1, 4, 6), (3, 4, 6), (1, 4, 6)],
@@ -83,8 +86,10 @@ WRONG_SHAPES: dict[str, list[tuple[int, ...]]] = {
     "sigma": [(), (1,), (3,), (2, 2), (2, 30), (2, 1, 1)],
     "audio_sigma": [(), (1,), (3,), (2, 2), (2, 4), (2, 1, 1)],
     "encoder_attention_mask": [(6,), (3, 6), (1, 6), (2, 7), (2, 30, 7), (2, 4, 6), (3, 1, 6), (2, 1, 1, 6)],
-    "audio_encoder_attention_mask": [(7,), (3, 7), (1, 7), (2, 6), (2, 4, 6), (2, 30, 7), (3, 1, 7), (2, 1, 1, 7)],
-    "video_coords": [(3, 30, 2), (2, 1, 30, 2), (2, 3, 29, 2), (3, 3, 30, 2), (1, 3, 30), (2, 3, 30, 3), (2, 30)],
+    "audio_encoder_attention_mask": [
+        (7,), (3, 7), (1, 7), (2, 6), (2, 4, 6), (2, 30, 7), (3, 1, 7), (2, 1, 1, 7)],
+    "video_coords": [
+        (3, 30, 2), (2, 1, 30, 2), (2, 3, 29, 2), (3, 3, 30, 2), (1, 3, 30), (2, 3, 30, 3), (2, 30)],
     "audio_coords": [(1, 4, 2), (2, 3, 4, 2), (2, 1, 5, 2), (3, 1, 4, 2), (1, 1, 4), (2, 1, 4, 3), (2, 4)],
     "perturbation_mask": [(), (1,), (3,), (2, 1), (1, 2), (3, 1, 1), (2, 30, 1), (2, 1, 1, 1)],
     "video_self_attention_mask": [(30, 30), (1, 30, 30), (2, 1, 30), (2, 30, 29), (2, 1, 30, 30)],
@@ -95,7 +100,7 @@ WRONG_SHAPES: dict[str, list[tuple[int, ...]]] = {
 @pytest.mark.parametrize(
     ("argument", "shape"), [(name, shape) for name, shapes in WRONG_SHAPES.items() for shape in shapes])
 def test_a_tensor_of_a_wrong_shape_is_refused(argument: str, shape: tuple[int, ...]) -> None:
-    refused(ValueError, argument, f"got {shape}", {argument: torch.ones(shape)})
+    refused(ValueError, argument, str(shape), {argument: torch.ones(shape)})
 
 
 @pytest.mark.parametrize(("argument", "shape"), [
@@ -104,30 +109,31 @@ def test_a_tensor_of_a_wrong_shape_is_refused(argument: str, shape: tuple[int, .
 def test_text_of_another_width_than_caption_channels_is_refused_in_release_2_0(
     argument: str, shape: tuple[int, ...]
 ) -> None:
-    refused(ValueError, argument, f"got {shape}", {argument: torch.ones(shape)}, "2.0")
+    refused(ValueError, argument, str(shape), {argument: torch.ones(shape)}, "2.0")
 
 
 def test_another_batch_of_video_than_of_everything_else_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^encoder_hidden_states: expected shape \(3, S, 52\), got \(2, 6, 52\)"):
-        forward({"hidden_states": torch.ones(3, 30, 5)})
+    refused(ValueError, "encoder_hidden_states", "(2, 6, 52)", {"hidden_states": torch.ones(3, 30, 5)})
 
 
 @pytest.mark.parametrize("argument", [
     "hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
 def test_another_dtype_than_the_models_is_refused(argument: str, dtype: torch.dtype) -> None:
-    refused(ValueError, argument, f"got {dtype}", {argument: inputs()[argument].to(dtype)})
+    refused(ValueError, argument, str(dtype), {argument: inputs()[argument].to(dtype)})
 
 
 @pytest.mark.parametrize("argument", WRONG_SHAPES)
 @pytest.mark.parametrize("value", [[1.0, 2.0], 0.5, "ones"])
 def test_what_is_no_tensor_is_a_type_error(argument: str, value: object) -> None:
-    refused(TypeError, argument, f"got {type(value).__name__}", {argument: value})
+    refused(TypeError, argument, type(value).__name__, {argument: value})
 
 
-@pytest.mark.parametrize("argument", [name for name in WRONG_SHAPES if name.endswith("hidden_states")] + ["timestep"])
+@pytest.mark.parametrize("argument", [
+    "hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states",
+    "timestep"])
 def test_none_in_place_of_a_required_tensor_is_a_type_error(argument: str) -> None:
-    refused(TypeError, argument, "got NoneType", {argument: None})
+    refused(TypeError, argument, "NoneType", {argument: None})
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 6), (2, 30, 6)])
@@ -135,29 +141,32 @@ def test_none_in_place_of_a_required_tensor_is_a_type_error(argument: str) -> No
 def test_a_text_mask_of_three_dimensions_is_neither_integer_nor_multiplicative(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    mask = torch.ones(shape, dtype=dtype)
-    refused(ValueError, "encoder_attention_mask", f"got {dtype}", {"encoder_attention_mask": mask})
-    audio = torch.ones(2, 1 if shape[1] == 1 else AUDIO_FRAMES, AUDIO_TEXT, dtype=dtype)
-    refused(ValueError, "audio_encoder_attention_mask", f"got {dtype}", {"audio_encoder_attention_mask": audio})
+    audio_shape = (2, 1 if shape[1] == 1 else AUDIO_FRAMES, AUDIO_TEXT)
+    for argument, ones in (("encoder_attention_mask", torch.ones(shape, dtype=dtype)),
+                           ("audio_encoder_attention_mask", torch.ones(audio_shape, dtype=dtype))):
+        refused(ValueError, argument, str(dtype), {argument: ones})
 
 
 # ---------------------------------------------------------------- tokens and positions
 @pytest.mark.parametrize(("argument", "changes", "expected", "given"), [
-    ("hidden_states", {"num_frames": 4}, "40 tokens", "30"), ("hidden_states", {"height": 1}, "15 tokens", "30"),
-    ("hidden_states", {"width": 6}, "36 tokens", "30"),
-    ("audio_hidden_states", {"audio_num_frames": 5}, "5 tokens", "4"),
-    ("hidden_states", {"hidden_states": torch.ones(2, 29, 5)}, "num_frames * height * width = 30 tokens", "29"),
-    ("audio_hidden_states", {"audio_hidden_states": torch.ones(2, 3, 6)}, "audio_num_frames = 4 tokens", "3"),
+    ("hidden_states", {"num_frames": 4}, 40, 30), ("hidden_states", {"height": 1}, 15, 30),
+    ("hidden_states", {"width": 6}, 36, 30), ("audio_hidden_states", {"audio_num_frames": 5}, 5, 4),
+    ("hidden_states", {"hidden_states": torch.ones(2, 29, 5)}, 30, 29),
+    ("audio_hidden_states", {"audio_hidden_states": torch.ones(2, 3, 6)}, 4, 3),
 ])
-def test_tokens_that_are_not_the_grid_are_refused(argument: str, changes: Inputs, expected: str, given: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{argument}: expected .*{re.escape(expected)}, got {given}$"):
-        forward(changes)
+def test_tokens_that_are_not_the_grid_are_refused(
+    argument: str, changes: Inputs, expected: int, given: int
+) -> None:
+    refused(ValueError, argument, str(given), changes)
+    refused(ValueError, argument, str(expected), changes)
 
 
 @pytest.mark.parametrize("argument", ["num_frames", "height", "width", "audio_num_frames"])
 @pytest.mark.parametrize("value", [None, 0, -3])
-def test_a_size_of_the_grid_that_is_missing_or_not_positive_is_refused(argument: str, value: int | None) -> None:
-    refused(ValueError, argument, f"got {value}", {argument: value})
+def test_a_size_of_the_grid_that_is_missing_or_not_positive_is_refused(
+    argument: str, value: int | None
+) -> None:
+    refused(ValueError, argument, str(value), {argument: value})
     coords = "audio_coords" if argument.startswith("audio") else "video_coords"
     refused(ValueError, argument, coords, {argument: value})
 
@@ -165,59 +174,51 @@ def test_a_size_of_the_grid_that_is_missing_or_not_positive_is_refused(argument:
 @pytest.mark.parametrize("argument", ["num_frames", "height", "width", "audio_num_frames"])
 @pytest.mark.parametrize("value", ["3", [3], 2.5])
 def test_a_size_of_the_grid_that_is_no_integer_is_refused(argument: str, value: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=rf"^{argument}: .*{re.escape(str(value))}"):
-        forward({argument: value})
+    refused((ValueError, TypeError), argument, repr(value), {argument: value})
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -24.0, math.inf, -math.inf, math.nan])
 def test_frames_per_second_that_are_not_positive_and_finite_are_refused(value: float) -> None:
-    refused(ValueError, "fps", f"got {value}", {"fps": value})
+    refused(ValueError, "fps", str(value), {"fps": value})
 
 
 @pytest.mark.parametrize("value", ["24", None, [24.0], torch.tensor(24.0)])
 def test_frames_per_second_that_are_no_number_are_a_type_error(value: object) -> None:
-    refused(TypeError, "fps", f"got {type(value).__name__}", {"fps": value})
+    refused(TypeError, "fps", type(value).__name__, {"fps": value})
 
 
 # ---------------------------------------------------------------- timesteps
 def test_a_timestep_per_video_token_does_not_fit_the_audio_stream() -> None:
     changes = {"timestep": torch.ones(2, 30), "audio_timestep": None}
-    refused(ValueError, "audio_timestep", "got (2, 30)", changes)
+    refused(ValueError, "audio_timestep", "(2, 30)", changes)
 
 
 @pytest.mark.parametrize(("release", "changes"), [
     ("2.0", {"use_cross_timestep": True}), ("2.3", {}), ("2.5", {}), ("2.5", {"use_cross_timestep": True})])
 @pytest.mark.parametrize("audio", [False, True])
-def test_sigma_may_not_be_missing_where_something_needs_it(release: str, changes: Inputs, audio: bool) -> None:
+def test_sigma_may_not_be_missing_where_something_needs_it(
+    release: str, changes: Inputs, audio: bool
+) -> None:
     given = inputs(release)["audio_sigma"] if audio else None
-    refused(ValueError, "sigma", "got None", changes | {"sigma": None, "audio_sigma": given}, release)
+    refused(ValueError, "sigma", "None", changes | {"sigma": None, "audio_sigma": given}, release)
 
 
 # ---------------------------------------------------------------- guidance and attention_kwargs
-@pytest.mark.parametrize("blocks", [[2], [-1], [0, 7], [0.5], [1.0], ["1"], [None]])
-def test_a_guidance_block_that_the_model_does_not_have_is_refused(blocks: list[Any]) -> None:
-    refused(ValueError, "spatio_temporal_guidance_blocks", f"got {blocks[-1]!r}",
-            {"spatio_temporal_guidance_blocks": blocks})
-
-
-@pytest.mark.parametrize("blocks", [1, 0.5, "1"])
-def test_guidance_blocks_that_are_no_list_are_refused(blocks: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"^spatio_temporal_guidance_blocks: .*1|0\.5|int|float"):
-        forward({"spatio_temporal_guidance_blocks": blocks})
-
-
-def test_a_guidance_block_is_refused_also_where_guidance_has_no_effect() -> None:
-    refused(ValueError, "spatio_temporal_guidance_blocks", "got 2", {"spatio_temporal_guidance_blocks": [2]}, "2.0")
+@pytest.mark.parametrize("blocks", [[2], [-1], [0, 7], [0.5], ["1"], [None]])
+@pytest.mark.parametrize("release", ["2.0", "2.5"])  # 2.0: where it has no effect too
+def test_a_guidance_block_that_the_model_does_not_have_is_refused(blocks: list[Any], release: str) -> None:
+    refused(ValueError, "spatio_temporal_guidance_blocks", repr(blocks[-1]),
+            {"spatio_temporal_guidance_blocks": blocks}, release)
 
 
 def test_an_unknown_attention_argument_is_refused_and_the_known_ones_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^attention_kwargs\['ip_adapter'\]: .*" + ".*".join(sorted(MASKS))[6:]):
-        forward({"attention_kwargs": {"ip_adapter": 1}})
+    for said in ("ip_adapter", *MASKS):
+        refused(ValueError, "attention_kwargs", said, {"attention_kwargs": {"ip_adapter": 1}})
 
 
 def test_the_scale_of_a_lora_is_refused_with_a_pointer_to_loading_it() -> None:
-    with pytest.raises(ValueError, match=r"^attention_kwargs\['scale'\]: .*LoRA.*load"):
-        forward({"attention_kwargs": {"scale": 0.5}})
+    for said in ("scale", "LoRA", "load"):
+        refused(ValueError, "attention_kwargs", said, {"attention_kwargs": {"scale": 0.5}})
 
 
 # ---------------------------------------------------------------- what must be accepted
@@ -232,7 +233,9 @@ def bounds(axes: int, tokens: int) -> Tensor:
 
 STEPS, KEEP = torch.tensor([3.0, 700.0]), torch.tensor([0.0, 1.0])
 STG = {"spatio_temporal_guidance_blocks": [1]}
-TEXT_MASK, AUDIO_TEXT_MASK = zeros_and_ones(2, TEXT), zeros_and_ones(2, AUDIO_TEXT)
+TEXT_MASKS = {"encoder_attention_mask": zeros_and_ones(2, TEXT),
+              "audio_encoder_attention_mask": zeros_and_ones(2, AUDIO_TEXT)}
+TEXT_TOKENS = {"encoder_attention_mask": TOKENS, "audio_encoder_attention_mask": AUDIO_FRAMES}  # that ask
 VIDEO_BOUNDS, AUDIO_BOUNDS = bounds(3, TOKENS), bounds(1, AUDIO_FRAMES)
 SELF_MASK, KEYFRAMES = zeros_and_ones(2, TOKENS, TOKENS), zeros_and_ones(2, TOKENS, 1)
 NO_GRID = {"num_frames": None, "height": None, "width": None, "audio_num_frames": None}
@@ -244,24 +247,19 @@ SAME: dict[str, tuple[Inputs, Inputs]] = {
        for name in ("timestep", "audio_timestep", "sigma", "audio_sigma")},
     **{f"column-{name}": ({name: STEPS[:, None]}, {name: STEPS})
        for name in ("timestep", "audio_timestep", "sigma", "audio_sigma")},
-    "timestep-of-both": ({"timestep": STEPS, "audio_timestep": None}, {"timestep": STEPS, "audio_timestep": STEPS}),
-    "sigma-of-both": ({"sigma": STEPS, "audio_sigma": None}, {"sigma": STEPS, "audio_sigma": STEPS}),
-    **{f"text-mask-{dtype}": (
-        {"encoder_attention_mask": TEXT_MASK.to(dtype), "audio_encoder_attention_mask": AUDIO_TEXT_MASK.to(dtype)},
-        {"encoder_attention_mask": TEXT_MASK, "audio_encoder_attention_mask": AUDIO_TEXT_MASK})
+    **{f"{name}-of-both": ({name: STEPS, f"audio_{name}": None}, {name: STEPS, f"audio_{name}": STEPS})
+       for name in ("timestep", "sigma")},
+    **{f"{name}-{dtype}": ({name: mask.to(dtype)}, {name: mask})
+       for name, mask in TEXT_MASKS.items()
        for dtype in (torch.bool, torch.int32, torch.int64, torch.uint8, torch.bfloat16, torch.float64)},
-    "text-bias-of-all-queries": (
-        {"encoder_attention_mask": (1 - TEXT_MASK[:, None]) * -10_000},
-        {"encoder_attention_mask": TEXT_MASK}),
-    "text-bias-per-query": (
-        {"encoder_attention_mask": ((1 - TEXT_MASK[:, None]) * -10_000).expand(2, TOKENS, TEXT)},
-        {"encoder_attention_mask": TEXT_MASK}),
-    "audio-text-bias-per-query": (
-        {"audio_encoder_attention_mask": ((1 - AUDIO_TEXT_MASK[:, None]) * -10_000).expand(2, AUDIO_FRAMES, AUDIO_TEXT)},
-        {"audio_encoder_attention_mask": AUDIO_TEXT_MASK}),
-    "text-keep-per-query": (
-        {"encoder_attention_mask": TEXT_MASK[:, None].expand(2, TOKENS, TEXT).bool()},
-        {"encoder_attention_mask": TEXT_MASK[:, None].bool()}),
+    **{f"{name}-bias": ({name: (1 - mask[:, None]) * -10_000}, {name: mask})
+       for name, mask in TEXT_MASKS.items()},
+    **{f"{name}-bias-per-query": ({name: ((1 - mask[:, None]) * -10_000).repeat(1, TEXT_TOKENS[name], 1)},
+                                  {name: mask})
+       for name, mask in TEXT_MASKS.items()},
+    **{f"{name}-keep-per-query": ({name: mask[:, None].bool().repeat(1, TEXT_TOKENS[name], 1)},
+                                  {name: mask[:, None].bool()})
+       for name, mask in TEXT_MASKS.items()},
     "middles": ({"video_coords": VIDEO_BOUNDS.sum(-1) / 2, "audio_coords": AUDIO_BOUNDS.sum(-1) / 2}, BOUNDS),
     "no-grid-but-coords": (NO_GRID | BOUNDS, BOUNDS),
     "a-wrong-grid-but-coords": ({"num_frames": 7, "height": -1, "audio_num_frames": 0} | BOUNDS, BOUNDS),
@@ -289,13 +287,11 @@ def test_other_forms_of_an_argument_are_accepted_and_mean_the_same(case: str) ->
 
 
 @pytest.mark.parametrize("argument", [
-    "timestep", "audio_timestep", "sigma", "audio_sigma", "encoder_attention_mask", "audio_encoder_attention_mask",
-    "video_coords", "audio_coords", "fps", *MASKS])
+    "timestep", "audio_timestep", "sigma", "audio_sigma", "fps", *TEXT_MASKS, *BOUNDS, *MASKS])
 def test_each_of_these_arguments_changes_the_output(argument: str) -> None:
     """Else the test before this one would prove nothing."""
-    tensors = {"encoder_attention_mask": TEXT_MASK, "audio_encoder_attention_mask": AUDIO_TEXT_MASK,
-               MASKS[0]: SELF_MASK, MASKS[1]: KEYFRAMES, "fps": 30.0} | BOUNDS
-    assert not equal(forward({argument: tensors.get(argument, STEPS)}), forward({}))
+    values = TEXT_MASKS | BOUNDS | {MASKS[0]: SELF_MASK, MASKS[1]: KEYFRAMES, "fps": 30.0}
+    assert not equal(forward({argument: values.get(argument, STEPS)}), forward({}))
 
 
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
@@ -310,8 +306,8 @@ def test_sigma_may_be_missing_where_nothing_needs_it(release: str, per_token: bo
 
 def test_no_check_reads_data() -> None:
     """Tensors on the meta device have none."""
-    changes = SAME["text-mask-torch.int64"][0] | STG | BOUNDS | {
-        "perturbation_mask": KEEP, "timestep": torch.ones(2, TOKENS), MASKS[0]: SELF_MASK, MASKS[1]: KEYFRAMES}
+    changes = TEXT_MASKS | STG | BOUNDS | {MASKS[0]: SELF_MASK, MASKS[1]: KEYFRAMES}
+    changes |= {"perturbation_mask": KEEP, "timestep": torch.ones(2, TOKENS)}
     for grid in (NO_GRID, {"video_coords": None, "audio_coords": None}):
         given = with_changes(inputs(), changes | grid)
         masks = {name: x.to("meta") for name, x in given["attention_kwargs"].items()}
@@ -326,7 +322,7 @@ def test_no_check_reads_data() -> None:
 # ---------------------------------------------------------------- what has no effect
 def test_guidance_without_perturbed_attn_is_a_warning_and_changes_nothing() -> None:
     guided = with_changes(inputs("2.0"), STG | {"perturbation_mask": KEEP})
-    with torch.no_grad(), pytest.warns(UserWarning, match=r"^spatio_temporal_guidance_blocks .*perturbed_attn"):
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"^spatio_temporal_guidance_blocks\b"):
         output = model("2.0")(**guided)
     assert equal(output, forward({}, "2.0"))
     with_effect = model("2.0", perturbed_attn=True)
@@ -337,7 +333,7 @@ def test_guidance_without_perturbed_attn_is_a_warning_and_changes_nothing() -> N
 @pytest.mark.parametrize("release", ["2.0", "2.3"])
 def test_a_keyframes_mask_without_the_embedding_is_a_warning_and_changes_nothing(release: str) -> None:
     given = with_changes(inputs(release), {MASKS[1]: KEYFRAMES})
-    with torch.no_grad(), pytest.warns(UserWarning, match=r"^video_keyframes_mask .*use_keyframes_abs_pos_embedding"):
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"^video_keyframes_mask\b"):
         output = model(release)(**given)
     assert equal(output, forward({}, release))
 
@@ -346,7 +342,7 @@ def test_a_keyframes_mask_without_the_embedding_is_a_warning_and_changes_nothing
     ("2.0", STG), ("2.3", {MASKS[1]: KEYFRAMES})])
 def test_a_warning_points_at_the_call(release: str, changes: Inputs) -> None:
     with torch.no_grad(), pytest.warns(UserWarning) as caught:
-        model(release).forward(**with_changes(inputs(release), changes))
+        model(release)(**with_changes(inputs(release), changes))
     assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
 
 

@@ -1,0 +1,1 @@
+"""Conformance: cases, recorded tensors of other implementations, and the verdict on this machine."""

@@ -1,0 +1,56 @@
+"""Numbers that any language can rebuild bit for bit, so that weights and inputs need not be stored.
+
+Element `index` (row-major, from 0) of the tensor `name` is, in unsigned 32-bit arithmetic that wraps around:
+
+    x = index * 0x9E3779B9 + fnv1a(f"{seed}/{name}")        FNV-1a over the UTF-8 bytes, 32 bits
+    x ^= x >> 16;  x *= 0x85EBCA6B;  x ^= x >> 13;  x *= 0xC2B2AE35;  x ^= x >> 16
+    value = float32((x >> 8) - 2**23) * 2**-23 * float32(scale)
+
+The first two factors are exact in float32, uniform in [-1, 1); the last multiplication is the only rounding.
+"""
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+UNIT = math.sqrt(3)  # the scale at which a uniform number has variance 1
+
+
+def fnv1a(text: str) -> int:
+    digest = 0x811C9DC5
+    for byte in text.encode():
+        digest = (digest ^ byte) * 0x01000193 % 2**32
+    return digest
+
+
+def uniform(name: str, shape: tuple[int, ...], scale: float = UNIT, seed: int = 0) -> Tensor:
+    """float32 tensor of `shape`, uniform in [-scale, scale)."""
+    x = np.arange(math.prod(shape), dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(fnv1a(f"{seed}/{name}"))
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x85EBCA6B)
+    x ^= x >> np.uint32(13)
+    x *= np.uint32(0xC2B2AE35)
+    x ^= x >> np.uint32(16)
+    unit = ((x >> np.uint32(8)).astype(np.float32) - np.float32(2**23)) * np.float32(2**-23)
+    return torch.from_numpy(unit * np.float32(scale)).reshape(shape)
+
+
+def weight_scale(name: str, shape: tuple[int, ...]) -> float:
+    """Nothing is zero, and activations are large enough for the two GELUs to differ.
+
+    Linear weights keep unit variance, those into a GELU double it; norm weights reach 1.5, tables 0.5, biases 0.25.
+    """
+    if name.endswith("norm_q.weight") or name.endswith("norm_k.weight"):
+        return 1.5
+    if name.endswith("net.0.proj.weight"):
+        return 2 * UNIT / math.sqrt(shape[-1])
+    if name.endswith(".weight"):
+        return UNIT / math.sqrt(shape[-1])
+    return 0.25 if name.endswith(".bias") else 0.5
+
+
+def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Float32 parameters, by diffusers' names."""
+    return {name: uniform(name, shape, weight_scale(name, shape), seed) for name, shape in shapes.items()}

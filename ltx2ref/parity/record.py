@@ -1,0 +1,93 @@
+"""Recorded tensors: one safetensors file for each case and dtype, and one JSON file on how they were made.
+
+A file's metadata key "record" holds JSON: the case, dtype, configuration and seed; the order of the taps as the data
+meets them; taps that equal another one ("same"); the sha256 of every input; the float64 truth's norm of each tap.
+Of equal slices along a tap's first dimension one is stored, under the tap's name; "NAME.index" says which is where.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .cases import Case, Inputs
+from .probe import sha256
+from .taps import Taps
+
+DIRECTORY = Path(__file__).parent / "reference"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SCHEMA = 1
+
+
+class RecordError(ValueError):
+    """A recording that cannot be used: missing, of another schema, or made from other inputs."""
+
+
+@dataclass(frozen=True)
+class Record:
+    taps: Taps
+    input_digests: dict[str, str]
+    truth_norms: dict[str, float]
+
+
+def path(case: Case, dtype: str) -> Path:
+    return DIRECTORY / f"{case.release}-{case.name}-{dtype}.safetensors"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, CPU, threads and probe of the machine that made the recordings."""
+    try:
+        return json.loads((DIRECTORY / "recording.json").read_text())
+    except FileNotFoundError as error:
+        raise RecordError(f"no recorded tensors: {error.filename} is missing") from None
+
+
+def tensors(inputs: Inputs) -> Taps:
+    flat = inputs | (inputs.get("attention_kwargs") or {})
+    return {name: x for name, x in flat.items() if isinstance(x, torch.Tensor)}
+
+
+def digests(inputs: Inputs) -> dict[str, str]:
+    return {name: sha256(x) for name, x in tensors(inputs).items()}
+
+
+def save(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms: dict[str, float], seed: int) -> None:
+    first: dict[str, str] = {}  # digest -> the first tap with these bits
+    same = {}
+    for name, x in taps.items():
+        digest = f"{x.dtype} {tuple(x.shape)} {sha256(x)}"
+        if first.setdefault(digest, name) != name:
+            same[name] = first[digest]
+    record = {
+        "schema": SCHEMA, "case": case.id, "dtype": dtype, "seed": seed, "config": case.config.to_diffusers(),
+        "taps": list(taps), "same": same, "inputs": digests(inputs), "truth_norms": truth_norms,
+    }
+    stored: Taps = {}
+    for name in taps.keys() - same.keys():
+        stored[name], stored[f"{name}.index"] = distinct(taps[name])
+    save_file(stored, path(case, dtype), metadata={"record": json.dumps(record)})
+    path(case, dtype).chmod(0o644)
+
+
+def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct slices along the first dimension, compared by their bits, and for each slice which one it is."""
+    bits = x.contiguous().flatten(1).view({2: torch.int16, 4: torch.int32}[x.element_size()])
+    slices, index = bits.unique(dim=0, return_inverse=True)
+    return slices.view(x.dtype).reshape(-1, *x.shape[1:]), index.to(torch.int16)
+
+
+def load(case: Case, dtype: str) -> Record:
+    """Raises `RecordError` if there is no usable recording of this case."""
+    if not path(case, dtype).exists():
+        raise RecordError(f"{case.id} {dtype}: no recording at {path(case, dtype)}")
+    with safe_open(path(case, dtype), "pt") as file:
+        record = json.loads(file.metadata()["record"])
+        if record["schema"] != SCHEMA or record["config"] != case.config.to_diffusers():
+            raise RecordError(f"{case.id} {dtype}: recorded under another schema or configuration")
+        stored = {name: record["same"].get(name, name) for name in record["taps"]}
+        taps = {name: file.get_tensor(at)[file.get_tensor(f"{at}.index").long()] for name, at in stored.items()}
+    return Record(taps, record["inputs"], record["truth_norms"])
