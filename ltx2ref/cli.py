@@ -70,7 +70,7 @@ def usable(name: str) -> torch.device:
     """Raises `ValueError` if there is no such device here."""
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
@@ -103,7 +103,8 @@ def print_table(results: list[CaseResult]) -> None:
     table = Table(*(Column(name, no_wrap=True) for name in header), box=None, pad_edge=False)
     for result in results:
         table.add_row(*cells(result), style=COLOURS[result.verdict] if result.verdict != IDENTICAL else None)
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 120)
 
 
 def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:

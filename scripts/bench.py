@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import accumulate, count
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -220,7 +220,7 @@ class PeakMemory:
         self.device, self.start, self.peak_bytes = device, 0, 0
         self.trace = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PeakMemory":
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.start = torch.cuda.memory_allocated()
@@ -237,7 +237,7 @@ class PeakMemory:
 
 
 def allocations(trace: profile) -> list[int]:
-    """Bytes allocated (+) and freed (-), in order: all of PyTorch's CPU allocator, inside kernels too."""
+    """Bytes allocated (+) and freed (-), in order: PyTorch's CPU allocator, kernels' workspaces included."""
     assert trace.profiler is not None
     assert trace.profiler.kineto_results is not None
     events: list[Any] = trace.profiler.kineto_results.events()

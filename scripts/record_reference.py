@@ -52,12 +52,17 @@ def run(model: nn.Module, inputs: Inputs) -> Taps:
     return taps
 
 
-def record_case(case: Case, dtype: str) -> None:
+def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
+    """diffusers' model with the generated weights, and the case's inputs."""
     config = case.config.to_diffusers()
     with torch.device("meta"):
         shapes = {name: tuple(x.shape) for name, x in diffusers.LTX2VideoTransformer3DModel(**config).state_dict().items()}
     model = build_diffusers(config, generator.weights(shapes, SEED), record.DTYPES[dtype])
-    inputs = cast(case.inputs(), record.DTYPES[dtype])
+    return model, cast(case.inputs(), record.DTYPES[dtype])
+
+
+def record_case(case: Case, dtype: str) -> None:
+    model, inputs = oracle(case, dtype)
     taps, again = run(model, inputs), run(model, inputs)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         sys.exit(f"{case.id} {dtype}: diffusers does not repeat itself")

@@ -115,7 +115,8 @@ def stg_second(case: Case, x: Inputs) -> Inputs:
 
 def binary_self_mask(case: Case, x: Inputs) -> Inputs:
     tokens = x["hidden_states"].shape[1]
-    return {"attention_kwargs": {"video_self_attention_mask": (case.draw("mask", BATCH, tokens, tokens) > -0.5).float()}}
+    mask = case.draw("mask", BATCH, tokens, tokens) > -0.5
+    return {"attention_kwargs": {"video_self_attention_mask": mask.float()}}
 
 
 def fractional_self_mask(case: Case, x: Inputs) -> Inputs:

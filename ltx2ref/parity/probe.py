@@ -1,9 +1,10 @@
 """Does this machine compute with the same bits as another? A few fixed operations answer before the model is asked.
 
-Bits depend on the processor's vector units, the BLAS library, the number of threads, the device and torch's version.
+Bits depend on the processor's vector units, the BLAS library, the number of threads, the device and torch's version,
+and for one operation on its sizes: so each is probed at several of those that the conformance cases have.
 """
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,51 +13,71 @@ from torch import Tensor
 
 from .generator import uniform
 
-Operation = Callable[[Tensor, Tensor], Tensor]
+ROWS = (1, 2, 3, 9, 11, 18, 22, 48, 96, 210)  # batch, tokens, or both
+WIDTHS = (
+    (256, 28), (28, 28), (28, 112), (112, 28), (28, 20), (20, 28), (20, 80), (80, 20), (28, 252), (12, 20), (7, 20),
+)
 
 
-def attention(x: Tensor, w: Tensor) -> Tensor:
-    q = x[:, :56].reshape(2, 35, 4, 14).transpose(1, 2)
-    return F.scaled_dot_product_attention(q, q, q)
+def draw(*shape: int, scale: float = 2.0) -> Tensor:
+    return uniform(f"probe/{shape}", shape, scale)
 
 
-OPERATIONS: dict[str, Operation] = {
-    "linear 1 row": lambda x, w: F.linear(x[:1], w),
-    "linear 11 rows": lambda x, w: F.linear(x[:11], w),
-    "linear 70 rows": lambda x, w: F.linear(x, w),
-    "linear 28 columns": lambda x, w: F.linear(x[:, :28], w[:, :28]),
+def linear(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    return [F.linear(to(draw(rows, n)), to(draw(m, n, scale=0.25)), to(draw(m))) for rows in ROWS for n, m in WIDTHS]
+
+
+def attention(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def heads(tokens: int, head_dim: int) -> Tensor:
+        return to(draw(2, tokens, 2, head_dim)).transpose(1, 2)
+
+    sizes = ((105, 105, 14), (105, 9, 14), (48, 48, 14), (11, 11, 10), (11, 9, 10), (105, 11, 10), (11, 105, 10))
+    plain = [F.scaled_dot_product_attention(heads(t, d), heads(s, d), heads(s, d)) for t, s, d in sizes]
+    masks = [F.scaled_dot_product_attention(heads(t, d), heads(s, d), heads(s, d), attn_mask=to(draw(2, 1, t, s)))
+             for t, s, d in sizes]
+    return plain + masks
+
+
+def pointwise(function: Callable[[Tensor], Tensor], scale: float = 2.0) -> Callable[..., list[Tensor]]:
+    return lambda to: [function(to(draw(rows, width, scale=scale))) for rows in ROWS for width in (7, 20, 28, 112, 256)]
+
+
+OPERATIONS: dict[str, Callable[[Callable[[Tensor], Tensor]], list[Tensor]]] = {
+    "linear": linear,
     "attention": attention,
-    "cos": lambda x, w: (x * 9000).cos(),
-    "sin": lambda x, w: (x * 9000).sin(),
-    "exp": lambda x, w: x.exp(),
-    "tanh GELU": lambda x, w: F.gelu(x, approximate="tanh"),
-    "SiLU": lambda x, w: F.silu(x),
-    "sigmoid": lambda x, w: x.sigmoid(),
-    "RMSNorm": lambda x, w: F.rms_norm(x, (112,), eps=1e-6),
-    "LayerNorm": lambda x, w: F.layer_norm(x, (112,), eps=1e-6),
-    "addcmul": lambda x, w: torch.addcmul(x, w[:70], x),
-    "lerp": lambda x, w: torch.lerp(x, w[:70], x[:1]),
+    "cos": pointwise(torch.cos, 16_000),
+    "sin": pointwise(torch.sin, 16_000),
+    "exp": pointwise(torch.exp, 10),
+    "tanh GELU": pointwise(lambda x: F.gelu(x, approximate="tanh")),
+    "SiLU": pointwise(F.silu),
+    "sigmoid": pointwise(torch.sigmoid),
+    "RMSNorm": pointwise(lambda x: F.rms_norm(x, x.shape[-1:], eps=1e-6)),
+    "LayerNorm": pointwise(lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6)),
+    "addcmul": pointwise(lambda x: torch.addcmul(x * x, x, x.cos(), value=-1)),
+    "lerp": pointwise(lambda x: torch.lerp(x, x * x, x.cos())),
+    "modulation": pointwise(lambda x: x * (1 + x) + x),
 }
 
 
-def sha256(x: Tensor) -> str:
+def data(x: Tensor) -> bytes:
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def sha256(*tensors: Tensor) -> str:
     """Of the elements' bytes, row-major."""
-    return hashlib.sha256(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(b"".join(map(data, tensors))).hexdigest()
 
 
 def probe(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, str]:
-    """sha256 of each operation's result, by "operation dtype"."""
-    digests = {}
-    for dtype in dtypes:
-        x = uniform("probe/x", (70, 112)).to(device, dtype)
-        w = uniform("probe/w", (140, 112), 0.25).to(device, dtype)
-        for name, operation in OPERATIONS.items():
-            digests[f"{name} {str(dtype).removeprefix('torch.')}"] = sha256(operation(x, w))
-    return digests
+    """sha256 of each operation's results, by "operation dtype"."""
+    return {
+        f"{name} {str(dtype).removeprefix('torch.')}": sha256(*operation(lambda x, to=dtype: x.to(device, to)))  # type: ignore[misc]
+        for dtype in dtypes for name, operation in OPERATIONS.items()
+    }
 
 
 @contextmanager
-def threads(count: int):  # type: ignore[no-untyped-def]
+def threads(count: int) -> Iterator[None]:
     """Run with `count` CPU threads, on which the bits of a matmul depend."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -129,14 +129,23 @@ def judge(name: str, candidate: Tensor, recorded: Tensor, true: Tensor) -> TapRe
 
 
 def verify(case: Case, dtype: str, device: torch.device, same_bits: bool) -> CaseResult:
-    """Run one case and compare all its taps; `same_bits`: nothing but identical will do."""
-    recorded, inputs = record.load(case, dtype), cast(case.inputs(), DTYPES[dtype])
-    if recorded.input_digests != record.digests(inputs):
-        raise RecordError(f"{case.id} {dtype}: recorded from other inputs than this version makes")
-    model, on_device = build(case.config, DTYPES[dtype]).to(device), moved(inputs, lambda x: x.to(device))
-    taps, again = run(model, on_device), run(model, on_device)
+    """Run one case and compare all its taps; `same_bits`: nothing but identical will do.
+
+    Raises `RecordError` if there is no usable recording of it.
+    """
+    model = build(case.config, DTYPES[dtype]).to(device)
+    inputs = moved(cast(case.inputs(), DTYPES[dtype]), lambda x: x.to(device))
+    taps, again = run(model, inputs), run(model, inputs)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         return CaseResult(case.release, case.name, dtype, INCONCLUSIVE, None, 0.0, 0.0, 0.0, "does not repeat itself")
+    return compare(case, dtype, taps, same_bits)
+
+
+def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> CaseResult:
+    """The verdict on these taps of a case."""
+    recorded = record.load(case, dtype)
+    if recorded.input_digests != record.digests(cast(case.inputs(), DTYPES[dtype])):
+        raise RecordError(f"{case.id} {dtype}: recorded from other inputs than this version makes")
     true = truth(case, DTYPES[dtype], recorded.taps)
     results = [judge(name, taps[name], x, true[name]) for name, x in recorded.taps.items()]
     return summary(case, dtype, results, same_bits, drifted(true, recorded))

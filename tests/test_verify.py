@@ -1,0 +1,218 @@
+"""The recorded tensors are what diffusers computes, and `ltx2ref verify` passes and fails for the right reasons.
+
+    pytest tests/test_verify.py
+"""
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import mutants
+import pytest
+import record_reference
+import torch
+from oracles import build_diffusers
+
+from ltx2ref import cli
+from ltx2ref.parity import generator, record, verify
+from ltx2ref.parity.cases import CASES, SEED
+from ltx2ref.parity.probe import probe, threads
+from ltx2ref.parity.record import DTYPES, RecordError
+from ltx2ref.parity.taps import Taps, trace
+from ltx2ref.parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN
+
+CPU = torch.device("cpu")
+BY_ID = {case.id: case for case in CASES}
+
+
+def taps_of(case_id: str, dtype: str, mutant: str | None = None) -> Taps:
+    case = BY_ID[case_id]
+    model = verify.build(case.config, DTYPES[dtype])
+    inputs = verify.cast(case.inputs(), DTYPES[dtype])
+    if mutant is None:
+        return verify.run(model, inputs)
+    with mutants.inject(mutant, model):
+        return verify.run(model, inputs)
+
+
+def same_bits() -> bool:
+    return probe(CPU, tuple(DTYPES.values())) == record.environment()["probe"]
+
+
+def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    status = cli.main(["verify", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    verdicts = {result["verdict"] for result in report["results"]}
+    assert status == 0 and len(report["results"]) == len(CASES) * len(DTYPES)
+    assert verdicts == {IDENTICAL} if not report["differing_operations"] else verdicts <= {IDENTICAL, WITHIN}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/stg-one-of-batch", "2.5/everything"])
+def test_the_recorded_tensors_are_what_diffusers_computes(case_id: str, dtype: str) -> None:
+    case = BY_ID[case_id]
+    with threads(record.environment()["threads"]):
+        if not same_bits():
+            pytest.skip("this machine's bits differ from the recording one's")
+        taps = record_reference.run(*record_reference.oracle(case, dtype))
+    recorded = record.load(case, dtype).taps
+    assert taps.keys() == recorded.keys()
+    assert all(torch.equal(taps[name], x) for name, x in recorded.items())
+
+
+def test_another_cpu_path_is_within_the_budget_and_not_called_identical() -> None:
+    command = [sys.executable, "-m", "ltx2ref", "verify", "--json", "--case", "2.[35]/[ti]2v"]
+    done = subprocess.run(command, env=os.environ | {"ATEN_CPU_CAPABILITY": "default"}, capture_output=True, text=True)
+    report = json.loads(done.stdout)
+    if not report["differing_operations"]:
+        pytest.skip("the recording machine's CPU path is the default one")
+    assert done.returncode == 0, done.stdout
+    assert WITHIN in {result["verdict"] for result in report["results"]}
+
+
+# bug: case that shows it, where it first shows
+SHOWN_BY = {
+    "rope-float32-frequencies": ("2.0/121-frames", "rope.cos"),
+    "rope-patch-start": ("2.0/t2v", "rope.cos"),
+    "rope-right-padding": ("2.0/t2v", "rope.cos"),
+    "rope-axis-major": ("2.0/t2v", "rope.cos"),
+    "fps-dropped-from-exchange": ("2.0/t2v", "cross_attn_rope.cos"),
+    "gate-multiplier-1": ("2.3/t2v", "av_cross_attn_video_a2v_gate.sinusoid"),
+    "sigma-ignored": ("2.3/i2v", "prompt_adaln.sinusoid"),
+    "mask-as-bool": ("2.3/text-masks", "transformer_blocks.0.video"),
+    "gelu-erf": ("2.5/t2v", "transformer_blocks.0.video"),
+    "qk-norm-per-head": ("2.0/t2v", "transformer_blocks.0.video"),
+    "stg-without-gate": ("2.3/stg-one-of-batch", "transformer_blocks.0.video"),
+    "sequential-exchange": ("2.3/t2v", "transformer_blocks.0.audio"),
+}
+
+
+@pytest.mark.parametrize("on_this_machine", [True, False], ids=["same-bits", "budget"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mutant", SHOWN_BY)
+def test_a_porting_bug_fails_at_the_tap_where_it_is_even_by_the_budget(
+    mutant: str, dtype: str, on_this_machine: bool
+) -> None:
+    case_id, tap = SHOWN_BY[mutant]
+    with threads(record.environment()["threads"]):
+        if not same_bits():
+            pytest.skip("this machine's bits differ from the recording one's")
+        result = verify.compare(BY_ID[case_id], dtype, taps_of(case_id, dtype, mutant), on_this_machine)
+    assert (result.verdict, result.first) == (FAILED, tap)
+
+
+def test_one_bit_is_a_failure_where_the_machine_has_the_same_bits_and_rounding_elsewhere() -> None:
+    taps = taps_of("2.3/t2v", "float32")
+    x = taps["sample"] = record.load(BY_ID["2.3/t2v"], "float32").taps["sample"].clone()
+    taps |= {name: y for name, y in record.load(BY_ID["2.3/t2v"], "float32").taps.items() if name != "sample"}
+    x.view(torch.int32)[0, 0, 0] ^= 1
+    assert verify.compare(BY_ID["2.3/t2v"], "float32", taps, True).verdict == FAILED
+    assert verify.compare(BY_ID["2.3/t2v"], "float32", taps, True).first == "sample"
+    assert verify.compare(BY_ID["2.3/t2v"], "float32", taps, False).verdict == WITHIN
+
+
+def test_a_nan_is_never_within_budget() -> None:
+    taps = dict(record.load(BY_ID["2.3/t2v"], "float32").taps)
+    taps["sample"] = taps["sample"].clone()
+    taps["sample"][0, 0, 0] = float("nan")
+    assert verify.compare(BY_ID["2.3/t2v"], "float32", taps, False).verdict == FAILED
+
+
+def test_a_changed_truth_is_a_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = record.load
+
+    def changed(case: object, dtype: str) -> record.Record:
+        recorded = load(BY_ID["2.3/t2v"], dtype)
+        return replace(recorded, truth_norms=recorded.truth_norms | {"sample": recorded.truth_norms["sample"] * (1 + 1e-9)})
+
+    monkeypatch.setattr(record, "load", changed)
+    result = verify.compare(BY_ID["2.3/t2v"], "float32", load(BY_ID["2.3/t2v"], "float32").taps, True)
+    assert result.verdict == FAILED and "truth of sample" in result.note
+
+
+def test_a_model_that_does_not_repeat_itself_is_inconclusive(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, calls = verify.run, iter(range(100))
+
+    def unsteady(*given: object) -> Taps:
+        return {name: x + next(calls) * (name == "sample") for name, x in run(*given).items()}
+
+    monkeypatch.setattr(verify, "run", unsteady)
+    assert cli.main(["verify", "--case", "2.0/t2v", "--dtype", "float32"]) == 2
+    assert INCONCLUSIVE in capsys.readouterr().out
+
+
+def test_recordings_of_other_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "digests", lambda inputs: {"hidden_states": "0"})
+    with pytest.raises(RecordError, match="2.0/t2v float32: recorded from other inputs"):
+        verify.compare(BY_ID["2.0/t2v"], "float32", {}, True)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--case", "9.9/*"], "--case 9.9/*: no such case; there are 2.0/t2v"),
+    (["--device", "abacus"], "--device abacus"),
+    (["--device", "meta"], "--device meta"),
+])
+def test_what_cannot_be_run_is_exit_2_and_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_a_trace_leaves_the_model_as_it_was_and_the_output_bit_identical() -> None:
+    case = BY_ID["2.3/t2v"]
+    model = verify.build(case.config, torch.float32)
+    inputs = verify.cast(case.inputs(), torch.float32)
+    with torch.no_grad():
+        plain = model(**inputs).sample
+        with pytest.raises(ZeroDivisionError), trace(model):
+            1 / 0  # noqa: B018
+        with trace(model) as taps:
+            traced = model(**inputs).sample
+        taps.clear()
+        model(**inputs)
+    assert torch.equal(plain, traced) and not taps
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_recordings_fit_the_package() -> None:
+    assert sum(file.stat().st_size for file in record.DIRECTORY.iterdir()) <= 6_000_000
+
+
+def test_the_generator_is_the_documented_one() -> None:
+    def by_hand(name: str, index: int, seed: int) -> float:
+        digest = 0x811C9DC5
+        for byte in f"{seed}/{name}".encode():
+            digest = (digest ^ byte) * 0x01000193 % 2**32
+        x = (index * 0x9E3779B9 + digest) % 2**32
+        x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+        x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+        return ((x ^ x >> 16) // 256 - 2**23) / 2**23
+
+    drawn = generator.uniform("proj_in.weight", (7, 11), 0.5, seed=3)
+    assert drawn.dtype == torch.float32
+    assert drawn.flatten().tolist() == [0.5 * by_hand("proj_in.weight", i, 3) for i in range(77)]
+    # Literal, so that a change of the documented rule cannot hide in a change of both.
+    assert generator.uniform("a", (3,), 1.0, seed=0).tolist() == A_OF_SEED_0
+    big = generator.uniform("a", (100_000,), 1.0)
+    assert abs(big.mean()) < 4 * 3**-0.5 / 100_000**0.5 and big.min() >= -1 and big.max() < 1
+
+
+A_OF_SEED_0 = [0.6766347885131836, -0.630123496055603, -0.9099793434143066]
+
+
+def test_the_recorded_weights_are_those_of_the_documented_generator() -> None:
+    """A digest of the numbers themselves, so that every language can check its own."""
+    config = BY_ID["2.5/everything"].config
+    state = verify.build(config, torch.float32).state_dict()
+    assert build_diffusers(config.to_diffusers(), state, torch.float32).state_dict().keys() == state.keys()
+    digest = hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
+    assert SEED == 20261122 and digest == DIGEST
+
+
+DIGEST = "d2c681cb8a0861a66a2be2d64c62427963024a25baccea9d5243191d0afaf7c5"
