@@ -103,8 +103,7 @@ def print_table(results: list[CaseResult]) -> None:
     table = Table(*(Column(name, no_wrap=True) for name in header), box=None, pad_edge=False)
     for result in results:
         table.add_row(*cells(result), style=COLOURS[result.verdict] if result.verdict != IDENTICAL else None)
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 120)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:

@@ -324,28 +324,34 @@ def random_inputs(
     """The documented forward's arguments: text-to-video (per-batch) or image-to-video (per-token)."""
     frames, height, width = args.tokens
     audio_frames = round(((frames - 1) * VIDEO_FRAMES_PER_LATENT + 1) / FPS * AUDIO_LATENTS_PER_SECOND)
-    sizes = config.to_diffusers()
-    text_widths = [sizes["cross_attention_dim"], sizes["audio_cross_attention_dim"]]
-    if sizes["use_prompt_embeddings"]:
-        text_widths = [sizes["caption_channels"]] * 2
+    shapes = latent_and_text_shapes(config, frames * height * width, audio_frames)
     generator = torch.Generator(args.device).manual_seed(1)
 
-    def noise(tokens: int, channels: int) -> Tensor:
-        shape = (args.batch, tokens, channels)
-        return torch.randn(shape, generator=generator, device=args.device).to(dtype)
+    def noise(shape: tuple[int, int]) -> Tensor:
+        return torch.randn(args.batch, *shape, generator=generator, device=args.device).to(dtype)
 
     mask = torch.ones(args.batch, TEXT_TOKENS, dtype=torch.long, device=args.device)
+    sizes = {"num_frames": frames, "height": height, "width": width, "audio_num_frames": audio_frames}
     return {
-        "hidden_states": noise(frames * height * width, sizes["in_channels"]),
-        "audio_hidden_states": noise(audio_frames, sizes["audio_in_channels"]),
-        "encoder_hidden_states": noise(TEXT_TOKENS, text_widths[0]),
-        "audio_encoder_hidden_states": noise(TEXT_TOKENS, text_widths[1]),
-        "encoder_attention_mask": mask,
-        "audio_encoder_attention_mask": mask,
-        "num_frames": frames, "height": height, "width": width, "fps": FPS, "audio_num_frames": audio_frames,
-        "use_cross_timestep": True,
+        **{name: noise(shape) for name, shape in shapes.items()},
+        **{"encoder_attention_mask": mask, "audio_encoder_attention_mask": mask},
+        **sizes | {"fps": FPS, "use_cross_timestep": True},
         **noise_levels(timesteps, args),
-    }  # fmt: skip
+    }
+
+
+def latent_and_text_shapes(config: TransformerConfig, video: int, audio: int) -> dict[str, tuple[int, int]]:
+    """(tokens, channels) of both latents and both texts; 2.0 takes one text width and projects it itself."""
+    sizes = config.to_diffusers()
+    widths = sizes["cross_attention_dim"], sizes["audio_cross_attention_dim"]
+    if sizes["use_prompt_embeddings"]:
+        widths = sizes["caption_channels"], sizes["caption_channels"]
+    return {
+        "hidden_states": (video, sizes["in_channels"]),
+        "audio_hidden_states": (audio, sizes["audio_in_channels"]),
+        "encoder_hidden_states": (TEXT_TOKENS, widths[0]),
+        "audio_encoder_hidden_states": (TEXT_TOKENS, widths[1]),
+    }
 
 
 def noise_levels(timesteps: str, args: argparse.Namespace) -> dict[str, Tensor]:
@@ -378,48 +384,43 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
 
 def report(results: list[Result], facts: Mapping[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    names = (OURS, *OTHERS, FLOOR)
-    case = ("dtype", "timesteps")
-    print_table(
-        "Forward: median seconds ± interquartile range",
-        (*case, *names),
-        [(r.dtype, r.timesteps, *(seconds(r.seconds[name]) for name in names)) for r in results],
-    )
-    print_table(
-        "Time: ltx2ref over the other, median of the rounds' ratios ± interquartile range (fastest runs)",
-        (*case, *OTHERS, FLOOR, "its calls"),
-        [(r.dtype, r.timesteps, *ratios(r), str(r.floor_calls)) for r in results],
-    )
-    print_table(
-        "Peak activation memory: MiB, and ltx2ref's over the other's",
-        (*case, OURS, *(column for name in OTHERS for column in (name, "ratio"))),
-        [(r.dtype, r.timesteps, mebibytes(r, OURS), *peaks(r)) for r in results],
-    )
-    print_table(
-        "Outputs: relative difference from ltx2ref's",
-        (*case, *OTHERS),
-        [(r.dtype, r.timesteps, *(f"{r.difference[name]:.1e}" for name in OTHERS)) for r in results],
-    )
+    memory = (column for name in OTHERS for column in (name, "ratio"))
+    for title, columns, cells in (
+        ("Forward: median seconds ± interquartile range", (OURS, *OTHERS, FLOOR), times),
+        (f"Time: {OURS} over the other, median of the rounds' ratios ± interquartile range (fastest runs)",
+         (*OTHERS, FLOOR, "its calls"), ratios),
+        (f"Peak activation memory: MiB, and {OURS}'s over the other's", (OURS, *memory), peaks),
+        (f"Outputs: relative difference from {OURS}'s", OTHERS, distances),
+    ):  # fmt: skip
+        rows = [(result.dtype, result.timesteps, *cells(result)) for result in results]
+        print_table(title, ("dtype", "timesteps", *columns), rows)
 
 
-def seconds(times: list[float]) -> str:
-    middle, noise = centre(times)
-    return f"{middle:.4f} ± {noise:.1%}"
+def times(result: Result) -> Iterator[str]:
+    for name in (OURS, *OTHERS, FLOOR):
+        middle, noise = centre(result.seconds[name])
+        yield f"{middle:.4f} ± {noise:.1%}"
 
 
 def ratios(result: Result) -> Iterator[str]:
     for name in (*OTHERS, FLOOR):
         middle, noise = result.time_ratio(name)
         yield f"{middle:.3f} ± {noise:.1%} ({result.fastest_ratio(name):.3f})"
+    yield str(result.floor_calls)
+
+
+def peaks(result: Result) -> Iterator[str]:
+    yield mebibytes(result, OURS)
+    for name in OTHERS:
+        yield from (mebibytes(result, name), f"{result.peak_ratio(name):.3f}")
+
+
+def distances(result: Result) -> Iterator[str]:
+    yield from (f"{result.difference[name]:.1e}" for name in OTHERS)
 
 
 def mebibytes(result: Result, name: str) -> str:
     return f"{result.peak_bytes[name] / 2**20:.1f}"
-
-
-def peaks(result: Result) -> Iterator[str]:
-    for name in OTHERS:
-        yield from (mebibytes(result, name), f"{result.peak_ratio(name):.3f}")
 
 
 def print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

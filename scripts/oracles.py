@@ -243,7 +243,7 @@ def _modality(inputs: Inputs, config: Config, side: str, attention_mask: Tensor 
 
 
 def _unscaled(timestep: Tensor, multiplier: float) -> Tensor:
-    """What ltx-core multiplies back to exactly `timestep`; in float64 where its own dtype has no such number."""
+    """What ltx-core multiplies back to exactly `timestep`; in float64 where its dtype has no such number."""
     unscaled = timestep / multiplier
     return unscaled if torch.equal(unscaled * multiplier, timestep) else timestep.double() / multiplier
 

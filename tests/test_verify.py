@@ -89,6 +89,10 @@ SHOWN_BY = {
 }
 
 
+# One bug is smaller than bfloat16's own rounding: the budget of a machine with other bits lets it pass.
+BELOW_ROUNDING = {("gelu-erf", "bfloat16")}
+
+
 @pytest.mark.parametrize("on_this_machine", [True, False], ids=["same-bits", "budget"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
@@ -100,7 +104,8 @@ def test_a_porting_bug_fails_at_the_tap_where_it_is_even_by_the_budget(
         if not same_bits():
             pytest.skip("this machine's bits differ from the recording one's")
         result = verify.compare(BY_ID[case_id], dtype, taps_of(case_id, dtype, mutant), on_this_machine)
-    assert (result.verdict, result.first) == (FAILED, tap)
+    hidden = not on_this_machine and (mutant, dtype) in BELOW_ROUNDING
+    assert (result.verdict, result.first) == (WITHIN if hidden else FAILED, tap)
 
 
 def test_one_bit_is_a_failure_where_the_machine_has_the_same_bits_and_rounding_elsewhere() -> None:
