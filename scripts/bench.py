@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from oracles import build_diffusers, build_ltx_core, run_diffusers, run_ltx_core
+from oracle_ltx_core import build_ltx_core, run_ltx_core
+from oracles import build_diffusers, run_diffusers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile

@@ -1,89 +1,28 @@
-# mypy: disable-error-code="import-untyped, no-untyped-call"
-"""The two other implementations of the LTX-2 transformer, diffusers and ltx-core, run as black boxes.
+"""diffusers' implementation of the LTX-2 transformer, run as a black box; for ltx-core's see oracle_ltx_core.py.
 
-Both take a diffusers config, parameters under diffusers' names and the arguments of the documented forward,
-so that a test or a benchmark feeds one set of inputs to everything and compares outputs. They are imported
-here and nowhere else. Gradients follow the caller's mode: wrap the calls in `torch.no_grad()`.
-
-Shapes: B batch, T tokens of a stream, S text tokens, P position axes (3 video, 1 audio).
+Both take a diffusers config, parameters under diffusers' names and the arguments of the documented forward, so a test
+or a benchmark feeds one set of inputs to everything and compares outputs. Only scripts import them.
+Gradients follow the caller's mode: wrap the calls in `torch.no_grad()`.
 """
-
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
-from ltx_core.guidance.perturbations import (
-    BatchedPerturbationConfig,
-    Perturbation,
-    PerturbationConfig,
-    PerturbationType,
-)
-from ltx_core.model.transformer.attention import AttentionFunction
-from ltx_core.model.transformer.modality import Modality
-from ltx_core.model.transformer.model import LTXModel
-from ltx_core.model.transformer.rope import LTXRopeType
-from ltx_core.model.transformer.text_projection import PixArtAlphaTextProjection
+from diffusers import LTX2VideoTransformer3DModel  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
 Config = Mapping[str, Any]
 Inputs = Mapping[str, Any]
 
-# Parts of a parameter's name: diffusers -> the original files and ltx-core. Every other part is the same.
-ORIGINAL_NAMES = {
-    "proj_in": "patchify_proj",
-    "audio_proj_in": "audio_patchify_proj",
-    "time_embed": "adaln_single",
-    "audio_time_embed": "audio_adaln_single",
-    "prompt_adaln": "prompt_adaln_single",
-    "audio_prompt_adaln": "audio_prompt_adaln_single",
-    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single",
-    "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
-    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
-    "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
-    "video_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_video",
-    "audio_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_audio",
-    "norm_q": "q_norm",
-    "norm_k": "k_norm",
-}
-
-# ltx-core 1.0.0 has one flag for both streams, and nothing of release 2.5.
-LTX_CORE_PAIRS = {"gated_attn": "audio_gated_attn", "cross_attn_mod": "audio_cross_attn_mod"}
-LTX_CORE_CONSTANTS = {
-    "ff_bias": True,
-    "audio_ff_bias": True,
-    "attention_bias": True,
-    "attention_out_bias": True,
-    "use_prompt_adaln_single": True,
-    "use_keyframes_abs_pos_embedding": False,
-}
-LTX_CORE_SAME_FIELDS = (
-    "num_layers",
-    "in_channels",
-    "out_channels",
-    "num_attention_heads",
-    "attention_head_dim",
-    "cross_attention_dim",
-    "audio_in_channels",
-    "audio_out_channels",
-    "audio_num_attention_heads",
-    "audio_attention_head_dim",
-    "audio_cross_attention_dim",
-    "timestep_scale_multiplier",
-    "norm_eps",
-)
-
 # What the documentation passes in `attention_kwargs`, and diffusers 0.42.1 takes as arguments of their own.
 LIFTED_ARGUMENTS = ("video_self_attention_mask", "video_keyframes_mask")
 
 
-# ---------------------------------------------------------------- diffusers
 def build_diffusers(config: Config, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """diffusers' model around the given parameters: shared, not copied, where `dtype` is theirs."""
     with torch.device("meta"):
-        model = LTX2VideoTransformer3DModel(**_without_private(config))
-    return _adopt(model, state, dtype)
+        model = LTX2VideoTransformer3DModel(**without_private(config))
+    return adopt(model, state, dtype)
 
 
 def run_diffusers(model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -94,71 +33,7 @@ def run_diffusers(model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return video, audio
 
 
-# ---------------------------------------------------------------- ltx-core
-class LTXCore(nn.Module):
-    """ltx-core's model, and the config that its inputs depend on."""
-
-    def __init__(self, model: nn.Module, config: Config):
-        super().__init__()
-        self.model, self.config = model, config
-
-
-def build_ltx_core(config: Config, state: Mapping[str, Tensor], dtype: torch.dtype) -> LTXCore:
-    """ltx-core's model (releases 2.0 and 2.3) around the given parameters, shared as in `build_diffusers`.
-
-    Raises ValueError for what ltx-core 1.0.0 cannot express: 2.5, and flags that differ between the streams.
-    """
-    full = _with_defaults(config)
-    _check_ltx_core_config(full)
-    with torch.device("meta"):
-        model = LTXModel(**_ltx_core_arguments(full), **_caption_projections(full))
-    return LTXCore(_adopt(model, {original_name(name): t for name, t in state.items()}, dtype), full)
-
-
-def run_ltx_core(model: LTXCore, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Denoised video (B, Tv, C) and audio (B, Ta, C) for the documented forward arguments.
-
-    ltx-core 1.0.0 always conditions the exchange on the other stream's sigma: raises ValueError unless the
-    inputs say `use_cross_timestep=True` and give `sigma`, and for what it has no equivalent of.
-    """
-    _check_ltx_core_inputs(inputs)
-    kwargs = inputs.get("attention_kwargs") or {}
-    video = _modality(inputs, model.config, "", kwargs.get("video_self_attention_mask"))
-    audio = _modality(inputs, model.config, "audio_", None)
-    out_video, out_audio = model.model(video, audio, _perturbations(inputs))
-    return out_video, out_audio
-
-
-def original_name(name: str) -> str:
-    """The name of a parameter in the original checkpoints, which is ltx-core's, from diffusers' name."""
-    return ".".join(ORIGINAL_NAMES.get(part, part) for part in name.split("."))
-
-
-def video_positions(inputs: Inputs, config: Config) -> Tensor:
-    """Bounds of the video patches (B, 3, Tv, 2): seconds, pixels, pixels, in float32."""
-    latent, scales = inputs["hidden_states"], config["vae_scale_factors"]
-    steps = (config["patch_size_t"], config["patch_size"], config["patch_size"])
-    sizes = (inputs["num_frames"], inputs["height"], inputs["width"])
-    starts = [torch.arange(0, size, step) for size, step in zip(sizes, steps, strict=True)]
-    axes = zip(torch.meshgrid(starts, indexing="ij"), steps, scales, strict=True)
-    # Whole numbers so far, exact in float32: only the division by fps rounds.
-    bounds = [torch.stack([axis, axis + step], -1).flatten(0, 2) * scale for axis, step, scale in axes]
-    time = (bounds[0] + config["causal_offset"] - scales[0]).clamp(min=0).float() / inputs.get("fps", 24.0)
-    return torch.stack([time, *bounds[1:]]).expand(len(latent), -1, -1, -1).to(latent.device)
-
-
-def audio_positions(inputs: Inputs, config: Config) -> Tensor:
-    """Bounds of the audio patches (B, 1, Ta, 2) in seconds, float32."""
-    latent, scale = inputs["audio_hidden_states"], config["audio_scale_factor"]
-    start = torch.arange(0, inputs["audio_num_frames"], config["audio_patch_size_t"], device=latent.device)
-    bounds = torch.stack([start, start + config["audio_patch_size_t"]], -1).float()
-    frames = (bounds * scale + config["causal_offset"] - scale).clamp(min=0)
-    seconds: Tensor = frames * config["audio_hop_length"] / config["audio_sampling_rate"]
-    return seconds.expand(len(latent), 1, -1, -1)
-
-
-# ---------------------------------------------------------------- helpers
-def _adopt(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+def adopt(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
     model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, strict=True, assign=True)
     left = [name for name, t in model.named_buffers() if t.is_meta]
     if left:
@@ -169,124 +44,5 @@ def _adopt(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Mo
     return adopted
 
 
-def _without_private(config: Config) -> dict[str, Any]:
+def without_private(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def _with_defaults(config: Config) -> dict[str, Any]:
-    """A diffusers config with the class defaults of diffusers where a key is absent."""
-    parameters = inspect.signature(LTX2VideoTransformer3DModel.__init__).parameters.values()
-    full = {p.name: p.default for p in parameters if p.name != "self"} | _without_private(config)
-    for side in ("", "audio_"):
-        full[f"{side}out_channels"] = full[f"{side}out_channels"] or full[f"{side}in_channels"]
-    return full
-
-
-def _check_ltx_core_config(config: Config) -> None:
-    for ours, theirs in LTX_CORE_PAIRS.items():
-        if config[ours] != config[theirs]:
-            raise ValueError(f"ltx-core has one flag for {ours}={config[ours]} and {theirs}={config[theirs]}")
-    for key, value in LTX_CORE_CONSTANTS.items():
-        if config[key] != value:
-            raise ValueError(
-                f"ltx-core 1.0.0 runs releases 2.0 and 2.3: {key}={config[key]}, expected {value}"
-            )
-
-
-def _ltx_core_arguments(config: Config) -> dict[str, Any]:
-    return {key: config[key] for key in LTX_CORE_SAME_FIELDS} | {
-        "attention_type": AttentionFunction.PYTORCH,
-        "positional_embedding_theta": config["rope_theta"],
-        "positional_embedding_max_pos": [
-            config[k] for k in ("pos_embed_max_pos", "base_height", "base_width")
-        ],
-        "audio_positional_embedding_max_pos": [config["audio_pos_embed_max_pos"]],
-        "av_ca_timestep_scale_multiplier": config["cross_attn_timestep_scale_multiplier"],
-        "rope_type": LTXRopeType(config["rope_type"]),
-        "double_precision_rope": config["rope_double_precision"],
-        "apply_gated_attention": config["gated_attn"],
-        "cross_attention_adaln": config["cross_attn_mod"],
-    }
-
-
-def _caption_projections(config: Config) -> dict[str, nn.Module]:
-    if not config["use_prompt_embeddings"]:
-        return {}
-    channels = config["caption_channels"]
-    return {
-        "caption_projection": PixArtAlphaTextProjection(channels, config["cross_attention_dim"]),
-        "audio_caption_projection": PixArtAlphaTextProjection(channels, config["audio_cross_attention_dim"]),
-    }
-
-
-def _check_ltx_core_inputs(inputs: Inputs) -> None:
-    if not inputs.get("use_cross_timestep") or inputs.get("sigma") is None:
-        raise ValueError("ltx-core 1.0.0 computes use_cross_timestep=True only, and needs sigma")
-    if (inputs.get("attention_kwargs") or {}).get("video_keyframes_mask") is not None:
-        raise ValueError("ltx-core 1.0.0 has no video_keyframes_mask")
-
-
-def _modality(inputs: Inputs, config: Config, side: str, attention_mask: Tensor | None) -> Modality:
-    """One stream's input; `side` is the prefix of its arguments."""
-    latent = inputs[f"{side}hidden_states"]
-    timestep, sigma = (_own(inputs, side, name) for name in ("timestep", "sigma"))
-    multiplier = config["timestep_scale_multiplier"]
-    return Modality(
-        latent=latent,
-        timesteps=_unscaled(timestep.reshape(len(latent), -1), multiplier),
-        sigma=_unscaled(sigma.flatten(), multiplier),
-        positions=_positions(inputs, config, side),
-        context=inputs[f"{side}encoder_hidden_states"],
-        context_mask=_integer_mask(inputs.get(f"{side}encoder_attention_mask")),
-        attention_mask=attention_mask,
-    )
-
-
-def _unscaled(timestep: Tensor, multiplier: float) -> Tensor:
-    """What ltx-core multiplies back to exactly `timestep`; in float64 where its dtype has no such number."""
-    unscaled = timestep / multiplier
-    return unscaled if torch.equal(unscaled * multiplier, timestep) else timestep.double() / multiplier
-
-
-def _own(inputs: Inputs, side: str, name: str) -> Tensor:
-    """The stream's own timestep or sigma; the audio stream's default to the video's."""
-    own = inputs.get(side + name)
-    value: Tensor = inputs[name] if own is None else own
-    return value
-
-
-def _positions(inputs: Inputs, config: Config, side: str) -> Tensor:
-    coords: Tensor | None = inputs.get("audio_coords" if side else "video_coords")
-    if coords is None:
-        return audio_positions(inputs, config) if side else video_positions(inputs, config)
-    is_middle = coords.ndim == 3  # (B, P, T); ltx-core takes bounds only
-    return torch.stack([coords, coords], -1) if is_middle else coords
-
-
-def _integer_mask(mask: Tensor | None) -> Tensor | None:
-    """(B, S) of zeros and ones, as integers: ltx-core adds a floating mask to the logits."""
-    if mask is None:
-        return None
-    if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
-            f"ltx-core needs a text mask (B, S) of zeros and ones, got {tuple(mask.shape)} {mask.dtype}"
-        )
-    return mask.long()
-
-
-def _perturbations(inputs: Inputs) -> BatchedPerturbationConfig:
-    """Per batch element: what is skipped, self-attention in the STG blocks (mask 0), and the exchange."""
-    batch, blocks = len(inputs["hidden_states"]), inputs.get("spatio_temporal_guidance_blocks")
-    mask = inputs.get("perturbation_mask")
-    kept = [0.0] * batch if mask is None else mask.flatten().tolist()
-    if blocks and not set(kept) <= {0.0, 1.0}:
-        raise ValueError(f"ltx-core perturbs a batch element or does not: perturbation_mask {kept}")
-    isolated = _skips(("A2V_CROSS_ATTN", "V2A_CROSS_ATTN"), None) if inputs.get("isolate_modalities") else []
-    skipped = _skips(("VIDEO_SELF_ATTN", "AUDIO_SELF_ATTN"), blocks) if blocks else []
-    return BatchedPerturbationConfig(
-        [PerturbationConfig(isolated + (skipped if k == 0 else [])) for k in kept]
-    )
-
-
-def _skips(names: tuple[str, ...], blocks: list[int] | None) -> list[Perturbation]:
-    return [Perturbation(PerturbationType[f"SKIP_{name}"], blocks) for name in names]
