@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from . import formats
-from .formats import require
 
 
 def fits(value: Any, like: Any) -> bool:
@@ -64,18 +63,19 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     rope_double_precision: bool = True
     causal_offset: int = 1
-    timestep_scale_multiplier: float = 1000.0
-    cross_attn_timestep_scale_multiplier: float = 1000.0
+    timestep_scale_multiplier: float = 1000
+    cross_attn_timestep_scale_multiplier: float = 1000
     use_prompt_embeddings: bool = True  # the text is projected inside the transformer
     use_prompt_adaln_single: bool = True  # False: the static table alone modulates the text
     use_keyframes_abs_pos_embedding: bool = False
     perturbed_attn: bool = False  # spatio-temporal guidance has an effect
 
     def __post_init__(self) -> None:
-        for name, like in ((field.name, field.default) for field in fields(self)):
-            value = getattr(self, name)
-            exempt = ("out_channels", None), ("audio_out_channels", None), ("causal_offset", 0)
-            require(fits(value, like) or (name, value) in exempt, name, value, f"one like {like!r}")
+        for field in fields(self):
+            name, value, like = field.name, getattr(self, field.name), field.default
+            good = fits(value, like) or field.type is float and fits(value, 1.0)
+            good |= f"{name} {value!r}" in ("out_channels None", "audio_out_channels None", "causal_offset 0")
+            formats.require(good, name, value, f"one like {like!r}")
         for name, holds, expected in (
             ("audio_num_attention_heads", self.audio.num_heads == self.video.num_heads, self.video.num_heads),
             ("cross_attention_dim", self.cross_attention_dim == self.video.dim, self.video.dim),
@@ -84,7 +84,7 @@ class TransformerConfig:
             ("audio_attention_head_dim", self.audio_attention_head_dim % 2 == 0, "an even number"),
             ("rope_type", self.rope_type in ("split", "interleaved"), "'split' or 'interleaved'"),
         ):
-            require(holds, name, getattr(self, name), expected)
+            formats.require(holds, name, getattr(self, name), expected)
 
     @property
     def video(self) -> StreamConfig:

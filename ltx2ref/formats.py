@@ -5,6 +5,7 @@ with other keys, fewer flags and some other values.
 """
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 # What each format spells out although it is the same in every published file.
@@ -122,20 +123,19 @@ def read_diffusers(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]
         if key in known:  # JSON has no tuples
             given[key] = tuple(value) if isinstance(value, list) else value
         elif not key.startswith("_"):
-            expected = DIFFUSERS_FIXED.get(key, "no such field")
+            expected = DIFFUSERS_FIXED.get(key, "no such field")  # in diffusers' own format, unknown is an error
             require(key in DIFFUSERS_FIXED and value == expected, key, value, expected)
     return given
 
 
 def read_lightricks(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config["transformer"]` of a Lightricks file's metadata as fields. Unknown keys are warnings."""
-    for key in LIGHTRICKS_NAMES.keys() - LIGHTRICKS_ABSENT.keys() - config.keys():
+    for key in sorted(LIGHTRICKS_NAMES.keys() - LIGHTRICKS_ABSENT.keys() - config.keys()):
         raise ConfigError(f"{key} is missing from the Lightricks config, and has no default there")
     given: dict[str, Any] = dict(LIGHTRICKS_IMPLIED)
     for key, value in (LIGHTRICKS_ABSENT | dict(config)).items():
         if key in LIGHTRICKS_NAMES:
-            ours = next((ours for theirs, ours in LIGHTRICKS_VALUES.get(key, ()) if theirs == value), value)
-            given |= dict.fromkeys(LIGHTRICKS_NAMES[key], ours)
+            given |= dict.fromkeys(LIGHTRICKS_NAMES[key], translated(key, value))
         elif key in LIGHTRICKS_FIXED:
             require(value == LIGHTRICKS_FIXED[key], key, value, LIGHTRICKS_FIXED[key])
         elif not key.startswith(LIGHTRICKS_FOREIGN):
@@ -143,9 +143,16 @@ def read_lightricks(config: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def translated(key: str, value: Any) -> Any:
+    values = LIGHTRICKS_VALUES.get(key, ((value, value),))
+    ours = [ours for theirs, ours in values if theirs == value and type(theirs) is type(value)]
+    require(len(ours) == 1, key, value, " or ".join(repr(theirs) for theirs, _ in values))
+    return ours[0]
+
+
 def write_lightricks(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `read_lightricks`; `ConfigError` for what that format cannot say."""
-    config: dict[str, Any] = {"_class_name": "AVTransformer3DModel"} | LIGHTRICKS_FIXED
+    config: dict[str, Any] = {"_class_name": "AVTransformer3DModel"} | deepcopy(LIGHTRICKS_FIXED)
     for key, (name, *_) in LIGHTRICKS_NAMES.items():
         values = LIGHTRICKS_VALUES.get(key, ())
         config[key] = next((theirs for theirs, ours in values if ours == fields[name]), fields[name])

@@ -40,6 +40,7 @@ def expect(name: str, x: object, *shapes: tuple[int | str, ...], dtype: torch.dt
 
 
 def check_stream(s: StreamInputs, stream: StreamConfig, batch: int | str, dtype: torch.dtype) -> None:
+    """Raise `ValueError`, or `TypeError` for a wrong type: the argument, what was expected and what came."""
     expect(s.prefix + "hidden_states", s.latent, (batch, "T", stream.in_channels), dtype=dtype)
     expect(s.prefix + "encoder_hidden_states", s.text, (len(s.latent), "S", stream.text_dim), dtype=dtype)
     (b, t, _), n, axes = s.latent.shape, s.text.shape[1], len(stream.max_position)
@@ -62,16 +63,8 @@ def check_stream(s: StreamInputs, stream: StreamConfig, batch: int | str, dtype:
             if not isinstance(n, int | torch.SymInt) or n < 1:
                 raise ValueError(f"{s.prefix}{name}: expected a positive integer or {coords}, got {n!r}")
         if math.prod(s.grid) != t:
-            raise ValueError(f"{s.prefix}hidden_states: {t} tokens, but {s.grid} makes {math.prod(s.grid)}")
-
-
-def check_inputs(config: TransformerConfig, video: StreamInputs, audio: StreamInputs, dtype: torch.dtype,
-                 needs_sigma: bool) -> None:
-    """Raise `ValueError`, or `TypeError` for a wrong type: the argument, what was expected and what came."""
-    check_stream(video, config.video, "B", dtype)
-    check_stream(audio, config.audio, len(video.latent), dtype)
-    if needs_sigma and video.sigma is None:
-        raise ValueError("sigma: expected a tensor: prompt_adaln or use_cross_timestep needs it; got None")
+            grid = f"{math.prod(s.grid)} tokens, {s.grid} frames, rows and columns"
+            raise ValueError(f"{s.prefix}hidden_states: expected {grid}, got {t}")
 
 
 def check_options(config: TransformerConfig, video: StreamInputs, fps: float, blocks: list[int] | None,
@@ -80,7 +73,9 @@ def check_options(config: TransformerConfig, video: StreamInputs, fps: float, bl
         raise TypeError(f"fps: expected a number, got {type(fps).__name__}")
     if not 0 < fps < math.inf:
         raise ValueError(f"fps: expected a positive, finite number, got {fps}")
-    if not set(blocks or ()) <= set(range(config.num_layers)):
+    if not isinstance(blocks, list | tuple | None):
+        raise TypeError(f"spatio_temporal_guidance_blocks: expected a list, got {type(blocks).__name__}")
+    if not all(i in range(config.num_layers) for i in blocks or ()):
         raise ValueError(f"spatio_temporal_guidance_blocks: {blocks} are not in 0..{config.num_layers - 1}")
     if perturbation_mask is not None:
         expect("perturbation_mask", perturbation_mask, (len(video.latent),), (len(video.latent), 1, 1))
@@ -89,12 +84,14 @@ def check_options(config: TransformerConfig, video: StreamInputs, fps: float, bl
         ("video_keyframes_mask", video.keyframes, config.use_keyframes_abs_pos_embedding),
     ):
         if given is not None and not effective and not torch.compiler.is_compiling():  # it breaks graphs
-            warnings.warn(f"{name}: no effect on a model with this config", stacklevel=4)
+            warnings.warn(f"{name}: no effect on a model with this config", stacklevel=5)
 
 
 def attention_masks(given: dict[str, Any] | None) -> dict[str, Any]:
     """The documented `attention_kwargs`: here travels what newer diffusers takes as arguments."""
     names = {"video_self_attention_mask": "self_mask", "video_keyframes_mask": "keyframes"}
+    if not isinstance(given, dict | None):
+        raise TypeError(f"attention_kwargs: expected a dict, got {type(given).__name__}")
     for key in (given or {}).keys() - names.keys():
         hint = "to scale a LoRA, load it at that strength" if key == "scale" else f"expected {sorted(names)}"
         raise ValueError(f"attention_kwargs[{key!r}]: unknown; {hint}")

@@ -10,7 +10,7 @@ from .attention import attention_bias, text_mask
 from .block import Block, Conditioning
 from .config import StreamConfig, TransformerConfig
 from .embeddings import AdaLayerNormSingle, TextProjection
-from .inputs import StreamInputs, attention_masks, check_inputs, check_options
+from .inputs import StreamInputs, attention_masks, check_options, check_stream
 from .modulation import EPS, modulate, rows
 from .rope import audio_positions, rotation, video_positions
 
@@ -123,7 +123,7 @@ class LTX2VideoTransformer3DModel(nn.Module):
 
         Timesteps and sigmas come times `timestep_scale_multiplier`; audio's default to video's. With
         `use_cross_timestep` the other stream's sigma drives the exchange. `perturbation_mask`, (B,) or
-        (B, 1, 1), is 0 where guidance blocks are perturbed. Errors name the argument (`check_inputs`).
+        (B, 1, 1), is 0 where guidance blocks are perturbed. Errors name the argument (`check_stream`).
         """
         config, dtype = self.config, self.proj_in.weight.dtype
         video = StreamInputs(
@@ -134,8 +134,11 @@ class LTX2VideoTransformer3DModel(nn.Module):
             timestep if audio_timestep is None else audio_timestep,
             sigma if audio_sigma is None else audio_sigma,
             audio_encoder_attention_mask, audio_coords, (audio_num_frames,))
-        check_inputs(config, video, audio, dtype, use_cross_timestep or self.prompt_adaln is not None)
+        check_stream(video, config.video, "B", dtype)
+        check_stream(audio, config.audio, len(hidden_states), dtype)
         check_options(config, video, fps, spatio_temporal_guidance_blocks, perturbation_mask)
+        if sigma is None and (use_cross_timestep or self.prompt_adaln is not None):
+            raise ValueError("sigma: expected a tensor, for prompt_adaln or use_cross_timestep; got None")
         if dtype == torch.float64:  # the truth that others are measured against: never through float32
             video, audio = video.double(), audio.double()
 

@@ -19,8 +19,12 @@ from typing import Any
 PATH = Path(__file__).parents[1] / "weights_manifest.json"
 SCHEMA_VERSION = 1
 PREFIX = "model.diffusion_model."  # of the published names, in Lightricks' own files
-RELEASES = ("2.0", "2.3", "2.5")
-ALL, OLD, NEW, BIASED = RELEASES, ("2.0",), ("2.3", "2.5"), ("2.0", "2.3")
+
+Releases = tuple[str, ...]
+ALL: Releases = ("2.0", "2.3", "2.5")
+OLD: Releases = ("2.0",)
+NEW: Releases = ("2.3", "2.5")
+BIASED: Releases = ("2.0", "2.3")
 
 VIDEO, AUDIO, TEXT, LATENT, SINUSOID = 4096, 2048, 3840, 128, 256  # widths
 HEADS, BLOCKS = 32, 48
@@ -124,7 +128,7 @@ def manifest() -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "prefix": PREFIX,
-        "releases": {release: describe(release) for release in RELEASES},
+        "releases": {release: describe(release) for release in ALL},
     }
 
 
@@ -194,7 +198,7 @@ def linear(name: str, out: int, width: int, bias: bool = True) -> Shapes:
     return weight | {f"{name}.bias": (out,)} if bias else weight
 
 
-def tables(entries: Sequence[tuple[str, int, int, Sequence[str]]], release: str) -> Shapes:
+def tables(entries: Sequence[tuple[str, int, int, Releases]], release: str) -> Shapes:
     return {name: (rows, width) for name, rows, width, releases in entries if release in releases}
 
 

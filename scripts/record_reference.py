@@ -9,7 +9,9 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
+from typing import Any
 
 import diffusers  # type: ignore[import-untyped, unused-ignore]
 import torch
@@ -26,7 +28,7 @@ from ltx2ref.parity.verify import cast, norm, truth
 THREADS = 1  # the most reproducible number, and for tensors this small the fastest
 
 
-def rope_taps(model: nn.Module, taps: Taps, on) -> None:  # type: ignore[no-untyped-def]
+def rope_taps(model: Any, taps: Taps, on: Callable[[Any], None]) -> None:
     heads = model.config.num_attention_heads
 
     def planes(x: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ def rope_taps(model: nn.Module, taps: Taps, on) -> None:  # type: ignore[no-unty
             taps, (f"{name}.cos", f"{name}.sin"), (planes(out[0]), planes(out[1])))))
 
 
-def run(model: nn.Module, inputs: Inputs) -> Taps:
+def run(model: Any, inputs: Inputs) -> Taps:
     taps: Taps = {}
     with torch.no_grad(), hooks() as on:
         rope_taps(model, taps, on)
@@ -56,7 +58,8 @@ def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
     """diffusers' model with the generated weights, and the case's inputs."""
     config = case.config.to_diffusers()
     with torch.device("meta"):
-        shapes = {name: tuple(x.shape) for name, x in diffusers.LTX2VideoTransformer3DModel(**config).state_dict().items()}
+        empty: Any = diffusers.LTX2VideoTransformer3DModel(**config)
+    shapes = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
     model = build_diffusers(config, generator.weights(shapes, SEED), record.DTYPES[dtype])
     return model, cast(case.inputs(), record.DTYPES[dtype])
 

@@ -76,6 +76,7 @@ def refused(
 
 # ---------------------------------------------------------------- shapes
 # Right for this release 2.5: latents (2, 30, 5) and (2, 4, 6), text (2, 6, 52) and (2, 7, 28).
+OUT, AUDIO_OUT = tiny_config("2.5").out_channels, tiny_config("2.5").audio_out_channels
 WRONG_SHAPES: dict[str, list[tuple[int, ...]]] = {
     "hidden_states": [(2, 30, 6), (30, 5), (2, 1, 30, 5)],
     "audio_hidden_states": [(2, 4, 5), (4, 6), (2, 1, 4, 6), (3, 4, 6), (1, 4, 6)],
@@ -89,7 +90,8 @@ WRONG_SHAPES: dict[str, list[tuple[int, ...]]] = {
     "audio_encoder_attention_mask": [
         (7,), (3, 7), (1, 7), (2, 6), (2, 4, 6), (2, 30, 7), (3, 1, 7), (2, 1, 1, 7)],
     "video_coords": [
-        (3, 30, 2), (2, 1, 30, 2), (2, 3, 29, 2), (3, 3, 30, 2), (1, 3, 30), (2, 3, 30, 3), (2, 1, 30), (2, 30)],
+        (3, 30, 2), (2, 1, 30, 2), (2, 3, 29, 2), (3, 3, 30, 2), (1, 3, 30), (2, 3, 30, 3), (2, 1, 30),
+        (2, 30)],
     "audio_coords": [
         (1, 4, 2), (2, 3, 4, 2), (2, 1, 5, 2), (3, 1, 4, 2), (1, 1, 4), (2, 1, 4, 3), (2, 3, 4), (2, 4)],
     "perturbation_mask": [(), (1,), (3,), (2, 1), (1, 2), (3, 1, 1), (2, 30, 1), (2, 1, 1, 1)],
@@ -316,7 +318,7 @@ def test_no_check_reads_data() -> None:
         with torch.device("meta"):
             on_meta = LTX2VideoTransformer3DModel(model("2.5").config)
         video, audio = on_meta(**given | {"attention_kwargs": masks})
-        assert (video.shape, audio.shape) == ((2, TOKENS, 7), (2, AUDIO_FRAMES, 9))
+        assert (video.shape, audio.shape) == ((2, TOKENS, OUT), (2, AUDIO_FRAMES, AUDIO_OUT))
         assert video.is_meta and audio.is_meta
 
 
@@ -369,7 +371,7 @@ def test_the_output_is_read_by_attribute_by_key_by_index_and_as_a_tuple() -> Non
     output = forward({})
     assert isinstance(output, AudioVisualModelOutput)
     video, audio = output
-    assert (video.shape, audio.shape) == ((2, TOKENS, 7), (2, AUDIO_FRAMES, 9))
+    assert (video.shape, audio.shape) == ((2, TOKENS, OUT), (2, AUDIO_FRAMES, AUDIO_OUT))
     assert output.sample is output["sample"] is output[0] is video
     assert output.audio_sample is output["audio_sample"] is output[1] is audio
     assert type(output.to_tuple()) is tuple

@@ -18,10 +18,10 @@ def tiny_config(release: str, **changes: Any) -> TransformerConfig:
     """A release with all of its flags, and sizes of our own; `changes` are config fields."""
     heads, head_dim, audio_head_dim = SIZES[release]
     sizes = {
-        "in_channels": 5, "out_channels": 7, "num_attention_heads": heads, "attention_head_dim": head_dim,
-        "cross_attention_dim": heads * head_dim, "audio_in_channels": 6, "audio_out_channels": 9,
+        "in_channels": 17, "out_channels": 19, "num_attention_heads": heads, "attention_head_dim": head_dim,
+        "cross_attention_dim": heads * head_dim, "audio_in_channels": 18, "audio_out_channels": 23,
         "audio_num_attention_heads": heads, "audio_attention_head_dim": audio_head_dim,
-        "audio_cross_attention_dim": heads * audio_head_dim, "num_layers": 2, "caption_channels": 11,
+        "audio_cross_attention_dim": heads * audio_head_dim, "num_layers": 2, "caption_channels": 29,
     }
     return replace(RELEASES[release], **sizes | changes)
 
