@@ -73,7 +73,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             name, value, like = field.name, getattr(self, field.name), field.default
-            good = fits(value, like) or field.type is float and fits(value, 1.0)
+            good = fits(value, like) or (field.type is float and fits(value, 1.0))
             good |= f"{name} {value!r}" in ("out_channels None", "audio_out_channels None", "causal_offset 0")
             formats.require(good, name, value, f"one like {like!r}")
         for name, holds, expected in (
