@@ -63,7 +63,7 @@ def check_stream(s: StreamInputs, stream: StreamConfig, batch: int | str, dtype:
             if not isinstance(n, int | torch.SymInt) or n < 1:
                 raise ValueError(f"{s.prefix}{name}: expected a positive integer or {coords}, got {n!r}")
         if math.prod(s.grid) != t:
-            raise ValueError(f"{s.prefix}hidden_states: expected {math.prod(s.grid)} tokens {s.grid}, got {t}")
+            raise ValueError(f"{s.prefix}hidden_states: {t} tokens, expected {math.prod(s.grid)}, {s.grid}")
 
 
 def check_options(config: TransformerConfig, video: StreamInputs, fps: float, blocks: list[int] | None,
