@@ -80,6 +80,7 @@ class Block(nn.Module):
 
         def table(num_rows: int, x: StreamConfig) -> nn.Parameter:
             return nn.Parameter(torch.zeros(num_rows, x.dim))
+
         self.attn1, self.audio_attn1 = attention(v, v, v), attention(a, a, a)
         self.attn2, self.audio_attn2 = attention(v, v, v), attention(a, a, a)
         self.audio_to_video_attn, self.video_to_audio_attn = attention(v, a, a), attention(a, v, a)

@@ -72,9 +72,9 @@ def check_options(config: TransformerConfig, video: StreamInputs, fps: float, bl
         raise TypeError(f"fps: expected a number, got {type(fps).__name__}")
     if not 0 < fps < math.inf:
         raise ValueError(f"fps: expected a positive, finite number, got {fps}")
-    if not isinstance(blocks, list | tuple | None):
+    if blocks is not None and not isinstance(blocks, list | tuple):
         raise TypeError(f"spatio_temporal_guidance_blocks: expected a list, got {type(blocks).__name__}")
-    if not all(i in range(config.num_layers) for i in blocks or ()):
+    if not all(isinstance(i, int) and 0 <= i < config.num_layers for i in blocks or ()):
         raise ValueError(f"spatio_temporal_guidance_blocks: {blocks} are not in 0..{config.num_layers - 1}")
     if perturbation_mask is not None:
         expect("perturbation_mask", perturbation_mask, (len(video.latent),), (len(video.latent), 1, 1))
@@ -89,7 +89,7 @@ def check_options(config: TransformerConfig, video: StreamInputs, fps: float, bl
 def attention_masks(given: dict[str, Any] | None) -> dict[str, Any]:
     """The documented `attention_kwargs`: here travels what newer diffusers takes as arguments."""
     names = {"video_self_attention_mask": "self_mask", "video_keyframes_mask": "keyframes"}
-    if not isinstance(given, dict | None):
+    if given is not None and not isinstance(given, dict):
         raise TypeError(f"attention_kwargs: expected a dict, got {type(given).__name__}")
     for key in (given or {}).keys() - names.keys():
         hint = "to scale a LoRA, load it at that strength" if key == "scale" else f"expected {sorted(names)}"

@@ -54,11 +54,9 @@ def rotation(coords: Tensor, max_position: tuple[int, ...], dim: int, config: Tr
 def apply_rope(x: Tensor, rope: Rope, layout: str) -> Tensor:
     """Rotate x (B, T, H, 2R) in float32 or wider, and round once at the end."""
     (cos, sin), (shape, axis) = rope, PLANES[layout]
-    planes = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, shape)
-    (a, b), rotated = planes.unbind(axis), planes * cos.unsqueeze(axis)
+    a, b = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, shape).unbind(axis)
     if layout == "split":  # the oracles round the first product, and fuse the second into the sum
-        rotated.select(axis, 0).addcmul_(b, sin, value=-1)
-        rotated.select(axis, 1).addcmul_(a, sin)
+        rotated = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
     else:
-        rotated += torch.stack([-b * sin, a * sin], dim=axis)
-    return rotated.flatten(-2).to(x.dtype)
+        rotated = a * cos - b * sin, b * cos + a * sin
+    return torch.stack([half.to(x.dtype) for half in rotated], dim=axis).flatten(-2)
