@@ -21,8 +21,8 @@ SIZES: list[dict[str, Any]] = [
     {"grid": (5, 4, 3), "audio_frames": 31, "text_tokens": (6, 3)},
 ]
 COUNTS = "num_frames", "height", "width", "audio_num_frames"
-# Releases, and the dtype of coordinates, or None: with the COUNTS in their place. Compiling takes long: 2.3 is
-# 2.5 with one bias more and without keyframes, and is only exported.
+# Releases, and the dtype of coordinates, or None: with the COUNTS in their place. Compiling takes long: 2.3,
+# which is 2.5 with a bias more and without keyframes, is only exported.
 COMPILED = [("2.0", torch.float32), ("2.5", None)]
 EXPORTED = [("2.0", None), ("2.3", torch.float32), ("2.5", torch.float32)]
 pytestmark = [
