@@ -1,10 +1,11 @@
 """The LTX-2 audio-video diffusion transformer as a reference, bit-identical to the published implementations."""
+from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load
 from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 from .formats import ConfigError
-from .model import AudioVisualModelOutput, LTX2VideoTransformer3DModel
+from .model import AudioVisualModelOutput
 
 __all__ = [
-    "LTX_2_0", "LTX_2_3", "LTX_2_5", "AudioVisualModelOutput", "ConfigError", "LTX2VideoTransformer3DModel",
-    "TransformerConfig",
+    "LTX_2_0", "LTX_2_3", "LTX_2_5", "AudioVisualModelOutput", "CheckpointError", "ConfigError",
+    "LTX2VideoTransformer3DModel", "TransformerConfig", "load",
 ]
 __version__ = "0.1.0"

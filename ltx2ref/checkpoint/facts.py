@@ -1,0 +1,170 @@
+"""The config of a checkpoint: what it says of itself, checked against the shapes of its tensors."""
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any, NamedTuple
+
+from ..config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
+from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_NAMES, ConfigError
+from .files import CheckpointError
+from .header import parse_json
+from .source import Source
+
+RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
+# What tells the releases apart. Not the keyframes: one published file of 2.5 has none.
+RELEASE_FIELDS = ("use_prompt_embeddings", "gated_attn", "audio_gated_attn", "cross_attn_mod",
+                  "audio_cross_attn_mod", "ff_bias", "audio_ff_bias")
+ARGUMENT, CONFIG_JSON, METADATA, SHAPES = "argument", "config.json", "metadata", "shapes"
+FORMAT_DEFAULT = "default of the format"  # documented: what leaving the key out means there
+RELEASE_DEFAULT = "default of the release"  # nothing in the file says it
+DIFFUSERS_CLASS, LIGHTRICKS_CLASS = "LTX2VideoTransformer3DModel", "AVTransformer3DModel"
+
+# Config field: a tensor, and the axis whose length is the field's value.
+LENGTHS = {
+    "in_channels": ("proj_in.weight", 1),
+    "cross_attention_dim": ("proj_in.weight", 0),
+    "out_channels": ("proj_out.weight", 0),
+    "num_attention_heads": ("transformer_blocks.*.attn1.to_gate_logits.weight", 0),
+    "audio_in_channels": ("audio_proj_in.weight", 1),
+    "audio_cross_attention_dim": ("audio_proj_in.weight", 0),
+    "audio_out_channels": ("audio_proj_out.weight", 0),
+    "audio_num_attention_heads": ("transformer_blocks.*.audio_attn1.to_gate_logits.weight", 0),
+    "caption_channels": ("caption_projection.linear_1.weight", 1),
+}
+# Config field: a tensor that is there if the field is true.
+PRESENCE = {
+    "gated_attn": "transformer_blocks.*.attn1.to_gate_logits.weight",
+    "audio_gated_attn": "transformer_blocks.*.audio_attn1.to_gate_logits.weight",
+    "ff_bias": "transformer_blocks.*.ff.net.2.bias",
+    "audio_ff_bias": "transformer_blocks.*.audio_ff.net.2.bias",
+    "use_prompt_embeddings": "caption_projection.linear_1.weight",
+    "use_keyframes_abs_pos_embedding": "keyframes_abs_pos_embedding",
+}
+# Config field: a table, which has 9 rows instead of 6 if the field is true.
+ROWS = {
+    "cross_attn_mod": "transformer_blocks.*.scale_shift_table",
+    "audio_cross_attn_mod": "transformer_blocks.*.audio_scale_shift_table",
+}
+
+
+class Facts(NamedTuple):
+    """A config, and for each of its fields where the value comes from."""
+    config: TransformerConfig
+    origins: dict[str, str]
+    problems: list[str]  # what the file says of itself and its tensors do not bear out
+    notes: list[str]
+
+
+def release_of(config: TransformerConfig) -> str | None:
+    """Which release a config belongs to, of whatever size."""
+    wanted = [getattr(config, name) for name in RELEASE_FIELDS]
+    return next((release for release, preset in RELEASES.items()
+                 if [getattr(preset, name) for name in RELEASE_FIELDS] == wanted), None)
+
+
+def resolve(source: Source, shapes: Mapping[str, tuple[int, ...]], given: TransformerConfig | None) -> Facts:
+    """The config by the argument, config.json, the metadata, or the shapes: the first of these that there is.
+
+    Raises `CheckpointError` for a config that is malformed or unsupported.
+    """
+    notes: list[str] = []
+    measured = from_shapes(shapes)
+    said, origins = says(source, given, notes)
+    base = said or presumed(measured)
+    problems = [] if said is None else contradictions(asdict(said), measured, origins, notes)
+    if problems:
+        return Facts(base, origins, problems, notes)
+    try:
+        config = replace(base, **{name: measured[name] for name in measured if asdict(base)[name] is not None})
+    except ConfigError as error:
+        raise CheckpointError(source.path, [f"the shapes of its tensors fit no config, give one: {error}"]) from None
+    origins = {f.name: origins.get(f.name, SHAPES if f.name in measured else RELEASE_DEFAULT) for f in fields(config)}
+    assumed = [f"{name} = {getattr(config, name)!r}" for name, origin in origins.items() if origin == RELEASE_DEFAULT]
+    if assumed:
+        notes.append(f"nothing in the checkpoint says {', '.join(assumed)}: as in release {release_of(config)}")
+    return Facts(config, origins, [], notes)
+
+
+def says(source: Source, given: TransformerConfig | None,
+         notes: list[str]) -> tuple[TransformerConfig | None, dict[str, str]]:
+    """The config that the caller or the files state, and the origins of its fields; None if neither does."""
+    if given is not None:
+        return given, dict.fromkeys(asdict(given), ARGUMENT)
+    try:
+        origin, config = CONFIG_JSON, source.config
+        if config is None and "config" in source.metadata:
+            origin, config = METADATA, parse_json(source.metadata["config"].encode())
+        if config is None:
+            return None, {}
+        config = config.get("transformer", config)
+        name = config.get("_class_name", LIGHTRICKS_CLASS if origin == METADATA else DIFFUSERS_CLASS)
+        if name == LIGHTRICKS_CLASS:
+            return lightricks(config, origin, notes)
+        if name == DIFFUSERS_CLASS:
+            present = TransformerConfig.from_diffusers(config)
+            return present, {f.name: origin if f.name in config else FORMAT_DEFAULT for f in fields(present)}
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(source.path, [f"{origin}: {error}"]) from None
+    notes.append(f"{origin} is of class {name!r}, which says nothing here")
+    return None, {}
+
+
+def lightricks(config: Mapping[str, Any], origin: str,
+               notes: list[str]) -> tuple[TransformerConfig, dict[str, str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = TransformerConfig.from_lightricks(config)
+    notes += [f"{origin}: {warning.message}" for warning in caught]
+    stated = {name for key, names in LIGHTRICKS_NAMES.items() if key in config for name in names}
+    assert LIGHTRICKS_ABSENT.keys() >= LIGHTRICKS_NAMES.keys() - config.keys()
+    return result, {f.name: origin if f.name in stated else FORMAT_DEFAULT for f in fields(result)}
+
+
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Every config field that the shapes decide, which are those of the unpacked tensors under our names."""
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
+    alike: dict[str, Counter[tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        alike.setdefault(any_block(name), Counter())[shape] += 1
+    most = {name: counter.most_common(1)[0][0] for name, counter in alike.items()}
+    facts: dict[str, Any] = {"num_layers": len(blocks)} if blocks else {}
+    facts |= {field: most[name][axis] for field, (name, axis) in LENGTHS.items() if len(most.get(name, ())) == 2}
+    facts |= {field: name in most for field, name in PRESENCE.items()}
+    facts |= {field: most[name][0] == 9 for field, name in ROWS.items() if most.get(name)}
+    if facts.get("cross_attn_mod") or facts.get("audio_cross_attn_mod"):
+        facts["use_prompt_adaln_single"] = "prompt_adaln.linear.weight" in most
+    for stream, heads in (("", "num_attention_heads"), ("audio_", "audio_num_attention_heads")):
+        if facts.get(heads) and f"{stream}cross_attention_dim" in facts:
+            facts[f"{stream}attention_head_dim"] = facts[f"{stream}cross_attention_dim"] // facts[heads]
+    return facts
+
+
+def any_block(name: str) -> str:
+    """The name with `*` for the number of the block."""
+    parts = name.split(".")
+    return ".".join([parts[0], "*", *parts[2:]]) if parts[0] == "transformer_blocks" else name
+
+
+def presumed(measured: Mapping[str, Any]) -> TransformerConfig:
+    """The release that the tensors look most like. Without gates, the number of heads is the published one."""
+    release = "2.0" if measured["use_prompt_embeddings"] else "2.3" if measured["ff_bias"] else "2.5"
+    return RELEASES[release]
+
+
+def contradictions(said: Mapping[str, Any], measured: Mapping[str, Any], origins: dict[str, str],
+                   notes: list[str]) -> list[str]:
+    problems = []
+    for name, value in measured.items():
+        if name == "use_keyframes_abs_pos_embedding" and said[name] != value:
+            # ComfyUI goes by the tensor, too: a file of 2.5, since replaced, was published without it.
+            notes.append(f"{origins[name]} says {name} = {said[name]}, the tensors say {value}: they decide")
+            origins[name] = SHAPES
+        elif said[name] is not None and said[name] != value:
+            problems.append(f"{name} = {said[name]!r} by {origins[name]}, but {value!r} by {evidence(name)}")
+    return problems
+
+
+def evidence(name: str) -> str:
+    tensors = {field: tensor for field, (tensor, _) in LENGTHS.items()} | PRESENCE | ROWS
+    return f"the shape or presence of {tensors[name]}" if name in tensors else "the tensors"

@@ -1,0 +1,99 @@
+"""Tensors in files: ranges of bytes, read or mapped, of a file that must not change meanwhile."""
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SHOWN = 20  # problems in a message; all of them are in `CheckpointError.problems`
+TORCH = {
+    "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, that is not what it seems, or that does not hold one whole model: all `problems`."""
+    def __init__(self, path: Path | str, problems: Sequence[str]) -> None:
+        self.path, self.problems = Path(path), list(problems)
+        lines = [*self.problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]
+        super().__init__(f"{path}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{path}:", *lines]))
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """An opened file. Its `metadata` are strings; `size` and `mtime` what they were when its header was read."""
+    path: Path
+    container: str  # "safetensors" or "gguf"
+    size: int
+    mtime: int
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def open(self) -> FileIO:
+        """Raises `CheckpointError` if the file is gone, or no longer the one whose header was read."""
+        try:
+            file = FileIO(self.path)
+        except OSError as error:
+            raise CheckpointError(self.path, [f"cannot be read: {error.strerror}"]) from None
+        stat = os.fstat(file.fileno())
+        if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime):
+            file.close()
+            raise CheckpointError(
+                self.path, [f"changed while it was being read: from {self.size} bytes to {stat.st_size}"])
+        return file
+
+    def read(self, start: int, stop: int, name: str) -> bytearray:
+        buffer, done = bytearray(stop - start), 0
+        with self.open() as file:
+            file.seek(start)
+            while done < len(buffer):
+                count = file.readinto(memoryview(buffer)[done:])
+                if not count:
+                    raise CheckpointError(self.path, [f"{name}: ends at byte {start + done}, expected {stop}"])
+                done += count
+        return buffer
+
+
+class Stored(NamedTuple):
+    """A tensor in a file, not read yet: `start` and `stop` count bytes from the file's beginning."""
+    file: TensorFile
+    name: str
+    dtype: str  # in safetensors' spelling or in ggml's: "BF16", "F8_E4M3", "Q4_K"
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {list(self.shape)}"
+
+    def bytes(self) -> bytearray:
+        return self.file.read(self.start, self.stop, self.name)
+
+    def tensor(self) -> Tensor:
+        return torch.frombuffer(self.bytes(), dtype=TORCH[self.dtype]).reshape(self.shape)
+
+    def row_bytes(self, start: int, stop: int) -> bytearray:
+        size = (self.stop - self.start) // self.shape[0]
+        return self.file.read(self.start + start * size, self.start + stop * size, self.name)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """`tensor()[start:stop]`, of which nothing else is read."""
+        data = self.row_bytes(start, stop)
+        return torch.frombuffer(data, dtype=TORCH[self.dtype]).reshape(-1, *self.shape[1:])
+
+    def mapped(self) -> Tensor:
+        """The tensor in the file's own pages, which are read when first used, and copied when written to.
+
+        Each tensor is a map of its own: one of the whole file is refused where that is larger than the memory.
+        """
+        page = self.start - self.start % mmap.ALLOCATIONGRANULARITY
+        if self.start % TORCH[self.dtype].itemsize or self.start == self.stop:
+            return self.tensor()  # misaligned
+        with self.file.open() as file:
+            memory = mmap.mmap(file.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
+        return torch.frombuffer(memory, dtype=TORCH[self.dtype], offset=self.start - page).reshape(self.shape)

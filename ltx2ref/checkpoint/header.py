@@ -1,0 +1,147 @@
+"""What a file says of its tensors: the headers of safetensors and GGUF files, checked before anything is believed.
+
+The safetensors library is not used for this: it takes duplicate names, and maps files whole, which a file that
+shrinks meanwhile turns into a crash of the process.
+"""
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import CheckpointError, Stored, TensorFile
+
+MAX_HEADER = 8 * 2**20  # bytes; the largest published one has 1.3 MB
+MAX_BRACKETS = 400_000  # three for each tensor: a bound for the memory that a hostile header can take
+MAX_DIMENSIONS = 8
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # + a tensor's name: its shape, if GGUF has another one
+# How files begin that are often given a wrong name. Neither is opened: unpickling runs code.
+PICKLES = {b"PK": "a zip archive, as torch.save writes it", b"\x80": "a pickle"}
+
+
+def read_header(path: Path) -> tuple[TensorFile, dict[str, Stored]]:
+    """A file and its tensors, in the order of the file. Raises `CheckpointError`."""
+    try:
+        with open(path, "rb") as file:
+            stat, first = os.fstat(file.fileno()), file.read(8)
+            length = int.from_bytes(first, "little")
+            header = file.read(length) if length <= MAX_HEADER else b""
+    except OSError as error:
+        raise CheckpointError(path, [f"cannot be read: {error.strerror}"]) from None
+    if first.startswith(b"GGUF"):
+        return read_gguf(path, TensorFile(path, "gguf", stat.st_size, stat.st_mtime_ns))
+    try:
+        require_length(first, length, stat.st_size, header)
+        entries = parse_json(header)
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__: expected an object of strings")
+        opened = TensorFile(path, "safetensors", stat.st_size, stat.st_mtime_ns, metadata)
+        stored = [entry(opened, name, value, 8 + length) for name, value in entries.items()]
+        require_packed(stored, 8 + length, stat.st_size)
+    except ValueError as error:
+        raise CheckpointError(path, [f"header: {error}"]) from None
+    return opened, {tensor.name: tensor for tensor in stored}
+
+
+def require_length(first: bytes, length: int, size: int, header: bytes) -> None:
+    for magic, what in PICKLES.items():
+        if first.startswith(magic) and length > MAX_HEADER:
+            raise ValueError(f"not a safetensors file, but {what}: such files are never opened")
+    if len(first) < 8:
+        raise ValueError(f"not a safetensors file: it has {size} bytes, and the length of the header takes 8")
+    if length > MAX_HEADER:
+        raise ValueError(f"not a safetensors file: a header of {length} bytes, expected at most {MAX_HEADER}")
+    if len(header) < length:
+        raise ValueError(f"the header has {length} bytes, the file only {size}")
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """A JSON object from untrusted bytes. Raises `ValueError`: for names that occur twice, too."""
+    if len(text) > MAX_HEADER or text.count(b"[") + text.count(b"{") > MAX_BRACKETS:
+        raise ValueError(f"JSON of more than {MAX_HEADER} bytes or {MAX_BRACKETS} brackets")
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at byte {error.pos}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)}: occurs twice")
+    return result
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"not JSON: {constant}")
+
+
+def entry(file: TensorFile, name: str, value: Any, data: int) -> Stored:
+    """One tensor; `data` is where the data begins. The offsets in the header count from there."""
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name}: expected dtype, shape and data_offsets, got {str(value)[:80]}")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError(f"{name}: unknown dtype {str(dtype)[:80]!r}")
+    if not whole(shape) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"{name}: expected a shape of at most {MAX_DIMENSIONS} whole numbers, got {str(shape)[:80]}")
+    if not whole(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name}: expected two whole numbers as data_offsets, got {str(offsets)[:80]}")
+    bits, has = math.prod(shape) * BITS[dtype], offsets[1] - offsets[0]
+    if bits != 8 * has:
+        raise ValueError(f"{name}: {dtype} {shape} needs {bits // 8} bytes, its data_offsets hold {has}")
+    return Stored(file, name, dtype, tuple(shape), data + offsets[0], data + offsets[1])
+
+
+def whole(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def require_packed(tensors: Sequence[Stored], data: int, size: int) -> None:
+    """Every byte behind the header belongs to exactly one tensor: nothing hides, and nothing is cut off."""
+    end, before = data, "the header"
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
+        if tensor.start != end:
+            raise ValueError(f"{tensor.name}: begins at byte {tensor.start}, but {before} ends at byte {end}")
+        end, before = tensor.stop, tensor.name
+    if end != size:
+        raise ValueError(f"the file has {size} bytes, but {before} ends at byte {end}")
+
+
+def read_gguf(path: Path, file: TensorFile) -> tuple[TensorFile, dict[str, Stored]]:
+    """A GGUF file by the gguf library's own reader. ggml counts dimensions from the last to the first."""
+    stored: dict[str, Stored] = {}
+    try:
+        from gguf import GGUFReader, GGUFValueType
+    except ModuleNotFoundError:
+        raise CheckpointError(path, ["a GGUF file: `pip install 'ltx2ref[gguf]'` to read it"]) from None
+    try:
+        reader = GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()
+                  if field.types[-1:] == [GGUFValueType.STRING] or name.startswith(ORIGINAL_SHAPE)}
+        for tensor in reader.tensors:
+            shape = fields.get(ORIGINAL_SHAPE + tensor.name, tensor.shape.tolist()[::-1])
+            start, stop = int(tensor.data_offset), int(tensor.data_offset + tensor.n_bytes)
+            if tensor.name in stored or stop > file.size or math.prod(shape) != tensor.n_elements:
+                raise ValueError(f"{tensor.name}: occurs twice, lies outside the file, or has another shape")
+            stored[tensor.name] = Stored(
+                file, str(tensor.name), tensor.tensor_type.name, tuple(map(int, shape)), start, stop)
+    except Exception as error:  # whatever a damaged file does to that library
+        raise CheckpointError(path, [f"not a readable GGUF file: {type(error).__name__}: {error}"]) from None
+    file.metadata.update({name: value for name, value in fields.items() if isinstance(value, str)})
+    return file, stored

@@ -1,0 +1,183 @@
+"""A checkpoint understood: for each parameter of the model the tensor that holds it, and all that is wrong."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..config import TransformerConfig
+from ..model import LTX2VideoTransformer3DModel
+from .facts import any_block, resolve
+from .files import CheckpointError, Stored
+from .header import parse_json
+from .names import OPENINGS, PREFIXES, Dialect, dialects
+from .quantised import COMPANIONS, MARKED, Nibbles, Weight, identify
+from .source import Source, open_source
+
+SCALE = "_scale"  # after the name of any tensor: its scale
+FILE_MARKER = "scaled_fp8"  # after the prefix, in old ComfyUI files: the float8 weights have scales
+QUANTISATION = "_quantization_metadata"  # a key of the metadata: the formats of layers
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What loading a checkpoint means. Made from headers alone."""
+    source: Source
+    dialect: Dialect
+    config: TransformerConfig
+    origins: dict[str, str]            # of the config's fields
+    weights: dict[str, Weight]         # by our names
+    formats: dict[str, str]            # by our names
+    foreign: dict[str, list[Stored]]   # not the transformer, by the prefix that says so
+    unknown: list[Stored]              # neither foreign nor part of the model
+    problems: list[str]
+    notes: list[str]
+
+    def check(self) -> None:
+        """Raises `CheckpointError` with all problems."""
+        if self.problems:
+            raise CheckpointError(self.source.path, self.problems)
+
+
+def make_plan(path: str | Path, config: TransformerConfig | None = None, nibbles: Nibbles | None = None) -> Plan:
+    """Understand a checkpoint by its headers: `CheckpointError` if it has no transformer, else its `problems`.
+
+    `nibbles` says which of the two NVFP4 codes in a byte comes first, for files that do not say it.
+    """
+    source = open_source(path)
+    dialect = the_dialect(source)
+    foreign: dict[str, list[Stored]] = {}
+    own: dict[str, Stored] = {}
+    for name, stored in source.tensors.items():
+        prefix = dialect.foreign(name)
+        if prefix is None:
+            own[name] = stored
+        else:
+            foreign.setdefault(prefix, []).append(stored)
+    companions = {name: owner for name in own if (owner := find_owner(name, own))}
+    packed = {owner for owner, kind in companions.values() if kind == "second scale"}
+    shapes = {dialect.ours(name): unpacked(stored, name in packed) for name, stored in own.items()
+              if name.startswith(dialect.prefix) and name not in companions}
+    facts = resolve(source, shapes, config)
+    plan = Plan(source, dialect, facts.config, facts.origins, {}, {}, foreign, [], facts.problems, facts.notes)
+    if not facts.problems:  # else every other problem is a consequence
+        match(plan, own, companions, nibbles)
+    return plan
+
+
+def the_dialect(source: Source) -> Dialect:
+    found = dialects(source.tensors)
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise CheckpointError(source.path, [f"names of several dialects: {'; '.join(map(str, sorted(found)))}"])
+    example = ", ".join(list(source.tensors)[:3]) or "none at all"
+    openings = " or ".join(names[0] for names in OPENINGS.values())
+    raise CheckpointError(source.path, [
+        f"no LTX-2 transformer in it: no tensor begins with {openings} etc., bare or after "
+        f"{' or '.join(filter(None, PREFIXES))}; its {len(source.tensors)} tensors: {example}"])
+
+
+def find_owner(name: str, own: Mapping[str, Stored]) -> tuple[str, str] | None:
+    """The tensor whose companion this is, and what it is to it."""
+    for suffix, kind in COMPANIONS.items():
+        if name.endswith(suffix) and (owner := name.removesuffix(suffix) + ".weight") in own:
+            return owner, kind
+    owner = name.removesuffix(SCALE)
+    return (owner, "scale") if owner != name and owner in own else None
+
+
+def unpacked(stored: Stored, fp4: bool) -> tuple[int, ...]:
+    return (*stored.shape[:-1], 2 * stored.shape[-1]) if fp4 and stored.shape else stored.shape
+
+
+def match(plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, tuple[str, str]],
+          nibbles: Nibbles | None) -> None:
+    """Fill in the plan's weights and formats, and list what is missing, unexpected or undecodable."""
+    problems, dialect = plan.problems, plan.dialect
+    parts: dict[str, dict[str, Stored]] = {}
+    used = {dialect.prefix + FILE_MARKER} & own.keys()
+    for name, (owner, kind) in companions.items():
+        if parts.setdefault(owner, {}).setdefault(kind, own[name]) is own[name]:
+            used.add(name)
+    expected = parameter_shapes(plan.config)
+    for name, shape in expected.items():
+        stored = own.get(dialect.stored(name))
+        if stored is None:
+            problems.append(f"{dialect.stored(name)}: missing, expected {list(shape)}")
+            continue
+        used.add(stored.name)
+        kinds = parts.get(stored.name, {})
+        weight = Weight(shape, stored, kinds, "low" if "torchao marker" in kinds else nibbles or "high")
+        try:
+            plan.formats[name] = identify(weight)
+        except ValueError as error:
+            problems.append(str(error))
+        plan.weights[name] = weight
+    for name in own.keys() - used | {name for name, (owner, _) in companions.items() if owner not in used}:
+        plan.unknown.append(own[name])
+    problems += [f"{stored}: {unexpected(stored.name)}" for stored in sorted(plan.unknown, key=lambda s: s.name)]
+    check_formats(plan, bool(used & {dialect.prefix + FILE_MARKER}))
+    if "nvfp4" in plan.formats.values():
+        check_nibbles(plan, nibbles)
+    skipped = sum(map(len, plan.foreign.values()))
+    assert len(used) + len(plan.unknown) + skipped == len(plan.source.tensors)
+
+
+@cache
+def parameter_shapes(config: TransformerConfig) -> Shapes:
+    with torch.device("meta"):
+        model = LTX2VideoTransformer3DModel(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def unexpected(name: str) -> str:
+    if name.endswith((*COMPANIONS, SCALE, "scale")):
+        return "a scale or marker that no tensor uses"
+    return "not expected in this model"
+
+
+def check_formats(plan: Plan, marked: bool) -> None:
+    """A float8 weight without a scale is a cast one, unless something says that there are scales."""
+    scaled = [name for name, format in plan.formats.items() if format == "fp8 scaled"]
+    cast = [name for name, format in plan.formats.items() if format == "fp8 cast"]
+    if cast and (scaled or marked):
+        why = f"{len(scaled)} others have one" if scaled else f"{FILE_MARKER} says that it has one"
+        plan.problems.extend(f"{plan.weights[name].tensor}: its scale is missing, {why}" for name in cast)
+    if QUANTISATION in plan.source.metadata:
+        plan.problems.extend(misquoted(plan))
+
+
+def misquoted(plan: Plan) -> list[str]:
+    """Layers of the transformer that the metadata declare to be of another format than they are."""
+    try:
+        layers = parse_json(plan.source.metadata[QUANTISATION].encode())["layers"]
+        declared = {f"{layer}.weight": said["format"] for layer, said in layers.items()}
+        wanted = {name: MARKED[kind][0] for name, kind in declared.items() if plan.dialect.foreign(name) is None}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{QUANTISATION}: not the formats of layers: {type(error).__name__} {error}"]
+    tensors = plan.source.tensors
+    return [f"{QUANTISATION}: {name} is {declared[name]}, but the file has "
+            f"{tensors[name].dtype if name in tensors else 'no such tensor'}"
+            for name, dtype in wanted.items() if name not in tensors or tensors[name].dtype != dtype]
+
+
+def check_nibbles(plan: Plan, nibbles: Nibbles | None) -> None:
+    """torchao's files say that they are torchao's. Those with either kind of metadata are ComfyUI's or Lightricks'."""
+    kinds = [plan.weights[name].companions.keys() for name, format in plan.formats.items() if format == "nvfp4"]
+    if nibbles and any("torchao marker" in kind for kind in kinds) and nibbles == "high":
+        plan.problems.append("nibbles = 'high', but its torchao_nvfp4 markers say low")
+    told = QUANTISATION in plan.source.metadata or all(kind & {"marker", "torchao marker"} for kind in kinds)
+    if not told and nibbles is None:
+        plan.notes.append("nothing in the checkpoint says which NVFP4 code of a byte comes first: assumed the high "
+                          "nibble, as in Lightricks' files (nibbles='low' for the other order)")
+
+
+def groups(plan: Plan) -> dict[str, list[str]]:
+    """Our names that differ in the number of the block alone."""
+    result: dict[str, list[str]] = {}
+    for name in plan.weights:
+        result.setdefault(any_block(name), []).append(name)
+    return result

@@ -1,0 +1,208 @@
+"""The formats in which a parameter is stored, and how each is decoded: some rows at a time, in float32.
+
+A format shows in the dtype and shape of a tensor and in its companions, so that a header suffices to name it.
+Companions follow their layer by name: how they are called depends on the producer, what they mean does not.
+"""
+import json
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .files import TORCH, CheckpointError, Stored
+
+Rows = Callable[[int, int], Tensor]  # a parameter's rows, from a first one to before a last one
+Nibbles = Literal["high", "low"]
+
+# What follows the name of a layer whose .weight is quantised, and what it is.
+COMPANIONS = {
+    ".weight_scale": "scale",
+    ".scale_weight": "scale",         # ComfyUI, before it had comfy_quant
+    ".weight_scale_2": "second scale",
+    ".input_scale": "input scale",    # of activations: no part of the weight
+    ".scale_input": "input scale",
+    ".comfy_quant": "marker",         # JSON in bytes
+    ".torchao_nvfp4": "torchao marker",
+}
+PLAIN = ("BF16", "F16", "F32", "F64")
+FP8 = ("F8_E4M3", "F8_E5M2")
+# Format: the dtypes of its weights, the companions that it needs, and those that it may have.
+FORMATS: dict[str, tuple[tuple[str, ...], set[str], set[str]]] = {
+    "fp8 cast": (FP8, set(), set()),
+    "fp8 scaled": (FP8, {"scale"}, {"input scale", "marker"}),
+    "int8 ConvRot": (("I8",), {"scale", "marker"}, set()),
+    "nvfp4": (("U8",), {"scale", "second scale"}, {"input scale", "marker", "torchao marker"}),
+}
+# What a marker calls a format: the dtype of such weights, and its other keys with the values that we decode.
+ANY: tuple[object, ...] = ()
+MARKED: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
+    "float8_e4m3fn": ("F8_E4M3", {"full_precision_matrix_mult": ANY}),
+    "float8_e5m2": ("F8_E5M2", {"full_precision_matrix_mult": ANY}),
+    "int8_tensorwise": ("I8", {"convrot": (True,), "convrot_groupsize": (256,)}),
+    "nvfp4": ("U8", {"full_precision_matrix_mult": ANY}),
+    "torchao_nvfp4": ("U8", {
+        "block_size": (16,), "is_swizzled_scales": (True,), "scope": ANY, "config": ANY, "use_triton_kernel": ANY,
+        "use_dynamic_activation": ANY, "use_dynamic_per_tensor_scale": ANY}),
+}
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+BLOCK = 16  # columns of a row that share a scale in NVFP4
+GROUP = 256  # columns that ConvRot rotates together
+CHUNK = 2**22  # elements that are decoded at a time: bounds the memory
+
+
+class Weight(NamedTuple):
+    """One parameter of the model as it is stored."""
+    shape: tuple[int, ...]
+    tensor: Stored
+    companions: Mapping[str, Stored]  # by what they are
+    nibbles: Nibbles                  # which of the two NVFP4 codes in a byte comes first
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        """The parameter: memory-mapped if stored in `dtype`, else decoded and rounded once. `CheckpointError`."""
+        if TORCH.get(self.tensor.dtype) == dtype and not self.companions:
+            return self.tensor.mapped().reshape(self.shape)
+        out, rows = torch.empty(self.shape, dtype=dtype, device="cpu"), self.rows()
+        step = max(1, CHUNK // max(1, out[0].numel()))
+        for start in range(0, len(out), step):
+            out[start:start + step] = rows(start, min(start + step, len(out)))
+        return out
+
+    def rows(self) -> Rows:
+        """What decodes rows; the companions are read, and checked, at once."""
+        self.check_markers()
+        decoders = {"fp8 scaled": fp8_scaled, "int8 ConvRot": int8_convrot, "nvfp4": nvfp4}
+        if self.tensor.file.container == "gguf" and self.tensor.dtype not in PLAIN:
+            return gguf_rows(self)
+        decode = decoders.get(identify(self))
+        return decode(self) if decode else self.tensor.rows
+
+    def companion(self, kind: str) -> Tensor:
+        """Scales in float32. `CheckpointError` for one that is negative or not finite."""
+        stored = self.companions[kind]
+        scale = stored.tensor().float()
+        if not (scale.isfinite() & (scale >= 0)).all():
+            raise CheckpointError(stored.file.path, [f"{stored}: a scale that is negative or not finite"])
+        return scale
+
+    def check_markers(self) -> None:
+        """What the layer's own markers say must be what we decode."""
+        for kind in self.companions.keys() & {"marker", "torchao marker"}:
+            stored = self.companions[kind]
+            text = bytes(stored.bytes()[:1000])
+            try:
+                said = json.loads(text)
+                dtype, keys = MARKED[said.pop("format")]
+                good = dtype == self.tensor.dtype and (dtype != "I8" or said.keys() == keys.keys())
+                good &= all(value in keys[key] or keys[key] is ANY for key, value in said.items())
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                good = False
+            if not good:
+                raise CheckpointError(
+                    stored.file.path, [f"{stored} says {text!r}: no supported format of {self.tensor}"])
+
+
+def identify(weight: Weight) -> str:
+    """The name of a weight's format. Raises `ValueError`, with the explanation, if there is none."""
+    shape, tensor, kinds = weight.shape, weight.tensor, weight.companions.keys()
+    halved = (*shape[:-1], shape[-1] // 2) if len(shape) == 2 else None
+    packed = f": {list(tensor.shape)} is packed fp4 of {list(shape)}" if tensor.shape == halved else ""
+    companions = " and ".join(map(str, weight.companions.values())) or "no scale"
+    if tensor.dtype in PLAIN or tensor.file.container == "gguf":
+        name, right = tensor.dtype, shape
+        require(not kinds, f"{tensor} is not quantised, but comes with {companions}")
+    else:
+        fitting = [name for name, (dtypes, needed, allowed) in FORMATS.items()
+                   if tensor.dtype in dtypes and needed <= kinds <= needed | allowed]
+        require(len(fitting) == 1, f"{tensor} with {companions} is no supported format{packed}")
+        name, right = fitting[0], halved if halved and fitting == ["nvfp4"] else shape
+    require(tensor.shape == right, f"{tensor} has the wrong shape, expected {list(shape)}{packed}")
+    for kind, columns in (("nvfp4", BLOCK), ("int8 ConvRot", GROUP)):
+        require(name != kind or shape[-1] % columns == 0, f"{tensor}: {kind} needs columns in groups of {columns}")
+    for kind, shapes in scale_shapes(name, weight).items():
+        stored = weight.companions[kind]
+        require(stored.shape in shapes, f"{stored} has the wrong shape, expected {' or '.join(map(str, shapes))}")
+        require(stored.dtype in TORCH, f"{stored} has an unsupported dtype")
+    return name
+
+
+def require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)
+
+
+def scale_shapes(name: str, weight: Weight) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """The shapes that the scales of a format may have."""
+    scalar: tuple[tuple[int, ...], ...] = ((), (1,))
+    if name == "fp8 scaled":
+        return {"scale": scalar}
+    if name == "int8 ConvRot":
+        return {"scale": ((weight.shape[0], 1),)}
+    if name == "nvfp4":
+        tiles, groups = -(-weight.shape[0] // 128), -(-weight.shape[1] // BLOCK // 4)
+        tiled = (32 * tiles, 16 * groups) if "torchao marker" in weight.companions else (128 * tiles, 4 * groups)
+        return {"scale": (tiled,), "second scale": scalar}
+    return {}
+
+
+def fp8_scaled(weight: Weight) -> Rows:
+    scale = weight.companion("scale").reshape(())
+    return lambda start, stop: weight.tensor.rows(start, stop).float() * scale
+
+
+def int8_convrot(weight: Weight) -> Rows:
+    """Stored is round(W H / scale), H orthogonal and symmetric in each group of 256 columns, scales by row.
+
+    The sums of at most 256 int8 are exact in float32, and so is the division by 16: rounding happens once.
+    """
+    scale, signs = weight.companion("scale") / 16, hadamard()
+
+    def rows(start: int, stop: int) -> Tensor:
+        groups = rearrange(weight.tensor.rows(start, stop).float(), "n (g c) -> n g c", c=GROUP)
+        return rearrange(groups @ signs, "n g c -> n (g c)") * scale[start:stop]
+    return rows
+
+
+def hadamard() -> Tensor:
+    """(256, 256) of 1 and -1: 16 times ConvRot's matrix, which is the fourth Kronecker power of a half of this."""
+    h4 = torch.tensor([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], device="cpu")
+    return torch.kron(torch.kron(h4, h4), torch.kron(h4, h4))
+
+
+def nvfp4(weight: Weight) -> Rows:
+    """E2M1 codes, two in a byte, times a float8 scale for 16 columns, times one scale for all."""
+    values = torch.tensor(E2M1, device="cpu")
+    pairs = torch.cartesian_prod(values, values)  # (256, 2): by byte, the high nibble first
+    if weight.nibbles == "low":
+        pairs = pairs.flip(1)
+    scales, scale = untiled(weight.companion("scale"), weight.shape), weight.companion("second scale").reshape(())
+
+    def rows(start: int, stop: int) -> Tensor:
+        codes = pairs[weight.tensor.rows(start, stop).int()]  # (n, K/2, 2)
+        blocks = rearrange(codes, "n (g c) two -> n g (c two)", c=BLOCK // 2) * scales[start:stop, :, None]
+        return rearrange(blocks, "n g c -> n (g c)") * scale
+    return rows
+
+
+def untiled(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(N, K/16) from cuBLAS' tiles of 128 rows and 4 columns, which pad both; within a tile, rows step by 32."""
+    rows, groups = shape[0], shape[1] // BLOCK
+    tiles = scale.reshape(-(-rows // 128), -(-groups // 4), 32, 4, 4)
+    return rearrange(tiles, "rt ct r32 q c -> (rt q r32) (ct c)")[:rows, :groups]
+
+
+def gguf_rows(weight: Weight) -> Rows:
+    """By the gguf library's dequantiser."""
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+    kind = GGMLQuantizationType[weight.tensor.dtype]
+    elements, size = GGML_QUANT_SIZES[kind]
+
+    def rows(start: int, stop: int) -> Tensor:
+        blocks = np.frombuffer(weight.tensor.row_bytes(start, stop), np.uint8).reshape(-1, size)
+        return torch.from_numpy(dequantize(blocks, kind)).reshape(-1, *weight.shape[1:])
+    if weight.shape[-1] % elements == 0:
+        return rows
+    whole = rows(0, weight.shape[0])  # stored in another shape, whose rows are whole blocks
+    return lambda start, stop: whole[start:stop]

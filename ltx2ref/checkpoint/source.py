@@ -1,0 +1,76 @@
+"""A checkpoint as it lies on disk: one file, or a folder with a config.json and perhaps an index of shards."""
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .files import CheckpointError, Stored, TensorFile
+from .header import MAX_HEADER, parse_json, read_header
+
+INDEX = ".safetensors.index.json"
+
+
+class Source(NamedTuple):
+    """Everything that the files of a checkpoint say. `tensors` are under the files' own names."""
+    path: Path
+    files: list[TensorFile]
+    tensors: dict[str, Stored]
+    config: dict[str, Any] | None  # config.json, if there is one
+    metadata: dict[str, str]       # of the file, if there is only one
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def open_source(path: str | Path) -> Source:
+    """Read all headers of a file or folder. Raises `CheckpointError`; a pipeline's folder is refused by name."""
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise CheckpointError(path, ["there is no such file or folder"])
+        file, tensors = read_header(path)
+        return Source(path, [file], tensors, None, file.metadata)
+    if (path / "model_index.json").exists():
+        raise CheckpointError(path, ["the folder of a whole pipeline: expected its transformer/"])
+    config = read_json(path / "config.json") if (path / "config.json").exists() else None
+    indices = sorted(path.glob("*" + INDEX))
+    if len(indices) == 1:
+        return open_shards(indices[0], config)
+    files = sorted(file for ending in ("*.safetensors", "*.gguf") for file in path.glob(ending))
+    if len(files) != 1 or indices:
+        found = ", ".join(file.name for file in [*files, *indices]) or "none"
+        raise CheckpointError(path, [f"expected one .safetensors file, or one index of shards; found {found}"])
+    file, tensors = read_header(files[0])
+    return Source(path, [file], tensors, config, file.metadata)
+
+
+def open_shards(index: Path, config: dict[str, Any] | None) -> Source:
+    """All shards that an index names: plain names of files beside it, which hold just the tensors it says."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(index, ["expected a weight_map of tensor names to file names"])
+    files: list[TensorFile] = []
+    tensors: dict[str, Stored] = {}
+    problems: list[str] = []
+    for shard in sorted(set(shards.values())):
+        if not shard.endswith(".safetensors") or Path(shard).name != shard or "\\" in shard or ":" in shard:
+            raise CheckpointError(index, [f"{shard}: not the plain name of a .safetensors file in this folder"])
+        file, stored = read_header(index.parent / shard)
+        files.append(file)
+        problems += [f"{name}: in {shard}, but not according to the index"
+                     for name in stored if shards.get(name) != shard]
+        tensors |= stored
+    problems += [f"{name}: in no shard, but in {shard} according to the index"
+                 for name, shard in shards.items() if name not in tensors]
+    if problems:
+        raise CheckpointError(index, problems)
+    return Source(index.parent, files, tensors, config, {})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return parse_json(file.read(MAX_HEADER + 1))
+    except OSError as error:
+        raise CheckpointError(path, [f"cannot be read: {error.strerror}"]) from None
+    except ValueError as error:
+        raise CheckpointError(path, [str(error)]) from None
