@@ -1,23 +1,28 @@
-"""Write weights_manifest.json: every tensor of the three released transformers, under both of its names.
+"""Write weights_manifest.json: every tensor of the three released transformers, and the files that hold them.
 
     python scripts/make_manifest.py            writes the file, at the top of the repository
     python scripts/make_manifest.py --check    prints how the file differs, with exit status 1 if it does
 
-The literal tables below are the source. Nothing comes from the model's code, so the manifest can judge it.
-tests/test_full_size.py proves them by published md5 sums of all names and shapes, and by a file's size.
+The literal tables below and checkpoints.json beside this script, which lists Lightricks' own files, are the source.
+Nothing comes from the model's code, so the manifest can judge it. What is not known is null. `evidence` says what
+backs an entry: how many independent sources state it; what is "verified", that is, computed from the rows of its
+release and found to be as published (tests/test_full_size.py, tests/test_manifest.py: the number of bytes or tensors,
+the md5 of all names and shapes); and what is "derived": it follows from other facts, and no source states it.
 """
 
 import argparse
 import difflib
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PATH = Path(__file__).parents[1] / "weights_manifest.json"
-SCHEMA_VERSION = 1
+CHECKPOINTS = Path(__file__).with_name("checkpoints.json")
+SCHEMA_VERSION = 2
 PREFIX = "model.diffusion_model."  # of the published names, in Lightricks' own files
 
 Releases = tuple[str, ...]
@@ -104,6 +109,133 @@ DIFFUSERS_PARTS = {
     "k_norm": "norm_k",
 }
 
+# What shares a file with the transformer, under its prefix: tensors, parameters.
+CONNECTORS = {"2.0": (58, 708_940_800), "2.3": (258, 2_016_166_400), "2.5": (258, 2_016_166_400)}
+RELEASE_EVIDENCE = {
+    "2.0": ("model hash verified", "F32 derived"),
+    "2.3": ("model hash verified",),
+    "2.5": ("model hash verified", "bytes verified"),
+}
+
+RELEASE_OF = {
+    "Lightricks/LTX-2": "2.0",
+    "Lightricks/LTX-2.3": "2.3",
+    "Lightricks/LTX-2.3-fp8": "2.3",
+    "Lightricks/LTX-2.3-nvfp4": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Clean-Plate": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Colorization": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Cross-Eyed": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Day-To-Night": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Deblur": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Decompression": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-HDR": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-In-Outpainting": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Ingredients": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Instant-Shave": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Pixel-Spatial-Upscaler": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Union-Control": "2.3",
+    "Lightricks/LTX-2.3-22b-IC-LoRA-Water-Simulation": "2.3",
+    "Lightricks/LTX-2.3-22b-LoRA-Cinemagraph": "2.3",
+    "Lightricks/LTX-2.5": "2.5",
+    "Lightricks/LTX-2.5-22b-IC-LoRA-Pixel-Spatial-Upscaler": "2.5",
+    "Comfy-Org/ltx-2.3": "2.3",
+    "Kijai/LTX2.3_comfy": "2.3",
+    "vonkaiser/LTX-2.5-FP8-NVFP4": "2.5",
+}
+
+# What backs a file of checkpoints.json beside its sources.
+COUNTED = ("tensors verified",)
+MEASURED = ("bytes verified", "tensors verified")
+HASHED = ("model hash verified", "bytes verified", "tensors verified")
+EVIDENCE = {
+    "ltx-2-19b-distilled-lora-384.safetensors": ("tensors derived",),
+    "ltx-2.3-22b-dev.safetensors": COUNTED,
+    "ltx-2.3-22b-distilled.safetensors": COUNTED,
+    "ltx-2.3-22b-distilled-1.1.safetensors": COUNTED,
+    "ltx-2.3-22b-distilled-lora-384.safetensors": ("tensors derived",),
+    "ltx-2.3-22b-distilled-lora-384-1.1.safetensors": ("tensors derived",),
+    "ltx-2.3-22b-dev-fp8.safetensors": (*COUNTED, "format derived"),
+    "ltx-2.3-22b-distilled-fp8.safetensors": (*COUNTED, "format derived"),
+    "diffusion_models/ltx-2.5-22b-dev-transformer-bf16.safetensors": HASHED,
+    "diffusion_models/ltx-2.5-22b-distilled-transformer-bf16.safetensors": HASHED,
+    "diffusion_models/ltx-2.5-22b-dev-transformer-comfy-int8-convrot.safetensors": HASHED,
+    "diffusion_models/ltx-2.5-22b-distilled-transformer-comfy-int8-convrot.safetensors": HASHED,
+    "diffusion_models/ltx-2.5-22b-distilled-transformer-nvfp4.safetensors": MEASURED,
+}
+
+STATED = ("public source",)
+FITTED = (*STATED, "format derived")
+
+
+class File(NamedTuple):
+    repository: str
+    name: str
+    revision: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    format: str | None = None
+    contents: str | None = None
+    tensors: int | None = None
+    release: str | None = None
+    note: str | None = None
+    evidence: tuple[str, ...] = STATED
+
+
+# Of known size, but not in checkpoints.json: repackages of the transformer by others, and LoRAs.
+OTHERS = (
+    File("Kijai/LTX2.3_comfy", "diffusion_models/ltx-2.3-22b-distilled-1.1_transformer_only_fp8_scaled.safetensors",
+         bytes=25_226_571_988, sha256="0a1d7aac2b338e8ec7e832149f1dcf11c9323272482b1cca0673d229702370f0",
+         format="F8_E4M3 + U8 (comfy_quant) + BF16 + F32", contents="transformer"),
+    File("Kijai/LTX2.3_comfy", "diffusion_models/ltx-2.3-22b-distilled-1.1_transformer_only_mxfp8_block32.safetensors",
+         bytes=24_052_755_552, sha256="b7a945ff24d65ad22c6977787c2e594e74df226e35f1f9dedb64be8fdbd6ffd8",
+         format="mxfp8", contents="transformer"),
+    File("vonkaiser/LTX-2.5-FP8-NVFP4", "ltx-2.5-22b-distilled-fp8.safetensors",
+         bytes=21_025_119_068, format="fp8, 1,775 F32 _scale", contents="transformer + connectors", tensors=6124,
+         note="no __metadata__; even keyframes_abs_pos_embedding is F8", evidence=(*STATED, "contents derived")),
+    File("Comfy-Org/ltx-2.3",
+         "split_files/loras/ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors",
+         bytes=2_741_024_390, sha256="31e0c0195fb841bf31af78e8b60858f489e87ddcea4a5239abc80943da65e3ac", format="bf16",
+         contents="LoRA", tensors=4979),
+    File("Lightricks/LTX-2.5-22b-IC-LoRA-Pixel-Spatial-Upscaler",
+         "ltx-2.5-22b-ic-lora-pixel-spatial-upscaler-x2-1.0.safetensors",
+         revision="5863fdef3eaa8b2d69fa22e259a1d75fede215dd", bytes=327_322_640,
+         sha256="984851b769ea2bcb4c9e0a239a7676239e42c6a6001ddc69943b41ff0b283c1d", format="rank 32", contents="LoRA",
+         tensors=960, note="reference_downscale_factor 2", evidence=(*FITTED, "tensors derived")),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Union-Control", "ltx-2.3-22b-ic-lora-union-control-ref0.5.safetensors",
+         bytes=654_465_352, format="bf16, rank 64", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Pixel-Spatial-Upscaler",
+         "ltx-2.3-22b-ic-lora-pixel-spatial-upscaler-x2-0.9.safetensors",
+         bytes=654_465_286, sha256="0667334e23af9fc0ab3fdff2e059c805ac0d162b1f96f18a462801478027451e",
+         format="bf16, rank 64", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Instant-Shave", "ltx-2.3-22b-ic-lora-instant-shave-0.9.safetensors",
+         bytes=654_465_349, format="bf16, rank 64", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-HDR", "ltx-2.3-22b-ic-lora-hdr-0.9.safetensors",
+         bytes=327_309_312, sha256="c56bfa0f2e4461a8b2f318f494c61c5bf97f462f2220e31ece93ea7851ca871e",
+         format="bf16, rank 32", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Clean-Plate", "ltx-2.3-22b-ic-lora-clean-plate-1.0.safetensors",
+         bytes=327_309_305, format="bf16, rank 32", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Day-To-Night", "ltx-2.3-22b-ic-lora-day-to-night-0.9.safetensors",
+         bytes=327_309_305, format="bf16, rank 32", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Cross-Eyed", "ltx-2.3-22b-ic-lora-cross-eyed-0.9.safetensors",
+         bytes=327_309_305, format="bf16, rank 32", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Ingredients", "ltx-2.3-22b-ic-lora-ingredients-0.9.safetensors",
+         bytes=1_308_778_338, sha256="515e4e139001ac6282357a5b35372e42e98b3affd5fcc086a52242abeed19559",
+         format="bf16, rank 128", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-In-Outpainting", "ltx-2.3-22b-ic-lora-in-outpainting-0.9.safetensors",
+         bytes=1_308_778_338, sha256="73dd0841c0d4f0eb26fb1f017781b841b2752021944ac5ecefe57917f6dae6b5",
+         format="bf16, rank 128", contents="LoRA", evidence=FITTED),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Colorization", "ltx-2.3-22b-ic-lora-colorization-0.9.safetensors",
+         bytes=906_071_437, contents="LoRA"),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Decompression", "ltx-2.3-22b-ic-lora-decompression-0.9.safetensors",
+         bytes=906_071_437, contents="LoRA"),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Deblur", "ltx-2.3-22b-ic-lora-deblur-0.9.safetensors",
+         bytes=906_071_437, contents="LoRA"),
+    File("Lightricks/LTX-2.3-22b-IC-LoRA-Water-Simulation", "ltx-2.3-22b-ic-lora-water-simulation-0.9.safetensors",
+         bytes=906_071_437, contents="LoRA"),
+    File("Lightricks/LTX-2.3-22b-LoRA-Cinemagraph", "ltx-2.3-22b-lora-cinemagraph-0.9.safetensors",
+         bytes=201_453_416, format="bf16, rank 32", contents="LoRA", note="attn1 and attn2 only", evidence=FITTED),
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write weights_manifest.json.")
@@ -129,16 +261,34 @@ def manifest() -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "prefix": PREFIX,
         "releases": {release: describe(release) for release in ALL},
+        "files": [file._replace(release=RELEASE_OF[file.repository])._asdict() for file in (*listed(), *OTHERS)],
     }
 
 
+def listed() -> list[File]:
+    """The files of checkpoints.json, where revision_note is null or "@commit (note)"."""
+    files = []
+    for entry in json.loads(CHECKPOINTS.read_text(encoding="utf-8")):
+        parts = re.fullmatch(r"(?:@(\w+) \((.+)\))?", entry["revision_note"] or "")
+        assert parts, entry
+        revision, note = parts.groups()
+        sources = entry["independent_sources"]
+        evidence = f"{sources} independent source{'s' * (sources > 1)}", *EVIDENCE.get(entry["file"], ())
+        facts = {key: entry[key] for key in ("bytes", "sha256", "format", "contents", "tensors")}
+        files.append(File(entry["repo"], entry["file"], revision, **facts, note=note, evidence=evidence))
+    return files
+
+
 def describe(release: str) -> dict[str, Any]:
-    """One release: how many blocks, totals, and its tensors; `{i}` in a name counts the blocks."""
+    """One release: blocks, totals, what shares its files, and its tensors; `{i}` in a name counts the blocks."""
     block = {f"transformer_blocks.{{i}}.{name}": shape for name, shape in block_shapes(release).items()}
     outside = outside_shapes(release)
+    tensors, parameters = CONNECTORS[release]
     return {
         "blocks": BLOCKS,
         "totals": totals(outside, block),
+        "foreign": {"connectors": {"tensors": tensors, "parameters": parameters}},
+        "evidence": RELEASE_EVIDENCE[release],
         "tensors": {
             name: {"diffusers": diffusers_name(name), "shape": shape, "dtype": stored_dtype(name)}
             for name, shape in (outside | block).items()
@@ -203,12 +353,15 @@ def tables(entries: Sequence[tuple[str, int, int, Releases]], release: str) -> S
 
 
 def pretty(value: object, indent: str = "") -> str:
-    """JSON in which an object that holds no other object takes one line."""
-    if not isinstance(value, Mapping) or not any(isinstance(v, Mapping) for v in value.values()):
+    """JSON in which an object or a list that holds no object takes one line."""
+    values = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    if not any(isinstance(v, Mapping) for v in values):
         return json.dumps(value)
     inner = indent + "  "
-    items = ",\n".join(f"{inner}{json.dumps(key)}: {pretty(v, inner)}" for key, v in value.items())
-    return f"{{\n{items}\n{indent}}}"
+    keys = [f"{json.dumps(key)}: " for key in value] if isinstance(value, Mapping) else [""] * len(values)
+    opening, closing = "{}" if isinstance(value, Mapping) else "[]"
+    items = ",\n".join(f"{inner}{key}{pretty(v, inner)}" for key, v in zip(keys, values, strict=True))
+    return f"{opening}\n{items}\n{indent}{closing}"
 
 
 if __name__ == "__main__":
