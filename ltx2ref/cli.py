@@ -2,7 +2,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 from typing import Any
@@ -10,39 +10,54 @@ from typing import Any
 import torch
 
 from . import __version__
+from .checkpoint.inspection import Description, inspect
 from .parity import record
 from .parity.cases import CASES
 from .parity.probe import probe, threads
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
+from .progress import track
 
-EXAMPLES = """examples:
-  ltx2ref verify                          every case, float32 and bfloat16, on the CPU
-  ltx2ref verify --case '2.3/*' --json    the cases of one release, as JSON
-  ltx2ref verify --device cuda            on a GPU: within the budget of the recording's own error
-
-exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable input"""
 COLOURS = {IDENTICAL: "green", WITHIN: "cyan", FAILED: "bold red", INCONCLUSIVE: "yellow"}
+Command = argparse.ArgumentParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ltx2ref", description="The LTX-2 transformer as a reference.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "verify", help="run the conformance cases here and compare every tap with the recorded oracle",
-        description="Run the conformance cases here and compare every tap with what diffusers was recorded to compute.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
-    command.add_argument("--dtype", choices=[*record.DTYPES], help="default: all")
-    command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
-    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.set_defaults(run=run_verify)
+    add_verify(commands)
+    add_inspect(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
     except ValueError as error:
         print(f"ltx2ref: {error}", file=sys.stderr)
         return 2
+
+
+def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str,
+                examples: str) -> Command:
+    command: Command = commands.add_parser(
+        name, help=what[0].lower() + what[1:].rstrip("."), description=what, epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.set_defaults(run=run)
+    return command
+
+
+def add_verify(commands: Any) -> None:
+    command = add_command(
+        commands, "verify", run_verify,
+        "Run the conformance cases here and compare every tap with what diffusers was recorded to compute.",
+        """examples:
+  ltx2ref verify                          every case, float32 and bfloat16, on the CPU
+  ltx2ref verify --case '2.3/*' --json    the cases of one release, as JSON
+  ltx2ref verify --device cuda            on a GPU: within the budget of the recording's own error
+
+exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable input""")
+    command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
+    command.add_argument("--dtype", choices=[*record.DTYPES], help="default: all")
+    command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -54,13 +69,16 @@ def run_verify(options: argparse.Namespace) -> int:
     with threads(recording["threads"]):
         here = probe(device, tuple(record.DTYPES.values()))
         differing = [name for name, digest in recording["probe"].items() if here[name] != digest]
-        results = [verify(case, dtype, device, not differing) for case, dtype in progress(chosen)]
+        results = [verify(case, dtype, device, not differing) for case, dtype in track(chosen, "verifying")]
     if options.json:
         rows: list[dict[str, Any]] = [asdict(result) for result in results]
         print(json.dumps({"recording": recording, "here": {"torch": torch.__version__, "probe": here},
                           "differing_operations": differing, "results": rows}, indent=1))
     else:
-        print_table(results)
+        header = ["release", "case", "dtype", "verdict", "first divergent tap", "vs record",
+                  "vs float64 (record's)", ""]
+        styles = [COLOURS[result.verdict] if result.verdict != IDENTICAL else None for result in results]
+        print_table(header, [cells(result) for result in results], styles)
         print_summary(results, recording, differing)
     verdicts = {result.verdict for result in results}
     return 1 if FAILED in verdicts else 2 if INCONCLUSIVE in verdicts else 0
@@ -76,34 +94,23 @@ def usable(name: str) -> torch.device:
     return device
 
 
-def progress(items: list[Any]) -> Iterable[Any]:
-    """A progress bar on a terminal's standard error, if rich is there."""
-    try:
-        from rich.console import Console
-        from rich.progress import track
-    except ModuleNotFoundError:
-        return items
-    return track(items, "verifying", console=Console(stderr=True), transient=True)
-
-
 def cells(result: CaseResult) -> list[str]:
     return [result.release, result.case, result.dtype, result.verdict, result.first or "",
             f"{result.against_record:.1e}" if result.against_record else "0",
             f"{result.error:.1e} ({result.record_error:.1e})", result.note]
 
 
-def print_table(results: list[CaseResult]) -> None:
-    header = ["release", "case", "dtype", "verdict", "first divergent tap", "vs record", "vs float64 (record's)", ""]
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str | None]) -> None:
     try:
         from rich.console import Console
         from rich.table import Column, Table
     except ModuleNotFoundError:
-        print("\n".join("\t".join(row) for row in [header, *map(cells, results)]))
+        print("\n".join("\t".join(row) for row in [header, *rows]))
         return
     table = Table(*(Column(name, no_wrap=True) for name in header), box=None, pad_edge=False)
-    for result in results:
-        table.add_row(*cells(result), style=COLOURS[result.verdict] if result.verdict != IDENTICAL else None)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for row, style in zip(rows, styles, strict=True):
+        table.add_row(*row, style=style)
+    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
 
 
 def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:
@@ -116,6 +123,61 @@ def print_summary(results: list[CaseResult], recording: dict[str, Any], differin
               "an error against float64 of up to 1.5 times the record's own is accepted, in each tap.")
     else:
         print("This machine computes with the recording one's bits: nothing but identical passes.")
+
+
+
+def add_inspect(commands: Any) -> None:
+    command = add_command(
+        commands, "inspect", run_inspect, "Say what a checkpoint is, from the headers of its files alone.",
+        """examples:
+  ltx2ref inspect ltx-2.3-22b-dev.safetensors             release, dialect, formats, config, published file
+  ltx2ref inspect transformer/ --json                     a diffusers folder, as JSON
+  ltx2ref inspect model.safetensors --sha256 --stats      read it all: the digest, and tensors that look damaged
+
+exit status: 0 understood, 1 a transformer with problems, for which it would not be loaded, 2 unusable input""")
+    command.add_argument("path", metavar="PATH", help="a .safetensors or .gguf file, or a folder")
+    command.add_argument("--sha256", action="store_true", help="compare the digest with the published ones, too")
+    command.add_argument("--stats", action="store_true", help="look for non-finite values, zeros and outliers")
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    described = inspect(options.path, sha256=options.sha256, stats=options.stats)
+    if options.json:
+        print(json.dumps(asdict(described), indent=1))
+    else:
+        print_description(described)
+    return 1 if described.problems else 0
+
+
+def print_description(d: Description) -> None:
+    print(f"{d.path}: {d.kind}{f', release {d.release}' if d.release else ''}")
+    print(f"  {d.bytes:,} bytes in {d.files} {d.container} file{'s' * (d.files > 1)}, {d.tensors:,} tensors; "
+          f"metadata: {', '.join(d.metadata) or 'none'}")
+    if d.kind == "transformer":
+        shapes = "those of the published release" if d.published_shapes else "not those of a published release"
+        print(f"  {d.dialect}; {d.parameters:,} parameters; names and shapes: {shapes}\n")
+        rows = [[row["layers"], row["blocks"] or "", row["format"], f"{row['tensors']:,}", f"{row['bytes']:,}"]
+                for row in d.formats]
+        print_table(["layers", "blocks", "format", "tensors", "bytes"], rows, [None] * len(rows))
+        print()
+        for origin in dict.fromkeys(fact["origin"] for fact in d.config.values()):
+            facts = [f"{name} {fact['value']}" for name, fact in d.config.items() if fact["origin"] == origin]
+            print(f"config by {origin}: {', '.join(facts)}")
+    for prefix, held in d.foreign.items():
+        print(f"not the transformer: {prefix}* {held['tensors']:,} tensors, {held['bytes']:,} bytes")
+    for entry in d.manifest:
+        tensors = f", published with {entry.tensors:,} tensors" if entry.tensors else ""
+        print(f"published, by its {entry.by}: {entry.repository}/{entry.name} {entry.revision or ''}{tensors}")
+    if not d.manifest:
+        print("published: no file of this size is in the manifest")
+    for title, lines in (("note", d.notes), ("cannot be told", d.cannot_tell), ("problem", d.problems)):
+        print("".join(f"{title}: {line}\n" for line in lines), end="")
+    if d.stats is not None:
+        print(f"suspicious tensors: {len(d.stats)}")
+        print_table(["tensor", "non-finite", "all zero", "rms", "times the median of the other blocks"], [
+            [row["name"], f"{row['nonfinite']}", "yes" if row["all_zero"] else "", f"{row['rms']:.3g}",
+             f"{row['times_the_median']:.3g}" if row["times_the_median"] is not None else ""]
+            for row in d.stats], [None] * len(d.stats))
 
 
 if __name__ == "__main__":

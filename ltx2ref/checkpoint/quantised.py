@@ -4,7 +4,7 @@ A format shows in the dtype and shape of a tensor and in its companions, so that
 Companions follow their layer by name: how they are called depends on the producer, what they mean does not.
 """
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -63,11 +63,17 @@ class Weight(NamedTuple):
         """The parameter: memory-mapped if stored in `dtype`, else decoded and rounded once. `CheckpointError`."""
         if TORCH.get(self.tensor.dtype) == dtype and not self.companions:
             return self.tensor.mapped().reshape(self.shape)
-        out, rows = torch.empty(self.shape, dtype=dtype, device="cpu"), self.rows()
-        step = max(1, CHUNK // max(1, out[0].numel()))
-        for start in range(0, len(out), step):
-            out[start:start + step] = rows(start, min(start + step, len(out)))
+        out, at = torch.empty(self.shape, dtype=dtype, device="cpu"), 0
+        for rows in self.chunks():
+            out[at:at + len(rows)] = rows
+            at += len(rows)
         return out
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The decoded rows, in order and in pieces that bound the memory, each in float32 or as stored."""
+        rows, step = self.rows(), max(1, CHUNK // torch.Size(self.shape[1:]).numel())
+        for start in range(0, self.shape[0], step):
+            yield rows(start, min(start + step, self.shape[0]))
 
     def rows(self) -> Rows:
         """What decodes rows; the companions are read, and checked, at once."""

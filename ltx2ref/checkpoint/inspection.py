@@ -1,0 +1,188 @@
+"""What a file is, from its headers alone: release, dialect, formats, config, and the published file it may be."""
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..progress import track
+from . import manifest
+from .facts import any_block, release_of
+from .files import CheckpointError, Stored
+from .plan import Plan, make_plan
+from .quantised import Weight
+from .source import Source, open_source
+
+READ = 2**24  # bytes that are read at a time
+OUTLIER = 8  # times the median of the same tensor in the other blocks, or a part of it: worth a look
+# What a parameter is for, by a part of its name; the first that fits.
+LAYERS = {
+    "scale_shift_table": "tables", "keyframes_abs_pos": "tables", ".bias": "biases", "norm_": "norms",
+    "to_gate_logits": "gates", "attn": "attention", "ff.": "feed-forward", "": "projections and embeddings",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """An entry of the manifest of the same size, and whether the sha256 was compared."""
+    repository: str
+    name: str
+    revision: str | None
+    tensors: int | None  # as published: None if nobody says
+    by: str              # what agrees
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that `ltx2ref inspect` knows; a file without a transformer has neither release nor config."""
+    path: str
+    kind: str
+    container: str
+    files: int
+    bytes: int
+    tensors: int
+    release: str | None = None
+    dialect: str | None = None
+    parameters: int | None = None
+    published_shapes: bool | None = None  # all names and shapes are those of the published release
+    formats: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, dict[str, Any]] = field(default_factory=dict)  # value and origin
+    metadata: list[str] = field(default_factory=list)
+    foreign: dict[str, dict[str, int]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    manifest: list[Published] = field(default_factory=list)
+    cannot_tell: list[str] = field(default_factory=list)
+    stats: list[dict[str, Any]] | None = None
+
+
+def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> Description:
+    """Describe a file or folder. Reads headers only, or with `sha256` or `stats` everything, in bounded memory.
+
+    What is wrong with a transformer is in `problems`. Raises `CheckpointError` for files that cannot be read.
+    """
+    source = open_source(path)
+    digest = sha256_of(source) if sha256 else None
+    common: dict[str, Any] = {
+        "path": str(path), "container": source.files[0].container, "files": len(source.files), "bytes": source.size,
+        "tensors": len(source.tensors), "metadata": sorted(source.metadata), "manifest": published(source, digest)}
+    try:
+        plan = make_plan(path)
+    except CheckpointError as error:
+        kind = other_kind(source)
+        return Description(kind=kind or "not understood", problems=[] if kind else error.problems, **common)
+    release = release_of(plan.config)
+    described = [Stored.__str__(stored) for stored in plan.unknown]
+    return Description(
+        kind="transformer", release=release, dialect=str(plan.dialect), formats=formats(plan),
+        parameters=sum(torch.Size(weight.shape).numel() for weight in plan.weights.values()),
+        published_shapes=release is not None and has_published_shapes(plan, release),
+        config={name: {"value": value, "origin": plan.origins[name]} for name, value in asdict(plan.config).items()},
+        foreign={prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
+                 for prefix, stored in plan.foreign.items()},
+        unknown=described, problems=plan.problems, notes=plan.notes, stats=statistics(plan) if stats else None,
+        cannot_tell=cannot_tell(plan, common["manifest"], digest), **common)
+
+
+def other_kind(source: Source) -> str | None:
+    """What a file without a transformer holds, by the beginnings of its names."""
+    names = list(source.tensors)
+    if any(name.endswith((".lora_A.weight", ".lora_down.weight")) for name in names):
+        return "LoRA"
+    parts = Counter(name.split(".")[0] for name in names)
+    literal = {"vae": "VAE", "audio_vae": "audio VAE", "vocoder": "vocoder", "duration_head": "duration head",
+               "text_embedding_projection": "text projection", "encoder": "VAE", "decoder": "VAE"}
+    kinds = sorted({literal[part] for part in parts if part in literal})
+    return " + ".join(kinds) if kinds and len(parts) <= 8 else None
+
+
+def formats(plan: Plan) -> list[dict[str, Any]]:
+    """A row for each group of layers and format in it, with the blocks in which it is so."""
+    rows: dict[tuple[bool, str, str], list[str]] = {}
+    for name, format in plan.formats.items():
+        layers = next(layers for part, layers in LAYERS.items() if part in name)
+        rows.setdefault((name.startswith("transformer_blocks."), layers, format), []).append(name)
+    return [{"layers": layers, "format": format, "tensors": len(names), "bytes": sum(stored_bytes(plan, names)),
+             "blocks": ranges(int(name.split(".")[1]) for name in names) if inside else None}
+            for (inside, layers, format), names in rows.items()]
+
+
+def stored_bytes(plan: Plan, names: Iterable[str]) -> Iterable[int]:
+    for name in names:
+        weight = plan.weights[name]
+        yield sum(stored.stop - stored.start for stored in (weight.tensor, *weight.companions.values()))
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """0-3, 7, 9-12"""
+    found: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if found and found[-1][-1] == number - 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, part)) for part in found)
+
+
+def published(source: Source, digest: str | None) -> list[Published]:
+    by = "size" if digest is None else "size and sha256"
+    same = [file for file in manifest.find(source.size) if len(source.files) == 1]
+    return [Published(file.repository, file.name, file.revision, file.tensors, by)
+            for file in same if digest is None or file.sha256 == digest]
+
+
+def has_published_shapes(plan: Plan, release: str) -> bool:
+    rows = manifest.manifest().get("releases", {}).get(release, {}).get("tensors", {})
+    theirs = {any_block(row["diffusers"].replace("{i}", "*")): tuple(row["shape"]) for row in rows.values()}
+    return bool(theirs) and {any_block(name): weight.shape for name, weight in plan.weights.items()} == theirs
+
+
+def cannot_tell(plan: Plan, same: Sequence[Published], digest: str | None) -> list[str]:
+    unsure = [] if digest and len(same) == 1 else ["dev or distilled: nothing in the tensors or the metadata says it "
+                                                   "(--sha256 does, for a published file)"]
+    if any("assumed" in note for note in plan.notes):
+        unsure.append("which NVFP4 code of a byte comes first")
+    return unsure
+
+
+def sha256_of(source: Source) -> str | None:
+    """Of a single file."""
+    if len(source.files) != 1:
+        return None
+    digest, file = hashlib.sha256(), source.files[0]
+    for start in track(range(0, file.size, READ), f"sha256 of {file.path.name}"):
+        digest.update(file.read(start, min(start + READ, file.size), "sha256"))
+    return digest.hexdigest()
+
+
+def statistics(plan: Plan) -> list[dict[str, Any]]:
+    """Tensors that look damaged: not finite, all zero, or of another size than the same tensor in other blocks."""
+    measured = {name: measure(weight) for name, weight in track([*plan.weights.items()], "reading tensors")}
+    alike: dict[str, list[float]] = {}
+    for name, (_, rms, _) in measured.items():
+        alike.setdefault(any_block(name), []).append(rms)
+    rows = []
+    for name, (nonfinite, rms, largest) in measured.items():
+        median = sorted(alike[any_block(name)])[len(alike[any_block(name)]) // 2]
+        ratio = rms / median if median else None
+        outlier = ratio is not None and len(alike[any_block(name)]) > 2 and not 1 / OUTLIER <= ratio <= OUTLIER
+        if nonfinite or largest == 0 or outlier:
+            rows.append({"name": name, "nonfinite": nonfinite, "all_zero": largest == 0 and not nonfinite, "rms": rms,
+                         "largest": largest, "times_the_median": ratio})
+    return rows
+
+
+def measure(weight: Weight) -> tuple[int, float, float]:
+    """The number of values that are not finite, and of the others the root mean square and the largest magnitude."""
+    finite, squares, largest, count = 0, 0.0, 0.0, torch.Size(weight.shape).numel()
+    for rows in weight.chunks():
+        values = rows.double().flatten()
+        values = values[values.isfinite()]
+        finite += len(values)
+        squares += float(values.square().sum())
+        largest = max(largest, float(values.abs().max())) if len(values) else largest
+    return count - finite, (squares / max(finite, 1)) ** 0.5, largest
