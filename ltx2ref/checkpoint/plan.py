@@ -1,6 +1,6 @@
 """A checkpoint understood: for each parameter of the model the tensor that holds it, and all that is wrong."""
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .source import Source, open_source
 SCALE = "_scale"  # after the name of any tensor: its scale
 FILE_MARKER = "scaled_fp8"  # after the prefix, in old ComfyUI files: the float8 weights have scales
 QUANTISATION = "_quantization_metadata"  # a key of the metadata: the formats of layers
+FIRST_BLOCK = "transformer_blocks.0."
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -128,9 +129,14 @@ def match(plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, tuple[
 
 @cache
 def parameter_shapes(config: TransformerConfig) -> Shapes:
+    """Of all parameters. One block is built, for all are alike."""
     with torch.device("meta"):
-        model = LTX2VideoTransformer3DModel(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        model = LTX2VideoTransformer3DModel(replace(config, num_layers=1))
+    first = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    block = {name.removeprefix(FIRST_BLOCK): shape for name, shape in first.items() if name.startswith(FIRST_BLOCK)}
+    outside = {name: shape for name, shape in first.items() if not name.startswith(FIRST_BLOCK)}
+    return outside | {f"transformer_blocks.{i}.{name}": shape
+                      for i in range(config.num_layers) for name, shape in block.items()}
 
 
 def unexpected(name: str) -> str:
@@ -173,11 +179,3 @@ def check_nibbles(plan: Plan, nibbles: Nibbles | None) -> None:
     if not told and nibbles is None:
         plan.notes.append("nothing in the checkpoint says which NVFP4 code of a byte comes first: assumed the high "
                           "nibble, as in Lightricks' files (nibbles='low' for the other order)")
-
-
-def groups(plan: Plan) -> dict[str, list[str]]:
-    """Our names that differ in the number of the block alone."""
-    result: dict[str, list[str]] = {}
-    for name in plan.weights:
-        result.setdefault(any_block(name), []).append(name)
-    return result
