@@ -1,0 +1,686 @@
+"""Writers of every published checkpoint dialect and quantised format, independent of the loader they test.
+
+Each takes a path, a state under diffusers' names and its config, writes files that look like the published ones, and
+returns the truth: the state, under diffusers' names, that a correct reader sees. An unquantised tensor is there in the
+dtype that it is stored in, bit for bit. A quantised one is there as float32: what its formula gives in float64, rounded
+once. For all formats but int8 ConvRot, float32 arithmetic in the documented order gives just these bits, because
+every product but the last is exact; ConvRot sums 256 terms, where a float32 reader may differ in the last bits.
+
+A quantised weight is made from the tensor as it is in `dtype`, by this file's own arithmetic; only the five simple
+GGUF formats are encoded by the gguf library, and decoded here.
+"""
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny import tiny_config
+from torch import Tensor
+
+from ltx2ref import TransformerConfig
+
+State = dict[str, Tensor]
+Writer = Callable[[Path, State, TransformerConfig], State]
+Chooser = Callable[[str], bool]  # of a Linear's diffusers name: is it quantised?
+Encoder = Callable[[Tensor], tuple[State, Tensor]]  # a weight as its stored tensors by suffix, and its truth
+
+PREFIX = "model.diffusion_model."
+FP8_NAMES = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+CONVROT_GROUP = 256
+NVFP4_BLOCK = 16
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by code; a code's bit 3 is the sign
+
+# Dotted parts of diffusers' names that the published files call differently.
+ORIGINAL_PARTS = {
+    "proj_in": "patchify_proj",
+    "audio_proj_in": "audio_patchify_proj",
+    "time_embed": "adaln_single",
+    "audio_time_embed": "audio_adaln_single",
+    "prompt_adaln": "prompt_adaln_single",
+    "audio_prompt_adaln": "audio_prompt_adaln_single",
+    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single",
+    "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
+    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
+    "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
+    "video_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_video",
+    "audio_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_audio",
+    "norm_q": "q_norm",
+    "norm_k": "k_norm",
+}
+
+# In this order, with this scheduler and default separators, the `config` of 2.5 has the published length and sha256.
+CONFIG_ORDER = (
+    "_class_name", "_diffusers_version", "activation_fn", "attention_bias", "attention_head_dim", "attention_type",
+    "caption_channels", "cross_attention_dim", "double_self_attention", "dropout", "in_channels",
+    "norm_elementwise_affine", "norm_eps", "norm_num_groups", "num_attention_heads", "num_embeds_ada_norm",
+    "num_layers", "num_vector_embeds", "only_cross_attention", "cross_attention_norm", "out_channels",
+    "upcast_attention", "use_linear_projection", "qk_norm", "standardization_norm", "positional_embedding_type",
+    "positional_embedding_theta", "positional_embedding_max_pos", "timestep_scale_multiplier",
+    "av_ca_timestep_scale_multiplier", "causal_temporal_positioning", "audio_num_attention_heads",
+    "audio_attention_head_dim", "use_audio_video_cross_attention", "ff_bias", "share_ff", "audio_out_channels",
+    "audio_cross_attention_dim", "audio_positional_embedding_max_pos", "av_cross_ada_norm",
+    "use_embeddings_connector", "connector_attention_head_dim", "connector_num_attention_heads",
+    "connector_num_layers", "connector_positional_embedding_max_pos", "connector_num_learnable_registers",
+    "connector_norm_output", "use_middle_indices_grid", "apply_gated_attention", "connector_apply_gated_attention",
+    "caption_projection_first_linear", "caption_projection_second_linear", "caption_proj_input_norm",
+    "connector_learnable_registers_std", "caption_proj_before_connector", "audio_connector_attention_head_dim",
+    "audio_connector_num_attention_heads", "cross_attention_adaln", "rope_type", "frequencies_precision",
+    "text_encoder_norm_type", "use_keyframes_abs_pos_embedding",
+    "audio_in_channels", "audio_ff_bias", "use_prompt_adaln_single",  # in no published file, only in tests
+)
+SCHEDULER = {
+    "_class_name": "RectifiedFlowScheduler", "_diffusers_version": "0.25.1", "num_train_timesteps": 1000,
+    "shifting": None, "base_resolution": None, "sampler": "LinearQuadratic",
+}
+# Keys of a Lightricks config that are not the transformer's, but stand beside its own.
+CONNECTOR_KEYS: dict[str, Any] = {
+    "connector_attention_head_dim": 128, "connector_norm_output": True, "connector_num_learnable_registers": 128,
+    "connector_positional_embedding_max_pos": [4096],
+}
+CONNECTOR_KEYS_2_0 = CONNECTOR_KEYS | {
+    "_diffusers_version": "0.25.1", "connector_num_attention_heads": 30, "connector_num_layers": 2,
+}
+CONNECTOR_KEYS_2_3 = CONNECTOR_KEYS | {
+    "audio_connector_attention_head_dim": 64, "audio_connector_num_attention_heads": 32,
+    "caption_proj_input_norm": False, "caption_projection_first_linear": False,
+    "caption_projection_second_linear": False, "connector_apply_gated_attention": True,
+    "connector_learnable_registers_std": 1, "connector_num_attention_heads": 32, "connector_num_layers": 8,
+    "text_encoder_norm_type": "per_token_rms",
+}
+EXTRA_KEYS = {
+    "2.0": CONNECTOR_KEYS_2_0,
+    "2.3": CONNECTOR_KEYS_2_3,
+    "2.5": CONNECTOR_KEYS_2_3 | {"text_encoder_norm_type": "PER_TOKEN_RMS"},
+}
+GEMMA_2_5 = '{"ltx_version":"2.5.0","gemma_version":"gemma4-12b-ltx-v1"}'
+DIFFUSERS_KEYS = {"_class_name": "LTX2VideoTransformer3DModel", "_diffusers_version": "0.40.0.dev0"}
+CONVROT_MARK = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": CONVROT_GROUP}
+TORCHAO_MARK = {
+    "format": "torchao_nvfp4", "block_size": NVFP4_BLOCK, "scope": "full",
+    "config": "NVFP4DynamicActivationNVFP4WeightConfig", "is_swizzled_scales": True, "use_triton_kernel": True,
+    "use_dynamic_activation": True, "use_dynamic_per_tensor_scale": True,
+}
+
+
+# ---------------------------------------------------------------- configs
+def quantisable_config(release: str, **changes: Any) -> TransformerConfig:
+    """A small release whose Linear layers inside the blocks fit all formats: every width is a multiple of 256.
+
+    Both streams are 256 wide; the audio stream's `in_channels`, 18, and the video stream's, 17, fit no format."""
+    sizes = {
+        "num_attention_heads": 4, "attention_head_dim": 64, "cross_attention_dim": 256,
+        "audio_num_attention_heads": 4, "audio_attention_head_dim": 64, "audio_cross_attention_dim": 256,
+        "caption_channels": 256,
+    }
+    return tiny_config(release, **sizes | changes)
+
+
+def padded_config(release: str, **changes: Any) -> TransformerConfig:
+    """Smaller, and only for NVFP4: no scale of a square layer fills its 128 x 4 tiles, G is 3 (video) and 5."""
+    sizes = {
+        "attention_head_dim": 12, "cross_attention_dim": 48, "audio_attention_head_dim": 20,
+        "audio_cross_attention_dim": 80, "caption_channels": 112,
+    }
+    return quantisable_config(release, **sizes | changes)
+
+
+def release_of(config: TransformerConfig) -> str:
+    return "2.0" if config.use_prompt_embeddings else "2.3" if config.ff_bias else "2.5"
+
+
+def published_linears(name: str) -> bool:
+    """What official files quantise, by a Linear's diffusers name: the blocks' layers, but not the gates."""
+    return name.startswith("transformer_blocks.") and not name.endswith("to_gate_logits")
+
+
+# ---------------------------------------------------------------- names, dtypes, metadata
+def original_name(name: str) -> str:
+    """The published name, without a prefix, of what diffusers calls `name`."""
+    return ".".join(ORIGINAL_PARTS.get(part, part) for part in name.split("."))
+
+
+def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> State:
+    """In `dtype`, but for the scale-shift tables, which all files except diffusers' own keep in float32."""
+    return {name: tensor.to(torch.float32 if "scale_shift_table" in name else dtype).contiguous()
+            for name, tensor in state.items()}
+
+
+def lightricks_config(config: TransformerConfig) -> dict[str, Any]:
+    """The object `transformer` of the metadata's `config`, with the keys that concern the connectors."""
+    found = config.to_lightricks() | EXTRA_KEYS[release_of(config)]
+    found["av_ca_timestep_scale_multiplier"] = float(found["av_ca_timestep_scale_multiplier"])
+    return {key: found[key] for key in sorted(found, key=CONFIG_ORDER.index)}
+
+
+def lightricks_metadata(config: TransformerConfig) -> dict[str, str]:
+    """`__metadata__` of a single file (2.0, 2.3) or of a split one (2.5). 2.0's version is unknown: left out."""
+    release = release_of(config)
+    described: dict[str, Any] = {"transformer": lightricks_config(config), "scheduler": SCHEDULER}
+    if release != "2.5":
+        described |= {"vae": {"_class_name": "CausalVideoAutoencoder"}, "audio_vae": {}, "vocoder": {}}
+    metadata = {"config": json.dumps(described)}
+    if release != "2.0":
+        metadata["model_version"] = f"{release}.0"
+    if release == "2.5":
+        metadata |= {"gemma_source_checkpoint": GEMMA_2_5, "license": "A licence, in many words."}
+    return metadata
+
+
+def quantization_metadata(layers: Mapping[str, str]) -> dict[str, str]:
+    """`_quantization_metadata`, from the full name and the format of each quantised layer."""
+    described = {"format_version": "1.0", "layers": {name: {"format": text} for name, text in layers.items()}}
+    return {"_quantization_metadata": json.dumps(described)}
+
+
+def diffusers_config(config: TransformerConfig) -> dict[str, Any]:
+    return config.to_diffusers() | DIFFUSERS_KEYS
+
+
+def blob(value: object) -> Tensor:
+    """JSON as the bytes of a U8 tensor: how ComfyUI and torchao mark a layer."""
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+# ---------------------------------------------------------------- foreign tensors
+def connectors(dtype: torch.dtype = torch.bfloat16) -> State:
+    """A part of both embeddings connectors, under published names without a prefix. Their layers are 256 wide."""
+    names = [f"{stream}_embeddings_connector." for stream in ("video", "audio")]
+    linears = ("attn1.to_q", "attn1.to_out.0", "attn1.to_gate_logits", "ff.net.0.proj")
+    state: State = {}
+    for name in names:
+        state[name + "learnable_registers"] = noise(128, 256, dtype=dtype)
+        state[name + "transformer_1d_blocks.0.attn1.q_norm.weight"] = noise(256, dtype=dtype)
+        for linear in linears:
+            rows = 4 if linear.endswith("logits") else 256
+            state[f"{name}transformer_1d_blocks.0.{linear}.weight"] = noise(rows, 256, dtype=dtype)
+            state[f"{name}transformer_1d_blocks.0.{linear}.bias"] = noise(rows, dtype=dtype)
+    return state
+
+
+def other_models(release: str, dtype: torch.dtype = torch.bfloat16) -> State:
+    """What else is in a single file, under full names: a tensor or two of every prefix."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "vae.decoder.conv_in.conv.weight": (4, 3, 3, 3, 3), "vae.per_channel_statistics.mean-of-means": (4,),
+        "audio_vae.decoder.conv_in.conv.weight": (4, 3, 3, 3), "vocoder.conv_pre.weight": (4, 3, 7),
+    }
+    if release == "2.0":  # with the legacy name of the video connector
+        shapes |= {"text_embedding_projection.aggregate_embed.weight": (8, 24),
+                   PREFIX + "embeddings_connector.learnable_registers": (8, 8)}
+    else:
+        for name in ("video_aggregate_embed", "audio_aggregate_embed"):
+            shapes |= {f"text_embedding_projection.{name}.weight": (8, 24),
+                       f"text_embedding_projection.{name}.bias": (8,)}
+    return {name: noise(*shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def noise(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
+
+
+def prefixed(state: Mapping[str, Tensor], prefix: str = PREFIX) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def save(path: Path, tensors: State, metadata: Mapping[str, str] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, str(path), metadata=dict(metadata) if metadata is not None else None)
+
+
+def write_json(path: Path, value: object) -> None:
+    """As diffusers writes its configs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------- unquantised files
+def write_diffusers(
+    folder: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16, shards: int = 1
+) -> State:
+    """config.json, and one file or `shards` of them with an index. Tables too are in `dtype`."""
+    truth = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
+    write_json(folder / "config.json", diffusers_config(config))
+    write_shards(folder, truth, shards)
+    return truth
+
+
+def write_shards(folder: Path, tensors: State, shards: int) -> None:
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for i in range(shards):
+        file = shard_name(i, shards)
+        here = names[len(names) * i // shards : len(names) * (i + 1) // shards]
+        save(folder / file, {name: tensors[name] for name in here}, {"format": "pt"})
+        weight_map |= dict.fromkeys(here, file)
+    if shards > 1:
+        write_index(folder, sum(tensor.nbytes for tensor in tensors.values()), weight_map)
+
+
+def shard_name(i: int, shards: int) -> str:
+    part = f"-{i + 1:05d}-of-{shards:05d}" if shards > 1 else ""
+    return f"diffusion_pytorch_model{part}.safetensors"
+
+
+def write_index(folder: Path, total_size: int, weight_map: Mapping[str, str]) -> None:
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(weight_map)}
+    write_json(folder / "diffusion_pytorch_model.safetensors.index.json", index)
+
+
+def write_single_file(
+    path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16
+) -> State:
+    """Lightricks' file of 2.0 and 2.3, with connectors, text projection, VAEs, vocoder and metadata."""
+    truth = cast(state, dtype)
+    foreign = prefixed(connectors(dtype)) | other_models(release_of(config), dtype)
+    save(path, renamed(truth) | foreign, lightricks_metadata(config))
+    return truth
+
+
+def write_split(
+    path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16
+) -> State:
+    """Lightricks' file of 2.5: the transformer and the connectors, four metadata keys."""
+    truth = cast(state, dtype)
+    save(path, renamed(truth) | prefixed(connectors(dtype)), lightricks_metadata(config))
+    return truth
+
+
+def write_transformer_only(
+    path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16, metadata: bool = True
+) -> State:
+    """ComfyUI's and Kijai's repackages: the prefix is kept, and the metadata if `metadata`."""
+    truth = cast(state, dtype)
+    save(path, renamed(truth), lightricks_metadata(config) if metadata else None)
+    return truth
+
+
+def write_diffsynth(
+    folder: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16
+) -> State:
+    """DiffSynth's repackage, `transformer.safetensors`: the prefix is kept, no metadata."""
+    return write_transformer_only(folder / "transformer.safetensors", state, config, dtype=dtype, metadata=False)
+
+
+def write_fastvideo(
+    folder: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16
+) -> State:
+    """FastVideo's folder: published names without a prefix, and a Lightricks config of another class."""
+    truth = cast(state, dtype)
+    save(folder / "model.safetensors", renamed(truth, prefix=""))
+    write_json(folder / "config.json", lightricks_config(config) | {"_class_name": "LTX2Transformer3DModel"})
+    return truth
+
+
+def write_prefixed_diffusers(
+    path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16,
+    prefix: str = "transformer.",
+) -> State:
+    """diffusers' names behind a prefix, tables in `dtype`; no config anywhere."""
+    truth = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
+    save(path, prefixed(truth, prefix))
+    return truth
+
+
+def renamed(state: Mapping[str, Tensor], prefix: str = PREFIX) -> State:
+    return {prefix + original_name(name): tensor for name, tensor in state.items()}
+
+
+# ---------------------------------------------------------------- fp8
+def write_fp8_cast(
+    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
+    biases: bool = False, quantised: Chooser = published_linears, dtype: torch.dtype = torch.bfloat16,
+) -> State:
+    """Weights of the quantised layers, and their biases if `biases`, are cast, without scales.
+
+    Truth: the FP8 values as float32, which holds them exactly."""
+    stored, truth = cast(state, dtype), cast(state, dtype)
+    for name in state:
+        module, _, leaf = name.rpartition(".")
+        if is_linear(module, state) and quantised(module) and (leaf == "weight" or biases):
+            stored[name] = stored[name].to(fp8)
+            truth[name] = stored[name].float()
+    save(path, renamed(stored), lightricks_metadata(config))
+    return truth
+
+
+def write_fp8_scaled(
+    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
+    quantised: Chooser = published_linears, dtype: torch.dtype = torch.bfloat16,
+) -> State:
+    """Lightricks' own FP8 single file: 0-dim `.weight_scale` and `.input_scale`, `_quantization_metadata`."""
+    layers, truth = encode_linears(cast(state, dtype), quantised, fp8_encoder(fp8, input_scale="input_scale"))
+    foreign = prefixed(connectors(dtype)) | other_models(release_of(config), dtype)
+    said = quantization_metadata(dict.fromkeys(quantised_layers(layers), FP8_NAMES[fp8]))
+    save(path, prefixed(layers) | foreign, lightricks_metadata(config) | said)
+    return truth
+
+
+def write_fp8_old_comfy(
+    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
+    marker_dtype: torch.dtype | None = None, marker_elements: int = 2, scale_shape: tuple[int, ...] = (),
+    quantised: Chooser = published_linears, dtype: torch.dtype = torch.bfloat16,
+) -> State:
+    """ComfyUI's first convention: `.scale_weight`, `.scale_input`, and one marker `scaled_fp8` behind the prefix.
+
+    The marker's dtype is `fp8`, or float32, which means e4m3; its number of elements speaks of matrix products."""
+    encode = fp8_encoder(fp8, scale="scale_weight", input_scale="scale_input", shape=scale_shape)
+    layers, truth = encode_linears(cast(state, dtype), quantised, encode)
+    layers["scaled_fp8"] = torch.zeros(marker_elements, dtype=marker_dtype or fp8)
+    save(path, prefixed(layers), lightricks_metadata(config))
+    return truth
+
+
+def write_fp8_new_comfy(
+    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
+    blobs: bool = True, metadata_says: str | None = None, quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16,
+) -> State:
+    """ComfyUI's second convention: `.weight_scale`, and what a layer is in its own `.comfy_quant` or in the metadata.
+
+    blobs            each layer has a `.comfy_quant`, which is right
+    metadata_says    the format of all layers in `_quantization_metadata`, which may be wrong where there are blobs
+    """
+    mark = {"comfy_quant": blob({"format": FP8_NAMES[fp8]})} if blobs else {}
+    layers, truth = encode_linears(cast(state, dtype), quantised, fp8_encoder(fp8, marks=mark))
+    metadata = lightricks_metadata(config)
+    if metadata_says is not None:
+        metadata |= quantization_metadata(dict.fromkeys(quantised_layers(layers), metadata_says))
+    save(path, prefixed(layers), metadata)
+    return truth
+
+
+def write_fp8_vonkaiser(
+    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
+    quantised: Chooser = lambda name: True, dtype: torch.dtype = torch.bfloat16,
+) -> State:
+    """vonkaiser's 2.5 file: an F32 0-dim `<tensor name>_scale` for every FP8 tensor, connectors too, no metadata.
+
+    `quantised` is asked about tensors, not layers, and by default takes all of them, biases and tables too. (The
+    published file has in FP8 what is BF16 and has two dimensions.)"""
+    stored: State = {}
+    truth = cast(state, dtype)
+    for name, tensor in (truth | connectors(dtype)).items():
+        key = PREFIX + original_name(name)
+        if quantised(name):
+            parts, decoded = fp8_encoder(fp8, scale="scale")(tensor)
+            stored |= {key: parts["weight"], key + "_scale": parts["scale"]}
+            truth |= {name: decoded} if name in state else {}
+        else:
+            stored[key] = tensor
+    save(path, stored)
+    return truth
+
+
+def fp8_encoder(
+    fp8: torch.dtype, scale: str = "weight_scale", input_scale: str = "", shape: tuple[int, ...] = (),
+    marks: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Encoder:
+    """Truth: `weight.float() * scale`, a single product of float32 numbers.
+
+    Scales are stored under the suffixes given; `marks` are stored with each layer as they are."""
+    def encode(weight: Tensor) -> tuple[State, Tensor]:
+        factor = (weight.double().abs().max() / torch.finfo(fp8).max).float().clamp(min=1e-12)
+        codes = (weight.double() / factor.double()).clamp(-torch.finfo(fp8).max, torch.finfo(fp8).max).to(fp8)
+        parts = {"weight": codes, scale: factor.reshape(shape)} | {name: mark.clone() for name, mark in marks.items()}
+        if input_scale:
+            parts[input_scale] = torch.tensor(0.0625).reshape(shape)
+        return parts, (codes.double() * factor.double()).float()
+    return encode
+
+
+# ---------------------------------------------------------------- int8 ConvRot
+def write_int8_convrot(
+    path: Path, state: State, config: TransformerConfig, *, quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16,
+) -> State:
+    """The split 2.5 file in int8: a scale per row, `.comfy_quant`, weights rotated. Connectors are quantised too."""
+    layers, truth = encode_linears(cast(state, dtype), quantised, encode_int8_convrot)
+    ours = [name for name in connectors() if "gate_logits" not in name]
+    others, _ = encode_linears(connectors(dtype), lambda name: name + ".weight" in ours, encode_int8_convrot)
+    save(path, prefixed(layers | others), lightricks_metadata(config))
+    return truth
+
+
+def encode_int8_convrot(weight: Tensor) -> tuple[State, Tensor]:
+    """Truth: int8 times its row's scale, then un-rotated, in float64. K must be a multiple of 256."""
+    turned = rotate(weight.double())
+    scale = (turned.abs().amax(1, keepdim=True) / 127).float().clamp(min=1e-12)
+    codes = (turned / scale.double()).round().clamp(-127, 127).to(torch.int8)
+    parts = {"weight": codes, "weight_scale": scale, "comfy_quant": blob(CONVROT_MARK)}
+    return parts, rotate(codes.double() * scale.double()).float()
+
+
+def rotate(weight: Tensor) -> Tensor:
+    """Each group of 256 columns times the Hadamard matrix, which is its own inverse."""
+    return (weight.reshape(-1, CONVROT_GROUP) @ hadamard()).reshape(weight.shape)
+
+
+def hadamard() -> Tensor:
+    """(256, 256), float64: symmetric, orthogonal, all of its elements are 1/16 or -1/16."""
+    h4 = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float64)
+    return torch.kron(torch.kron(h4, h4), torch.kron(h4, h4)) / 16
+
+
+# ---------------------------------------------------------------- NVFP4
+def write_nvfp4(
+    path: Path, state: State, config: TransformerConfig, *, quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16, quantization: bool = True,
+) -> State:
+    """Lightricks' NVFP4 split file: high nibble first. `quantization`: with `_quantization_metadata`, as the newer one.
+
+    The scales of `weight_scale` are in 128 x 4 tiles, [roundup(N, 128), roundup(K / 16, 4)], padded with zeros."""
+    layers, truth = encode_linears(cast(state, dtype), quantised, encode_nvfp4)
+    metadata = lightricks_metadata(config)
+    if quantization:
+        metadata |= quantization_metadata(dict.fromkeys(quantised_layers(layers), "nvfp4"))
+    save(path, prefixed(layers | connectors(dtype)), metadata)
+    return truth
+
+
+def write_nvfp4_torchao(
+    path: Path, state: State, config: TransformerConfig, *, quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16, swizzled: bool = True,
+) -> State:
+    """torchao's: low nibble first, a marker `.torchao_nvfp4` for each layer, no metadata.
+
+    The bytes of `weight_scale` are the same tiles, but [32 * ceil(N / 128), 16 * ceil(G / 4)]; or, where not
+    `swizzled`, the scales are plainly [N, G], which no published file has."""
+    layers, truth = encode_linears(cast(state, dtype), quantised, lambda weight: encode_torchao(weight, swizzled))
+    save(path, prefixed(layers | connectors(dtype)))
+    return truth
+
+
+def encode_nvfp4(weight: Tensor) -> tuple[State, Tensor]:
+    codes, scales, scale_2 = quantise_nvfp4(weight)
+    parts = {"weight": pack_nibbles(codes, high_first=True), "weight_scale": swizzle(scales), "weight_scale_2": scale_2,
+             "input_scale": torch.tensor(0.03125)}
+    return parts, dequantise_nvfp4(codes, scales, scale_2)
+
+
+def encode_torchao(weight: Tensor, swizzled: bool = True) -> tuple[State, Tensor]:
+    codes, scales, scale_2 = quantise_nvfp4(weight)
+    tiled = swizzle(scales)
+    stored = tiled.reshape(tiled.shape[0] // 4, tiled.shape[1] * 4) if swizzled else scales
+    parts = {"weight": pack_nibbles(codes, high_first=False), "weight_scale": stored, "weight_scale_2": scale_2,
+             "torchao_nvfp4": blob(TORCHAO_MARK | {"is_swizzled_scales": swizzled})}
+    return parts, dequantise_nvfp4(codes, scales, scale_2)
+
+
+def quantise_nvfp4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes 0 to 15 (N, K), scales of 16 columns each (N, K / 16) in e4m3, and the float32 scale of all."""
+    blocks = weight.double().unflatten(1, (-1, NVFP4_BLOCK))
+    scale_2 = (blocks.abs().max() / 2688).float().clamp(min=1e-30)
+    scales = (blocks.abs().amax(2) / 6 / scale_2.double()).clamp(max=448).to(torch.float8_e4m3fn)
+    steps = (scales.double() * scale_2.double())[:, :, None]
+    x = torch.where(steps > 0, blocks / steps, 0)  # a block of tiny numbers has the scale 0
+    midpoints = [(low + high) / 2 for low, high in itertools.pairwise(E2M1)]
+    magnitude = torch.bucketize(x.abs(), torch.tensor(midpoints, dtype=torch.float64))
+    return (magnitude + 8 * (x < 0)).to(torch.uint8).flatten(1), scales, scale_2
+
+
+def dequantise_nvfp4(codes: Tensor, scales: Tensor, scale_2: Tensor) -> Tensor:
+    """Truth: value times scale, which is exact, times `scale_2`, rounded to float32."""
+    values = torch.tensor(E2M1 + tuple(-x for x in E2M1), dtype=torch.float64)[codes.long()]
+    return (values.unflatten(1, (-1, NVFP4_BLOCK)) * scales.double()[:, :, None] * scale_2.double()).flatten(1).float()
+
+
+def pack_nibbles(codes: Tensor, *, high_first: bool) -> Tensor:
+    """Two codes in a byte: (N, K) as (N, K / 2)."""
+    even, odd = codes[:, 0::2], codes[:, 1::2]
+    return even << 4 | odd if high_first else odd << 4 | even
+
+
+def swizzle(scales: Tensor) -> Tensor:
+    """(N, G) in 128 x 4 tiles: (roundup(N, 128), roundup(G, 4)), zeros where the tiles stick out."""
+    rows, columns = scales.shape
+    padded_rows, padded_columns = -(-rows // 128) * 128, -(-columns // 4) * 4
+    tiled = torch.zeros(padded_rows * padded_columns, dtype=torch.uint8)
+    r, c = torch.arange(rows)[:, None], torch.arange(columns)[None]
+    tiled[tile_offset(r, c, padded_columns)] = scales.view(torch.uint8)
+    return tiled.reshape(padded_rows, padded_columns).view(scales.dtype)
+
+
+def tile_offset(r: Any, c: Any, columns: int) -> Any:
+    """Where the scale of row r and block c is stored, of integers or tensors of them; `columns` is padded to 4."""
+    tile = (r // 128) * (columns // 4) + c // 4
+    return tile * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4
+
+
+# ---------------------------------------------------------------- layers of a state
+def encode_linears(state: State, quantised: Chooser, encode: Encoder) -> tuple[State, State]:
+    """What to store, under published names without a prefix, and the truth, under the names of `state`."""
+    stored: State = {}
+    truth = dict(state)
+    for name, tensor in state.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight" and is_linear(module, state) and quantised(module):
+            parts, truth[name] = encode(tensor)
+            stored |= {f"{original_name(module)}.{part}": value for part, value in parts.items()}
+        else:
+            stored[original_name(name)] = tensor
+    return stored, truth
+
+
+def is_linear(module: str, state: Mapping[str, Tensor]) -> bool:
+    return module + ".weight" in state and state[module + ".weight"].ndim == 2
+
+
+def quantised_layers(stored: State) -> list[str]:
+    """Full names of the layers that have a scale."""
+    return [PREFIX + name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")]
+
+
+# ---------------------------------------------------------------- GGUF
+def mixed_gguf_types(name: str, tensor: Tensor) -> str:
+    """By the diffusers name: vectors and tables in F32, as converters keep them, all other tensors in any type."""
+    if tensor.ndim == 1 or "scale_shift_table" in name:
+        return "F32"
+    fitting = (*GGUF_BLOCKS, "F16", "BF16") if tensor.shape[-1] % 32 == 0 else ("F16", "BF16", "F32")
+    return fitting[zlib.crc32(name.encode()) % len(fitting)]
+
+
+def write_gguf(
+    path: Path, state: State, config: TransformerConfig, *, types: Callable[[str, Tensor], str] = mixed_gguf_types,
+    prefix: str = "", reshaped: str = "proj_in.weight", metadata: bool = True,
+) -> State:
+    """A GGUF file of the architecture "ltxv", connectors included. Needs the gguf library.
+
+    types       the ggml type of a tensor: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0
+    prefix      usually none, sometimes `model.diffusion_model.`
+    reshaped    this tensor is stored with 256 columns, its own shape in `comfy.gguf.orig_shape.<name>`; "": none is
+    metadata    the strings `config` and `model_version` are there
+    """
+    from gguf import GGUFWriter
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(path, "ltxv")
+    for key, text in lightricks_metadata(config).items() if metadata else ():
+        writer.add_string(key, text)
+    truth: State = {}
+    for name, tensor in (state | connectors(torch.float32)).items():
+        key, shape = prefix + original_name(name), tensor.shape
+        if name == reshaped:
+            writer.add_array(f"comfy.gguf.orig_shape.{key}", list(shape))
+            tensor = tensor.reshape(-1, 256)
+        decoded = add_gguf_tensor(writer, key, tensor, types(name, tensor)).reshape(shape)
+        truth |= {name: decoded} if name in state else {}
+    finish_gguf(writer)
+    return truth
+
+
+def add_gguf_tensor(writer: Any, key: str, tensor: Tensor, kind: str) -> Tensor:
+    """Returns the truth: in the stored dtype, or decoded in float64 and rounded to float32."""
+    from gguf import GGMLQuantizationType, quants
+    ggml_type = GGMLQuantizationType[kind]
+    if kind in GGUF_BLOCKS:
+        coded = quants.quantize(tensor.float().contiguous().numpy(), ggml_type)
+        writer.add_tensor(key, coded, raw_dtype=ggml_type)
+        return decode_gguf(torch.from_numpy(coded), kind)
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+    stored = tensor.to(dtype).contiguous()
+    plain = stored.view(torch.uint8) if kind == "BF16" else stored  # numpy has no bfloat16
+    writer.add_tensor(key, plain.numpy(), raw_dtype=ggml_type)
+    return stored
+
+
+def finish_gguf(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# Bytes of a block of 32 numbers: a float16 scale, perhaps a float16 minimum, perhaps 4 bytes of fifth bits, codes.
+GGUF_BLOCKS = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
+
+
+def decode_gguf(coded: Tensor, kind: str) -> Tensor:
+    """Bytes (N, ...) as float32 (N, K): scale * (code - centre), or scale * code + minimum."""
+    blocks = coded.reshape(-1, GGUF_BLOCKS[kind])
+    scale = half(blocks[:, :2])
+    if kind == "Q8_0":
+        values = scale * blocks[:, 2:].contiguous().view(torch.int8).double()
+    elif kind.endswith("_1"):
+        values = scale * gguf_codes(blocks[:, 4:]).double() + half(blocks[:, 2:4])
+    else:
+        values = scale * (gguf_codes(blocks[:, 2:]).double() - {"Q4_0": 8, "Q5_0": 16}[kind])
+    return values.float().reshape(len(coded), -1)
+
+
+def gguf_codes(block: Tensor) -> Tensor:
+    """Codes (B, 32) of 16 bytes of nibbles, the first half of the numbers low, behind 0 or 4 bytes of fifth bits."""
+    nibbles = block[:, -16:].int()
+    codes = torch.cat([nibbles & 15, nibbles >> 4], 1)
+    if block.shape[1] == 20:  # bit i % 8 of byte i // 8 belongs to number i
+        fifth = block[:, :4].int()[:, :, None] >> torch.arange(8) & 1
+        codes = codes + 16 * fifth.flatten(1)
+    return codes
+
+
+def half(two_bytes: Tensor) -> Tensor:
+    return two_bytes.contiguous().view(torch.float16).double()
+
+
+# ---------------------------------------------------------------- all
+# With default options: a name, and the writer. The path is a folder where the name ends in /.
+WRITERS: dict[str, Writer] = {
+    "diffusers/": write_diffusers,
+    "single_file": write_single_file,
+    "split": write_split,
+    "transformer_only": write_transformer_only,
+    "diffsynth/": write_diffsynth,
+    "fastvideo/": write_fastvideo,
+    "prefixed_diffusers": write_prefixed_diffusers,
+    "fp8_cast": write_fp8_cast,
+    "fp8_scaled": write_fp8_scaled,
+    "fp8_old_comfy": write_fp8_old_comfy,
+    "fp8_new_comfy": write_fp8_new_comfy,
+    "fp8_vonkaiser": write_fp8_vonkaiser,
+    "int8_convrot": write_int8_convrot,
+    "nvfp4": write_nvfp4,
+    "nvfp4_torchao": write_nvfp4_torchao,
+    "gguf": write_gguf,
+}
