@@ -1,11 +1,11 @@
 """The LTX-2 audio-video diffusion transformer as a reference, bit-identical to the published implementations."""
-from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load
+from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load, save
 from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 from .formats import ConfigError
 from .model import AudioVisualModelOutput
 
 __all__ = [
     "LTX_2_0", "LTX_2_3", "LTX_2_5", "AudioVisualModelOutput", "CheckpointError", "ConfigError",
-    "LTX2VideoTransformer3DModel", "TransformerConfig", "load",
+    "LTX2VideoTransformer3DModel", "TransformerConfig", "load", "save",
 ]
 __version__ = "0.1.0"

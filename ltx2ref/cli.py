@@ -1,8 +1,10 @@
 """The command line: one function per command."""
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatch
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 
 from . import __version__
+from .checkpoint.convert import Report, convert
 from .checkpoint.inspection import Description, inspect
 from .parity import record
 from .parity.cases import CASES
@@ -27,12 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_verify(commands)
     add_inspect(commands)
+    add_convert(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
     except ValueError as error:
         print(f"ltx2ref: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str,
@@ -178,6 +184,58 @@ def print_description(d: Description) -> None:
             [row["name"], f"{row['nonfinite']}", "yes" if row["all_zero"] else "", f"{row['rms']:.3g}",
              f"{row['times_the_median']:.3g}" if row["times_the_median"] is not None else ""]
             for row in d.stats], [None] * len(d.stats))
+
+
+def add_convert(commands: Any) -> None:
+    command = add_command(
+        commands, "convert", run_convert, "Write a checkpoint's transformer in the other dialect or another dtype.",
+        """examples:
+  ltx2ref convert ltx-2.3-22b-dev.safetensors transformer --to diffusers --max-shard-size 5GB
+  ltx2ref convert transformer ltx-2.3-transformer.safetensors --to lightricks
+  ltx2ref convert ltx-2.3-22b-dev-fp8.safetensors transformer --to diffusers --dtype bfloat16
+
+Tensors keep their dtypes and bits unless --dtype is given, which a quantised checkpoint needs. Nothing is at DST until
+all is; an existing DST is never touched. What DST does not have is listed: other models, unknown metadata.
+
+exit status: 0 written, 2 unusable input""")
+    command.add_argument("source", metavar="SRC", help="a .safetensors or .gguf file, or a folder")
+    command.add_argument("destination", metavar="DST", help="a new folder for diffusers, a new file for lightricks")
+    command.add_argument("--to", required=True, choices=["diffusers", "lightricks"], help="the dialect of DST")
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of all tensors; default: kept")
+    command.add_argument("--max-shard-size", metavar="SIZE", help="for diffusers: 5GB or so; default: one file")
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    with ended_by_exceptions():
+        report = convert(options.source, options.destination, dialect=options.to,
+                         dtype=getattr(torch, options.dtype) if options.dtype else None,
+                         max_shard_size=options.max_shard_size)
+    if options.json:
+        print(json.dumps(report._asdict(), indent=1))
+    else:
+        print_report(report)
+    return 0
+
+
+@contextmanager
+def ended_by_exceptions() -> Iterator[None]:
+    """SIGTERM unwinds the stack, as Ctrl-C does, so that nothing half-written is left."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def print_report(report: Report) -> None:
+    print(f"{report.source}: {report.source_dialect}; {', '.join(report.formats)}")
+    print(f"{report.destination}: {report.dialect}; {report.tensors:,} tensors, {report.bytes:,} bytes")
+    for prefix, held in report.foreign.items():
+        print(f"left out: {prefix}* {held['tensors']:,} tensors, {held['bytes']:,} bytes")
+    if report.left_out:
+        print(f"left out: {', '.join(report.left_out)}")
+    for note in report.assumed:
+        print(f"assumed: {note}")
 
 
 if __name__ == "__main__":

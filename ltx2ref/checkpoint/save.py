@@ -1,0 +1,128 @@
+"""A model written in either dialect: a folder as diffusers has it, or one file as Lightricks has it."""
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import TransformerConfig
+from ..model import LTX2VideoTransformer3DModel
+from .facts import DIFFUSERS_CLASS
+from .files import TORCH, CheckpointError, TensorFile
+from .names import DIFFUSERS, LIGHTRICKS, PREFIXES, Dialect
+from .plan import parameter_shapes
+from .quantised import CHUNK, PLAIN
+from .writer import Entry, header, pieces, put, require_new, staged
+
+TARGETS = {DIFFUSERS: Dialect(DIFFUSERS, ""), LIGHTRICKS: Dialect(LIGHTRICKS, PREFIXES[0])}
+STORED = {TORCH[name]: name for name in PLAIN}
+FILE = "diffusion_pytorch_model{}.safetensors"  # what diffusers calls it
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # as diffusers counts
+
+
+class Contents(NamedTuple):
+    """All that is to be written: `config` is diffusers' config.json, Lightricks' is in the files' `metadata`."""
+    dialect: str
+    config: dict[str, Any]
+    metadata: dict[str, str]
+    entries: dict[str, Entry]  # by our names
+
+
+def save(model: LTX2VideoTransformer3DModel, path: str | Path, *, dialect: str = DIFFUSERS,
+         max_shard_size: int | str | None = None) -> None:
+    """Write a model, each parameter in its own dtype: a folder as diffusers has it, or one file in "lightricks".
+
+    `max_shard_size`, in bytes or like "5GB", splits a folder's weights: only a single tensor makes a file larger.
+    Nothing is at `path` until all is, and what was there before is not touched. Raises `CheckpointError` for that,
+    for parameters that are not the config's and a disk without room, `ConfigError` for what a dialect cannot say.
+    """
+    limit, state = check(Path(path), dialect, max_shard_size), model.state_dict()
+    wanted = {name: str(list(shape)) for name, shape in parameter_shapes(model.config).items()}
+    has = {name: str(list(x.shape) if x.dtype in STORED and not x.is_meta else f"{x.dtype} on {x.device}")
+           for name, x in state.items()}
+    problems = [f"{name}: the model has {has.get(name, 'none')}, its config {wanted.get(name, 'none')}"
+                for name in wanted | has if has.get(name) != wanted.get(name)]
+    if problems:
+        raise CheckpointError(path, problems)
+    config = described(model.config, dialect)
+    metadata = {"format": "pt"} if dialect == DIFFUSERS else {"config": json.dumps({"transformer": config})}
+    write(Path(path), Contents(dialect, config, metadata, {name: of_tensor(state[name]) for name in wanted}), limit)
+
+
+def described(config: TransformerConfig, dialect: str) -> dict[str, Any]:
+    """A config in the words of a dialect."""
+    if dialect == LIGHTRICKS:
+        return config.to_lightricks()
+    return {"_class_name": DIFFUSERS_CLASS} | config.to_diffusers()
+
+
+def of_tensor(x: Tensor) -> Entry:
+    return Entry(STORED[x.dtype], tuple(x.shape), map(raw, x.detach().split(max(1, CHUNK // x[0].numel()))))
+
+
+def raw(x: Tensor) -> memoryview:
+    return x.cpu().flatten().view(torch.uint8).numpy().data
+
+
+def check(path: Path, dialect: str, max_shard_size: int | str | None) -> int | None:
+    """The maximum size of a shard in bytes. Raises `ValueError` for a destination that cannot be meant."""
+    if dialect not in TARGETS:
+        raise ValueError(f"dialect = {dialect!r}: expected {' or '.join(TARGETS)}")
+    if (path.suffix == ".safetensors") != (dialect == LIGHTRICKS):
+        kind = "a folder" if dialect == DIFFUSERS else "a .safetensors file"
+        raise CheckpointError(path, [f"expected the name of {kind}, which is what {dialect} has"])
+    require_new(path)
+    if max_shard_size is None:
+        return None
+    parsed = re.fullmatch(r"([0-9.]*[0-9]) ?([KMGT]B|)", str(max_shard_size).upper())
+    limit = int(float(parsed[1]) * UNITS[parsed[2]]) if parsed and parsed[1].count(".") < 2 else 0
+    if not limit or dialect == LIGHTRICKS:
+        expected = "bytes, or a size like 5GB" if dialect == DIFFUSERS else "none, for lightricks has one file"
+        raise ValueError(f"max_shard_size = {max_shard_size!r}: expected {expected}")
+    return limit
+
+
+def write(path: Path, contents: Contents, limit: int | None, sources: Sequence[TensorFile] = ()) -> int:
+    """The bytes of the tensor files written. What is read for them, `sources`, must not change meanwhile."""
+    metadata, single = contents.metadata, contents.dialect == LIGHTRICKS
+    parts = shards(contents, limit)
+    sizes = [len(header(part, metadata)) + sum(entry.size for entry in part.values()) for part in parts]
+    names = [FILE.format(f"-{i + 1:05d}-of-{len(parts):05d}" if len(parts) > 1 else "") for i in range(len(parts))]
+    files = dict(zip([path.name] if single else names, parts, strict=True))
+    with staged(path, path.name if single else "") as folder:
+        if sum(sizes) > (free := shutil.disk_usage(folder).free):
+            raise CheckpointError(path, [f"needs {sum(sizes):,} bytes, of which the disk has {free:,}"])
+        for name, part in files.items():
+            put(folder / name, pieces(part, metadata, f"writing {name}"))
+        for name, text in ({} if single else texts(contents, files)).items():
+            put(folder / name, [bytearray(json.dumps(text, indent=2, sort_keys=True) + "\n", "utf-8")])
+        for file in sources:
+            file.open().close()  # raises if it changed
+    return sum(sizes)
+
+
+def texts(contents: Contents, files: Mapping[str, Mapping[str, Entry]]) -> dict[str, Any]:
+    """The JSON files of a diffusers folder."""
+    total = {"total_size": sum(entry.size for entry in contents.entries.values())}
+    weight_map = {tensor: name for name, part in files.items() for tensor in part}
+    index = {FILE.format("") + ".index.json": {"metadata": total, "weight_map": weight_map}}
+    return {"config.json": contents.config} | (index if len(files) > 1 else {})
+
+
+def shards(contents: Contents, limit: int | None) -> list[dict[str, Entry]]:
+    """The tensors by their names in the files: in their order, as many in each file as surely fit with its header."""
+    target, parts, room = TARGETS[contents.dialect], list[dict[str, Entry]](), 0
+    for ours, entry in contents.entries.items():
+        name = target.stored(ours)
+        # Beside others, its offsets have more digits than by itself, but no more than the limit.
+        size = entry.size + len(header({name: entry}, {})) + 2 * len(str(limit))
+        if not parts or (limit and size > room):
+            parts.append({})
+            room = (limit or 0) - len(header({}, contents.metadata))
+        room -= size
+        parts[-1][name] = entry
+    return parts
