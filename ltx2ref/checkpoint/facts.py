@@ -41,6 +41,7 @@ PRESENCE = {
     "use_prompt_embeddings": "caption_projection.linear_1.weight",
     "use_keyframes_abs_pos_embedding": "keyframes_abs_pos_embedding",
 }
+PROMPT_ADALN = "prompt_adaln.linear.weight"  # there if use_prompt_adaln_single, of the releases that modulate text
 # Config field: a table, which has 9 rows instead of 6 if the field is true.
 ROWS = {
     "cross_attn_mod": "transformer_blocks.*.scale_shift_table",
@@ -98,8 +99,8 @@ def says(source: Source, given: TransformerConfig | None,
         if config is None:
             return None, {}
         config = config.get("transformer", config)
-        name = config.get("_class_name", LIGHTRICKS_CLASS if origin == METADATA else DIFFUSERS_CLASS)
-        if name == LIGHTRICKS_CLASS:
+        name = config.get("_class_name", DIFFUSERS_CLASS)
+        if name == LIGHTRICKS_CLASS or config.keys() >= LIGHTRICKS_NAMES.keys() - LIGHTRICKS_ABSENT.keys():
             return lightricks(config, origin, notes)
         if name == DIFFUSERS_CLASS:
             present = TransformerConfig.from_diffusers(config)
@@ -117,7 +118,6 @@ def lightricks(config: Mapping[str, Any], origin: str,
         result = TransformerConfig.from_lightricks(config)
     notes += [f"{origin}: {warning.message}" for warning in caught]
     stated = {name for key, names in LIGHTRICKS_NAMES.items() if key in config for name in names}
-    assert LIGHTRICKS_ABSENT.keys() >= LIGHTRICKS_NAMES.keys() - config.keys()
     return result, {f.name: origin if f.name in stated else FORMAT_DEFAULT for f in fields(result)}
 
 
@@ -133,7 +133,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     facts |= {field: name in most for field, name in PRESENCE.items()}
     facts |= {field: most[name][0] == 9 for field, name in ROWS.items() if most.get(name)}
     if facts.get("cross_attn_mod") or facts.get("audio_cross_attn_mod"):
-        facts["use_prompt_adaln_single"] = "prompt_adaln.linear.weight" in most
+        facts["use_prompt_adaln_single"] = PROMPT_ADALN in most
     for stream, heads in (("", "num_attention_heads"), ("audio_", "audio_num_attention_heads")):
         if facts.get(heads) and f"{stream}cross_attention_dim" in facts:
             facts[f"{stream}attention_head_dim"] = facts[f"{stream}cross_attention_dim"] // facts[heads]
@@ -167,4 +167,5 @@ def contradictions(said: Mapping[str, Any], measured: Mapping[str, Any], origins
 
 def evidence(name: str) -> str:
     tensors = {field: tensor for field, (tensor, _) in LENGTHS.items()} | PRESENCE | ROWS
+    tensors |= {"num_layers": "transformer_blocks.*", "use_prompt_adaln_single": PROMPT_ADALN}
     return f"the shape or presence of {tensors[name]}" if name in tensors else "the tensors"

@@ -8,7 +8,7 @@ import torch
 
 from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
-from .facts import any_block, resolve
+from .facts import resolve
 from .files import CheckpointError, Stored
 from .header import parse_json
 from .names import OPENINGS, PREFIXES, Dialect, dialects
@@ -157,11 +157,16 @@ def check_formats(plan: Plan, marked: bool) -> None:
 
 
 def misquoted(plan: Plan) -> list[str]:
-    """Layers of the transformer that the metadata declare to be of another format than they are."""
+    """Layers of the transformer that the metadata declare to be of another format than they are.
+
+    A layer's own marker wins over the metadata, as it does in ComfyUI.
+    """
     try:
         layers = parse_json(plan.source.metadata[QUANTISATION].encode())["layers"]
         declared = {f"{layer}.weight": said["format"] for layer, said in layers.items()}
-        wanted = {name: MARKED[kind][0] for name, kind in declared.items() if plan.dialect.foreign(name) is None}
+        marked = {weight.tensor.name for weight in plan.weights.values() if "marker" in weight.companions}
+        wanted = {name: MARKED[kind][0] for name, kind in declared.items()
+                  if plan.dialect.foreign(name) is None and name not in marked}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{QUANTISATION}: not the formats of layers: {type(error).__name__} {error}"]
     tensors = plan.source.tensors

@@ -114,14 +114,17 @@ def identify(weight: Weight) -> str:
     shape, tensor, kinds = weight.shape, weight.tensor, weight.companions.keys()
     halved = (*shape[:-1], shape[-1] // 2) if len(shape) == 2 else None
     packed = f": {list(tensor.shape)} is packed fp4 of {list(shape)}" if tensor.shape == halved else ""
-    companions = " and ".join(map(str, weight.companions.values())) or "no scale"
+    companions = " and ".join(map(str, weight.companions.values())) or "no scales"
     if tensor.dtype in PLAIN or tensor.file.container == "gguf":
         name, right = tensor.dtype, shape
         require(not kinds, f"{tensor} is not quantised, but comes with {companions}")
     else:
         fitting = [name for name, (dtypes, needed, allowed) in FORMATS.items()
                    if tensor.dtype in dtypes and needed <= kinds <= needed | allowed]
-        require(len(fitting) == 1, f"{tensor} with {companions} is no supported format{packed}")
+        lacking = [needed - kinds for dtypes, needed, allowed in FORMATS.values()
+                   if tensor.dtype in dtypes and kinds <= needed | allowed and needed - kinds]
+        missing = f", its {' and '.join(sorted(lacking[0]))} is missing" if lacking else ""
+        require(len(fitting) == 1, f"{tensor} with {companions} is no supported format{packed}{missing}")
         name, right = fitting[0], halved if halved and fitting == ["nvfp4"] else shape
     require(tensor.shape == right, f"{tensor} has the wrong shape, expected {list(shape)}{packed}")
     for kind, columns in (("nvfp4", BLOCK), ("int8 ConvRot", GROUP)):
