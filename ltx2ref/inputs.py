@@ -91,7 +91,7 @@ def attention_masks(given: dict[str, Any] | None) -> dict[str, Any]:
     names = {"video_self_attention_mask": "self_mask", "video_keyframes_mask": "keyframes"}
     if given is not None and not isinstance(given, dict):
         raise TypeError(f"attention_kwargs: expected a dict, got {type(given).__name__}")
-    for key in (given or {}).keys() - names.keys():
+    for key in [key for key in given or {} if key not in names]:
         hint = "to scale a LoRA, load it at that strength" if key == "scale" else f"expected {sorted(names)}"
         raise ValueError(f"attention_kwargs[{key!r}]: unknown; {hint}")
     return {names[key]: value for key, value in (given or {}).items()}
