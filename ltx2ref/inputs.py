@@ -59,8 +59,8 @@ def check_stream(s: StreamInputs, stream: StreamConfig, batch: int | str, dtype:
     if not (kind.is_floating_point or kind == torch.bool):
         raise ValueError(f"{mask}: with 3 dimensions, expected floating or bool, got {kind}")
     if s.coords is None:
-        for name, n in zip(("num_frames", "height", "width"), s.grid, strict=False):
-            if not isinstance(n, int | torch.SymInt) or n < 1:
+        for name, n in zip(("num_frames", "height", "width")[:len(s.grid)], s.grid, strict=True):
+            if not isinstance(n, (int, torch.SymInt)) or n < 1:
                 raise ValueError(f"{s.prefix}{name}: expected a positive integer or {coords}, got {n!r}")
         if math.prod(s.grid) != t:
             raise ValueError(f"{s.prefix}hidden_states: {t} tokens, expected {math.prod(s.grid)}, {s.grid}")
@@ -68,11 +68,11 @@ def check_stream(s: StreamInputs, stream: StreamConfig, batch: int | str, dtype:
 
 def check_options(config: TransformerConfig, video: StreamInputs, fps: float, blocks: list[int] | None,
                   perturbation_mask: Tensor | None) -> None:
-    if not isinstance(fps, int | float):
+    if not isinstance(fps, (int, float)):
         raise TypeError(f"fps: expected a number, got {type(fps).__name__}")
     if not 0 < fps < math.inf:
         raise ValueError(f"fps: expected a positive, finite number, got {fps}")
-    if blocks is not None and not isinstance(blocks, list | tuple):
+    if blocks is not None and not isinstance(blocks, (list, tuple)):
         raise TypeError(f"spatio_temporal_guidance_blocks: expected a list, got {type(blocks).__name__}")
     if not all(isinstance(i, int) and 0 <= i < config.num_layers for i in blocks or ()):
         raise ValueError(f"spatio_temporal_guidance_blocks: {blocks} are not in 0..{config.num_layers - 1}")
