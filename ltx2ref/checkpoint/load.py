@@ -1,6 +1,7 @@
 """A checkpoint becomes a model: the whole of it, or a `CheckpointError` and nothing."""
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from ..config import TransformerConfig
 from ..progress import track
 from .files import TORCH
 from .hub import local_folder
+from .lora import Lora, merged, read_lora, require_strengths
 from .plan import Plan, make_plan
 from .quantised import Nibbles
 
@@ -38,7 +40,8 @@ class LTX2VideoTransformer3DModel(model.LTX2VideoTransformer3DModel):
 
 
 def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
-         config: TransformerConfig | None = None, nibbles: Nibbles | None = None) -> LTX2VideoTransformer3DModel:
+         config: TransformerConfig | None = None, nibbles: Nibbles | None = None,
+         lora: Sequence[tuple[str | Path, float]] = ()) -> LTX2VideoTransformer3DModel:
     """The model in a checkpoint of any published dialect and format, strictly, in evaluation mode.
 
     `path` is a .safetensors or .gguf file, or a folder with one, or with an index of shards. `dtype` None is that
@@ -46,24 +49,30 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | to
     memory-mapped on the CPU: the file must not shrink while the model lives. All others are decoded one by one.
     `config` replaces what the file says of itself. `nibbles`, "high" or "low": the NVFP4 code of a byte that comes
     first, for files that do not say it. Facts that were assumed are logged as warnings of the logger "ltx2ref".
-    Raises `CheckpointError`, with all problems, for anything that is not one whole model.
+    `lora` are files and strengths: each weight gets its LoRAs added in float32, and is rounded once.
+    Raises `CheckpointError`, with all problems, for anything that is not one whole model, or a LoRA for another one.
     """
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected float64, float32, bfloat16 or float16, got {dtype}")
+    require_strengths(lora)
     plan = make_plan(path, config, nibbles)
     plan.check()
     for note in plan.notes:
         log.warning("%s: %s", plan.source.path, note)
-    state = read(plan, dtype or linear_dtype(plan), torch.device(device))
+    loras = [(read_lora(file, plan), strength) for file, strength in lora]
+    for change, strength in loras:
+        log.info("%s, strength %g", change, strength)
+    state = read(plan, loras, dtype or linear_dtype(plan), torch.device(device))
     with torch.device("meta"):
         result = LTX2VideoTransformer3DModel(plan.config)
     result.load_state_dict(state, strict=True, assign=True)
     return result.eval()
 
 
-def read(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def read(plan: Plan, loras: Sequence[tuple[Lora, float]], dtype: torch.dtype,
+         device: torch.device) -> dict[str, Tensor]:
     """All parameters, one at a time."""
-    state = {name: plan.weights[name].read(dtype).to(device)
+    state = {name: merged(name, plan.weights[name], loras, dtype).to(device)
              for name in track(list(plan.weights), f"loading {plan.source.path.name}")}
     for file in plan.source.files:
         file.open().close()  # raises if it changed: then mapped tensors are not what they were

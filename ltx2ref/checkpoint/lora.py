@@ -1,0 +1,181 @@
+"""LoRAs: low-rank changes of Linear layers in a file, matched to a model by name, and added to its weights.
+
+Every format means W' = W + strength * factor * B @ A, and differs in names and in where the factor comes from: from a
+layer's alpha, factor = alpha / rank; from PEFT's config in the metadata, the same; it is 1 where nothing says it. The
+rank is that of the layer's own A: published files clip it to the layer's width, whatever their metadata say.
+"""
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .adapter import ADAPTER, Adapter, finite, read_adapter
+from .files import CheckpointError, Stored, TensorFile
+from .header import read_header
+from .names import DIFFUSERS, FOREIGN_INSIDE, OPENINGS, to_lightricks
+from .plan import Plan
+from .quantised import PLAIN, Weight
+
+KOHYA = "kohya"
+# Format: how its names begin. The last is what diffusers' `save_lora_adapter` writes.
+FORMATS = {
+    "lightricks": ("diffusion_model.",),
+    "diffusers": ("transformer.",),
+    KOHYA: ("lora_unet_",),
+    "diffusers without prefix": tuple(f"{name}." for name in (
+        *OPENINGS[DIFFUSERS], "transformer_blocks", "proj_out", "audio_proj_out", "caption_projection",
+        "audio_caption_projection")),
+}
+PARTS = {  # what follows the name of a layer: A is (rank, in), B is (out, rank)
+    ".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_down.weight": "A", ".lora_up.weight": "B", ".alpha": "alpha",
+}
+# Not the transformer, although in its LoRA's file.
+SKIPPED = ("text_embedding_projection.", "diffusion_model.text_embedding_projection.", "connectors.",
+           *(f"diffusion_model.{part}" for part in FOREIGN_INSIDE))
+Parts = dict[str, Stored]  # of one layer
+
+
+class Layer(NamedTuple):
+    """The change of one weight."""
+    a: Stored
+    b: Stored
+    factor: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+class Lora(NamedTuple):
+    """A LoRA file understood. Made from its header and its alphas alone."""
+    path: Path
+    format: str
+    layers: dict[str, Layer]  # by our names of the weights
+    skipped: dict[str, int]   # how many tensors are not the transformer's, by the prefix that says so
+
+    def __str__(self) -> str:
+        ranks = [layer.rank for layer in self.layers.values()]
+        factors = [layer.factor for layer in self.layers.values()]
+        skipped = ", ".join(f"{count} tensors of {prefix}*" for prefix, count in self.skipped.items()) or "nothing"
+        return (f"{self.path}: {self.format} LoRA, {len(self.layers)} layers, ranks {min(ranks)} to {max(ranks)}, "
+                f"factors {min(factors):g} to {max(factors):g}, skipped {skipped}")
+
+
+def lora_format(names: Iterable[str]) -> str | None:
+    """The format of a file with tensors of these names, "kohya and lightricks" for a mixture, None if it is no LoRA."""
+    factors = [name for name in names if split(name)[1] in ("A", "B")]
+    return " and ".join(sorted(format for format, openings in FORMATS.items()
+                               if any(name.startswith(openings) for name in factors))) or None
+
+
+def read_lora(path: str | Path, plan: Plan) -> Lora:
+    """A LoRA for the model of a plan. Raises `CheckpointError`, with all problems, unless it is wholly understood."""
+    file, tensors = read_header(Path(path))
+    own = [stored for stored in tensors.values() if not stored.name.startswith(SKIPPED)]
+    skipped = Counter(prefix for name in tensors for prefix in SKIPPED if name.startswith(prefix))
+    parts, problems = match(own, plan)
+    format = lora_format(stored.name for stored in own)
+    if format not in FORMATS:
+        problems.insert(0, f"names of several formats: {format}" if format else "no LoRA of the transformer in it")
+    problems += [problem for name in parts for problem in faults(plan.weights[name], parts[name])]
+    require(file, problems)
+    adapter = read_adapter(file)
+    layers = {name: Layer(part["A"], part["B"], factor(name, part, format == KOHYA, adapter))
+              for name, part in parts.items()}
+    require(file, [f"{parts[name]['alpha']}: not finite" for name, layer in layers.items()
+                   if not math.isfinite(layer.factor)])
+    return Lora(file.path, str(format), layers, dict(skipped))
+
+
+def require_strengths(files: Sequence[tuple[str | Path, float]]) -> None:
+    """Raises `ValueError` for the argument `lora` of `load`."""
+    for i, pair in enumerate(files):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not finite(pair[1]):
+            raise ValueError(f"lora[{i}]: expected a path and a strength that is a finite number, got {pair!r}")
+
+
+def merged(name: str, weight: Weight, loras: Sequence[tuple[Lora, float]], dtype: torch.dtype) -> Tensor:
+    """A weight with LoRAs of given strengths added one by one, in float32 or wider, and rounded once.
+
+    The order of operations is that of PEFT, for the same bits in float32. A weight that nothing changes is read as if
+    there were no LoRA. Raises `CheckpointError` where the sum is not finite.
+    """
+    changes = [(lora.layers[name], strength) for lora, strength in loras
+               if name in lora.layers and strength * lora.layers[name].factor]
+    if not changes:
+        return weight.read(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    result = weight.read(wide)
+    for layer, strength in changes:
+        delta = layer.b.tensor().to(wide) @ layer.a.tensor().to(wide)
+        result = delta.mul_(strength * layer.factor).add_(result)
+        if not result.isfinite().all():
+            raise CheckpointError(layer.a.file.path, [f"{layer.a.name}: the merged weight is not finite"])
+    return result.to(dtype)
+
+
+def split(name: str) -> tuple[str, str]:
+    """The layer that a tensor belongs to, and which part of its LoRA it is; two empty strings if it is none."""
+    return next(((name.removesuffix(ending), part) for ending, part in PARTS.items() if name.endswith(ending)),
+                ("", ""))
+
+
+def spellings(layer: str) -> list[str]:
+    """How the formats call the layer of our name. Kohya's come in either dialect; musubi-tuner wraps the model."""
+    theirs = to_lightricks(layer)
+    flat = [name.replace(".", "_") for name in (layer, theirs)]
+    return [f"diffusion_model.{theirs}", f"transformer.{layer}", layer,
+            *(f"lora_unet_{wrapper}{name}" for wrapper in ("", "model_") for name in flat)]
+
+
+def match(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, Parts], list[str]]:
+    """The parts of each weight's LoRA, by our names, and what is wrong with the names."""
+    weights = {spelling: name for name in plan.weights if name.endswith(".weight")
+               for spelling in spellings(name.removesuffix(".weight"))}
+    parts: dict[str, Parts] = {}
+    problems = []
+    for stored in tensors:
+        layer, part = split(stored.name)
+        if not part:
+            problems.append(f"{stored}: not supported, a layer can have {', '.join(PARTS)}")
+        elif layer not in weights:
+            problems.append(f"{stored}: the model has no such layer")
+        elif parts.setdefault(weights[layer], {}).setdefault(part, stored) is not stored:
+            problems.append(f"{stored}: the same as {parts[weights[layer]][part].name}")
+    return parts, problems
+
+
+def faults(weight: Weight, parts: Parts) -> list[str]:
+    """What is wrong with the parts of one layer, by the header."""
+    if len(weight.shape) != 2:
+        return [f"{stored}: {weight.tensor.name} is not of a Linear layer" for stored in parts.values()]
+    if not {"A", "B"} <= parts.keys():
+        return [f"{stored}: A and B belong together, but the layer has only {' and '.join(sorted(parts))}"
+                for stored in parts.values()]
+    (rows, columns), rank = weight.shape, max((1, *parts["A"].shape[:1]))
+    shapes: dict[str, list[tuple[int, ...]]] = {"A": [(rank, columns)], "B": [(rows, rank)], "alpha": [(), (1,)]}
+    return [f"{stored}: expected {' or '.join(str(list(shape)) for shape in shapes[part])}, {', '.join(PLAIN)}"
+            for part, stored in parts.items() if stored.shape not in shapes[part] or stored.dtype not in PLAIN]
+
+
+def factor(name: str, parts: Parts, kohya: bool, adapter: Adapter | None) -> float:
+    """alpha / rank, the alpha being a tensor of the layer's, or in PEFT's config; 1 without either."""
+    rank = parts["A"].shape[0]
+    by_peft = adapter.factor(name.removesuffix(".weight"), rank) if adapter else 1.0
+    if "alpha" not in parts:
+        return by_peft
+    alpha = parts["alpha"].tensor().double().item()
+    result = (alpha or rank) / rank if kohya else alpha / rank  # to kohya's scripts, 0 means the rank
+    if adapter and not math.isclose(result, by_peft, rel_tol=2**-8):  # alpha may be rounded to bfloat16
+        raise CheckpointError(parts["alpha"].file.path, [
+            f"{parts['alpha']} = {alpha}: a factor of {result}, but {by_peft} by {ADAPTER}"])
+    return result
+
+
+def require(file: TensorFile, problems: Sequence[str]) -> None:
+    if problems:
+        raise CheckpointError(file.path, problems)
