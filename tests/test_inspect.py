@@ -142,8 +142,8 @@ def test_the_command_prints_a_table_or_json_and_its_status_says_whether_it_would
 
 
 @pytest.mark.parametrize(("names", "kind"), [
-    (["diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"], "LoRA"),
-    (["lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight"], "LoRA"),
+    (["diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"], "LoRA, lightricks"),
+    (["lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight"], "LoRA, kohya"),
     (["audio_vae.encoder.x", "vocoder.y"], "audio VAE + vocoder"), (["decoder.x", "encoder.y"], "VAE"),
 ])
 def test_a_file_without_a_transformer_is_named_too(names: list[str], kind: str, tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_merging_leaves_the_files_as_they_are(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- diffusers, PEFT and ltx-core
 def fused(config: TransformerConfig, state: State, adapters: dict[Path, float], **arguments: Any) -> State:
     """What diffusers and PEFT make of LoRA files."""
-    oracles = pytest.importorskip("ltx2ref.parity.oracles.diffusers")
+    from ltx2ref.parity.oracles import diffusers as oracles
     from diffusers.loaders.lora_pipeline import LTX2LoraLoaderMixin
     model = oracles.build_diffusers(config.to_diffusers(), state, torch.float32)
     for i, path in enumerate(adapters):
@@ -354,7 +354,7 @@ def test_lightricks_files_are_merged_as_diffusers_converts_and_fuses_them(tmp_pa
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, release: str, rslora: bool) -> None:
     """With an alpha of its own for some layers, in files of `save_lora_adapter` and of `save_lora_weights`."""
-    oracles = pytest.importorskip("ltx2ref.parity.oracles.diffusers")
+    from ltx2ref.parity.oracles import diffusers as oracles
     from diffusers.loaders.lora_pipeline import LTX2LoraLoaderMixin
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict

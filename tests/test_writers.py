@@ -295,7 +295,7 @@ def test_nvfp4_is_within_half_a_step_of_what_the_scales_can_say() -> None:
 # ---------------------------------------------------------------- GGUF
 @pytest.mark.parametrize("kind", writers.GGUF_BLOCKS)
 def test_the_decoder_of_gguf_blocks_agrees_with_the_library(kind: str) -> None:
-    gguf = pytest.importorskip("gguf")
+    import gguf
     weight, ggml_type = weights(40, 96), gguf.GGMLQuantizationType[kind]
     coded = gguf.quants.quantize(weight.numpy(), ggml_type)
     decoded = writers.decode_gguf(torch.from_numpy(coded), kind)
@@ -307,7 +307,7 @@ def test_the_decoder_of_gguf_blocks_agrees_with_the_library(kind: str) -> None:
 def test_the_gguf_library_reads_the_truth(
     prefix: str, state: State, config: TransformerConfig, tmp_path: Path
 ) -> None:
-    gguf = pytest.importorskip("gguf")
+    import gguf
     truth = writers.write_gguf(tmp_path / "file", state, config, prefix=prefix)
     reader = gguf.GGUFReader(tmp_path / "file")
     found = {tensor.name: tensor for tensor in reader.tensors}
@@ -323,7 +323,7 @@ def test_the_gguf_library_reads_the_truth(
 def test_a_gguf_file_has_its_architecture_config_and_the_shape_of_what_is_reshaped(
     state: State, config: TransformerConfig, tmp_path: Path
 ) -> None:
-    gguf = pytest.importorskip("gguf")
+    import gguf
     writers.write_gguf(tmp_path / "file", state, config)
     reader = gguf.GGUFReader(tmp_path / "file")
     said = {key: field.contents() for key, field in reader.fields.items()}

@@ -1,6 +1,6 @@
 """Checkpoints: every published dialect and quantised format read, described, merged with LoRAs, and written."""
 from .files import CheckpointError
-from .load import LTX2VideoTransformer3DModel, load
+from .loading import LTX2VideoTransformer3DModel, load
 from .save import save
 
 __all__ = ["CheckpointError", "LTX2VideoTransformer3DModel", "load", "save"]

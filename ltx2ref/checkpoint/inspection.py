@@ -12,6 +12,7 @@ from ..progress import track
 from . import manifest
 from .facts import any_block, release_of
 from .files import CheckpointError, Stored
+from .lora import lora_format
 from .plan import Plan, make_plan
 from .quantised import Weight
 from .source import Source, open_source
@@ -91,8 +92,8 @@ def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> D
 def other_kind(source: Source) -> str | None:
     """What a file without a transformer holds, by the beginnings of its names."""
     names = list(source.tensors)
-    if any(name.endswith((".lora_A.weight", ".lora_down.weight")) for name in names):
-        return "LoRA"
+    if format := lora_format(names):
+        return f"LoRA, {format}"
     parts = Counter(name.split(".")[0] for name in names)
     literal = {"vae": "VAE", "audio_vae": "audio VAE", "vocoder": "vocoder", "duration_head": "duration head",
                "text_embedding_projection": "text projection", "encoder": "VAE", "decoder": "VAE"}

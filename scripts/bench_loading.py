@@ -1,0 +1,141 @@
+"""Time and peak memory of loading a checkpoint: ltx2ref beside diffusers' from_pretrained, at real layer widths.
+
+Random weights are written as a diffusers folder, as Lightricks' single file and as its fp8 file. Each is loaded in
+a process of its own, in turns. A load that maps the file reads nothing yet, so that each is measured twice: until
+the model is there, and until every page of its weights has been read once.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ltx2ref
+from ltx2ref import LTX_2_3
+from ltx2ref.checkpoint.names import to_lightricks
+from ltx2ref.checkpoint.plan import parameter_shapes
+
+EXAMPLES = """examples:
+  python scripts/bench_loading.py                          6 layers of 2.3, 14 GB in a temporary folder
+  python scripts/bench_loading.py --layers 2 --repeats 1   a quick look
+  python scripts/bench_loading.py --folder DIR --json      where the files go, and JSON
+"""
+PREFIX = "model.diffusion_model."
+# What is loaded, and by whom. The first is what the others are compared with.
+RUNS = {
+    "diffusers, bf16": ("diffusers", "transformer"),
+    "ltx2ref, bf16, diffusers' folder": ("ltx2ref", "transformer"),
+    "ltx2ref, bf16, Lightricks' file": ("ltx2ref", "bf16.safetensors"),
+    "ltx2ref, fp8 scaled to bf16": ("ltx2ref", "fp8.safetensors"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="for the files; default: a temporary one")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--measure", nargs=2, metavar=("WHO", "PATH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*options.measure)))
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        write(Path(folder), options.layers)
+        results = run(Path(folder), options.repeats)
+    print(json.dumps(results, indent=1) if options.json else table(results))
+    return 0
+
+
+def write(folder: Path, layers: int) -> None:
+    config = replace(LTX_2_3, num_layers=layers)
+    print(f"writing {layers} layers of random weights", file=sys.stderr)
+    with torch.device("meta"):
+        model = ltx2ref.LTX2VideoTransformer3DModel(config)
+    noise = torch.randn(2**24 + 1).mul_(0.02).bfloat16()  # repeated: what the numbers are does not matter here
+    state = {name: repeated(noise, shape) for name, shape in parameter_shapes(config).items()}
+    model.load_state_dict(state, assign=True)
+    ltx2ref.save(model, folder / "transformer")
+    ltx2ref.save(model, folder / "bf16.safetensors", dialect="lightricks")
+    write_fp8(folder / "fp8.safetensors", state, config)
+
+
+def repeated(noise: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    size = torch.Size(shape).numel()
+    return noise.repeat(-(-size // len(noise)))[:size].reshape(shape)
+
+
+def write_fp8(path: Path, state: dict[str, torch.Tensor], config: ltx2ref.TransformerConfig) -> None:
+    """As the published fp8 files: the Linear layers of the blocks in e4m3, with a scale each."""
+    from safetensors.torch import save_file
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        module, _, leaf = (PREFIX + to_lightricks(name)).rpartition(".")
+        quantised = leaf == "weight" and tensor.ndim == 2 and name.startswith("transformer_blocks.")
+        stored[f"{module}.{leaf}"] = tensor.to(torch.float8_e4m3fn) if quantised else tensor
+        if quantised:
+            stored |= {f"{module}.weight_scale": torch.tensor(0.5), f"{module}.input_scale": torch.tensor(1.0)}
+    save_file(stored, path, {"config": json.dumps({"transformer": config.to_lightricks()})})
+
+
+def run(folder: Path, repeats: int) -> dict[str, Any]:
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
+    for turn in range(repeats + 1):  # the first one warms the cache of the disk
+        for name, (who, path) in RUNS.items():
+            command = [sys.executable, __file__, "--measure", who, str(folder / path)]
+            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(f"round {turn}: {name}: {result}", file=sys.stderr)
+            if turn:
+                rows[name].append(result)
+    medians = {name: {key: statistics.median(row[key] for row in found) for key in found[0]}
+               for name, found in rows.items()}
+    first = next(iter(medians.values()))
+    return {name: {"median": row, "over diffusers": {key: row[key] / first[key] for key in row}}
+            for name, row in medians.items()}
+
+
+def measure(who: str, path: str) -> dict[str, float]:
+    """Seconds, and the peak in MiB above what the process had before, until loaded and until all is read."""
+    import time
+    before = peak()
+    if who == "diffusers":
+        from diffusers import LTX2VideoTransformer3DModel as Theirs
+        load: Any = Theirs.from_pretrained
+    else:
+        load = ltx2ref.LTX2VideoTransformer3DModel.from_pretrained
+    start = time.perf_counter()
+    model = load(path, torch_dtype=torch.bfloat16)
+    loaded = time.perf_counter()
+    at_load = peak()
+    for parameter in model.parameters():
+        parameter.detach().flatten().view(torch.uint8)[::4096].sum()  # a byte of each page
+    read = time.perf_counter()
+    return {"seconds": loaded - start, "seconds, all read": read - start,
+            "peak MiB": (at_load - before) / 1024, "peak MiB, all read": (peak() - before) / 1024}
+
+
+def peak() -> int:
+    """KiB that this process has had resident at most; unlike ru_maxrss not inherited from the one that started it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = [f"{'':36}" + "".join(f"{key:>22}" for key in next(iter(results.values()))["median"])]
+    for name, row in results.items():
+        cells = [f"{row['median'][key]:.1f} ({row['over diffusers'][key]:.2f})" for key in row["median"]]
+        lines.append(f"{name:36}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join([*lines, "in brackets: over diffusers'"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
