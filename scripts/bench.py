@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from oracle_ltx_core import build_ltx_core, run_ltx_core
-from oracles import build_diffusers, run_diffusers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
 from ltx2ref import LTX_2_0, LTX_2_3, LTX2VideoTransformer3DModel, TransformerConfig
+from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
+from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

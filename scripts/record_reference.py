@@ -9,49 +9,31 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable
 from fnmatch import fnmatch
 from typing import Any
 
 import diffusers  # type: ignore[import-untyped, unused-ignore]
 import torch
-from einops import rearrange
-from oracles import build_diffusers, run_diffusers
-from torch import Tensor, nn
+from torch import nn
 
 from ltx2ref.parity import generator, record
 from ltx2ref.parity.cases import CASES, SEED, Case, Inputs
+from ltx2ref.parity.oracles.diffusers import LAYOUT, build_diffusers, run_diffusers
 from ltx2ref.parity.probe import probe
-from ltx2ref.parity.taps import Taps, hooks, put_pair, record_embeddings
+from ltx2ref.parity.taps import ADALN_LAYERS, ROPES, Taps, trace
 from ltx2ref.parity.verify import cast, norm, truth
 
+RECORDED = [f"{name}{part}" for name in ROPES for part in (".cos", ".sin")] + [
+    f"{name}{part}" for name in ADALN_LAYERS for part in (".sinusoid", ".emb")]
 THREADS = 1  # the most reproducible number, and for tensors this small the fastest
 
 
-def rope_taps(model: Any, taps: Taps, on: Callable[[Any], None]) -> None:
-    heads = model.config.num_attention_heads
-
-    def planes(x: Tensor) -> Tensor:
-        """To (B, T, H, R): diffusers' split layout is (B, H, T, R), its interleaved one (B, T, 2HR) in pairs."""
-        if x.ndim == 4:
-            return rearrange(x, "b h t r -> b t h r")
-        return rearrange(x, "b t (h r two) -> two b t h r", h=heads, two=2)[0]
-
-    for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope"):
-        on(getattr(model, name).register_forward_hook(lambda _, args, out, name=name: put_pair(
-            taps, (f"{name}.cos", f"{name}.sin"), (planes(out[0]), planes(out[1])))))
-
-
 def run(model: Any, inputs: Inputs) -> Taps:
-    taps: Taps = {}
-    with torch.no_grad(), hooks() as on:
-        rope_taps(model, taps, on)
-        record_embeddings(model, taps, on)
-        for i, block in enumerate(model.transformer_blocks):
-            names = (f"transformer_blocks.{i}.video", f"transformer_blocks.{i}.audio")
-            on(block.register_forward_hook(lambda _, args, out, names=names: put_pair(taps, names, out)))
-        put_pair(taps, ("sample", "audio_sample"), run_diffusers(model, inputs))
-    return taps
+    with torch.no_grad(), trace(model, LAYOUT) as taps:
+        run_diffusers(model, inputs)
+    return {name: taps[name] for name in RECORDED if name in taps} | {
+        name: x for name, x in taps.items() if name.endswith((".video", ".audio"))} | {
+        name: taps[name] for name in ("sample", "audio_sample")}
 
 
 def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:

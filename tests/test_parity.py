@@ -9,11 +9,11 @@ from typing import Any
 import mutants
 import pytest
 import torch
-from oracles import build_diffusers, run_diffusers
 from tiny import Inputs, random_inputs, random_model, tiny_config
 from torch import Tensor, nn
 
 from ltx2ref import LTX2VideoTransformer3DModel
+from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EVERYTHING: dict[str, Any] = {

@@ -324,7 +324,7 @@ SUB_LAYER = r"transformer_blocks\.\d\.\w+|\w+"
 def test_gradients_are_as_good_as_those_of_diffusers(
     release: str, layout: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    oracles = pytest.importorskip("oracles")
+    from ltx2ref.parity.oracles import diffusers as oracles
     config = tiny_config(release, rope_type=layout)
     model, inputs = random_model(config), random_inputs(config, **options)
     theirs = oracles.build_diffusers(config.to_diffusers(), model.state_dict(), torch.float32)

@@ -13,11 +13,11 @@ import mutants
 import pytest
 import record_reference
 import torch
-from oracles import build_diffusers
 
 from ltx2ref import cli
 from ltx2ref.parity import generator, record, verify
 from ltx2ref.parity.cases import CASES, SEED
+from ltx2ref.parity.oracles.diffusers import build_diffusers
 from ltx2ref.parity.probe import probe, threads
 from ltx2ref.parity.record import DTYPES, RecordError
 from ltx2ref.parity.taps import Taps, trace

@@ -53,6 +53,20 @@ class Report:
     notes: list[str] = field(default_factory=list)
     hints: tuple[str, ...] = ()                 # of the first divergent tap
 
+    @property
+    def passed(self) -> bool:
+        """Nothing but rounding."""
+        return self.verdict in (IDENTICAL, ROUNDING)
+
+    def details(self, count: int = 10) -> str:
+        """The sentence, and the first taps that are not identical."""
+        lines = [f"  {row.name}: {row.verdict}{f' ({row.origin})' if row.origin else ''}"
+                 f"{f', relative difference {row.relative:.2e}' if row.relative is not None else ''}"
+                 f"{f', {row.budget:.3g} times the budget' if row.budget is not None else ''}"
+                 for row in self.rows if row.verdict != IDENTICAL]
+        more = [f"  and {len(lines) - count} more"] if len(lines) > count else []
+        return "\n".join([self.sentence, *(f"  {hint}" for hint in self.hints[1:]), *lines[:count], *more])
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

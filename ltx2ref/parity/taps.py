@@ -1,51 +1,147 @@
-"""Reading what the model computes on the way, without a line in the model: hooks that always come off again.
+"""Reading what a model computes on the way, without a line in the model: hooks that always come off again.
 
-Names follow the parameters' (which are diffusers'):
+Names follow the parameters', which are diffusers'. In the order of the computation; B batch, T tokens, S keys:
 
-    rope, audio_rope, cross_attn_rope, cross_attn_audio_rope + .cos, .sin   (B, T, H, R)
-    time_embed.sinusoid    (B * T|1, 256)    what linear_1 of that embedder is given; so for every AdaLN layer
-    time_embed.emb         (B * T|1, D)
-    transformer_blocks.0.video, .audio       (B, T, D) after that block
-    sample, audio_sample                     (B, T, C)
+    video_coords, audio_coords                              (B, P, T, 2)     seconds and pixels of each patch
+    rope, audio_rope, cross_attn_rope, cross_attn_audio_rope + .cos, .sin    (B, T, H, R)
+    proj_in, audio_proj_in                                  (B, T, D)        tokens
+    X.sinusoid, X.emb, X.linear                             (B * T|1, ...)   of the eight AdaLN layers: what linear_1
+                                                            is given; the embedding; offsets before the tables
+    caption_projection, audio_caption_projection            (B, S, D)        text, projected (2.0)
+    transformer_blocks.0. + attn1, audio_attn1 (itself), attn2, audio_attn2 (text), audio_to_video_attn,
+    video_to_audio_attn (exchange), and ff, audio_ff (feed-forward):
+        .stream                                             (B, T, D)        the residual as it enters the sub-layer
+        .rows, .context_rows                                (B * T|1, K, D)  table + offsets, in the legend's order
+        .input, .context                                    (B, T|S, D)      modulated; of queries, of keys and values
+        .norm_q, .norm_k, .to_v                             (B, T|S, H * d)
+        .q, .k                                              (B, T|S, H, d)   after RoPE
+        .sdpa                                               (B, T, H, d)     attention, before the gate
+        .gate                                               (B, T, H)        2 * sigmoid(to_gate_logits)
+        .to_out                                             (B, T, D)
+        .proj, .activation, .output                         (B, T, 4D|D)     of the feed-forward: around the GELU
+    transformer_blocks.0.video, .audio                      (B, T, D)        after that block
+    norm_out, audio_norm_out                                (B, T, D)        before the modulation
+    proj_out.input, audio_proj_out.input                    (B, T, D)        after it
+    sample, audio_sample                                    (B, T, C)
+
+Coordinates of this model, rows and gates are computed by the tracer, from what the model was given and what its
+layers put out; everything else is what passed through the model.
 """
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ..block import Conditioning
-from ..model import LTX2VideoTransformer3DModel
+from ..modulation import rows
+from ..rope import audio_positions, video_positions
 
 Taps = dict[str, Tensor]
+On = Callable[[Any], None]
+ROPES = ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
 ADALN_LAYERS = (
     "time_embed", "audio_time_embed", "prompt_adaln", "audio_prompt_adaln", "av_cross_attn_video_scale_shift",
     "av_cross_attn_audio_scale_shift", "av_cross_attn_video_a2v_gate", "av_cross_attn_audio_v2a_gate",
 )
 PHASES = (".cos", ".sin", ".sinusoid")  # taps that are judged against pure float64
+ATTENTIONS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+FEED_FORWARDS = ("ff", "audio_ff")
+# The sub-layers whose residual this model's block normalises, in its order: the exchange shows each stream twice.
+NORMED = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn",
+          "video_to_audio_attn", "audio_to_video_attn", "ff", "audio_ff")
+OUTPUTS = ("norm_q", "norm_k", "to_v", "to_gate_logits", "to_out")  # of an attention's layers
+# Sub-layer: (table, its rows, AdaLN layer, its rows), in turn; of the queries, and of keys and values.
+Recipe = tuple[tuple[str, slice, str, slice], ...]
+CROSS_V, CROSS_A = "video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table"
+SHIFT_V, SHIFT_A = "av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"
+A2V, V2A, GATE, ONE, ALL = slice(0, 2), slice(2, 4), slice(4, 5), slice(0, 1), slice(0, 2)
+ROWS: dict[str, Recipe] = {
+    "attn1.rows": (("scale_shift_table", slice(0, 3), "time_embed", slice(0, 3)),),
+    "audio_attn1.rows": (("audio_scale_shift_table", slice(0, 3), "audio_time_embed", slice(0, 3)),),
+    "attn2.rows": (("scale_shift_table", slice(6, 9), "time_embed", slice(6, 9)),),
+    "attn2.context_rows": (("prompt_scale_shift_table", ALL, "prompt_adaln", ALL),),
+    "audio_attn2.rows": (("audio_scale_shift_table", slice(6, 9), "audio_time_embed", slice(6, 9)),),
+    "audio_attn2.context_rows": (("audio_prompt_scale_shift_table", ALL, "audio_prompt_adaln", ALL),),
+    "audio_to_video_attn.rows": ((CROSS_V, A2V, SHIFT_V, A2V), (CROSS_V, GATE, "av_cross_attn_video_a2v_gate", ONE)),
+    "audio_to_video_attn.context_rows": ((CROSS_A, A2V, SHIFT_A, A2V),),
+    "video_to_audio_attn.rows": ((CROSS_A, V2A, SHIFT_A, V2A), (CROSS_A, GATE, "av_cross_attn_audio_v2a_gate", ONE)),
+    "video_to_audio_attn.context_rows": ((CROSS_V, V2A, SHIFT_V, V2A),),
+    "ff.rows": (("scale_shift_table", slice(3, 6), "time_embed", slice(3, 6)),),
+    "audio_ff.rows": (("audio_scale_shift_table", slice(3, 6), "audio_time_embed", slice(3, 6)),),
+}
+
+
+@dataclass
+class Recorder:
+    """Keeps what `keep` makes of each tap, and hands on what is to be used in its place: by default the same."""
+    keep: Callable[[Tensor], Any]
+    inject: Mapping[str, Tensor]
+    taps: dict[str, Any] = field(default_factory=dict)
+    offsets: Taps = field(default_factory=dict)   # live: of the AdaLN layers
+    streams: list[Tensor] = field(default_factory=list)  # what was normalised since the last sub-layer began
+    earlier: list[Tensor] = field(default_factory=list)
+    sublayer: str = ""                            # in which an attention is running
+    norms: Iterator[str] = field(default_factory=lambda: iter(()))  # of this model's block: whose residual is normalised next
+    outputs: int = 0
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        flat = name.endswith((".sinusoid", ".emb", ".linear"))  # these differ in whether B and T are two dimensions
+        self.taps[name] = self.keep(x.detach().flatten(0, -2) if flat else x.detach())
+        given = self.inject.get(name)
+        x = x if given is None else given.to(x).reshape(x.shape)
+        if name.endswith(".linear"):
+            self.offsets[name.removesuffix(".linear")] = x
+        return x
+
+    def entering(self, sublayer: str) -> None:
+        """The residual is what was normalised first since the sub-layer before; ltx-core normalises both streams
+        of an exchange before its first direction."""
+        self.sublayer = sublayer
+        if self.streams or self.earlier:
+            self(f"{sublayer}.stream", self.streams[0] if self.streams else self.earlier[-1])
+        self.earlier, self.streams = self.streams, []
+
+
+Door = Callable[[nn.Module, Recorder, On], None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an implementation has what a tap shows: `path` takes our names of modules and parameters to its own."""
+    doors: Door  # coordinates and RoPE tables
+    path: Callable[[str], str] = str
+    pair: Callable[[Any], tuple[Tensor, Tensor]] = tuple  # both streams in a block's output
+    norms: Mapping[str, str] = field(default_factory=dict)  # sub-layer: the module that normalises its stream
 
 
 @contextmanager
-def trace(model: LTX2VideoTransformer3DModel) -> Iterator[Taps]:
-    """The taps of the last forward within the context."""
-    taps: Taps = {}
+def trace(model: nn.Module, layout: Layout | None = None, inject: Mapping[str, Tensor] | None = None,
+          keep: Callable[[Tensor], Any] = torch.clone) -> Iterator[Taps]:
+    """The taps of the last forward within the context; the model's output is what it is without.
 
-    def conditioning(block: nn.Module, args: tuple[Any, ...]) -> None:
-        for prefix, x, c in (("", args[0], args[2]), ("audio_", args[1], args[3])):
-            put_ropes(taps, prefix, c, len(x))
-
+    Every tap that is in `inject` is recorded, and then replaced: what follows is computed from the replacement. Of
+    each tap `keep` makes what is kept.
+    """
+    layout = layout or OURS
+    recorder = Recorder(keep, inject or {})
     with hooks() as on:
-        on(model.transformer_blocks[0].register_forward_pre_hook(conditioning))
-        record_embeddings(model, taps, on)
-        for i, block in enumerate(model.transformer_blocks):
-            on(block.register_forward_hook(lambda _, args, out, i=i: put_pair(
-                taps, (f"transformer_blocks.{i}.video", f"transformer_blocks.{i}.audio"), out)))
-        on(model.register_forward_hook(lambda _, args, out: put_pair(taps, ("sample", "audio_sample"), out)))
-        yield taps
+        layout.doors(model, recorder, on)
+        around(model, layout, recorder, on)
+        for i in range(len(model.get_submodule(layout.path("transformer_blocks")))):  # type: ignore[arg-type]
+            inside(model, layout, recorder, on, f"transformer_blocks.{i}.")
+        with Functions(recorder):
+            yield recorder.taps
 
 
 @contextmanager
-def hooks() -> Iterator[Callable[[Any], None]]:
+def hooks() -> Iterator[On]:
     handles: list[Any] = []
     try:
         yield handles.append
@@ -54,23 +150,180 @@ def hooks() -> Iterator[Callable[[Any], None]]:
             handle.remove()
 
 
-def put_ropes(taps: Taps, prefix: str, c: Conditioning, batch: int) -> None:
-    for name, rope in ((prefix + "rope", c.rope), (f"cross_attn_{prefix}rope", c.cross_rope)):
-        for part, x in zip((".cos", ".sin"), rope, strict=True):
-            taps[name + part] = x.detach().expand(batch, *x.shape[1:])
+class Functions(TorchFunctionMode):
+    """Sees the calls that no module makes: attention, the weightless norms of the residuals, the last norms."""
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self.attention(func, *args, **kwargs)
+        if func is F.rms_norm and kwargs.get("weight", args[2] if len(args) > 2 else None) is None:
+            self.recorder.streams.append(args[0])
+            args = (self.residual(args[0]), *args[1:])
+        result = func(*args, **kwargs)
+        if func is F.layer_norm:
+            self.recorder.outputs += 1
+            return self.recorder("norm_out" if self.recorder.outputs % 2 else "audio_norm_out", result)
+        return result
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What is normalised in place of the residual, which itself goes on as it is."""
+        given = self.recorder.inject.get(next(self.recorder.norms, ""))
+        return x if given is None else given.to(x)
+
+    def attention(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def tap(name: str, x: Tensor) -> Tensor:  # (B, H, T, d), in memory (B, T, H, d)
+            seen = self.recorder(f"{self.recorder.sublayer}.{name}", x.transpose(1, 2))
+            return seen.transpose(1, 2)
+        return tap("sdpa", func(tap("q", query), tap("k", key), value, *args, **kwargs))
 
 
-def put_pair(taps: Taps, names: tuple[str, str], pair: tuple[Tensor, Tensor]) -> None:
-    taps |= {name: x.detach() for name, x in zip(names, pair, strict=True)}
+def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
+    """Everything outside the blocks but the doors."""
+    def result(path: str, name: str) -> None:
+        if (module := find(model, layout.path(path))) is not None:
+            on(module.register_forward_hook(lambda _, args, out: tap(name, out)))
 
+    def given(path: str, name: str) -> None:
+        if (module := find(model, layout.path(path))) is not None:
+            on(module.register_forward_pre_hook(lambda _, args: (tap(name, args[0]), *args[1:])))
 
-def record_embeddings(model: nn.Module, taps: Taps, on: Callable[[Any], None]) -> None:
-    """The same for diffusers' model, whose modules have the same names."""
+    for name in ("proj_in", "audio_proj_in", "caption_projection", "audio_caption_projection"):
+        result(name, name)
     for name in ADALN_LAYERS:
-        if getattr(model, name, None) is None:
-            continue
-        embedder = getattr(model, name).emb.get_submodule("timestep_embedder")
-        on(embedder.linear_1.register_forward_pre_hook(
-            lambda _, args, name=name: taps.__setitem__(f"{name}.sinusoid", args[0].detach().flatten(0, -2))))
-        on(embedder.register_forward_hook(
-            lambda _, args, out, name=name: taps.__setitem__(f"{name}.emb", out.detach().flatten(0, -2))))
+        given(f"{name}.emb.timestep_embedder.linear_1", f"{name}.sinusoid")
+        result(f"{name}.emb.timestep_embedder", f"{name}.emb")
+        result(f"{name}.linear", f"{name}.linear")
+    for name, sample in (("proj_out", "sample"), ("audio_proj_out", "audio_sample")):
+        given(name, f"{name}.input")
+        result(name, sample)
+
+
+def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) -> None:
+    """Everything in one block. A hook per sub-layer begins it, and says whose attention is running."""
+    def module(name: str) -> nn.Module | None:
+        return find(model, layout.path(block + name))
+
+    def table(name: str) -> Tensor | None:
+        path, _, leaf = layout.path(block + name).rpartition(".")
+        return getattr(model.get_submodule(path), leaf, None)
+
+    def enter(name: str) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            tap.entering(block + name)
+            for part in (f"{name}.rows", f"{name}.context_rows"):
+                if (derived := modulation(part, table, tap.offsets)) is not None:
+                    tap(block + part, derived)
+            return inputs(tap, block + name, args, kwargs)
+        return hook
+
+    for name in (*ATTENTIONS, *FEED_FORWARDS):
+        if name in layout.norms:
+            on(model.get_submodule(layout.path(block + layout.norms[name])).register_forward_pre_hook(
+                lambda _, args: tap.streams.append(args[0])))
+        on(model.get_submodule(layout.path(block + name)).register_forward_pre_hook(enter(name), with_kwargs=True))
+    for name in ATTENTIONS:
+        for part in OUTPUTS:
+            if (layer := module(f"{name}.{part}" + ".0" * (part == "to_out"))) is not None:
+                on(layer.register_forward_hook(lambda _, args, out, at=f"{block}{name}.{part}": put_out(tap, at, out)))
+    for name in FEED_FORWARDS:
+        at = block + name
+        on(model.get_submodule(layout.path(f"{at}.net.0.proj")).register_forward_hook(
+            lambda _, args, out, at=at: tap(f"{at}.proj", out)))
+        last = model.get_submodule(layout.path(f"{at}.net.2"))
+        on(last.register_forward_pre_hook(lambda _, args, at=at: (tap(f"{at}.activation", args[0]), *args[1:])))
+        on(last.register_forward_hook(lambda _, args, out, at=at: tap(f"{at}.output", out)))
+    on(model.get_submodule(layout.path(block[:-1])).register_forward_hook(
+        lambda _, args, out: put_streams(tap, block, layout, out)))
+
+
+def inputs(tap: Recorder, at: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """x, and in an attention the keys and values' input: positional, or under any implementation's name."""
+    named = dict(kwargs)
+    values = [*args, *(named.pop(name) for name in ("hidden_states", "x") if name in named)]
+    x, context = values[0], values[1] if len(values) > 1 else None
+    key = next((name for name in ("encoder_hidden_states", "context") if name in named), None)
+    context = named[key] if key else context
+    values[0] = tap(f"{at}.input", x)
+    if context is not None:
+        context = values[0] if context is x else tap(f"{at}.context", context)
+        if key:
+            named[key] = context
+        else:
+            values[1] = context
+    return tuple(values), named
+
+
+def put_out(tap: Recorder, at: str, out: Tensor) -> Tensor:
+    result = tap(at, out)
+    if at.endswith("to_gate_logits"):
+        tap(at.replace("to_gate_logits", "gate"), 2 * result.sigmoid())
+    return result
+
+
+def put_streams(tap: Recorder, block: str, layout: Layout, out: Any) -> Any:
+    tap.streams, tap.earlier = [], []
+    video, audio = layout.pair(out)
+    injected = tap(f"{block}video", video), tap(f"{block}audio", audio)
+    return injected if isinstance(out, tuple) and tap.inject else None
+
+
+def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) -> Tensor | None:
+    """Rows of modulation as the sub-layer uses them; None if this model has no such ones."""
+    found = []
+    for name, chosen, layer, of_layer in ROWS.get(part, ()):
+        learned = table(name)
+        if learned is None or len(learned) <= chosen.start or layer not in offsets:
+            return None
+        offset = rearrange(offsets[layer].flatten(0, -2), "n (k d) -> n k d", d=learned.shape[-1])[:, of_layer]
+        found.append(torch.stack(rows(learned[chosen], offset), 1))
+    return torch.cat(found, 1) if found else None
+
+
+def find(model: nn.Module, path: str) -> nn.Module | None:
+    for part in path.split("."):
+        model = getattr(model, part, None)  # type: ignore[assignment]
+        if model is None:
+            return None
+    return model
+
+
+def our_doors(model: Any, tap: Recorder, on: On) -> None:
+    """Coordinates from the arguments of the model, RoPE tables from those of each block."""
+    def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = inspect.signature(type(model).forward).bind(model, *args, **kwargs)
+        given.apply_defaults()
+        a, config = given.arguments, model.config
+        dtype = torch.promote_types(model.proj_in.weight.dtype, torch.float32)
+        like = a["hidden_states"].new_empty(0, dtype=dtype)
+        grid = a["num_frames"], a["height"], a["width"]
+        video, audio = a["video_coords"], a["audio_coords"]
+        video = video_positions(grid, a["fps"], config, like) if video is None else video
+        audio = audio_positions((a["audio_num_frames"],), config, like) if audio is None else audio
+        for name, coords in (("video_coords", video), ("audio_coords", audio)):
+            tap(name, coords.expand(len(a["hidden_states"]), *coords.shape[1:]))
+
+    def ropes(_: nn.Module, args: tuple[Any, ...], block: str) -> tuple[Any, ...]:
+        vx, ax, vc, ac, *rest = args
+        exchange = () if vc.isolated else NORMED[4:8]
+        tap.norms = iter([f"{block}.{name}.stream" for name in (*NORMED[:4], *exchange, *NORMED[8:])])
+        vc = vc._replace(rope=pair("rope", vc.rope, len(vx)),
+                         cross_rope=pair("cross_attn_rope", vc.cross_rope, len(vx)))
+        ac = ac._replace(rope=pair("audio_rope", ac.rope, len(vx)),
+                         cross_rope=pair("cross_attn_audio_rope", ac.cross_rope, len(vx)))
+        return vx, ax, vc, ac, *rest
+
+    def pair(name: str, rope: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
+        cos, sin = (tap(name + part, x.expand(batch, *x.shape[1:]))
+                    for part, x in zip((".cos", ".sin"), rope, strict=True))
+        return (cos, sin) if tap.inject else rope
+
+    on(model.register_forward_pre_hook(coordinates, with_kwargs=True))
+    for i, block in enumerate(model.transformer_blocks):
+        on(block.register_forward_pre_hook(partial(ropes, block=f"transformer_blocks.{i}")))
+
+
+OURS = Layout(our_doors)

@@ -8,8 +8,7 @@ The truth is the double model fed the record's own phases (RoPE cosines and sine
 inputs rounded to the record's dtype: RoPE angles reach 15,708 rad, so the float32 phases alone are 1e-5 away from
 pure float64, and budgets would be 70 times too loose. The phases themselves are judged against pure float64.
 """
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..model import LTX2VideoTransformer3DModel
 from . import generator, record
 from .cases import SEED, Case, Inputs
 from .record import DTYPES, Record, RecordError
-from .taps import ADALN_LAYERS, PHASES, Taps, hooks, trace
+from .taps import PHASES, Taps, trace
 
 SHARE, FLOOR = 1.5, 4 * 2.0**-23  # of the record's own error; of the truth's norm
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
@@ -74,33 +73,11 @@ def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
     return {name: walk(x) for name, x in inputs.items()}
 
 
-def run(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
-    with torch.no_grad(), trace(model) as taps:
+def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None) -> Taps:
+    """All taps; those in `inject` are replaced after they were recorded."""
+    with torch.no_grad(), trace(model, inject=inject) as taps:
         model(**inputs)
     return {name: x.cpu() for name, x in taps.items()}
-
-
-@contextmanager
-def phases_of(taps: Taps, model: LTX2VideoTransformer3DModel) -> Iterator[None]:
-    """Make `model` compute with the phases in `taps` instead of its own."""
-    def rope(name: str) -> tuple[Tensor, Tensor]:
-        return taps[name + ".cos"].double(), taps[name + ".sin"].double()
-
-    def replace_ropes(block: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        vx, ax, vc, ac, *rest = args
-        vc = vc._replace(rope=rope("rope"), cross_rope=rope("cross_attn_rope"))
-        ac = ac._replace(rope=rope("audio_rope"), cross_rope=rope("cross_attn_audio_rope"))
-        return vx, ax, vc, ac, *rest
-
-    with hooks() as on:
-        for block in model.transformer_blocks:
-            on(block.register_forward_pre_hook(replace_ropes))
-        for name in ADALN_LAYERS:
-            if f"{name}.sinusoid" in taps:
-                linear = model.get_submodule(f"{name}.emb.timestep_embedder.linear_1")
-                on(linear.register_forward_pre_hook(
-                    lambda _, args, x=taps[f"{name}.sinusoid"]: (x.double().reshape(args[0].shape),)))
-        yield
 
 
 def truth(case: Case, dtype: torch.dtype, recorded: Taps) -> Taps:
@@ -108,9 +85,12 @@ def truth(case: Case, dtype: torch.dtype, recorded: Taps) -> Taps:
     model = build(case.config, dtype).double()
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.double() if x.is_floating_point() else x)
     pure = run(model, inputs)
-    with phases_of(recorded, model):
-        conditional = run(model, inputs)
+    conditional = run(model, inputs, phases(recorded))
     return {name: (pure if name.endswith(PHASES) else conditional)[name] for name in recorded}
+
+
+def phases(taps: Taps) -> Taps:
+    return {name: x for name, x in taps.items() if name.endswith(PHASES)}
 
 
 def norm(x: Tensor) -> float:

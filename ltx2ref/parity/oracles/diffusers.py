@@ -1,7 +1,7 @@
-"""diffusers' implementation of the LTX-2 transformer, run as a black box; for ltx-core's see oracle_ltx_core.py.
+"""diffusers' implementation of the LTX-2 transformer, run as a black box.
 
-Both take a diffusers config, parameters under diffusers' names and the arguments of the documented forward, so a test
-or a benchmark feeds one set of inputs to everything and compares outputs. Only scripts import them.
+It and ltx_core.py take a diffusers config, parameters under diffusers' names and the arguments of the documented
+forward, so a test or a benchmark feeds one set of inputs to everything and compares outputs.
 Gradients follow the caller's mode: wrap the calls in `torch.no_grad()`.
 """
 from collections.abc import Mapping
@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel  # type: ignore[import-untyped, unused-ignore]
+from einops import rearrange
 from torch import Tensor, nn
+
+from ..taps import ROPES, Layout, On, Recorder, Taps, trace
 
 Config = Mapping[str, Any]
 Inputs = Mapping[str, Any]
@@ -46,3 +49,35 @@ def adopt(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Mod
 
 def without_private(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def planes(x: Tensor, heads: int) -> Tensor:
+    """RoPE tables to (B, T, H, R): the split layout is (B, H, T, R), the interleaved one (B, T, 2HR) in pairs."""
+    if x.ndim == 4:
+        return rearrange(x, "b h t r -> b t h r")
+    return rearrange(x, "b t (h r two) -> two b t h r", h=heads, two=2)[0]
+
+
+def doors(model: Any, tap: Recorder, on: On) -> None:
+    """Its four RoPE modules are given coordinates, of time alone for the exchange, and return tables."""
+    def tables(name: str, args: tuple[Any, ...], out: tuple[Tensor, Tensor]) -> None:
+        if not name.startswith("cross_attn_"):
+            tap("audio_coords" if name.startswith("audio_") else "video_coords", args[0])
+        for part, x in zip((".cos", ".sin"), out, strict=True):
+            tap(name + part, planes(x, model.config.num_attention_heads))
+    for name in ROPES:
+        on(getattr(model, name).register_forward_hook(lambda _, args, out, name=name: tables(name, args, out)))
+
+
+LAYOUT = Layout(doors, norms={
+    "attn1": "norm1", "audio_attn1": "audio_norm1", "attn2": "norm2", "audio_attn2": "audio_norm2",
+    "audio_to_video_attn": "audio_to_video_norm", "video_to_audio_attn": "video_to_audio_norm",
+    "ff": "norm3", "audio_ff": "audio_norm3"})
+
+
+def taps(setup: Any) -> Taps:
+    """All taps of one forward: see `audit.Setup`."""
+    model = build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device)
+    with torch.no_grad(), trace(model, LAYOUT) as found:
+        run_diffusers(model, setup.inputs)
+    return found

@@ -1,4 +1,4 @@
-"""ltx-core 1.0.0, the authors' implementation of the LTX-2 transformer, run as a black box like those in oracles.py.
+"""ltx-core 1.0.0, the authors' implementation of the LTX-2 transformer, run as a black box.
 
 Install it with `pip install --no-deps ltx-core==1.0.0`: its transformer needs nothing that is not here already.
 Shapes: B batch, T tokens of a stream, S text tokens, P position axes (3 video, 1 audio).
@@ -20,8 +20,10 @@ from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.transformer.rope import LTXRopeType
 from ltx_core.model.transformer.text_projection import PixArtAlphaTextProjection
-from oracles import Config, Inputs, adopt, without_private
 from torch import Tensor, nn
+
+from ..taps import Layout, On, Recorder, Taps, trace
+from .diffusers import Config, Inputs, adopt, planes, without_private
 
 # Parts of a parameter's name: diffusers -> the original files and ltx-core. Every other part is the same.
 ORIGINAL_NAMES = {
@@ -247,3 +249,35 @@ def _perturbations(inputs: Inputs) -> BatchedPerturbationConfig:
 
 def _skips(names: tuple[str, ...], blocks: list[int] | None) -> list[Perturbation]:
     return [Perturbation(PerturbationType[f"SKIP_{name}"], blocks) for name in names]
+
+
+def doors(model: Any, tap: Recorder, on: On) -> None:
+    """Coordinates come with each modality, RoPE tables with what the first block is given."""
+    def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, modality in zip(("video_coords", "audio_coords"), args, strict=False):
+            tap(name, modality.positions)
+
+    def tables(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for prefix, side in (("", "video"), ("audio_", "audio")):
+            for name, rope in ((f"{prefix}rope", kwargs[side].positional_embeddings),
+                               (f"cross_attn_{prefix}rope", kwargs[side].cross_positional_embeddings)):
+                for part, x in zip((".cos", ".sin"), rope, strict=True):
+                    tap(name + part, planes(x, model.num_attention_heads))
+    on(model.register_forward_pre_hook(coordinates, with_kwargs=True))
+    on(model.transformer_blocks[0].register_forward_pre_hook(tables, with_kwargs=True))
+
+
+def streams(out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+    return out[0].x, out[1].x
+
+
+LAYOUT = Layout(doors, original_name, streams)
+
+
+def taps(setup: Any) -> Taps:
+    """All taps of one forward: see `audit.Setup`. Whatever `use_cross_timestep` says, 1.0.0 conditions the exchange
+    on the other stream's sigma."""
+    model = build_ltx_core(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device)
+    with torch.no_grad(), trace(model.model, LAYOUT) as found:
+        run_ltx_core(model, {**setup.inputs, "use_cross_timestep": True})
+    return found

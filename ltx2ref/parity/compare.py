@@ -1,0 +1,218 @@
+"""Two implementations compared tap by tap: where they first part, by how much, and whether rounding explains it.
+
+The budget of a tap is `1.5 * err(reference) + 4 * 2^-23 * |truth|`: what the reference itself loses against float64 in
+the same dtype, and half of that again for another order of the same roundings. Nothing else decides between rounding
+and a bug where there is a truth. Where there is none, a difference is called a divergence only if it takes half of
+the digits of the coarser dtype (relative L2 above the square root of its epsilon), and else stays suspect.
+"""
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .report import (
+    DIVERGED,
+    IDENTICAL,
+    MISSING,
+    ORIGINATED,
+    PROPAGATED,
+    ROUNDING,
+    SHAPE,
+    SUSPECT,
+    Report,
+    TapRow,
+)
+from .sketch import Sketch, estimate, sketch
+from .verify import FLOOR, SHARE, norm
+
+Taps = Mapping[str, Any]  # of tensors, or of sketches
+PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T
+SAMPLE = 2**20  # elements from which a percentile is taken
+
+
+class Local(NamedTuple):
+    """The reference run on the candidate's own taps: in its dtype, and in float64."""
+    reference: Taps
+    truth: Taps
+
+
+def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: Local | None = None) -> Report:
+    """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence."""
+    rows = [row(name, x, candidate.get(name), (truth or {}).get(name), local) for name, x in reference.items()]
+    rows = amplified(rows) if local is not None else rows
+    return summary(rows, notes(reference, candidate, truth))
+
+
+def row(name: str, reference: Any, candidate: Any, true: Any, local: Local | None) -> TapRow:
+    about: dict[str, Any] = {"name": name, "shape": tuple(reference.shape), "dtype": dtype_name(reference)}
+    if candidate is None:
+        return TapRow(verdict=MISSING, **about)
+    about |= {"candidate_shape": tuple(candidate.shape), "candidate_dtype": dtype_name(candidate)}
+    if isinstance(candidate, Tensor):
+        candidate = spread(name, candidate, reference)
+    if tuple(candidate.shape) != tuple(reference.shape):
+        return TapRow(verdict=SHAPE, **about)
+    if isinstance(reference, Sketch) or isinstance(candidate, Sketch):
+        return estimated(about, reference, candidate, true)
+    reference, candidate = reference.cpu(), candidate.cpu()
+    if candidate.dtype == reference.dtype and torch.equal(candidate, reference):
+        return TapRow(verdict=IDENTICAL, equal_rounded=True, max_abs=0.0, relative=0.0, ulp_max=0.0, ulp_p99=0.0,
+                      **about, **errors(reference, candidate, true))
+    numbers = differences(reference, candidate) | errors(reference, candidate, true)
+    if local is not None and name in local.truth:
+        numbers |= locally(name, candidate, local)
+    return TapRow(verdict=judged(numbers, coarser(reference, candidate)), **about, **numbers)
+
+
+def spread(name: str, x: Tensor, like: Any) -> Tensor:
+    """Noise levels per batch element, repeated for each token where the other implementation has them per token."""
+    if name.endswith(PER_TOKEN) and tuple(x.shape[1:]) == tuple(like.shape[1:]) and like.shape[0] % len(x) == 0:
+        return x.repeat_interleave(like.shape[0] // len(x), 0)
+    return x
+
+
+def judged(numbers: Mapping[str, Any], dtype: torch.dtype) -> str:
+    """Rounding, suspect or diverged, for tensors that are not the same."""
+    budget = numbers.get("budget")
+    if numbers.get("equal_rounded") or (budget is not None and budget <= 1):  # a NaN is not
+        return ROUNDING
+    if budget is not None:
+        return DIVERGED
+    return SUSPECT if numbers["relative"] <= torch.finfo(dtype).eps ** 0.5 else DIVERGED
+
+
+def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
+    """Everything that needs no truth. In float64, but ULPs, which are counted in the coarser dtype."""
+    a, b, dtype = reference.double(), candidate.double(), coarser(reference, candidate)
+    gap = (b - a).abs()
+    worst = int(torch.where(gap.isnan(), torch.inf, gap).argmax())
+    rounded = reference.to(dtype), candidate.to(dtype)
+    ulp_max, ulp_p99 = ulps(*rounded)
+    apart, size = norm(gap), norm(a)
+    return {
+        "max_abs": gap.flatten()[worst].item(), "relative": ratio(apart, size), "ulp_max": ulp_max, "ulp_p99": ulp_p99,
+        "sqnr_db": 20 * torch.log10(torch.tensor(size / apart)).item() if apart and size else None,
+        "cosine": ratio((a * b).sum().item(), size * norm(b)), "equal_rounded": torch.equal(*rounded),
+        "worst": tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), a.shape)),
+        "worst_reference": a.flatten()[worst].item(), "worst_candidate": b.flatten()[worst].item()}
+
+
+def errors(reference: Tensor, candidate: Tensor, true: Tensor | None) -> dict[str, float | None]:
+    """Of both against float64, relative to its norm, and the share of the budget that the candidate's takes."""
+    if true is None:
+        return {}
+    true, size = true.cpu(), norm(true)
+    error, own = norm(candidate.double() - true), norm(reference.double() - true)
+    return {"error": ratio(error, size), "reference_error": ratio(own, size),
+            "budget": ratio(error, SHARE * own + FLOOR * size)}
+
+
+def locally(name: str, candidate: Tensor, local: Local) -> dict[str, Any]:
+    """Whether this stage alone, given the candidate's own inputs, is beyond the budget."""
+    found = errors(local.reference[name].cpu(), candidate, local.truth[name])
+    budget = found["budget"]
+    return {"local_error": found["error"], "origin": PROPAGATED if budget is not None and budget <= 1 else ORIGINATED}
+
+
+def amplified(rows: list[TapRow]) -> list[TapRow]:
+    """What is beyond its budget although no stage so far is beyond its own has only grown: suspect, not diverged."""
+    result, origin = [], False
+    for row in rows:
+        origin |= row.origin == ORIGINATED and row.verdict == DIVERGED
+        grown = row.verdict == DIVERGED and not origin
+        more = row.error / row.local_error if row.error is not None and row.local_error else None
+        result.append(replace(row, verdict=SUSPECT if grown else row.verdict, amplification=more))
+    return result
+
+
+def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: Any) -> TapRow:
+    """The same verdicts from sketches, for what they can tell."""
+    a, b = as_sketch(reference), as_sketch(candidate)
+    relative = estimate(a, b)[0]
+    if relative == 0 and a == b:
+        return TapRow(verdict=IDENTICAL, relative=0.0, estimated=True, **about)
+    numbers: dict[str, Any] = {"relative": relative}
+    if true is not None:
+        t = as_sketch(true)
+        error, own = estimate(t, b)[0], estimate(t, a)[0]
+        numbers |= {"error": error, "reference_error": own, "budget": error / (SHARE * own + FLOOR)}
+    dtype = max((dtype_of(about[key]) for key in ("dtype", "candidate_dtype")), key=lambda d: torch.finfo(d).eps)
+    return TapRow(verdict=judged(numbers, dtype), estimated=True, **about, **numbers)
+
+
+def summary(rows: list[TapRow], remarks: list[str]) -> Report:
+    """The verdict of the whole, and the sentence that says it."""
+    found = {row.verdict for row in rows}
+    wrong = next((row for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
+    other = next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
+    first = wrong or next((row for row in rows if row.verdict == SUSPECT), None) or other
+    verdict = next(v for v in (DIVERGED, SHAPE, SUSPECT, MISSING, ROUNDING, IDENTICAL) if v in found or v == IDENTICAL)
+    return Report(verdict, sentence(verdict, first, other, rows), first.name if first else None, rows, notes=remarks)
+
+
+def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: list[TapRow]) -> str:
+    missing = sum(row.verdict == MISSING for row in rows)
+    lacking = f"; {missing} of {len(rows)} taps are missing from the candidate" if missing else ""
+    if first is None:
+        compared = len(rows) - missing
+        return f"identical at {'every tap' if not missing else f'all of {compared} taps'}{lacking}"
+    looks = f", looks like {first.hints[0]}" if first.hints else ""
+    if other is None or other.name == first.name:
+        before = "everything before it is identical"
+    else:
+        before = f"before it only rounding, from {other.name} on"
+    kind = {ROUNDING: "rounding", SUSPECT: "more than rounding explains, less than a bug would do"}.get(
+        first.verdict, first.verdict)
+    return f"first divergence at {first.name} ({kind}){looks}; {before}{lacking}"
+
+
+def notes(reference: Taps, candidate: Taps, truth: Taps | None) -> list[str]:
+    extra = [name for name in candidate if name not in reference]
+    remarks = []
+    if extra:
+        remarks.append(f"the candidate has {len(extra)} taps that the reference has not: {', '.join(extra[:3])}")
+    if truth is None:
+        remarks.append("without a float64 truth there is no budget: a difference that is not the coarser dtype's "
+                       "rounding is called a divergence above the square root of its epsilon, and else suspect")
+    return remarks
+
+
+def ulps(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The largest distance and the 99th percentile, in steps between neighbouring numbers of their dtype."""
+    steps = (ordinal(a) - ordinal(b)).abs().flatten().double()
+    steps = steps[~(a.isnan() & b.isnan()).flatten()]
+    if not len(steps):
+        return 0.0, 0.0
+    some = steps if len(steps) <= SAMPLE else steps[:: len(steps) // SAMPLE]
+    return steps.max().item(), some.quantile(0.99, interpolation="lower").item() if len(some) < 2**24 else 0.0
+
+
+def ordinal(x: Tensor) -> Tensor:
+    """Neighbouring floating-point numbers become neighbouring integers, both zeros 0."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    bits = x.contiguous().view(kind).long()
+    return torch.where(bits < 0, torch.iinfo(kind).min - bits, bits)
+
+
+def coarser(a: Tensor, b: Tensor) -> torch.dtype:
+    return max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def dtype_name(x: Any) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else (0.0 if part == 0 else float("inf"))
+
+
+def as_sketch(x: Any) -> Sketch:
+    return x if isinstance(x, Sketch) else sketch(x)

@@ -1,0 +1,63 @@
+"""First wrong, or only passed on? The reference run on the candidate's own taps, in its dtype and in float64.
+
+Each tap is recorded and then replaced by the candidate's, so that every stage of the reference starts from what the
+candidate had there: teacher forcing. What is far from the float64 result of that stage originated in it.
+"""
+from collections.abc import Mapping
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import LTX2VideoTransformer3DModel
+from .compare import Local, spread
+from .taps import Taps
+from .verify import Inputs, moved, phases, run
+
+# The residual of one stream through a block: where it enters each sub-layer, and where it leaves.
+CHAINS = (("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.stream", "video"),
+          ("audio_attn1.stream", "audio_attn2.stream", "video_to_audio_attn.stream", "audio_ff.stream", "audio"))
+
+
+def doubled(model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
+    return deepcopy(model).double()
+
+
+def wide(inputs: Inputs) -> Inputs:
+    return moved(inputs, lambda x: x.double() if x.is_floating_point() else x)
+
+
+def truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference: Taps) -> Taps:
+    """Each tap of the reference in float64, given the reference's own phases; the phases in pure float64."""
+    exact, given = doubled(model), wide(inputs)
+    pure = run(exact, given)
+    return run(exact, given, phases(reference)) | phases(pure)
+
+
+def isolate(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference_taps: Taps,
+            candidate: Mapping[str, Any]) -> Local:
+    """Taps that the candidate lacks, or has in another shape, stay the reference's own."""
+    taps: Taps = {name: spread(name, x, reference_taps[name]) for name, x in candidate.items()
+                  if isinstance(x, Tensor) and name in reference_taps}
+    taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}
+    reference, exact = run(model, inputs, taps), run(doubled(model), wide(inputs), taps)
+    for i in range(len(model.transformer_blocks)):
+        for chain in CHAINS:
+            names = [f"transformer_blocks.{i}.{name}" for name in chain]
+            step(reference, exact, taps, [name for name in names if name in exact])
+    return Local(reference, exact)
+
+
+def step(reference: Taps, exact: Taps, candidate: Taps, names: list[str]) -> None:
+    """A residual is what it was before, in the candidate, plus what the sub-layer added, in the reference."""
+    plain = {name: exact[name] for name in names}
+    for before, name in pairwise(names):
+        if before in candidate:
+            exact[name] = candidate[before].double() + plain[name] - plain[before]
+            reference[name] = exact[name] + reference[name].double() - plain[name]
+
+
+def repeats(model: LTX2VideoTransformer3DModel, inputs: Inputs, taps: Taps) -> bool:
+    return all(torch.equal(x, taps[name]) for name, x in run(model, inputs).items())
