@@ -8,7 +8,7 @@ import torch
 
 from ..config import LTX_2_0
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_FIXED, LIGHTRICKS_NAMES
-from .facts import DIFFUSERS_CLASS, LIGHTRICKS_CLASS
+from .facts import DIFFUSERS_CLASS
 from .files import TORCH, CheckpointError, Stored
 from .header import parse_json
 from .names import DIFFUSERS, LIGHTRICKS
@@ -18,10 +18,11 @@ from .save import STORED, TARGETS, Contents, check, described, raw, write
 from .source import Source
 from .writer import Entry
 
-PIECE = 2**24  # bytes that are copied at a time
-# By class, the keys that a `TransformerConfig` stands for.
-HELD = {LIGHTRICKS_CLASS: {"_class_name", *LIGHTRICKS_NAMES, *LIGHTRICKS_FIXED},
-        DIFFUSERS_CLASS: {"_class_name", *LTX_2_0.to_diffusers()}}
+PIECE = 2**20  # bytes that are copied at a time: with more, the memory is slower than the disk
+GGUF = ("GGUF.", "general.")  # how a GGUF file's metadata begin that describe the container
+# By dialect, the keys of a config that a `TransformerConfig` stands for.
+HELD = {LIGHTRICKS: {"_class_name", *LIGHTRICKS_NAMES, *LIGHTRICKS_FIXED},
+        DIFFUSERS: {"_class_name", *LTX_2_0.to_diffusers()}}
 
 
 class Report(NamedTuple):
@@ -45,6 +46,8 @@ def convert(source: str | Path, destination: str | Path, *, dialect: str, dtype:
     Without a `dtype` each tensor's bytes are copied, which a quantised one's cannot be; with one, each is decoded
     and rounded once. Raises as `load` and `save` do, and does as these: all or nothing, and never over anything.
     """
+    if dtype not in (None, *STORED):
+        raise ValueError(f"dtype: expected one of {', '.join(map(str, STORED))}, got {dtype}")
     path = Path(destination)
     limit = check(path, dialect, max_shard_size)
     plan = make_plan(source)
@@ -63,7 +66,7 @@ def convert(source: str | Path, destination: str | Path, *, dialect: str, dtype:
 
 
 def entry(weight: Weight, dtype: torch.dtype | None) -> Entry:
-    if dtype is None or (TORCH.get(weight.tensor.dtype) == dtype and not weight.companions):
+    if dtype in (None, TORCH.get(weight.tensor.dtype)):  # never of a quantised one
         return Entry(weight.tensor.dtype, weight.shape, copied(weight.tensor))
     return Entry(STORED[dtype], weight.shape, (raw(rows.to(dtype)) for rows in weight.chunks()))
 
@@ -75,47 +78,56 @@ def copied(stored: Stored) -> Iterator[bytearray]:
 
 class Said(NamedTuple):
     """The object in which a source states its config."""
-    where: str | None
+    where: str             # "" if there is none
     whole: dict[str, Any]
     inner: dict[str, Any]  # the transformer's part, or the whole
-    kind: str | None       # its class
+    dialect: str | None    # None: of neither
+
+    @property
+    def beside(self) -> list[str]:
+        return [key for key in self.whole if self.inner is not self.whole and key != "transformer"]
 
 
 def stated(source: Source) -> Said:
-    """The same that `facts.says` reads."""
+    """The same that `facts.says` reads, and found good."""
+    where, whole = "", dict[str, Any]()
     if source.config is not None:
-        where, whole, usual = "config.json ", source.config, DIFFUSERS_CLASS
+        where, whole = "config.json", source.config
     elif "config" in source.metadata:
-        where, whole, usual = "config.", parse_json(source.metadata["config"].encode()), LIGHTRICKS_CLASS
-    else:
-        return Said(None, {}, {}, None)
+        where, whole = "config", parse_json(source.metadata["config"].encode())
     inner = whole.get("transformer", whole)
-    return Said(where, whole, inner, inner.get("_class_name", usual))
+    if inner.keys() >= LIGHTRICKS_NAMES.keys() - LIGHTRICKS_ABSENT.keys():
+        return Said(where, whole, inner, LIGHTRICKS)
+    ours = where and inner.get("_class_name", DIFFUSERS_CLASS) == DIFFUSERS_CLASS
+    return Said(where, whole, inner, DIFFUSERS if ours else None)
 
 
 def carried_over(plan: Plan, dialect: str) -> tuple[Contents, list[str]]:
     """Config and metadata for the destination, and which of the source's are not in there."""
     source, said, config = plan.source, stated(plan.source), described(plan.config, dialect)
-    alike = said.kind == config["_class_name"]
-    if alike:  # in the source's order; a key that ours leaves out means the format's default
+    whole: dict[str, Any] = {}
+    if said.dialect == dialect:  # in the source's order; a key that ours leaves out means the format's default
         config = {key: (LIGHTRICKS_ABSENT | config).get(key, value) for key, value in said.inner.items()} | config
-    keep = plan.dialect.names == dialect and source.files[0].container == "safetensors"
-    metadata = {key: value for key, value in source.metadata.items() if keep and key not in ("config", QUANTISATION)}
-    stays = {"format", *metadata, *(["config"] if said.where == "config." else [])}
-    lost = [f"metadata {key}" for file in source.files for key in file.metadata if key not in stays]
+        whole = said.whole if said.inner is not said.whole else {}
+    metadata = {key: value for key, value in source.metadata.items()
+                if plan.dialect.names == dialect and key not in ("config", QUANTISATION) and not key.startswith(GGUF)}
+    known = {*metadata, "format", said.where}
+    lost = [f"metadata {key}" for file in source.files for key in file.metadata if key not in known]
     if dialect == DIFFUSERS:
         metadata["format"] = "pt"
     else:
-        whole = (said.whole if alike and said.inner is not said.whole else {}) | {"transformer": config}
-        metadata["config"] = source.metadata["config"] if whole == said.whole else json.dumps(whole)
-    return Contents(dialect, config, metadata, {}), [*dict.fromkeys(lost + unsaid(said, alike, dialect))]
+        whole = whole | {"transformer": config}
+        unchanged = whole == said.whole and said.where == "config"
+        metadata["config"] = source.metadata["config"] if unchanged else json.dumps(whole)
+    return Contents(dialect, config, metadata, {}), [*dict.fromkeys(lost + unsaid(said, dialect))]
 
 
-def unsaid(said: Said, alike: bool, dialect: str) -> list[str]:
-    """The keys of a config that the destination's does not have."""
-    if said.kind not in HELD:
-        return [said.where.rstrip(" .")] if said.where else []
-    nested = said.inner is not said.whole
-    inner = [] if alike else [key for key in said.inner if key not in HELD[said.kind]]
-    beside = [key for key in said.whole if nested and key != "transformer" and not (alike and dialect == LIGHTRICKS)]
-    return [f"{said.where}{key}" for key in [*beside, *(f"transformer.{key}" if nested else key for key in inner)]]
+def unsaid(said: Said, dialect: str) -> list[str]:
+    """The keys of the source's config that the destination's does not have."""
+    if said.dialect is None:
+        return [said.where] if said.where else []
+    if said.dialect == dialect == LIGHTRICKS:
+        return []
+    path = "transformer." if said.inner is not said.whole else ""
+    inner = [f"{path}{key}" for key in said.inner if said.dialect != dialect and key not in HELD[said.dialect]]
+    return [f"{said.where}.{key}" for key in [*said.beside, *inner]]
