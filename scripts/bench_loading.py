@@ -66,7 +66,9 @@ def write(folder: Path, layers: int) -> None:
     model.load_state_dict(state, assign=True)
     ltx2ref.save(model, folder / "transformer")
     ltx2ref.save(model, folder / "bf16.safetensors", dialect="lightricks")
-    write_fp8(folder / "fp8.safetensors", state, config)
+    del model, state
+    mapped = ltx2ref.load(folder / "bf16.safetensors")
+    write_fp8(folder / "fp8.safetensors", dict(mapped.state_dict()), config)
 
 
 def repeated(noise: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

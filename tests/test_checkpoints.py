@@ -397,7 +397,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 def test_unscaled_fp8_weights_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ltx2ref.checkpoint import quantised
     path, truth, config = fp8_file(tmp_path)
-    monkeypatch.setattr(quantised, "fp8_scaled", lambda weight: lambda a, b: weight.tensor.rows(a, b).float())
+    monkeypatch.setattr(quantised, "fp8", lambda weight: lambda a, b: weight.tensor.rows(a, b).float())
     with pytest.raises(AssertionError):
         assert_same(ltx2ref.load(path), direct(config, truth, torch.bfloat16))
 
