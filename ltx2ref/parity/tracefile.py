@@ -1,0 +1,276 @@
+"""Trace files: what a model computed, in any implementation and on any machine. docs/trace-format.md is the format.
+
+safetensors. A tap is a tensor under its own name, or a sketch: a row of the tensor "sketches", and what the metadata
+say of it. The metadata key "trace" holds JSON, of which only the schema is required, and the key itself is not:
+
+    {"schema": 1, "implementation": "...", "fingerprint": {}, "config": {}, "inputs": {"NAME": "SHA256"},
+     "taps": ["NAME"], "sketches": [{"name": "NAME", "shape": [], "dtype": "F32", "norm": 0, "min": 0, "max": 0,
+     "nan": 0, "inf": 0, "neg_inf": 0, "exponent": 0, "checksum": "0123456789abcdef"}]}
+"""
+import json
+import math
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.files import TORCH, CheckpointError, Stored, TensorFile
+from ..checkpoint.header import MAX_HEADER, parse_json, read_header, whole
+from ..checkpoint.writer import Entry, Piece, header, pieces, put
+from .sketch import BUCKETS, SPELLING, Sketch
+
+SCHEMA = 1
+KEY, TABLE = "trace", "sketches"
+DTYPES = {name: dtype for dtype, name in SPELLING.items()}
+NUMBERS = ("I32", "F32", "F64")  # what the table of sketches may be made of
+MAX_EXPONENT = 1000
+OPTIONAL = ("min", "max", "checksum")  # no element is finite; whoever wrote the file left it out
+HEXADECIMAL = re.compile("[0-9a-f]{16}")
+Tap = Tensor | Sketch
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read or written: the message names the file, and the tap."""
+
+
+class Trace(NamedTuple):
+    taps: dict[str, Tap]           # in the order of the computation, if the file tells it
+    implementation: str
+    fingerprint: dict[str, Any]    # versions, device, dtype, threads: whatever its writer found worth telling
+    config: dict[str, Any] | None  # diffusers'
+    inputs: dict[str, str]         # sha256 by name
+    schema: int | None             # None: tensors, without a word on them
+
+
+def save_trace(path: str | Path, taps: Mapping[str, Tap], *, implementation: str, fingerprint: Mapping[str, Any],
+               config: Mapping[str, Any] | None = None, inputs: Mapping[str, str] | None = None) -> None:
+    """Write a trace; `taps` are in the order of the computation. A file that is there is replaced at the end.
+
+    Raises `TraceError` for what a file cannot hold, and for a disk without room.
+    """
+    sketches = {name: x for name, x in taps.items() if isinstance(x, Sketch)}
+    with named(path):
+        entries = {name: of_tensor(name, x) for name, x in taps.items() if isinstance(x, Tensor)}
+        require(not {TABLE, "__metadata__"} & taps.keys(), f"{TABLE} and __metadata__ cannot be names of taps")
+        if sketches:
+            entries[TABLE] = Entry("I32", (len(sketches), BUCKETS), (data(quantised(x)[0]) for x in sketches.values()))
+        metadata = {KEY: to_json({
+            "schema": SCHEMA, "implementation": implementation, "fingerprint": fingerprint, "config": config,
+            "inputs": inputs or {}, "taps": [*taps], "sketches": [described(name, x) for name, x in sketches.items()],
+        })}
+        size = len(header(entries, metadata))
+        require(size <= MAX_HEADER, f"a header of {size} bytes, at most {MAX_HEADER}: too many taps for one file")
+        with replacing(Path(path)) as partial:
+            put(partial, pieces(entries, metadata, "writing the trace"))
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Read a trace. Full tensors stay in the file's own pages, which must not shrink while they are in use.
+
+    Raises `TraceError`.
+    """
+    with named(path):
+        file, stored = read_header(Path(path))
+        require(file.container == "safetensors", f"a {file.container} file, expected safetensors")
+        said = metadata_of(file)
+        taps: dict[str, Tap] = {}
+        taps |= sketches_of(optional(said, "sketches", list) or [], stored.pop(TABLE, None))
+        both = taps.keys() & stored.keys()
+        require(not both, f"{min(both, default='')}: both a tensor and a sketch")
+        taps |= {name: read(x) for name, x in stored.items()}
+        return Trace(
+            in_order(taps, optional(said, "taps", list)), optional(said, "implementation", str) or Path(path).stem,
+            optional(said, "fingerprint", dict) or {}, optional(said, "config", dict),
+            optional(said, "inputs", dict) or {}, said.get("schema"))
+
+
+def renamed(trace: Trace, names: Mapping[str, str] | Callable[[str], str]) -> Trace:
+    """A trace with other names for its taps. What a mapping does not mention keeps its own.
+
+    Raises `TraceError` if two taps get the same one.
+    """
+    taps: dict[str, Tap] = {}
+    for name, x in trace.taps.items():
+        new = names(name) if callable(names) else names.get(name, name)
+        if new in taps:
+            raise TraceError(f"{trace.implementation}: {new}: a second tap would get this name, {name}")
+        taps[new] = x
+    return trace._replace(taps=taps)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Whatever is wrong inside is a `TraceError` that names the file."""
+    try:
+        yield
+    except CheckpointError as error:  # which does
+        raise TraceError(str(error)) from None
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except ValueError as error:
+        raise TraceError(f"{path}: {error}") from None
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+# ---------------------------------------------------------------- writing
+def of_tensor(name: str, x: Tensor) -> Entry:
+    require(x.dtype in SPELLING and not x.is_meta, f"{name}: {x.dtype} on {x.device} cannot be stored")
+    return Entry(SPELLING[x.dtype], tuple(x.shape), (data(y) for y in [x]))  # an expanded one grows when it is its turn
+
+
+def data(x: Tensor) -> Piece:
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def quantised(x: Sketch) -> tuple[Tensor, int]:
+    """The buckets as int32 of 31 bits, and the exponent of 2 by which to scale them. Again, it changes nothing.
+
+    float32 would take as much, and round to 24 bits: 6e-8, as large as the differences of float32 itself.
+    """
+    exponent = max(math.frexp(x.buckets.abs().max().item())[1] - 30, -MAX_EXPONENT)
+    return (x.buckets * 2.0**-exponent).round().to(torch.int32), exponent
+
+
+def described(name: str, x: Sketch) -> dict[str, Any]:
+    """What is not in the table; zeros and None are left out."""
+    require(x.buckets.shape == (BUCKETS,) and math.isfinite(x.norm) and bool(x.buckets.isfinite().all()),
+            f"{name}: expected {BUCKETS} buckets and a norm that are finite, got {list(x.buckets.shape)} and {x.norm}")
+    extrema = {} if x.min is None else {"min": x.min, "max": x.max}
+    counts = {key: count for key, count in (("nan", x.nan), ("inf", x.inf), ("neg_inf", x.neg_inf)) if count}
+    checksum = {} if x.checksum is None else {"checksum": f"{x.checksum:016x}"}
+    return {"name": name, "shape": x.shape, "dtype": SPELLING[x.dtype], "norm": x.norm, **extrema, **counts,
+            "exponent": quantised(x)[1], **checksum}
+
+
+def to_json(value: dict[str, Any]) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"), default=dict)  # of a Mapping
+    except TypeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path`, that becomes it at the end. Else nothing is left."""
+    partial = path.with_name(f".ltx2ref-{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- reading
+def metadata_of(file: TensorFile) -> dict[str, Any]:
+    if KEY not in file.metadata:
+        return {}
+    try:
+        said = parse_json(file.metadata[KEY].encode())
+    except ValueError as error:
+        raise ValueError(f"metadata {KEY!r}: {error}") from None
+    schema = said.get("schema")
+    require(type(schema) is int and schema == SCHEMA, f"schema {str(schema)[:80]}, expected {SCHEMA}")
+    return said
+
+
+def optional(said: dict[str, Any], key: str, kind: type) -> Any:
+    value = said.get(key)
+    require(value is None or isinstance(value, kind), f"{key}: expected a {kind.__name__}, got {str(value)[:80]}")
+    return value
+
+
+def read(x: Stored) -> Tensor:
+    require(x.dtype in DTYPES, f"{x.name}: dtype {x.dtype}, expected one of {', '.join(DTYPES)}")
+    try:
+        if x.start == x.stop:
+            return torch.empty(x.shape, dtype=DTYPES[x.dtype])
+        if x.dtype in TORCH:
+            return x.mapped()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{x.name}: {x.dtype} {list(x.shape)}: {error}") from None
+    raw = torch.frombuffer(x.bytes(), dtype=torch.uint8)
+    return (raw.ne(0) if x.dtype == "BOOL" else raw.view(DTYPES[x.dtype])).reshape(x.shape)
+
+
+def sketches_of(rows: list[Any], table: Stored | None) -> dict[str, Sketch]:
+    if table is None:
+        require(not rows, f"{len(rows)} sketches are described, but there is no tensor {TABLE}")
+        return {}
+    require(table.dtype in NUMBERS and table.shape == (len(rows), BUCKETS),
+            f"{table}: expected {' or '.join(NUMBERS)} {[len(rows), BUCKETS]}, a row for each sketch in the metadata")
+    sketches: dict[str, Sketch] = {}
+    for i, (said, numbers) in enumerate(zip(rows, read(table), strict=True)):
+        name = said.get("name") if isinstance(said, dict) else None
+        if not isinstance(name, str) or name in sketches:
+            raise ValueError(f"sketch {i}: expected another name than those before, got {str(name)[:80]}")
+        try:
+            sketches[name] = sketch_of(said, numbers.double())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return sketches
+
+
+def sketch_of(said: dict[str, Any], numbers: Tensor) -> Sketch:
+    buckets = numbers * 2.0**take(said, "exponent", is_exponent, "a small whole number", 0)
+    require(bool(buckets.isfinite().all()), "buckets that are not finite")
+    checksum = take(said, "checksum", is_checksum, "16 hexadecimal digits")
+    return Sketch(
+        shape=tuple(take(said, "shape", whole, "a list of whole numbers")),
+        dtype=DTYPES[take(said, "dtype", is_dtype, f"one of {', '.join(DTYPES)}")],
+        norm=take(said, "norm", lambda x: is_finite(x) and x >= 0, "a finite number that is not negative"),
+        min=take(said, "min", is_finite, "a finite number"),
+        max=take(said, "max", is_finite, "a finite number"),
+        nan=take(said, "nan", is_count, "a whole number", 0),
+        inf=take(said, "inf", is_count, "a whole number", 0),
+        neg_inf=take(said, "neg_inf", is_count, "a whole number", 0),
+        buckets=buckets, checksum=checksum and int(checksum, 16))
+
+
+def take(said: dict[str, Any], key: str, holds: Callable[[Any], bool], expected: str, default: Any = None) -> Any:
+    value = default if said.get(key) is None else said[key]
+    if not (holds(value) or (value is None and key in OPTIONAL)):
+        raise ValueError(f"{key}: expected {expected}, got {str(value)[:80]}")
+    return value
+
+
+def is_exponent(x: Any) -> bool:
+    return type(x) is int and abs(x) <= MAX_EXPONENT
+
+
+def is_checksum(x: Any) -> bool:
+    return isinstance(x, str) and HEXADECIMAL.fullmatch(x) is not None
+
+
+def is_dtype(x: Any) -> bool:
+    return isinstance(x, str) and x in DTYPES
+
+
+def is_count(x: Any) -> bool:
+    return whole([x])
+
+
+def is_finite(x: Any) -> bool:
+    return type(x) in (int, float) and abs(x) <= sys.float_info.max
+
+
+def in_order(taps: dict[str, Tap], order: list[Any] | None) -> dict[str, Tap]:
+    """Sketches in the order of their rows, then tensors as the header has them, if the file does not tell it."""
+    if order is None:
+        return taps
+    require(all(isinstance(name, str) for name in order), "taps: expected names")
+    names = set(order)
+    require(len(names) == len(order), "taps: a name occurs twice")
+    odd = sorted(names ^ taps.keys())
+    require(not odd, f"{', '.join(odd[:5])}: in the list of taps or in the file, but not in both ({len(odd)} taps)")
+    return {name: taps[name] for name in order}
