@@ -1,0 +1,175 @@
+"""Error against depth, one drawing for each stream: SVG whose colours are the page's."""
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+
+from .markup import number, tag
+from .report import DIVERGED, IDENTICAL, ROUNDING, SUSPECT, Report, TapRow
+from .verify import FLOOR, SHARE
+
+STREAMS = ("video", "audio")
+ENTRANCE, OUTPUT = -1.0, math.inf  # depths; a block's is its number
+ENDS = {
+    "proj_in": ("video", ENTRANCE), "audio_proj_in": ("audio", ENTRANCE),
+    "sample": ("video", OUTPUT), "audio_sample": ("audio", OUTPUT),
+}
+BLOCK = re.compile(r"transformer_blocks\.([0-9]{1,4})\.(.+)")
+WIDTH, HEIGHT = 560, 330
+LEFT, RIGHT, TOP, BOTTOM = 60, 16, 34, 52  # margins
+MOST_DECADES = 18
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MARKERS = {  # told apart without colours, too
+    IDENTICAL: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z", ROUNDING: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z",
+    SUSPECT: "M-3.5,-3.5h7v7h-7z", DIVERGED: "M0,-5.5L5.5,0L0,5.5L-5.5,0z",
+}
+CROSS = "M-4,-4L4,4M-4,4L4,-4"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A stage of a stream: its tap, the line of the table that the tap is, and what is drawn of it."""
+    depth: float
+    line: int
+    tap: TapRow
+    value: float | None      # the candidate's error; its difference from the reference where no truth is known
+    reference: float | None  # the reference's own error
+
+    @property
+    def allowed(self) -> float | None:
+        return None if self.reference is None else SHARE * self.reference + FLOOR
+
+    @property
+    def title(self) -> str:
+        where = {ENTRANCE: "entrance", OUTPUT: "output"}.get(self.depth) or f"block {self.depth:.0f}"
+        own = "" if self.reference is None else f", reference's {number(self.reference)}"
+        return f"{where}: {number(self.value)}{own}, {self.tap.verdict}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From depth and error to the drawing; both streams share one, so that they can be compared."""
+    layers: int
+    low: int     # decades
+    high: int
+    zeros: bool  # room below for zeros, which have no logarithm
+
+    def x(self, depth: float) -> float:
+        return round(LEFT + (min(depth, self.layers) + 1) / (self.layers + 1) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(self, value: float | None) -> float:
+        """Not a number and infinity are on the upper edge, zero and nothing on the lower one."""
+        bottom = self.low - self.zeros
+        level = bottom if not value else math.log10(abs(value)) if math.isfinite(value) else self.high
+        height = (min(max(level, bottom), self.high) - bottom) / (self.high - bottom)
+        return round(HEIGHT - BOTTOM - height * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def place(name: str) -> tuple[str, float] | None:
+    """Which stream's stage a tap is, and how deep; None for the taps within a stage."""
+    block = BLOCK.fullmatch(name)
+    if block:
+        return (block[2], float(block[1])) if block[2] in STREAMS else None
+    return ENDS.get(name)
+
+
+def chart(report: Report) -> str:
+    """Both drawings."""
+    truth = any(tap.error is not None for tap in report.rows)
+    streams: dict[str, list[Point]] = {stream: [] for stream in STREAMS}
+    for line, tap in enumerate(report.rows):
+        if where := place(tap.name):
+            point = Point(where[1], line, tap, tap.error if truth else tap.relative, tap.reference_error)
+            streams[where[0]].append(point)
+    scale, mark = scale_of([*streams["video"], *streams["audio"]]), first_depth(report)
+    subject = "error against float64" if truth else "difference from the reference"
+    return "".join(
+        figure(stream, sorted(points, key=lambda p: p.depth), scale, mark, subject)
+        for stream, points in streams.items() if points) or tag("p", "No block's output was recorded.", class_="muted")
+
+
+def scale_of(points: list[Point]) -> Scale:
+    drawn = [x for p in points for x in (p.value, p.reference, p.allowed)]
+    decades = [math.log10(abs(x)) for x in drawn if x and math.isfinite(x)] or [-8, 0]
+    high = math.ceil(max(decades))
+    low = max(min(math.floor(min(decades)), high - 2), high - MOST_DECADES)
+    layers = 1 + max([0, *(int(p.depth) for p in points if p.depth != OUTPUT)])
+    return Scale(layers, low, high, zeros=any(not p.value for p in points))
+
+
+def first_depth(report: Report) -> float | None:
+    """Where the first divergence is marked: a tap within a block lies between two blocks' outputs."""
+    names = [tap.name for tap in report.rows]
+    if report.first not in names:
+        return None
+    if block := BLOCK.fullmatch(report.first):
+        return float(block[1]) - (0 if block[2] in STREAMS else 0.5)
+    before = names[:names.index(report.first)]
+    return OUTPUT if any(BLOCK.fullmatch(name) for name in before) else ENTRANCE
+
+
+def figure(stream: str, points: list[Point], scale: Scale, mark: float | None, subject: str) -> str:
+    drawing = [band(points, scale), *axes(scale), line("own", points, [p.reference for p in points], scale),
+               line("candidate", points, [p.value for p in points], scale), *first_mark(mark, scale),
+               *(marker(p, scale) for p in points)]
+    worst = max(points, key=lambda p: p.value or 0)
+    about = f"The candidate's {subject}, {stream} stream, against depth; largest at {worst.title}."
+    svg = tag("svg", *drawing, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=about)
+    caption = tag("figcaption", tag("b", stream.capitalize()), f" stream: {subject}")
+    return tag("figure", caption, svg)
+
+
+def axes(scale: Scale) -> list[str]:
+    """Lines for decades, and the depths by name."""
+    out = []
+    for decade in range(scale.low, scale.high + 1, math.ceil((scale.high - scale.low) / 6)):
+        out += level(scale.y(10.0**decade), f"10{str(decade).translate(SUPERSCRIPT)}")
+    if scale.zeros:
+        out += level(scale.y(0), "0")
+    step = 2 ** max(0, math.ceil(math.log2(scale.layers / 8)))
+    depths = [d for d in range(0, scale.layers, step) if min(d + 1, scale.layers - d) >= step / 2]
+    labels = [(ENTRANCE, "in"), *((d, str(d)) for d in depths), (OUTPUT, "out")]
+    out += [tag("text", label, x=scale.x(d), y=HEIGHT - BOTTOM + 20, class_="depth") for d, label in labels]
+    return [*out, tag("text", "after block", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8, class_="depth")]
+
+
+def level(y: float, label: str) -> list[str]:
+    return [tag("path", d=f"M{LEFT},{y}H{WIDTH - RIGHT}", class_="grid"),
+            tag("text", label, x=LEFT - 8, y=y + 4, class_="decade")]
+
+
+def band(points: list[Point], scale: Scale) -> str:
+    """What is allowed at each depth, down to nothing."""
+    known = [p for p in points if p.allowed is not None]
+    if not known:
+        return ""
+    edge = "L".join(f"{scale.x(p.depth)},{scale.y(p.allowed)}" for p in known)
+    floor = HEIGHT - BOTTOM
+    return tag("path", d=f"M{scale.x(known[0].depth)},{floor}L{edge}V{floor}z", class_="band")
+
+
+def line(kind: str, points: list[Point], values: Iterable[float | None], scale: Scale) -> str:
+    """Interrupted where a value is not known."""
+    runs = groupby(zip(points, values, strict=True), lambda pair: pair[1] is not None)
+    paths = ["M" + "L".join(f"{scale.x(p.depth)},{scale.y(x)}" for p, x in run) for known, run in runs if known]
+    return tag("path", d="".join(paths), class_=kind) if paths else ""
+
+
+def marker(p: Point, scale: Scale) -> str:
+    """A link to the tap's line of the table; the table is the way there for keyboards."""
+    symbol = tag("path", d=MARKERS.get(p.tap.verdict, CROSS), class_=p.tap.verdict)
+    hit = tag("circle", r=8, class_="hit")
+    at = f"translate({scale.x(p.depth)},{scale.y(p.value)})"
+    moved = tag("g", tag("title", escape(p.title)), hit, symbol, transform=at)
+    return tag("a", moved, href=f"#t{p.line}", tabindex=-1)
+
+
+def first_mark(mark: float | None, scale: Scale) -> list[str]:
+    if mark is None:
+        return []
+    x = scale.x(mark)
+    side = "after" if x < (LEFT + WIDTH) / 2 else "before"
+    label = tag("text", "first divergence", x=x, y=TOP - 14, class_=f"first {side}")
+    return [tag("path", d=f"M{x},{TOP - 10}V{HEIGHT - BOTTOM}", class_="first"), label]
