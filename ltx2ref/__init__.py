@@ -3,9 +3,12 @@ from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load, save
 from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 from .formats import ConfigError
 from .model import AudioVisualModelOutput
+from .parity.audit import assert_parity
+from .parity.compare import compare
+from .parity.taps import trace
 
 __all__ = [
     "LTX_2_0", "LTX_2_3", "LTX_2_5", "AudioVisualModelOutput", "CheckpointError", "ConfigError",
-    "LTX2VideoTransformer3DModel", "TransformerConfig", "load", "save",
+    "LTX2VideoTransformer3DModel", "TransformerConfig", "assert_parity", "compare", "load", "save", "trace",
 ]
 __version__ = "0.1.0"

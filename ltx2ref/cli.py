@@ -3,10 +3,11 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,14 @@ from . import __version__
 from .checkpoint.convert import Report, convert
 from .checkpoint.inspection import Description, inspect
 from .parity import record
+from .parity.audit import audit, candidate_named
 from .parity.cases import CASES
+from .parity.compare import compare
+from .parity.html import html
 from .parity.probe import probe, threads
+from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
+from .parity.report import Report as AuditReport
+from .parity.tracefile import load_trace
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
 from .progress import track
 
@@ -29,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_verify(commands)
+    add_audit(commands)
+    add_compare(commands)
     add_inspect(commands)
     add_convert(commands)
     options = parser.parse_args(arguments)
@@ -236,6 +245,89 @@ def print_report(report: Report) -> None:
         print(f"left out: {', '.join(report.left_out)}")
     for note in report.assumed:
         print(f"assumed: {note}")
+
+
+def add_audit(commands: Any) -> None:
+    command = add_command(
+        commands, "audit", run_audit, "Run another implementation with the same weights and compare every tap.",
+        """CANDIDATE is diffusers or ltx-core (1.0.0), if it is installed; a trace file (docs/trace-format.md) of one
+case; or module:callable, which is given config, state, inputs and dtype, and returns taps by name, or both outputs.
+
+examples:
+  ltx2ref audit diffusers --release 2.3 --dtype bfloat16          every case of a release
+  ltx2ref audit ltx-core --case '2.3/i2v*' --html report.html     the first case that differs, as a page
+  ltx2ref audit my_port:run --case 2.3/t2v --json                 a port of yours
+
+exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""")
+    command.add_argument("candidate", metavar="CANDIDATE")
+    command.add_argument("--release", choices=sorted({case.release for case in CASES}), help="default: all")
+    command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
+    command.add_argument("--dtype", choices=[*record.DTYPES], default="float32", help="default: float32")
+    command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
+    command.add_argument("--html", metavar="FILE", help="write the report of the first case that differs, or the first")
+
+
+def run_audit(options: argparse.Namespace) -> int:
+    candidate, device = candidate_named(options.candidate), usable(options.device)
+    chosen = [case for case in CASES
+              if fnmatch(case.id, options.case) and case.release == (options.release or case.release)]
+    reports: dict[str, AuditReport] = {}
+    impossible: dict[str, str] = {}
+    for case in track(chosen, f"auditing {candidate.name}"):
+        try:
+            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device)
+        except ValueError as error:
+            impossible[case.id] = str(error)
+    if not reports:
+        reasons = "; ".join(sorted(set(impossible.values()))) or f"--case {options.case}: no such case"
+        raise ValueError(f"nothing was compared: {reasons}")
+    show_reports(reports, impossible, options)
+    return status(reports.values())
+
+
+def add_compare(commands: Any) -> None:
+    command = add_command(
+        commands, "compare", run_compare, "Compare two trace files tap by tap.",
+        """examples:
+  ltx2ref compare reference.safetensors port.safetensors
+  ltx2ref compare reference.safetensors port.safetensors --truth float64.safetensors --html report.html
+
+exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or unusable input""")
+    command.add_argument("reference", metavar="REFERENCE", help="a trace file (docs/trace-format.md)")
+    command.add_argument("candidate", metavar="CANDIDATE", help="another one")
+    command.add_argument("--truth", metavar="FILE", help="the same taps from float64: with it there is a budget")
+    command.add_argument("--html", metavar="FILE", help="write the report as a page")
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    reference, candidate = load_trace(options.reference), load_trace(options.candidate)
+    truth = load_trace(options.truth).taps if options.truth else None
+    report = replace(compare(reference.taps, candidate.taps, truth),
+                     reference={"implementation": reference.implementation, **reference.fingerprint},
+                     candidate={"implementation": candidate.implementation, **candidate.fingerprint})
+    show_reports({Path(options.candidate).name: report}, {}, options)
+    return status([report])
+
+
+def status(reports: Iterable[AuditReport]) -> int:
+    verdicts = {report.verdict for report in reports}
+    return 1 if verdicts & {DIVERGED, SHAPE} else 2 if verdicts & {SUSPECT, MISSING} else 0
+
+
+def show_reports(reports: Mapping[str, AuditReport], impossible: Mapping[str, str],
+                 options: argparse.Namespace) -> None:
+    shown = next((report for report in reports.values() if not report.passed), next(iter(reports.values())))
+    if options.html:
+        Path(options.html).write_text(html(shown), encoding="utf-8")
+    if options.json:
+        print(json.dumps({"reports": {name: report.to_json() for name, report in reports.items()},
+                          "not_expressible": impossible}, indent=1))
+        return
+    for name, report in reports.items():
+        print(f"{name}: {report.verdict}: {report.details() if len(reports) == 1 else report.sentence}")
+        print("".join(f"  {note}\n" for note in report.notes if len(reports) == 1), end="")
+    for name, reason in impossible.items():
+        print(f"{name}: not compared: {reason}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: 
     """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence."""
     rows = [row(name, x, candidate.get(name), (truth or {}).get(name), local) for name, x in reference.items()]
     rows = amplified(rows) if local is not None else rows
-    return summary(rows, notes(reference, candidate, truth))
+    return summary(rows, notes(rows, reference, candidate, truth))
 
 
 def row(name: str, reference: Any, candidate: Any, true: Any, local: Local | None) -> TapRow:
@@ -99,7 +99,7 @@ def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
         "worst_reference": a.flatten()[worst].item(), "worst_candidate": b.flatten()[worst].item()}
 
 
-def errors(reference: Tensor, candidate: Tensor, true: Tensor | None) -> dict[str, float | None]:
+def errors(reference: Tensor, candidate: Tensor, true: Tensor | None) -> dict[str, Any]:
     """Of both against float64, relative to its norm, and the share of the budget that the candidate's takes."""
     if true is None:
         return {}
@@ -128,18 +128,17 @@ def amplified(rows: list[TapRow]) -> list[TapRow]:
 
 
 def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: Any) -> TapRow:
-    """The same verdicts from sketches, for what they can tell."""
+    """The same verdicts from sketches, for what they can tell: beyond the budget is what surely is."""
     a, b = as_sketch(reference), as_sketch(candidate)
-    relative = estimate(a, b)[0]
-    if relative == 0 and a == b:
+    same = a.same_bits(b)
+    if same or (same is None and a == b):
         return TapRow(verdict=IDENTICAL, relative=0.0, estimated=True, **about)
-    numbers: dict[str, Any] = {"relative": relative}
+    numbers: dict[str, Any] = {"relative": estimate(a, b).relative}
     if true is not None:
-        t = as_sketch(true)
-        error, own = estimate(t, b)[0], estimate(t, a)[0]
-        numbers |= {"error": error, "reference_error": own, "budget": error / (SHARE * own + FLOOR)}
-    dtype = max((dtype_of(about[key]) for key in ("dtype", "candidate_dtype")), key=lambda d: torch.finfo(d).eps)
-    return TapRow(verdict=judged(numbers, dtype), estimated=True, **about, **numbers)
+        error, own = estimate(as_sketch(true), b), estimate(as_sketch(true), a)
+        numbers |= {"error": error.relative, "reference_error": own.relative,
+                    "budget": error.low / (SHARE * own.high + FLOOR)}
+    return TapRow(verdict=judged(numbers, coarser(a, b)), estimated=True, **about, **numbers)
 
 
 def summary(rows: list[TapRow], remarks: list[str]) -> Report:
@@ -168,12 +167,12 @@ def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: lis
     return f"first divergence at {first.name} ({kind}){looks}; {before}{lacking}"
 
 
-def notes(reference: Taps, candidate: Taps, truth: Taps | None) -> list[str]:
+def notes(rows: list[TapRow], reference: Taps, candidate: Taps, truth: Taps | None) -> list[str]:
     extra = [name for name in candidate if name not in reference]
     remarks = []
     if extra:
         remarks.append(f"the candidate has {len(extra)} taps that the reference has not: {', '.join(extra[:3])}")
-    if truth is None:
+    if truth is None and any(row.verdict in (SUSPECT, DIVERGED) for row in rows):
         remarks.append("without a float64 truth there is no budget: a difference that is not the coarser dtype's "
                        "rounding is called a divergence above the square root of its epsilon, and else suspect")
     return remarks
@@ -196,18 +195,12 @@ def ordinal(x: Tensor) -> Tensor:
     return torch.where(bits < 0, torch.iinfo(kind).min - bits, bits)
 
 
-def coarser(a: Tensor, b: Tensor) -> torch.dtype:
+def coarser(a: Tensor | Sketch, b: Tensor | Sketch) -> torch.dtype:
     return max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def dtype_name(x: Any) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-
-def dtype_of(name: str) -> torch.dtype:
-    found = getattr(torch, name)
-    assert isinstance(found, torch.dtype)
-    return found
 
 
 def ratio(part: float, whole: float) -> float | None:

@@ -88,7 +88,7 @@ class Recorder:
     streams: list[Tensor] = field(default_factory=list)  # what was normalised since the last sub-layer began
     earlier: list[Tensor] = field(default_factory=list)
     sublayer: str = ""                            # in which an attention is running
-    norms: Iterator[str] = field(default_factory=lambda: iter(()))  # of this model's block: whose residual is normalised next
+    norms: Iterator[str] = field(default_factory=lambda: iter(()))  # residuals still to be normalised in a block
     outputs: int = 0
 
     def __call__(self, name: str, x: Tensor) -> Tensor:

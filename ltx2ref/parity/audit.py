@@ -1,0 +1,181 @@
+"""Another implementation against this one: the same weights and inputs in both, every tap compared and judged.
+
+    from ltx2ref import assert_parity
+    assert_parity(model, port, inputs)      # in a test: fails with the first divergence
+"""
+import importlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TransformerConfig
+from ..model import LTX2VideoTransformer3DModel
+from .cases import Case, Inputs
+from .compare import compare, dtype_name, spread, summary
+from .hints import Evidence, hints
+from .isolate import isolate, repeats, truth
+from .report import IDENTICAL, SUSPECT, Report
+from .sketch import Sketch
+from .taps import Taps, trace
+from .tracefile import load_trace
+from .verify import build, cast, moved, run
+
+Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
+Fingerprint = dict[str, Any]
+
+
+class Setup(NamedTuple):
+    """What both implementations are given: a diffusers config, and parameters under diffusers' names."""
+    config: TransformerConfig
+    state: dict[str, Tensor]
+    inputs: Inputs
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Candidate(NamedTuple):
+    """An implementation: what it computes for a setup, by our names of taps. `ValueError`: it cannot express that."""
+    name: str
+    version: str | None
+    run: Callable[[Setup], Mapping[str, Any]]
+
+
+def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.device) -> Report:
+    """One conformance case in both. Raises `ValueError` if the candidate has no equivalent of it."""
+    model = build(case.config, dtype).to(device)
+    inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
+    state = {name: x.detach() for name, x in model.state_dict().items()}
+    theirs = candidate.run(Setup(case.config, state, inputs, dtype, device))
+    about = fingerprint(device, dtype)
+    return replace(judge(model, inputs, theirs), reference={"implementation": "ltx2ref", **about},
+                   candidate={"implementation": candidate.name, "version": candidate.version, **about})
+
+
+def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]) -> Report:
+    """What another implementation computed with this model's weights from these inputs."""
+    ours = run(model, inputs)
+    if not repeats(model, inputs, ours):
+        return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
+    ours = {name: x for name, x in ours.items() if name in theirs or not unused(name, inputs)}
+    report = compare(ours, theirs)
+    if report.verdict == IDENTICAL:
+        return report
+    true = truth(model, inputs, ours)
+    report = compare(ours, theirs, true, isolate(model, inputs, ours, theirs))
+    return explained(report, ours, theirs, true, model.config, inputs)
+
+
+def unused(name: str, inputs: Inputs) -> bool:
+    """Of a block all of whose self-attention is perturbed: nothing but its values matters, and diffusers skips it."""
+    block, _, tap = name.removeprefix("transformer_blocks.").partition(".")
+    mask = inputs.get("perturbation_mask")
+    perturbed = int(block) in (inputs.get("spatio_temporal_guidance_blocks") or ()) if block.isdigit() else False
+    attention, _, part = tap.partition(".")
+    return (perturbed and (mask is None or not mask.any()) and attention in ("attn1", "audio_attn1")
+            and part in ("norm_q", "norm_k", "q", "k", "sdpa"))
+
+
+def explained(report: Report, ours: Taps, theirs: Mapping[str, Any], true: Taps, config: TransformerConfig,
+              inputs: Inputs) -> Report:
+    """The report with what its first divergence looks like."""
+    found = next((row for row in report.rows if row.name == report.first), None)
+    other = theirs.get(found.name) if found else None
+    if found is None or not isinstance(other, Tensor):
+        return report
+    other = spread(found.name, other, ours[found.name])
+    if other.shape != ours[found.name].shape:
+        return report
+    before = list(ours)[:list(ours).index(found.name)]
+    said = hints(Evidence(
+        found.name, ours[found.name], other.cpu(), true.get(found.name), {name: ours[name] for name in before},
+        {name: theirs[name] for name in before if name in theirs}, config, inputs))
+    rows = [replace(row, hints=said) if row is found else row for row in report.rows]
+    return replace(summary(rows, report.notes), hints=said)
+
+
+def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Callable[..., Outputs],
+                  inputs: Inputs, names: Mapping[str, str] | None = None) -> Report:
+    """Raises `AssertionError` with the first divergence if the candidate computes something else from `inputs`.
+
+    `candidate` has the same weights. A module is called with the documented arguments and traced where it has
+    diffusers' module names, or those that `names` (ours: theirs) gives; a callable returns taps by our names, or the
+    two outputs.
+    """
+    if isinstance(candidate, nn.Module) and not isinstance(candidate, LTX2VideoTransformer3DModel):
+        theirs = traced(candidate, inputs)
+    elif isinstance(candidate, LTX2VideoTransformer3DModel):
+        theirs = run(candidate, inputs)
+    else:
+        theirs = as_taps(candidate(**inputs))
+    report = judge(model, inputs, {(names or {}).get(name, name): x for name, x in theirs.items()})
+    if not report.passed:
+        raise AssertionError(report.details())
+    return report
+
+
+def traced(candidate: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
+    from .oracles import diffusers
+    with torch.no_grad(), trace(candidate, diffusers.LAYOUT) as taps:
+        diffusers.run_diffusers(candidate, inputs)
+    return taps
+
+
+def as_taps(given: Outputs) -> Mapping[str, Any]:
+    if isinstance(given, Mapping):
+        unknown = [name for name, x in given.items() if not isinstance(x, Tensor | Sketch)]
+        if unknown:
+            raise ValueError(f"{unknown[0]}: expected a tensor, got {type(given[unknown[0]]).__name__}")
+        return given
+    video, audio = given
+    return {"sample": video, "audio_sample": audio}
+
+
+def candidate_named(name: str) -> Candidate:
+    """diffusers, ltx-core, a trace file, or module:callable, which takes a `Setup`'s fields and returns taps.
+
+    Raises `ValueError` if there is no such one here.
+    """
+    if name in ("diffusers", "ltx-core"):
+        return oracle(name)
+    if Path(name).exists():
+        found = load_trace(name)
+        return Candidate(found.implementation or name, None, lambda setup: found.taps)
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"{name}: no such file; expected diffusers, ltx-core, a trace file or module:callable")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name}: {error}") from None
+    return Candidate(name, None, lambda s: as_taps(function(
+        config=s.config.to_diffusers(), state=s.state, inputs=s.inputs, dtype=s.dtype)))
+
+
+def oracle(name: str) -> Candidate:
+    try:
+        module: Any = importlib.import_module(f".oracles.{name.replace('-', '_')}", __package__)
+        return Candidate(name, version(name), module.taps)
+    except (ImportError, PackageNotFoundError) as error:
+        raise ValueError(f"{name} is not installed here: {error}") from None
+
+
+def fingerprint(device: torch.device, dtype: torch.dtype) -> Fingerprint:
+    """Everything on which bits depend."""
+    return {
+        "torch": torch.__version__, "python": platform.python_version(), "device": describe(device),
+        "dtype": dtype_name(torch.empty(0, dtype=dtype)), "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "sdpa": [name for name in ("flash", "mem_efficient", "math", "cudnn")
+                 if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()],
+        "deterministic": torch.are_deterministic_algorithms_enabled()}
+
+
+def describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
