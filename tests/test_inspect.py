@@ -4,7 +4,6 @@
 """
 import hashlib
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,13 @@ QUANTISED = {
     "2.5-nvfp4": ("nvfp4", "0-41"), "2.5-nvfp4-superseded": ("nvfp4", "0-41"),
     "2.5-vonkaiser-fp8": ("fp8 scaled", "0-47"),
 }
-SECONDS = 1.0
 
 
 @pytest.mark.parametrize("name", sparse.FILES)
-def test_a_published_file_is_named_from_its_header_in_less_than_a_second(name: str, tmp_path: Path) -> None:
+def test_a_published_file_is_named_from_its_header(name: str, tmp_path: Path) -> None:
     published = sparse.FILES[name]
     path = published.write(tmp_path)
-    start = time.process_time()
     found = inspect(path)
-    assert time.process_time() - start < SECONDS
     assert (found.kind, found.release, found.problems, found.unknown) == ("transformer", published.release, [], [])
     assert found.dialect == ("diffusers names, no prefix" if published.sharded
                              else "lightricks names, prefix model.diffusion_model.")

@@ -72,7 +72,7 @@ def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> D
         "path": str(path), "container": source.files[0].container, "files": len(source.files), "bytes": source.size,
         "tensors": len(source.tensors), "metadata": sorted(source.metadata), "manifest": published(source, digest)}
     try:
-        plan = make_plan(path)
+        plan = make_plan(source)
     except CheckpointError as error:
         kind = other_kind(source)
         return Description(kind=kind or "not understood", problems=[] if kind else error.problems, **common)

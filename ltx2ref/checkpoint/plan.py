@@ -42,12 +42,12 @@ class Plan:
             raise CheckpointError(self.source.path, self.problems)
 
 
-def make_plan(path: str | Path, config: TransformerConfig | None = None, nibbles: Nibbles | None = None) -> Plan:
+def make_plan(path: str | Path | Source, config: TransformerConfig | None = None, nibbles: Nibbles | None = None) -> Plan:
     """Understand a checkpoint by its headers: `CheckpointError` if it has no transformer, else its `problems`.
 
     `nibbles` says which of the two NVFP4 codes in a byte comes first, for files that do not say it.
     """
-    source = open_source(path)
+    source = path if isinstance(path, Source) else open_source(path)
     dialect = the_dialect(source)
     foreign: dict[str, list[Stored]] = {}
     own: dict[str, Stored] = {}
