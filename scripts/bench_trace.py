@@ -33,6 +33,7 @@ FPS, TEXT_TOKENS, VIDEO_FRAMES_PER_LATENT, AUDIO_LATENTS_PER_SECOND = 24.0, 32, 
 EXAMPLES = """examples:
   python scripts/bench_trace.py                                   6 layers of 2.3 in float32, then the file of 48
   python scripts/bench_trace.py --dtype bfloat16 --rounds 3       slow where the CPU emulates it
+  python scripts/bench_trace.py --threads 1                       on a busy machine: see the processor time
   python scripts/bench_trace.py --tokens 8x8x8 --layers 2 --file-layers 0        more tokens, no file
   python scripts/bench_trace.py --rounds 0 --json                 the file alone
 
@@ -44,6 +45,7 @@ Inputs = dict[str, Any]
 
 def main() -> None:
     args = arguments()
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     found: dict[str, Any] = {"machine": fingerprint(torch.device(args.device), DTYPES[args.dtype]),
                              "options": vars(args)}
     with torch.no_grad():
@@ -65,6 +67,7 @@ def arguments() -> argparse.Namespace:
     add("--layers", type=int, default=6, help="transformer blocks whose tracing is timed (default: 6)")
     add("--rounds", type=int, default=5, help="one run of each in each; 0: no timing (default: 5)")
     add("--file-layers", type=int, default=48, help="blocks of the sketch trace; 0: no file (default: 48)")
+    add("--threads", type=int, help="(default: torch's)")
     add("--device", default="cpu", help="(default: cpu)")
     add("--json", action="store_true", help="print every number as JSON")
     return parser.parse_args()
@@ -85,13 +88,18 @@ def overhead(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str, An
     plain = forward(model, inputs)
     held = {name: taps_of(model, inputs, name, plain) for name in KEEP}  # warms up, too
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(args.rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            seconds[name].append(timed(model, inputs, name, args.device))
+            wall, used = timed(model, inputs, name, args.device)
+            seconds[name].append(wall)
+            cpu[name].append(used)
         progress(f"round {turn + 1}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()))
-    return {"seconds": seconds, "taps": held[FULL][0], "elements": held[FULL][1], "full_bytes": held[FULL][2],
-            "ratios": {name: ratios(seconds[name], seconds[UNTRACED]) for name in KEEP}}
+    taps, elements, size = held[FULL]
+    return {"seconds": seconds, "cpu_seconds": cpu, "taps": taps, "elements": elements, "full_bytes": size,
+            "ratios": {name: ratios(seconds[name], seconds[UNTRACED]) for name in KEEP},
+            "cpu_ratios": {name: ratios(cpu[name], cpu[UNTRACED]) for name in KEEP}}
 
 
 def taps_of(model: Any, inputs: Inputs, name: str, plain: tuple[Tensor, Tensor]) -> tuple[int, int, int]:
@@ -104,16 +112,17 @@ def taps_of(model: Any, inputs: Inputs, name: str, plain: tuple[Tensor, Tensor])
     return len(taps), sum(elements.values()), sum(n * taps[name].dtype.itemsize for name, n in elements.items())
 
 
-def timed(model: Any, inputs: Inputs, name: str, device: str) -> float:
+def timed(model: Any, inputs: Inputs, name: str, device: str) -> tuple[float, float]:
+    """Seconds, and those of all threads on a processor: of a busy machine, the better measure with `--threads 1`."""
     synchronize(device)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     if name == UNTRACED:
         forward(model, inputs)
     else:
         with trace(model, keep=KEEP[name]):
             forward(model, inputs)
     synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - used
 
 
 def synchronize(device: str) -> None:
@@ -230,7 +239,8 @@ def said(found: dict[str, Any]) -> str:
         lines.append(f"untraced forward: {statistics.median(x['seconds'][UNTRACED]):.2f} s; {x['taps']} taps of "
                      f"{x['elements']:,} elements, {x['full_bytes'] / 1e6:.0f} MB as tensors")
         lines += [f"{name}: {r['median']:.3f} times the untraced forward ({r['least']:.3f} to {r['most']:.3f}; "
-                  f"fastest runs {r['fastest']:.3f})" for name, r in x["ratios"].items()]
+                  f"fastest runs {r['fastest']:.3f}); of processor time {x['cpu_ratios'][name]['median']:.3f}"
+                  for name, r in x["ratios"].items()]
     if "file" in found:
         x = found["file"]
         lines += [f"sketch trace of {x['layers']} layers: {x['taps']} taps, {max(x['sizes']) / 1e6:.2f} MB; "
