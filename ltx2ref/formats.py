@@ -144,7 +144,8 @@ def read_lightricks(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def translated(key: str, value: Any) -> Any:
-    values = LIGHTRICKS_VALUES.get(key, ((value, value),))
+    flag = isinstance(LIGHTRICKS_ABSENT.get(key), bool)
+    values = LIGHTRICKS_VALUES.get(key, ((True, True), (False, False)) if flag else ((value, value),))
     ours = [ours for theirs, ours in values if theirs == value and type(theirs) is type(value)]
     require(len(ours) == 1, key, value, " or ".join(repr(theirs) for theirs, _ in values))
     return ours[0]

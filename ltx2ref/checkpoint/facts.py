@@ -1,4 +1,5 @@
 """The config of a checkpoint: what it says of itself, checked against the shapes of its tensors."""
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ ARGUMENT, CONFIG_JSON, METADATA, SHAPES = "argument", "config.json", "metadata",
 FORMAT_DEFAULT = "default of the format"  # documented: what leaving the key out means there
 RELEASE_DEFAULT = "default of the release"  # nothing in the file says it
 DIFFUSERS_CLASS, LIGHTRICKS_CLASS = "LTX2VideoTransformer3DModel", "AVTransformer3DModel"
+FASTVIDEO_CLASS = "LTX2Transformer3DModel"
 
 # Config field: a tensor, and the axis whose length is the field's value.
 LENGTHS = {
@@ -47,6 +49,9 @@ ROWS = {
     "cross_attn_mod": "transformer_blocks.*.scale_shift_table",
     "audio_cross_attn_mod": "transformer_blocks.*.audio_scale_shift_table",
 }
+
+
+BLOCK = re.compile(r"transformer_blocks\.(0|[1-9][0-9]{0,5})\.")
 
 
 class Facts(NamedTuple):
@@ -100,6 +105,8 @@ def says(source: Source, given: TransformerConfig | None,
             return None, {}
         config = config.get("transformer", config)
         name = config.get("_class_name", DIFFUSERS_CLASS)
+        if name not in (DIFFUSERS_CLASS, LIGHTRICKS_CLASS, FASTVIDEO_CLASS):
+            raise ConfigError(f"_class_name = {str(name)[:80]!r}: expected {DIFFUSERS_CLASS} or {LIGHTRICKS_CLASS}")
         if name == LIGHTRICKS_CLASS or config.keys() >= LIGHTRICKS_NAMES.keys() - LIGHTRICKS_ABSENT.keys():
             return lightricks(config, origin, notes)
         if name == DIFFUSERS_CLASS:
@@ -107,7 +114,7 @@ def says(source: Source, given: TransformerConfig | None,
             return present, {f.name: origin if f.name in config else FORMAT_DEFAULT for f in fields(present)}
     except (ValueError, AttributeError) as error:
         raise CheckpointError(source.path, [f"{origin}: {error}"]) from None
-    notes.append(f"{origin} is of class {name!r}, which says nothing here")
+    notes.append(f"{origin} is of class {name}, and has not the keys of a Lightricks config: not used")
     return None, {}
 
 
@@ -116,14 +123,15 @@ def lightricks(config: Mapping[str, Any], origin: str,
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = TransformerConfig.from_lightricks(config)
-    notes += [f"{origin}: {warning.message}" for warning in caught]
+    notes += [f"{origin}: {warning.message}" for warning in caught[:5]]
+    notes += [f"{origin}: and {len(caught) - 5} more unknown keys"] if len(caught) > 5 else []
     stated = {name for key, names in LIGHTRICKS_NAMES.items() if key in config for name in names}
     return result, {f.name: origin if f.name in stated else FORMAT_DEFAULT for f in fields(result)}
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Every config field that the shapes decide, which are those of the unpacked tensors under our names."""
-    blocks = {name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")}
+    blocks = {match[1] for name in shapes if (match := BLOCK.match(name))}
     alike: dict[str, Counter[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         alike.setdefault(any_block(name), Counter())[shape] += 1

@@ -6,6 +6,7 @@ shrinks meanwhile turns into a crash of the process.
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from .files import CheckpointError, Stored, TensorFile
 
 MAX_HEADER = 8 * 2**20  # bytes; the largest published one has 1.3 MB
-MAX_BRACKETS = 400_000  # three for each tensor: a bound for the memory that a hostile header can take
+MAX_VALUES = 400_000  # brackets and commas, eight for each tensor: bounds the memory that a hostile header takes
 MAX_DIMENSIONS = 8
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -32,8 +33,8 @@ def read_header(path: Path) -> tuple[TensorFile, dict[str, Stored]]:
             stat, first = os.fstat(file.fileno()), file.read(8)
             length = int.from_bytes(first, "little")
             header = file.read(length) if length <= MAX_HEADER else b""
-    except OSError as error:
-        raise CheckpointError(path, [f"cannot be read: {error.strerror}"]) from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise CheckpointError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     if first.startswith(b"GGUF"):
         return read_gguf(path, TensorFile(path, "gguf", stat.st_size, stat.st_mtime_ns))
     try:
@@ -64,8 +65,8 @@ def require_length(first: bytes, length: int, size: int, header: bytes) -> None:
 
 def parse_json(text: bytes) -> dict[str, Any]:
     """A JSON object from untrusted bytes. Raises `ValueError`: for names that occur twice, too."""
-    if len(text) > MAX_HEADER or text.count(b"[") + text.count(b"{") > MAX_BRACKETS:
-        raise ValueError(f"JSON of more than {MAX_HEADER} bytes or {MAX_BRACKETS} brackets")
+    if len(text) > MAX_HEADER or sum(map(text.count, (b"[", b"{", b","))) > MAX_VALUES:
+        raise ValueError(f"JSON of more than {MAX_HEADER} bytes or {MAX_VALUES} values")
     try:
         value = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
@@ -82,8 +83,8 @@ def parse_json(text: bytes) -> dict[str, Any]:
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)}: occurs twice")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"{counts.most_common(1)[0][0]}: occurs twice")
     return result
 
 

@@ -42,7 +42,8 @@ class Plan:
             raise CheckpointError(self.source.path, self.problems)
 
 
-def make_plan(path: str | Path | Source, config: TransformerConfig | None = None, nibbles: Nibbles | None = None) -> Plan:
+def make_plan(path: str | Path | Source, config: TransformerConfig | None = None,
+              nibbles: Nibbles | None = None) -> Plan:
     """Understand a checkpoint by its headers: `CheckpointError` if it has no transformer, else its `problems`.
 
     `nibbles` says which of the two NVFP4 codes in a byte comes first, for files that do not say it.
@@ -73,7 +74,10 @@ def the_dialect(source: Source) -> Dialect:
     if len(found) == 1:
         return found.pop()
     if found:
-        raise CheckpointError(source.path, [f"names of several dialects: {'; '.join(map(str, sorted(found)))}"])
+        speakers = {str(dialect): [name for name in source.tensors if dialect in dialects([name])] for dialect in found}
+        raise CheckpointError(source.path, ["names of several dialects: " + "; ".join(
+            f"{len(names)} have {dialect}, such as {names[0]}"
+            for dialect, names in sorted(speakers.items(), key=lambda item: len(item[1])))])
     example = ", ".join(list(source.tensors)[:3]) or "none at all"
     openings = " or ".join(names[0] for names in OPENINGS.values())
     raise CheckpointError(source.path, [

@@ -133,7 +133,8 @@ def identify(weight: Weight) -> str:
     for kind, shapes in scale_shapes(name, weight).items():
         stored = weight.companions[kind]
         require(stored.shape in shapes, f"{stored} has the wrong shape, expected {' or '.join(map(str, shapes))}")
-        require(stored.dtype in TORCH, f"{stored} has an unsupported dtype")
+        dtypes = ("F8_E4M3",) if (name, kind) == ("nvfp4", "scale") else PLAIN
+        require(stored.dtype in dtypes, f"{stored} has the wrong dtype, expected {' or '.join(dtypes)}")
     return name
 
 

@@ -54,6 +54,9 @@ def open_shards(index: Path, config: dict[str, Any] | None) -> Source:
     for shard in sorted(set(shards.values())):
         if not shard.endswith(".safetensors") or Path(shard).name != shard or "\\" in shard or ":" in shard:
             raise CheckpointError(index, [f"{shard}: not the plain name of a .safetensors file in this folder"])
+        if not (index.parent / shard).is_file():
+            lost = next(name for name in shards if shards[name] == shard)
+            raise CheckpointError(index, [f"{shard}: there is no such file in this folder; {lost} should be in it"])
         file, stored = read_header(index.parent / shard)
         files.append(file)
         problems += [f"{name}: in {shard}, but not according to the index"
