@@ -17,11 +17,11 @@ HINTS: tuple[Hint, ...] = (  # the most specific first: a mistake with a name, a
     stages.wrong_rows, stages.sequential_exchange, stages.wrong_residual, stages.wrong_rotation,
     stages.wrong_attention, stages.wrong_projection, stages.other_activation, stages.wrong_norm,
     places.swapped_rows, places.permuted_heads, places.swapped_halves, places.reordered_planes,
-    places.shifted_token, places.reordered_tokens, places.another_tap,
+    places.shifted_token, places.reordered_tokens, places.only_some_tokens, places.another_tap,
     numbers.constant_factor, numbers.constant_vector, numbers.scaled_weight, numbers.factor_per_head,
     numbers.factor_per_channel,
     places.collapsed_tokens, places.collapsed_batch,
-    places.only_some_tokens, places.only_one_axis, places.only_one_batch_element,
+    places.only_one_axis, places.only_one_batch_element,
     numbers.not_finite, phases.float32_angles, numbers.rounded, numbers.narrow_numbers, numbers.more_exact,
     numbers.rounding_noise,
 )

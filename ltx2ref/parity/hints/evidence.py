@@ -31,7 +31,7 @@ class Evidence(NamedTuple):
     candidate: Tensor             # of the same shape; of an embedder also B rows where the other has B * T
     truth: Tensor | None = None   # in float64
     reference_taps: Mapping[str, Tensor] = NONE
-    candidate_taps: Mapping[str, Tensor] = NONE  # those before this one
+    candidate_taps: Mapping[str, Any] = NONE     # those before this one; what is no tensor is not looked at
     config: TransformerConfig | None = None
     inputs: Mapping[str, Any] | None = None      # the documented arguments of the forward
 
@@ -45,12 +45,19 @@ def first(e: Evidence, guesses: Iterable[Guess]) -> str | None:
 
 
 def explains(e: Evidence, guess: Tensor) -> bool:
-    """Is the candidate this, and not the reference? A NaN is nothing."""
-    shape = e.candidate.shape
-    if guess.numel() != shape.numel():
+    return is_rather(e, guess, e.candidate, e.reference)
+
+
+def reproduces(e: Evidence, guess: Tensor) -> bool:
+    return is_rather(e, guess, e.reference, e.candidate)
+
+
+def is_rather(e: Evidence, guess: Tensor, this: Tensor, that: Tensor) -> bool:
+    """A NaN is neither."""
+    if guess.numel() != this.numel():
         return False
-    residual = gap(guess.reshape(shape), e.candidate)
-    return residual < SHARE * gap(e.reference, e.candidate) and residual <= rounding(e) * norm(guess)
+    residual = gap(guess.reshape(this.shape), this)
+    return residual < SHARE * gap(that, this) and residual <= rounding(e) * norm(guess)
 
 
 def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | None:
@@ -60,16 +67,11 @@ def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | 
     stage. The documented way has no name.
     """
     own = next((what for what, guess in ways(e._replace(candidate_taps=NONE)) if reproduces(e, guess)), None)
-    right = next((guess for what, guess in ways(e) if what == own), None)
-    if own is None or right is None:
+    right = next((guess.reshape(e.reference.shape) for what, guess in ways(e) if what == own), e.reference)
+    found = next((what for what, guess in ways(e) if is_rather(e, guess, e.candidate, right)), None)
+    if own is None or not found:
         return None
-    found = first(e._replace(reference=right.reshape(e.reference.shape)), ways(e))
-    return found if not found or not own else f"{found} in place of {own}"
-
-
-def reproduces(e: Evidence, guess: Tensor) -> bool:
-    """Is the reference this, and not the candidate?"""
-    return explains(e._replace(reference=e.candidate, candidate=e.reference), guess)
+    return f"{found} in place of {own}" if own else found
 
 
 def rounding(e: Evidence) -> float:
@@ -99,11 +101,10 @@ def by_token(e: Evidence) -> Evidence:
         return view(e, lambda x: x.movedim(2, 1))
     if not e.name.endswith(FLAT):
         return e
-    if all(len(x) % batch(e) == 0 for x in (e.reference, e.candidate)):
-        e = view(e, lambda x: unflat(x, batch(e)))
-    else:
-        e = view(e, lambda x: unflat(x, 1))
-    return view(e, lambda x: x.expand(torch.broadcast_shapes(e.reference.shape, e.candidate.shape)))
+    size = batch(e) if len(e.reference) % batch(e) == len(e.candidate) % batch(e) == 0 else 1
+    e = view(e, lambda x: unflat(x, size))
+    shape = torch.broadcast_tensors(e.reference, e.candidate)[0].shape
+    return view(e, lambda x: x.expand(shape))
 
 
 def unflat(x: Tensor, size: int) -> Tensor:
@@ -139,7 +140,10 @@ def number_of_heads(e: Evidence) -> int:
 
 def given(e: Evidence, name: str) -> Tensor | None:
     """What the candidate computed before, as far as it is known: then its earlier roundings do not count here."""
-    return e.candidate_taps.get(name, e.reference_taps.get(name))
+    ours, theirs = e.reference_taps.get(name), e.candidate_taps.get(name)
+    if not isinstance(theirs, Tensor) or (ours is not None and theirs.shape != ours.shape):
+        return ours
+    return theirs if ours is None else theirs.to(ours)
 
 
 def split(name: str) -> tuple[str, str, str]:

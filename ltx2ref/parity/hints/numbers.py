@@ -23,8 +23,8 @@ def constant_factor(e: Evidence) -> str | None:
     factor = slope(e.reference, e.candidate).item()
     if not explains(e, factor * e.reference.double()):
         return None
-    meaning = (": " + what for known, what in meanings(e) if abs(factor - known) <= rounding(e) * abs(known))
-    return f"a constant factor of {factor:.6g}" + next(meaning, "")
+    known = (f"{x:.4g}: {what}" for x, what in meanings(e) if abs(factor - x) <= rounding(e) * abs(x))
+    return f"a constant factor of {next(known, f'{factor:.4g}')}"
 
 
 def meanings(e: Evidence) -> Iterator[tuple[float, str]]:
@@ -49,7 +49,7 @@ def scaled_weight(e: Evidence) -> str | None:
     offset = (e.candidate.double() - factor * e.reference.double()).mean((0, 1), keepdim=True)
     if not explains(e, factor * e.reference.double() + offset):
         return None
-    return f"a constant factor of {factor.item():.6g}, but not of the bias: a weight without its scale"
+    return f"a constant factor of {factor.item():.4g}, but not of the bias: a weight without its scale"
 
 
 def constant_vector(e: Evidence) -> str | None:
@@ -64,7 +64,9 @@ def constant_vector(e: Evidence) -> str | None:
 
 def factor_per_channel(e: Evidence) -> str | None:
     factor = slope(e.reference, e.candidate, (0, 1))
-    if tokens(e) < 2 or e.name.endswith(PHASES) or constant_factor(e) or not explains(e, factor * e.reference):
+    if tokens(e) < 2 or e.name.endswith((*PHASES, "_coords")) or constant_factor(e):
+        return None
+    if not explains(e, factor * e.reference):
         return None
     return (f"a factor for each channel, {factor.min():.3g} to {factor.max():.3g}: "
             "a norm's weight, or a row, that is applied twice or not at all")
@@ -131,27 +133,27 @@ def rounding_noise(e: Evidence) -> str | None:
 
 
 def random(difference: Tensor, x: Tensor) -> bool:
-    """Like independent errors: no mean over the tokens, no part of x, and spread over all tokens and channels.
+    """Like rounding errors: nearly no part of x, spread over all tokens and channels, and with hardly any mean.
 
-    Each share of the energy has its expectation, and a chi-squared law: 5 standard deviations are allowed.
+    Of n independent tokens the mean has 1/n of the energy, on average over the channels, of which each has a
+    chi-squared law: 5 standard deviations are allowed. Errors of a weight share the mean of what they multiply.
     """
-    difference, x = difference.flatten(0, 1).flatten(1), x.flatten(0, 1).flatten(1)
+    difference, x = (y.flatten(0, 1).flatten(1) for y in (difference, x))
     count, width = difference.shape
     if min(count, width) < 4:
         return False
-    energy = difference.square().sum()
-    mean = count * difference.mean(0).square().sum() / energy * width
-    along = (difference * x).sum().square() / energy / x.square().sum() * count * width
-    parts = [difference.square().sum(dim) / x.square().sum(dim).clamp(min=1e-300) for dim in (0, 1)]
-    even = all(part.median() > part.max() / 16 for part in parts)
-    return bool(mean <= width + 5 * (2 * width) ** 0.5 and along <= 1 + 5 * 2**0.5 and even)
+    means = [count * y.mean(0).square().sum() / y.square().sum() for y in (difference, x)]
+    along = (difference * x).sum().square() / difference.square().sum() / x.square().sum()
+    spread = [difference.square().sum(dim) / x.square().sum(dim) for dim in (0, 1)]
+    even = all(part.median() > part.max() / 16 for part in spread)
+    return bool(along <= SHARE**2 and even and means[0] <= (1 + 5 * (2 / width) ** 0.5) / count + means[1])
 
 
 def more_exact(e: Evidence) -> str | None:
     if e.truth is None or not norm(e.truth):
         return None
     own, other = gap(e.reference, e.truth), gap(e.candidate, e.truth)
-    if other >= own / 2:  # a stage computed wider; two roundings alike differ by less
+    if not other < own / 2:  # a stage computed wider; two roundings alike differ by less
         return None
     return f"a more exact computation: its error is {other / own:.2g} of the reference's"
 

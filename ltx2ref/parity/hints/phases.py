@@ -16,8 +16,10 @@ from .evidence import Evidence, Guess, gap, mistaken, name_of, rounding
 # Noise levels: the sinusoid of another one.
 
 def scaled_timestep(e: Evidence) -> str | None:
-    found = by_level(e, lambda name, x: ((f"{name} * {factor:g}" if factor != 1 else name, x * factor)
-                                         for factor in (1.0, 1000.0, 1e-3, gate_factor(e), 1 / gate_factor(e))))
+    config = e.config or TransformerConfig()
+    multipliers = {1000.0, config.timestep_scale_multiplier, config.cross_attn_timestep_scale_multiplier}
+    factors = sorted({y for x in (*multipliers, gate_factor(e)) for y in (x, 1 / x)})
+    found = by_level(e, lambda name, x: ((name, x), *((f"{name} * {factor:g}", x * factor) for factor in factors)))
     return None if found is None else f"{found}: a timestep multiplier applied twice, or not at all"
 
 
@@ -55,12 +57,16 @@ def by_level(e: Evidence, ways: Callable[[str, Tensor], Iterable[Guess]]) -> str
 
 
 def noise_levels(e: Evidence) -> dict[str, Tensor]:
-    """(B, 1|T) each, as the embedder of this tap takes them."""
+    """(B, 1|T) each, as the embedder of this tap takes them; equal ones have both names."""
     if not e.inputs or not e.name.endswith(".sinusoid"):
         return {}
-    names = ("timestep", "audio_timestep", "sigma", "audio_sigma")
-    levels = {name: e.inputs[name] for name in names if e.inputs.get(name) is not None}
-    return {name: x.reshape(len(x), -1) * gate_factor(e) for name, x in levels.items()}
+    levels: dict[str, Tensor] = {}
+    for name in ("timestep", "audio_timestep", "sigma", "audio_sigma"):
+        if e.inputs.get(name) is not None:
+            x = e.inputs[name].reshape(len(e.inputs[name]), -1) * gate_factor(e)
+            same = next((other for other, y in levels.items() if torch.equal(x, y)), None)
+            levels[name if same is None else f"{same} (= {name})"] = x if same is None else levels.pop(same)
+    return levels
 
 
 def reductions(name: str, levels: Tensor) -> Iterator[Guess]:

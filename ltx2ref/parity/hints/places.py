@@ -8,7 +8,21 @@ from torch import Tensor
 
 from ..taps import PHASES
 from ..verify import norm
-from .evidence import SHARE, Evidence, Guess, by_head, explains, first, gap, given, is_audio, is_text, kwargs, rounding
+from .evidence import (
+    SHARE,
+    Evidence,
+    Guess,
+    by_head,
+    explains,
+    first,
+    gap,
+    given,
+    is_audio,
+    is_text,
+    kwargs,
+    reproduces,
+    rounding,
+)
 
 # Order: the same numbers elsewhere.
 
@@ -102,11 +116,10 @@ def reordered_tokens(e: Evidence) -> str | None:
 
 def reordering(e: Evidence, dim: int) -> list[int] | None:
     """Which of the reference's slices each of the candidate's is; None if they are others, or if some are lost."""
-    back = e._replace(reference=e.candidate, candidate=e.reference)
-    orders = [nearest(x.candidate, x.reference, dim) for x in (e, back)]
-    if not all(explains(x, x.reference.index_select(dim, order)) for x, order in zip((e, back), orders, strict=True)):
+    there, back = nearest(e.candidate, e.reference, dim), nearest(e.reference, e.candidate, dim)
+    if not (explains(e, e.reference.index_select(dim, there)) and reproduces(e, e.candidate.index_select(dim, back))):
         return None
-    return [int(i) for i in orders[0]]
+    return [int(i) for i in there]
 
 
 def nearest(x: Tensor, y: Tensor, dim: int) -> Tensor:
@@ -124,7 +137,15 @@ def moved(order: list[int]) -> str:
 # Parts: everything else is right.
 
 def only_some_tokens(e: Evidence) -> str | None:
-    return next((f"a difference at {what} alone" for what, where in marked(e) if only(e, where)), None)
+    return next((f"a difference at {what} alone{one_vector(e, where)}"
+                 for what, where in marked(e) if only(e, where)), None)
+
+
+def one_vector(e: Evidence, where: Tensor) -> str:
+    difference = (e.candidate.double() - e.reference.double())[where.expand(e.reference.shape[:2])]
+    vector = difference.mean(0, keepdim=True)
+    same = len(difference) > 1 and gap(vector, difference) <= SHARE * norm(difference)
+    return f", of one vector of norm {norm(vector):.3g}: an embedding that one of the two does not add" if same else ""
 
 
 def marked(e: Evidence) -> Iterator[tuple[str, Tensor]]:
