@@ -61,7 +61,9 @@ def row(name: str, reference: Any, candidate: Any, true: Any, local: Local | Non
         return TapRow(verdict=IDENTICAL, equal_rounded=True, max_abs=0.0, relative=0.0, ulp_max=0.0, ulp_p99=0.0,
                       **about, **errors(reference, candidate, true))
     numbers = differences(reference, candidate) | errors(reference, candidate, true)
-    if local is not None and name in local.truth:
+    if not same_roundings(reference, candidate):
+        numbers.pop("budget", None)
+    elif local is not None and name in local.truth:
         numbers |= locally(name, candidate, local)
     return TapRow(verdict=judged(numbers, coarser(reference, candidate)), **about, **numbers)
 
@@ -109,6 +111,11 @@ def errors(reference: Tensor, candidate: Tensor, true: Tensor | None) -> dict[st
             "budget": ratio(error, SHARE * own + FLOOR * size)}
 
 
+def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bool:
+    """Whether the reference's error tells what the candidate may lose: of a coarser dtype it says nothing."""
+    return coarser(reference, candidate) == reference.dtype
+
+
 def locally(name: str, candidate: Tensor, local: Local) -> dict[str, Any]:
     """Whether this stage alone, given the candidate's own inputs, is beyond the budget."""
     found = errors(local.reference[name].cpu(), candidate, local.truth[name])
@@ -120,7 +127,7 @@ def amplified(rows: list[TapRow]) -> list[TapRow]:
     """What is beyond its budget although no stage so far is beyond its own has only grown: suspect, not diverged."""
     result, origin = [], False
     for row in rows:
-        origin |= row.origin == ORIGINATED and row.verdict == DIVERGED
+        origin |= row.origin != PROPAGATED and row.verdict == DIVERGED
         grown = row.verdict == DIVERGED and not origin
         more = row.error / row.local_error if row.error is not None and row.local_error else None
         result.append(replace(row, verdict=SUSPECT if grown else row.verdict, amplification=more))
@@ -136,8 +143,8 @@ def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: An
     numbers: dict[str, Any] = {"relative": estimate(a, b).relative}
     if true is not None:
         error, own = estimate(as_sketch(true), b), estimate(as_sketch(true), a)
-        numbers |= {"error": error.relative, "reference_error": own.relative,
-                    "budget": error.low / (SHARE * own.high + FLOOR)}
+        budget = error.low / (SHARE * own.high + FLOOR) if same_roundings(a, b) else None
+        numbers |= {"error": error.relative, "reference_error": own.relative, "budget": budget}
     return TapRow(verdict=judged(numbers, coarser(a, b)), estimated=True, **about, **numbers)
 
 

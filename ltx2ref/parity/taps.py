@@ -16,7 +16,7 @@ Names follow the parameters', which are diffusers'. In the order of the computat
         .norm_q, .norm_k, .to_v                             (B, T|S, H * d)
         .q, .k                                              (B, T|S, H, d)   after RoPE
         .sdpa                                               (B, T, H, d)     attention, before the gate
-        .gate                                               (B, T, H)        2 * sigmoid(to_gate_logits)
+        .to_gate_logits, .gate                              (B, T, H)        and 2 * sigmoid of it
         .to_out                                             (B, T, D)
         .proj, .activation, .output                         (B, T, 4D|D)     of the feed-forward: around the GELU
     transformer_blocks.0.video, .audio                      (B, T, D)        after that block
@@ -160,7 +160,8 @@ class Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return self.attention(func, *args, **kwargs)
-        if func is F.rms_norm and kwargs.get("weight", args[2] if len(args) > 2 else None) is None:
+        weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
+        if func is F.rms_norm and weight is None and args[0].ndim == 3:  # of a residual, not of each head
             self.recorder.streams.append(args[0])
             args = (self.residual(args[0]), *args[1:])
         result = func(*args, **kwargs)
