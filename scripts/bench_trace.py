@@ -153,7 +153,8 @@ def sketch_file(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str,
         return {
             "layers": args.file_layers, "taps": len(reference), "sizes": [path.stat().st_size for path in paths],
             "all_sketches": all(isinstance(x, Sketch) for x in reference.values()),
-            "distinct_blocks": len({x.checksum for name, x in reference.items() if name.endswith(".video")}),
+            "distinct_blocks": len({x.checksum for name, x in reference.items()
+                                    if name.endswith(".video") and isinstance(x, Sketch)}),
             "again": compare(reference, again).sentence, "bug": report.sentence, "bug_at": f"block {middle}, ff",
             "compare_seconds": time.perf_counter() - start}
 

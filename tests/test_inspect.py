@@ -22,8 +22,9 @@ from ltx2ref.cli import main
 # Of the sparse copies: the format of most of the weights, and the blocks that have it.
 QUANTISED = {
     "2.0-fp8": ("fp8 scaled", "3-44"), "2.3-dev-fp8": ("fp8 scaled", "2-45"),
-    "2.3-distilled-fp8": ("fp8 scaled", "4-46"), "2.3-kijai-fp8": ("fp8 scaled", "4-46"), "2.5-int8": ("int8 ConvRot", "0-47"),
-    "2.5-nvfp4": ("nvfp4", "0-41"), "2.5-nvfp4-superseded": ("nvfp4", "0-41"),
+    "2.3-distilled-fp8": ("fp8 scaled", "4-46"), "2.3-kijai-fp8": ("fp8 scaled", "4-46"),
+    "2.5-int8": ("int8 ConvRot", "0-47"), "2.5-nvfp4": ("nvfp4", "0-41"),
+    "2.5-nvfp4-superseded": ("nvfp4", "0-41"),
     "2.5-vonkaiser-fp8": ("fp8 scaled", "0-47"),
 }
 

@@ -317,8 +317,9 @@ def test_merging_leaves_the_files_as_they_are(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- diffusers, PEFT and ltx-core
 def fused(config: TransformerConfig, state: State, adapters: dict[Path, float], **arguments: Any) -> State:
     """What diffusers and PEFT make of LoRA files."""
-    from ltx2ref.parity.oracles import diffusers as oracles
     from diffusers.loaders.lora_pipeline import LTX2LoraLoaderMixin
+
+    from ltx2ref.parity.oracles import diffusers as oracles
     model = oracles.build_diffusers(config.to_diffusers(), state, torch.float32)
     for i, path in enumerate(adapters):
         tensors, metadata = LTX2LoraLoaderMixin.lora_state_dict(str(path), return_lora_metadata=True)
@@ -354,10 +355,11 @@ def test_lightricks_files_are_merged_as_diffusers_converts_and_fuses_them(tmp_pa
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, release: str, rslora: bool) -> None:
     """With an alpha of its own for some layers, in files of `save_lora_adapter` and of `save_lora_weights`."""
-    from ltx2ref.parity.oracles import diffusers as oracles
     from diffusers.loaders.lora_pipeline import LTX2LoraLoaderMixin
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
+
+    from ltx2ref.parity.oracles import diffusers as oracles
     path, config, state = base(tmp_path, release)
     model = oracles.build_diffusers(config.to_diffusers(), {n: t.clone() for n, t in state.items()}, torch.float32)
     torch.manual_seed(3)

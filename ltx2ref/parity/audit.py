@@ -93,7 +93,7 @@ def explained(report: Report, ours: Taps, theirs: Mapping[str, Any], true: Taps,
         return report
     before = list(ours)[:list(ours).index(found.name)]
     said = hints(Evidence(
-        found.name, ours[found.name], other.cpu(), true.get(found.name), {name: ours[name] for name in before},
+        found.name, ours[found.name], other.cpu(), true.get(found.name), ours,
         {name: theirs[name] for name in before if name in theirs}, config, inputs))
     rows = [replace(row, hints=said) if row is found else row for row in report.rows]
     return replace(summary(rows, report.notes), hints=said)
