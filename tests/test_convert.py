@@ -327,7 +327,7 @@ def test_what_the_other_dialect_cannot_hold_is_named(tmp_path: Path) -> None:
 def test_a_config_of_another_class_and_the_metadata_of_shards_are_left_out_by_name(tmp_path: Path) -> None:
     state, config = random_bits("2.3")
     writers.save(tmp_path / "a/model.safetensors", writers.renamed(state, prefix=""))
-    writers.write_json(tmp_path / "a/config.json", {"_class_name": "SomethingElse", "x": 1})
+    writers.write_json(tmp_path / "a/config.json", {"_class_name": "LTX2Transformer3DModel", "x": 1})
     report = convert(tmp_path / "a", tmp_path / "b.safetensors", dialect="lightricks")
     assert report.left_out == ["config.json"]
     writers.write_diffusers(tmp_path / "c", state, config, shards=2)
