@@ -52,6 +52,11 @@ def said(line: str) -> str:
     return line.partition(", relative")[0].partition(" (")[0]
 
 
+def test_the_readme_quotes_the_same_sentence() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert CONSOLE[0][1] in " ".join(readme.split())
+
+
 def test_the_setup_for_other_languages_is_the_case_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(CODE["setup.py"], {})
