@@ -2,8 +2,10 @@
 
 The budget of a tap is `1.5 * err(reference) + 4 * 2^-23 * |truth|`: what the reference itself loses against float64 in
 the same dtype, and half of that again for another order of the same roundings. Nothing else decides between rounding
-and a bug where there is a truth. Where there is none, a difference is called a divergence only if it takes half of
-the digits of the coarser dtype (relative L2 above the square root of its epsilon), and else stays suspect.
+and a bug where there is a truth: up to the budget it is rounding, beyond twice the budget a divergence, and between
+them suspect, as more roundings are (a matmul whose partial sums are rounded, too, takes 1.6 budgets). Where there is no
+truth, a difference is called a divergence only if it takes half of the digits of the coarser dtype (relative L2 above
+the square root of its epsilon), and else stays suspect.
 """
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +31,7 @@ from .verify import FLOOR, SHARE, norm
 
 Taps = Mapping[str, Any]  # of tensors, or of sketches
 PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T
+CLEARLY = 2.0  # budgets: what more roundings than the reference's cannot explain
 SAMPLE = 2**20  # elements from which a percentile is taken
 
 
@@ -81,7 +84,7 @@ def judged(numbers: Mapping[str, Any], dtype: torch.dtype) -> str:
     if numbers.get("equal_rounded") or (budget is not None and budget <= 1):  # a NaN is not
         return ROUNDING
     if budget is not None:
-        return DIVERGED
+        return SUSPECT if budget <= CLEARLY else DIVERGED
     return SUSPECT if numbers["relative"] <= torch.finfo(dtype).eps ** 0.5 else DIVERGED
 
 
