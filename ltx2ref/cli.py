@@ -1,6 +1,7 @@
 """The command line: one function per command."""
 import argparse
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -60,6 +61,19 @@ def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], in
     return command
 
 
+def print_json(value: Any) -> None:
+    print(json.dumps(finite(value), indent=1, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become strings."""
+    if isinstance(value, Mapping):
+        return {key: finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(x) for x in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def add_verify(commands: Any) -> None:
     command = add_command(
         commands, "verify", run_verify,
@@ -87,8 +101,8 @@ def run_verify(options: argparse.Namespace) -> int:
         results = [verify(case, dtype, device, not differing) for case, dtype in track(chosen, "verifying")]
     if options.json:
         rows: list[dict[str, Any]] = [asdict(result) for result in results]
-        print(json.dumps({"recording": recording, "here": {"torch": torch.__version__, "probe": here},
-                          "differing_operations": differing, "results": rows}, indent=1))
+        print_json({"recording": recording, "here": {"torch": torch.__version__, "probe": here},
+                    "differing_operations": differing, "results": rows})
     else:
         header = ["release", "case", "dtype", "verdict", "first divergent tap", "vs record",
                   "vs float64 (record's)", ""]
@@ -158,7 +172,7 @@ exit status: 0 understood, 1 a transformer with problems, for which it would not
 def run_inspect(options: argparse.Namespace) -> int:
     described = inspect(options.path, sha256=options.sha256, stats=options.stats)
     if options.json:
-        print(json.dumps(asdict(described), indent=1))
+        print_json(asdict(described))
     else:
         print_description(described)
     return 1 if described.problems else 0
@@ -220,7 +234,7 @@ def run_convert(options: argparse.Namespace) -> int:
                          dtype=getattr(torch, options.dtype) if options.dtype else None,
                          max_shard_size=options.max_shard_size)
     if options.json:
-        print(json.dumps(report._asdict(), indent=1))
+        print_json(report._asdict())
     else:
         print_report(report)
     return 0
@@ -320,8 +334,8 @@ def show_reports(reports: Mapping[str, AuditReport], impossible: Mapping[str, st
     if options.html:
         Path(options.html).write_text(html(shown), encoding="utf-8")
     if options.json:
-        print(json.dumps({"reports": {name: report.to_json() for name, report in reports.items()},
-                          "not_expressible": impossible}, indent=1))
+        print_json({"reports": {name: report.to_json() for name, report in reports.items()},
+                    "not_expressible": impossible})
         return
     for name, report in reports.items():
         print(f"{name}: {report.verdict}: {report.details() if len(reports) == 1 else report.sentence}")

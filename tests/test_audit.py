@@ -458,6 +458,32 @@ def test_audit_names_the_bug_writes_a_page_and_exits_1(tmp_path: Path, capsys: p
     assert (code, report["verdict"], report["first"]) == (1, DIVERGED, f"{BLOCK}attn1.to_out")
 
 
+def test_compare_judges_by_the_truth_and_its_json_has_no_bare_nan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = random(20, 50)
+    x, near, wrong = true.bfloat16(), (true * (1 + 2.0**-10)).bfloat16(), true.bfloat16()
+    wrong[4, 5] = math.nan
+    for name, taps in (("reference", x), ("truth", true), ("near", near), ("wrong", wrong)):
+        save_trace(tmp_path / name, {"sample": taps}, implementation=name, fingerprint={})
+    paths = {name: str(tmp_path / name) for name in ("reference", "truth", "near", "wrong")}
+    assert command("compare", paths["reference"], paths["near"], capsys=capsys)[0] == 2
+    assert command("compare", paths["reference"], paths["near"], "--truth", paths["truth"], capsys=capsys)[0] == 0
+    code, said, _ = command("compare", paths["reference"], paths["wrong"], "--truth", paths["truth"], "--json",
+                            capsys=capsys)
+    (row,) = json.loads(said, parse_constant=pytest.fail)["reports"]["wrong"]["rows"]
+    assert (code, row["relative"], row["worst"]) == (1, "nan", [4, 5])
+
+
+def test_a_reference_that_does_not_repeat_itself_is_inconclusive() -> None:
+    run = reference("2.3/t2v", "float32")
+    layer = run.model.proj_in
+    noise = iter(range(1, 9))
+    with patch.object(layer, "forward", lambda x: F.linear(x, layer.weight, layer.bias + next(noise))):
+        report = judge(run.model, run.inputs, run.taps)
+    assert (report.verdict, report.sentence) == (SUSPECT, "inconclusive: the reference does not repeat itself")
+
+
 @pytest.mark.parametrize("kept", ["tensors", "sketches"])
 def test_a_trace_file_is_a_candidate(kept: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, make = reference("2.3/t2v", "float32"), sketch if kept == "sketches" else torch.clone
