@@ -16,6 +16,8 @@ import torch
 from . import __version__
 from .checkpoint.convert import Report, convert
 from .checkpoint.inspection import Description, inspect
+from .kit.check import check, failures, lacking
+from .kit.export import export
 from .parity import record
 from .parity.audit import audit, candidate_named
 from .parity.cases import CASES
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_verify(commands)
     add_audit(commands)
     add_compare(commands)
+    add_kit(commands)
     add_inspect(commands)
     add_convert(commands)
     options = parser.parse_args(arguments)
@@ -321,6 +324,61 @@ def run_compare(options: argparse.Namespace) -> int:
                      candidate={"implementation": candidate.implementation, **candidate.fingerprint})
     show_reports({Path(options.candidate).name: report}, {}, options)
     return status([report])
+
+
+def add_kit(commands: Any) -> None:
+    kit = commands.add_parser(
+        "kit", help="conformance of a port in any language: write the kit, judge its results",
+        description="Conformance of a port in any language: write the kit, judge the results that the port computed.")
+    actions = kit.add_subparsers(required=True, metavar="ACTION")
+    export = add_command(
+        actions, "export", run_kit_export, "Write kit.json, a safetensors file for each case, and a README.",
+        """examples:
+  ltx2ref kit export kit
+  ltx2ref kit export kit --json > cases.json
+
+exit status: 0 written, 2 unusable folder""")
+    export.add_argument("directory", metavar="DIR", help="a new or empty folder")
+    check = add_command(
+        actions, "check", run_kit_check, "Judge a folder of results against the kit.",
+        """examples:
+  ltx2ref kit check results
+  ltx2ref kit check results --html report.html          the first case that is wrong, as a page
+  ltx2ref kit check results --kit kit --json            against a kit that was written before
+
+exit status: 0 conformant in all that was given, 1 something is wrong, 2 inconclusive or unusable results""")
+    check.add_argument("results", metavar="RESULTS", help="a folder of result files, as kit.json names them")
+    check.add_argument("--kit", metavar="DIR", help="default: the kit that this version exports")
+    check.add_argument("--html", metavar="FILE", help="write the report of the first case that is wrong, or the first")
+
+
+def run_kit_export(options: argparse.Namespace) -> int:
+    with threads(1):  # for tensors this small the fastest
+        kit = export(options.directory)
+    size = sum(file.stat().st_size for file in Path(options.directory).iterdir())
+    if options.json:
+        print_json(kit)
+    else:
+        print(f"{options.directory}: {len(kit['cases'])} cases, {size / 1e6:.1f} MB; begin with its README.md")
+    return 0
+
+
+def run_kit_check(options: argparse.Namespace) -> int:
+    with threads(1):
+        verdict = check(options.results, options.kit)
+    wrong = failures(verdict)
+    if options.html and verdict.given:
+        Path(options.html).write_text(html(next(iter(wrong.values()), verdict.given[0])), encoding="utf-8")
+    if options.json:
+        print_json(verdict.to_json())
+        return verdict.status
+    for name, report in wrong.items():
+        print(f"{name}: {report.details(5)}")
+    for result in verdict.results:
+        if result.report is not None and (count := lacking(result.report)):
+            print(f"{result.case} {result.dtype}: {count} of {len(result.report.rows)} outputs not given")
+    print(verdict.summary)
+    return verdict.status
 
 
 def status(reports: Iterable[AuditReport]) -> int:

@@ -3,6 +3,7 @@
     python scripts/record_reference.py                  all cases
     python scripts/record_reference.py --case '2.3/*'   some of them
 
+Some 30 taps of the cases that `verify` runs, every tap of those from which the conformance kit is made.
 Nothing in a recording comes from this project's model but the norms of the float64 truth.
 """
 import argparse
@@ -16,6 +17,7 @@ import diffusers  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch import nn
 
+from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import generator, record
 from ltx2ref.parity.cases import CASES, SEED, Case, Inputs
 from ltx2ref.parity.oracles.diffusers import LAYOUT, build_diffusers, run_diffusers
@@ -28,10 +30,10 @@ RECORDED = [f"{name}{part}" for name in ROPES for part in (".cos", ".sin")] + [
 THREADS = 1  # the most reproducible number, and for tensors this small the fastest
 
 
-def run(model: Any, inputs: Inputs) -> Taps:
+def run(model: Any, case: Case, inputs: Inputs) -> Taps:
     with torch.no_grad(), trace(model, LAYOUT) as taps:
         run_diffusers(model, inputs)
-    return {name: taps[name] for name in RECORDED if name in taps} | {
+    return taps if case in KIT else {name: taps[name] for name in RECORDED if name in taps} | {
         name: x for name, x in taps.items() if name.endswith((".video", ".audio"))} | {
         name: taps[name] for name in ("sample", "audio_sample")}
 
@@ -48,7 +50,7 @@ def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
 
 def record_case(case: Case, dtype: str) -> None:
     model, inputs = oracle(case, dtype)
-    taps, again = run(model, inputs), run(model, inputs)
+    taps, again = run(model, case, inputs), run(model, case, inputs)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         sys.exit(f"{case.id} {dtype}: diffusers does not repeat itself")
     norms = {name: norm(x) for name, x in truth(case, record.DTYPES[dtype], taps).items()}
@@ -71,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     record.DIRECTORY.mkdir(exist_ok=True)
     (record.DIRECTORY / "recording.json").write_text(json.dumps(environment(), indent=1) + "\n")
-    chosen = [(case, dtype) for case in CASES for dtype in record.DTYPES if fnmatch(case.id, pattern)]
+    chosen = [(case, dtype) for case in (*CASES, *KIT) for dtype in record.DTYPES if fnmatch(case.id, pattern)]
     for i, (case, dtype) in enumerate(chosen):
         print(f"\r{i + 1}/{len(chosen)} {case.id} {dtype}\033[K", end="", file=sys.stderr)
         record_case(case, dtype)

@@ -95,5 +95,8 @@ class Stored(NamedTuple):
         if self.start % TORCH[self.dtype].itemsize or self.start == self.stop:
             return self.tensor()  # misaligned
         with self.file.open() as file:
-            memory = mmap.mmap(file.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
+            try:
+                memory = mmap.mmap(file.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
+            except (OSError, ValueError) as error:  # shorter by now, or too large for this machine
+                raise CheckpointError(self.file.path, [f"{self}: cannot be mapped: {error}"]) from None
         return torch.frombuffer(memory, dtype=TORCH[self.dtype], offset=self.start - page).reshape(self.shape)

@@ -68,7 +68,8 @@ class Case:
 def per_token(case: Case, x: Inputs) -> Inputs:
     """Image to video: clean tokens at timestep zero, a different share in each row and stream."""
     tokens, audio_tokens = torch.arange(x["hidden_states"].shape[1]), torch.arange(AUDIO_TOKENS)
-    video = torch.stack([(tokens >= 35).float(), (tokens % 4 != 0) * 0.5 + (tokens % 2) * 0.5])
+    first_frame = case.grid[1] * case.grid[2]
+    video = torch.stack([(tokens >= first_frame).float(), (tokens % 4 != 0) * 0.5 + (tokens % 2) * 0.5])
     audio = torch.stack([(audio_tokens >= 2).float(), (audio_tokens % 3 != 1).float()])
     return {"timestep": video * x["sigma"][:, None], "audio_timestep": audio * x["audio_sigma"][:, None]}
 
