@@ -169,7 +169,8 @@ def contradictions(said: Mapping[str, Any], measured: Mapping[str, Any], origins
             notes.append(f"{origins[name]} says {name} = {said[name]}, the tensors say {value}: they decide")
             origins[name] = SHAPES
         elif said[name] is not None and said[name] != value:
-            problems.append(f"{name} = {said[name]!r} by {origins[name]}, but {value!r} by {evidence(name, said[name], shapes)}")
+            by = evidence(name, said[name], shapes)
+            problems.append(f"{name} = {said[name]!r} by {origins[name]}, but {value!r} by {by}")
     return problems
 
 

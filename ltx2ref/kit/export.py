@@ -32,8 +32,8 @@ ABOUT = {
     "tensors": "DTYPE/weights/NAME, DTYPE/inputs/NAME, DTYPE/expected/NAME and DTYPE/error/NAME, with DTYPE float32 or "
                "bfloat16, NAME of a parameter, an argument or a tap; of ltx2ref/parity/taps.py",
     "error": "expected - truth, in float32: of diffusers' own tensors against float64, given the same inputs",
-    "results": "a file for each case and dtype, with tensors of the names in outputs: float16, bfloat16 (or its bits as "
-               "uint16), float32 or float64",
+    "results": "a file for each case and dtype, with tensors of the names in outputs: float16, bfloat16 (or its bits "
+               "as uint16), float32 or float64",
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,7 +106,7 @@ def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
         "max_abs": gap.flatten()[worst].item(), "relative": ratio(apart, size), "ulp_max": ulp_max, "ulp_p99": ulp_p99,
         "sqnr_db": 20 * torch.log10(torch.tensor(size / apart)).item() if apart and size else None,
         "cosine": ratio((a * b).sum().item(), size * norm(b)), "equal_rounded": torch.equal(*rounded),
-        "worst": tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), a.shape)),
+        "worst": tuple(int(i) for i in np.unravel_index(worst, tuple(a.shape))),
         "worst_reference": a.flatten()[worst].item(), "worst_candidate": b.flatten()[worst].item()}
 
 
