@@ -116,6 +116,14 @@ def look_alike(tensor: Tensor) -> Tensor:
     return memory.as_strided(tensor.shape, tensor.stride())
 
 
+def flops(call: Call) -> int:
+    """Two for each product: of a matmul, or of the two in attention, all keys counted."""
+    x, y = call.args[:2]
+    if call.function is F.linear:
+        return 2 * x.numel() * len(y)
+    return 4 * x.numel() * y.shape[-2]
+
+
 def replay(calls: list[Call]) -> None:
     for call in calls:
         call.function(*call.args, **call.kwargs)
