@@ -127,7 +127,7 @@ class BlockReader:
             room.update({name.removeprefix(block): nn.Parameter(
                 torch.empty(weight.shape, dtype=self.dtype, device=self.device), requires_grad=False)
                 for name, weight in stored})
-        for name, _ in sorted(stored, key=lambda item: item[1].tensor.start):
+        for name, _ in sorted(stored, key=lambda item: (item[1].tensor.file.path, item[1].tensor.start)):
             self.fill(room[name.removeprefix(block)], name)
         require_unchanged(self.recipe)
         if self.device.type != "cpu":
