@@ -1,5 +1,5 @@
 """The LTX-2 audio-video diffusion transformer as a reference, bit-identical to the published implementations."""
-from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load, save
+from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load, save, stream
 from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 from .formats import ConfigError
 from .model import AudioVisualModelOutput
@@ -9,6 +9,7 @@ from .parity.taps import trace
 
 __all__ = [
     "LTX_2_0", "LTX_2_3", "LTX_2_5", "AudioVisualModelOutput", "CheckpointError", "ConfigError",
-    "LTX2VideoTransformer3DModel", "TransformerConfig", "assert_parity", "compare", "load", "save", "trace",
+    "LTX2VideoTransformer3DModel", "TransformerConfig", "assert_parity", "compare", "load", "save", "stream",
+    "trace",
 ]
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,24 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | to
     `lora` are files and strengths: each weight gets its LoRAs added in float32, and is rounded once.
     Raises `CheckpointError`, with all problems, for anything that is not one whole model, or a LoRA for another one.
     """
+    recipe = prepare(path, dtype, config, nibbles, lora)
+    state = read(recipe, torch.device(device))
+    with torch.device("meta"):
+        result = LTX2VideoTransformer3DModel(recipe.plan.config)
+    result.load_state_dict(state, strict=True, assign=True)
+    return result.eval()
+
+
+class Recipe(NamedTuple):
+    """How a checkpoint's parameters are read."""
+    plan: Plan
+    loras: list[tuple[Lora, float]]
+    dtype: torch.dtype
+
+
+def prepare(path: str | Path, dtype: torch.dtype | None, config: TransformerConfig | None, nibbles: Nibbles | None,
+            lora: Sequence[tuple[str | Path, float]]) -> Recipe:
+    """The arguments of `load`, checked against the headers."""
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected float64, float32, bfloat16 or float16, got {dtype}")
     require_strengths(lora)
@@ -62,16 +81,12 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | to
     loras = [(read_lora(file, plan), strength) for file, strength in lora]
     for change, strength in loras:
         log.info("%s, strength %g", change, strength)
-    state = read(plan, loras, dtype or linear_dtype(plan), torch.device(device))
-    with torch.device("meta"):
-        result = LTX2VideoTransformer3DModel(plan.config)
-    result.load_state_dict(state, strict=True, assign=True)
-    return result.eval()
+    return Recipe(plan, loras, dtype or linear_dtype(plan))
 
 
-def read(plan: Plan, loras: Sequence[tuple[Lora, float]], dtype: torch.dtype,
-         device: torch.device) -> dict[str, Tensor]:
+def read(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
     """All parameters, one at a time."""
+    plan, loras, dtype = recipe
     state = {name: merged(name, plan.weights[name], loras, dtype).to(device)
              for name in track(list(plan.weights), f"loading {plan.source.path.name}")}
     for file in plan.source.files:
