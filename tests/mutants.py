@@ -135,7 +135,7 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("mask-as-bool")
 def _(model: Model) -> list[Patch]:
-    return [patch.object(ltx2ref.attention, "attention_bias", lambda mask, dtype: mask.to(dtype))]
+    return [patch.object(ltx2ref.attention, "attention_bias", lambda mask, dtype, kind: mask.to(dtype))]
 
 
 @mutant("mask-ignored")

@@ -229,7 +229,7 @@ BENIGN: dict[str, tuple[str, tuple[str, ...], Callable[[], Any]]] = {
     "rotation in the model's dtype": ("2.3/121-frames", ("float32", "bfloat16"), lambda: patch.object(
         ltx2ref.attention, "apply_rope", bfloat16_rotation)),
     "another mask fill": ("2.3/text-masks", ("float32", "bfloat16"), lambda: patch.object(
-        ltx2ref.attention, "attention_bias", lambda mask, dtype: (1 - mask.to(dtype)) * torch.finfo(dtype).min)),
+        ltx2ref.attention, "attention_bias", lambda mask, dtype, _: (1 - mask.to(dtype)) * torch.finfo(dtype).min)),
     "another order of sums": ("2.3/t2v", ("float32", "bfloat16"), lambda: patch.object(
         nn.Linear, "forward", split_matmul)),
     "a more exact GELU": ("2.5/t2v", ("float32", "bfloat16"), lambda: patch.object(

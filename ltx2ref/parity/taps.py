@@ -302,7 +302,9 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
         like = a["hidden_states"].new_empty(0, dtype=dtype)
         grid = a["num_frames"], a["height"], a["width"]
         video, audio = a["video_coords"], a["audio_coords"]
-        video = video_positions(grid, a["fps"], config, like) if video is None else video
+        if video is None:
+            into = like.dtype if model.conventions.positions_dtype == "float32" else model.proj_in.weight.dtype
+            video = video_positions(grid, a["fps"], config, like).to(into)
         audio = audio_positions((a["audio_num_frames"],), config, like) if audio is None else audio
         for name, coords in (("video_coords", video), ("audio_coords", audio)):
             tap(name, coords.expand(len(a["hidden_states"]), *coords.shape[1:]))

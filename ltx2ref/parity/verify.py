@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import TransformerConfig
+from ..conventions import DIFFUSERS, Conventions
 from ..model import LTX2VideoTransformer3DModel
 from . import generator, record
 from .cases import SEED, Case, Inputs
@@ -49,10 +50,11 @@ class CaseResult:
     note: str = ""
 
 
-def build(config: TransformerConfig, dtype: torch.dtype) -> LTX2VideoTransformer3DModel:
+def build(config: TransformerConfig, dtype: torch.dtype,
+          conventions: Conventions = DIFFUSERS) -> LTX2VideoTransformer3DModel:
     """A model with the generated weights, rounded to `dtype`."""
     with torch.device("meta"):
-        model = LTX2VideoTransformer3DModel(config)
+        model = LTX2VideoTransformer3DModel(config, conventions)
     weights = generator.weights({name: tuple(x.shape) for name, x in model.state_dict().items()}, SEED)
     model.load_state_dict({name: x.to(dtype) for name, x in weights.items()}, assign=True)
     return model.eval()
