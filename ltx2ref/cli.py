@@ -18,7 +18,7 @@ from .checkpoint.convert import Report, convert
 from .checkpoint.inspection import Description, inspect
 from .parity import record
 from .parity.audit import audit, candidate_named
-from .parity.cases import CASES
+from .parity.cases import CASES, RECORDED
 from .parity.compare import compare
 from .parity.html import html
 from .parity.probe import probe, threads
@@ -91,10 +91,10 @@ exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable 
 
 def run_verify(options: argparse.Namespace) -> int:
     recording, device = record.environment(), usable(options.device)
-    chosen = [(case, dtype) for case in CASES for dtype in record.DTYPES
+    chosen = [(case, dtype) for case in RECORDED for dtype in record.DTYPES
               if fnmatch(case.id, options.case) and dtype == (options.dtype or dtype)]
     if not chosen:
-        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in CASES)}")
+        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in RECORDED)}")
     with threads(recording["threads"]):
         here = probe(device, tuple(record.DTYPES.values()))
         differing = [name for name, digest in recording["probe"].items() if here[name] != digest]
@@ -144,7 +144,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
 
 def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:
     counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in results))]
-    oracle = f"diffusers {recording['diffusers']} on torch {recording['torch']}, {recording['cpu_capability']}"
+    oracle = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']} on torch {recording['torch']}, {recording['cpu_capability']}"
     print(f"\n{len(results)} cases against {oracle}: {', '.join(counts)}.")
     if differing:
         print(f"This machine's bits differ from the recording one's in {len(differing)} of {len(recording['probe'])} "

@@ -15,7 +15,7 @@ class Conventions:
     self_mask_bias: Literal["linear", "log"] = "linear"
     """A mask m: (1 - m) * -10000. ltx-core: log(m). Shows where 0 < m < 1, from attn1.sdpa."""
     exchange: Literal["argument", "other", "other_gate"] = "argument"
-    """use_cross_timestep. ltx-core: other's sigma; from 2026-05-28 for the gate. Shows from av_cross_attn_*."""
+    """use_cross_timestep. ltx-core: other's sigma; since 05-28 for the gate alone. Shows at av_cross_attn_*."""
     guidance: Literal["configured", "always"] = "configured"
     """Ignored without `perturbed_attn`. ltx-core 1.0.0: applied. Shows in the blocks listed, from attn1."""
 

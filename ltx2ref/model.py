@@ -47,7 +47,7 @@ class StreamEnds:
               isolated: bool) -> tuple[Tensor, Tensor, Conditioning]:
         """Tokens (B, T, D), timestep embedding (B, T|1, D), and what stays the same through all blocks."""
         config, dtype, wide = self.config, s.latent.dtype, torch.promote_types(s.latent.dtype, torch.float32)
-        dtypes = wide, dtype if how.rotation_dtype == "model" else wide  # of the angles; of their tables
+        dtypes = wide, dtype if how.rotation_dtype == "model" else None  # of frequencies, of RoPE tables
         x, (mod, emb) = self.proj_in(s.latent), self.time_embed(s.timestep)
         if s.keyframes is not None and self.keyframes is not None:
             x = torch.where(s.keyframes > 0, x + self.keyframes, x)

@@ -48,7 +48,7 @@ def rotation(coords: Tensor, max_position: tuple[int, ...], dim: int, config: Tr
     angles = rearrange(unit[..., None, :] * freqs[:, None], "b t f p -> b t (f p)")
     angles = F.pad(angles, (dim // 2 - angles.shape[-1], 0))
     angles = rearrange(angles, "b t (h r) -> b t h r", h=config.num_attention_heads)
-    return angles.cos().to(tables or dtype), angles.sin().to(tables or dtype)
+    return angles.cos().to(dtype=tables), angles.sin().to(dtype=tables)
 
 
 def apply_rope(x: Tensor, rope: Rope, layout: str) -> Tensor:

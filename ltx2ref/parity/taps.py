@@ -281,7 +281,8 @@ def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) 
             return None
         offset = rearrange(offsets[layer].flatten(0, -2), "n (k d) -> n k d", d=learned.shape[-1])[:, of_layer]
         found.append(torch.stack(rows(learned[chosen], offset), 1))
-    return torch.cat(found, 1) if found else None
+    size = max(map(len, found), default=0)  # the exchange's gate can be per batch element where the rest is per token
+    return torch.cat([x.repeat_interleave(size // len(x), 0) for x in found], 1) if found else None
 
 
 def find(model: nn.Module, path: str) -> nn.Module | None:

@@ -84,7 +84,7 @@ def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None 
 
 def truth(case: Case, dtype: torch.dtype, recorded: Taps) -> Taps:
     """Each tap in float64, given what was rounded before it."""
-    model = build(case.config, dtype).double()
+    model = build(case.config, dtype, case.conventions).double()
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.double() if x.is_floating_point() else x)
     pure = run(model, inputs)
     conditional = run(model, inputs, phases(recorded))
@@ -115,7 +115,7 @@ def verify(case: Case, dtype: str, device: torch.device, same_bits: bool) -> Cas
 
     Raises `RecordError` if there is no usable recording of it.
     """
-    model = build(case.config, DTYPES[dtype]).to(device)
+    model = build(case.config, DTYPES[dtype], case.conventions).to(device)
     inputs = moved(cast(case.inputs(), DTYPES[dtype]), lambda x: x.to(device))
     taps, again = run(model, inputs), run(model, inputs)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
