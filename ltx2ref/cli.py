@@ -24,6 +24,7 @@ from .parity.html import html
 from .parity.probe import probe, threads
 from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
 from .parity.report import Report as AuditReport
+from .parity.switches import conventions_of
 from .parity.tracefile import load_trace
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
 from .progress import track
@@ -265,14 +266,18 @@ def add_audit(commands: Any) -> None:
     command = add_command(
         commands, "audit", run_audit, "Run another implementation with the same weights and compare every tap.",
         """CANDIDATE is diffusers or ltx-core (1.0.0), if it is installed; a trace file (docs/trace-format.md) of one
-case; or module:callable, which is given config, state, inputs and dtype, and returns taps by name, or both outputs.
+case; module:callable, which is given config, state, inputs and dtype, and returns taps by name, or both outputs; or
+this model under other conventions: ltx2ref:ltx-core-2026-03, ltx2ref:ltx-core-2026-08 or ltx2ref:diffusers, which
+REFERENCE can be, too (docs/divergences.md). Default: ltx2ref, with those of diffusers.
 
 examples:
   ltx2ref audit diffusers --release 2.3 --dtype bfloat16          every case of a release
   ltx2ref audit ltx-core --case '2.3/i2v*' --html report.html     the first case that differs, as a page
   ltx2ref audit my_port:run --case 2.3/t2v --json                 a port of yours
+  ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core                 against ltx-core's conventions
 
 exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""")
+    command.add_argument("reference", metavar="REFERENCE", nargs="?", default="ltx2ref")
     command.add_argument("candidate", metavar="CANDIDATE")
     command.add_argument("--release", choices=sorted({case.release for case in CASES}), help="default: all")
     command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
@@ -283,13 +288,14 @@ exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps 
 
 def run_audit(options: argparse.Namespace) -> int:
     candidate, device = candidate_named(options.candidate), usable(options.device)
+    conventions_of(options.reference)
     chosen = [case for case in CASES
               if fnmatch(case.id, options.case) and case.release == (options.release or case.release)]
     reports: dict[str, AuditReport] = {}
     impossible: dict[str, str] = {}
     for case in track(chosen, f"auditing {candidate.name}"):
         try:
-            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device)
+            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device, options.reference)
         except ValueError as error:
             impossible[case.id] = str(error)
     if not reports:
