@@ -145,7 +145,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
 
 def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:
     counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in results))]
-    oracle = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']} on torch {recording['torch']}, {recording['cpu_capability']}"
+    versions = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']}"
+    oracle = f"{versions} on torch {recording['torch']}, {recording['cpu_capability']}"
     print(f"\n{len(results)} cases against {oracle}: {', '.join(counts)}.")
     if differing:
         print(f"This machine's bits differ from the recording one's in {len(differing)} of {len(recording['probe'])} "

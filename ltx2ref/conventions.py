@@ -7,7 +7,7 @@ from typing import Literal, get_args
 class Conventions:
     """The defaults are what diffusers 0.42.1 does, and documents. `ValueError` for values that nobody has."""
     rotation_dtype: Literal["float32", "model"] = "float32"
-    """RoPE's tables and products, at least. ltx-core: the model's. Shows in bfloat16, from rope.cos."""
+    """RoPE's tables and products: float32 or wider. ltx-core: the model's. Shows in bfloat16, at rope.cos."""
     positions_dtype: Literal["float32", "model"] = "float32"
     """Video coordinates, if none are given. ltx-core to 2026-05-11: the model's. Shows from video_coords."""
     text_mask_bias: Literal["linear", "lowest"] = "linear"
@@ -15,7 +15,7 @@ class Conventions:
     self_mask_bias: Literal["linear", "log"] = "linear"
     """A mask m: (1 - m) * -10000. ltx-core: log(m). Shows where 0 < m < 1, from attn1.sdpa."""
     exchange: Literal["argument", "other", "other_gate"] = "argument"
-    """use_cross_timestep. ltx-core: other's sigma; since 05-28 for the gate alone. Shows at av_cross_attn_*."""
+    """use_cross_timestep. ltx-core: other's sigma; from 2026-05-28 the gate alone. From av_cross_attn_*"""
     guidance: Literal["configured", "always"] = "configured"
     """Ignored without `perturbed_attn`. ltx-core 1.0.0: applied. Shows in the blocks listed, from attn1."""
 

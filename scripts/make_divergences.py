@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, get_args
 import torch
 
 from ltx2ref.conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
+from ltx2ref.model import LTX2VideoTransformer3DModel
 from ltx2ref.parity import record
-from ltx2ref.parity.cases import LTX_CORE_CASES, RECORDED, Case
+from ltx2ref.parity.cases import LTX_CORE_CASES, RECORDED, Case, Inputs
 from ltx2ref.parity.probe import threads
-from ltx2ref.parity.switches import divergence
+from ltx2ref.parity.switches import divergence, switched
 from ltx2ref.parity.taps import Taps
 from ltx2ref.parity.verify import build, cast, norm, run
 from ltx2ref.progress import track
@@ -48,11 +49,12 @@ ROWS = {
         "Keep float32: in bfloat16 the rounded times turn the fast RoPE planes by radians; pick `model` only to "
         "reproduce what ltx-core up to 1.0.0, or a port frozen from it, made."),
     "text_mask_bias": Row(
-        "-10000 on masked tokens", "the lowest number of the dtype", "the same",
+        "-10000 on masked tokens", "the lowest number of the dtype",
+        "the same, by its description: the tensors at hand always keep a token",
         "No difference as long as each row keeps a token; never give a row that keeps none, for its result is "
         "this constant's."),
     "self_mask_bias": Row(
-        "`(1 - m) * -10000`: a mask below 0.999 shuts a token out",
+        "`(1 - m) * -10000`: at m = 0.999 a weight is divided by 22,000 already",
         "`log(m)`: m is a factor of the attention weight; 0 is the lowest number", "the same",
         "Binary masks are safe in both; fractional ones mean what they say in ltx-core alone."),
     "exchange": Row(
@@ -61,7 +63,8 @@ ROWS = {
         "Take what your checkpoint's own pipeline does (next section); it matters as soon as the two streams' noise "
         "levels differ or, with image conditioning, differ by token."),
     "guidance": Row(
-        "ignored without `perturbed_attn` (here with a warning)", "applied to any model", "not known: no such case",
+        "ignored without `perturbed_attn` (here with a warning)", "applied to any model",
+        "taken to be the same: no tensors of it are at hand",
         "A model whose config lacks `perturbed_attn` (2.0) is guided in ltx-core alone."),
 }
 INTRO = """# Where the published implementations differ
@@ -69,8 +72,8 @@ INTRO = """# Where the published implementations differ
 *Written by `python scripts/make_divergences.py`; edit the script.*
 
 Two implementations are called the reference: diffusers (0.42.1) and the authors' ltx-core (1.0.0, which is its state of
-March 2026, and later ones, which are not on the package index). They differ in the conventions below and in no other
-arithmetic that the documented arguments reach: with all of them switched, this model has the bits of ltx-core.
+March 2026, and later ones, which are not on the package index). In all that is compared here they differ in the
+conventions below and in nothing else: with all of them switched, this model has the bits of ltx-core.
 
 ```python
 model = ltx2ref.load(path, conventions=ltx2ref.LTX_CORE_2026_08)      # or LTX_CORE_2026_03; DIFFUSERS is the default
@@ -86,12 +89,12 @@ When the streams listen to each other, scale, shift and gate follow a noise leve
 
 | | scale and shift | gate | here |
 |---|---|---|---|
-| own | own timestep, per token | own timestep | `exchange="argument"`, `use_cross_timestep=False` |
-| other | the other stream's sigma | the other stream's sigma | `exchange="argument"`, `use_cross_timestep=True`; `"other"` |
+| own | own timestep, per token | own timestep | `use_cross_timestep=False` |
+| other | the other stream's sigma | the other stream's sigma | `use_cross_timestep=True`, or `exchange="other"` |
 | other gate | own timestep, per token | the other stream's sigma | `exchange="other_gate"` |
 
-ltx-core had *own* in January 2026, *other* in March (1.0.0), and has *other gate* since 2026-05-28. diffusers documents a
-choice between the first two, and defaults to *own*: no value of `use_cross_timestep` is the third. DiffSynth 2.1.12
+ltx-core had *own* in January 2026, *other* in March (1.0.0), and has *other gate* since 2026-05-28. diffusers documents
+a choice between the first two, and defaults to *own*: no value of `use_cross_timestep` is the third. DiffSynth 2.1.12
 chooses by release: *other* for 2.0 and 2.3, *other gate* for 2.5. None of these sources says which one a release was
 trained with; for 2.5, ltx-core and DiffSynth agree on *other gate*, and diffusers stands alone. Where both streams have
 one noise level and it is that of every token, as in plain text-to-video sampling, the three are the same.
@@ -101,19 +104,19 @@ Distance between the outputs of two choices, float32:
 """
 OTHERS = """## What is no convention
 
-- Skipping the exchange in one direction, or for one sample of a batch, and running one stream without the other: ltx-core
-  can, the documented arguments cannot say it. `isolate_modalities` skips both directions for all samples; this is
-  compared.
+- Skipping the exchange in one direction, or for one sample of a batch, and running one stream without the other:
+  ltx-core can, the documented arguments cannot say it. `isolate_modalities` skips both directions for all samples;
+  this is compared.
 - Spatio-temporal guidance for a share of a sample: `perturbation_mask` is blended with `lerp` in diffusers and here;
   ltx-core perturbs a sample or does not, and the two agree there.
 - A floating text mask (B, S) is multiplicative in the documentation, and a bias in ltx-core: give integers there. The
   presets keep the documented meaning. A floating mask of three dimensions is a bias in both.
 - Timesteps arrive times 1000 here and in diffusers, and are multiplied inside ltx-core. If they are kept in float32 or
   wider the numbers are the same.
-- A float64 model is float64 throughout here, whatever the conventions: the truth to measure against. Both others compute
-  RoPE and timestep phases in float32 there.
-- Release 2.5, configs in which one stream alone is gated or modulated, and `use_prompt_adaln_single=False`: ltx-core 1.0.0
-  has none of them.
+- A float64 model is float64 throughout here, whatever the conventions: the truth to measure against. Both others
+  compute RoPE and timestep phases in float32 there.
+- Release 2.5, configs in which one stream alone is gated or modulated, and `use_prompt_adaln_single=False`: ltx-core
+  1.0.0 has none of them.
 """
 
 
@@ -137,7 +140,7 @@ def document() -> str:
                       *sizes(effects), *proof(), OTHERS]).rstrip() + "\n"
 
 
-Effects = dict[tuple[str, str], dict[tuple[str, str], tuple[float, str | None]]]
+Effects = dict[tuple[str, str], dict[tuple[str, str], float]]
 
 
 def switches() -> Iterator[tuple[str, str]]:
@@ -145,19 +148,26 @@ def switches() -> Iterator[tuple[str, str]]:
         yield from ((field.name, value) for value in get_args(field.type)[1:])
 
 
-def measured(case: Case, dtype: str) -> dict[tuple[str, str], tuple[float, str | None]]:
-    """Of each switch alone: how far the outputs move, and the first tap that is not identical."""
-    plain = taps(case, dtype, DIFFUSERS)
-    found = {}
-    for name, value in switches():
-        other = taps(case, dtype, replace(DIFFUSERS, **{name: value}))
-        found[name, value] = distance(other, plain), divergence(plain, other)
-    return found
+def flipped(conventions: Conventions, name: str, value: Any) -> Conventions:
+    changes: dict[str, Any] = {name: value}
+    return replace(conventions, **changes)
 
 
-def taps(case: Case, dtype: str, conventions: Conventions, **arguments: Any) -> Taps:
-    model = build(case.config, record.DTYPES[dtype], conventions)
-    return run(model, cast(case.inputs(), record.DTYPES[dtype]) | arguments)
+def measured(case: Case, dtype: str) -> dict[tuple[str, str], float]:
+    """Of each switch alone: how far the outputs move."""
+    model, inputs = prepared(case, dtype)
+    plain = outputs(model, inputs)
+    return {(name, value): distance(outputs(switched(model, flipped(DIFFUSERS, name, value)), inputs), plain)
+            for name, value in switches()}
+
+
+def prepared(case: Case, dtype: str) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
+    return build(case.config, record.DTYPES[dtype]), cast(case.inputs(), record.DTYPES[dtype])
+
+
+def outputs(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
+    with torch.no_grad():
+        return dict(zip(OUTPUTS, model(**inputs, return_dict=False), strict=True))
 
 
 def distance(a: Taps, b: Taps) -> float:
@@ -176,13 +186,20 @@ def ledger(effects: Effects) -> list[str]:
 
 
 def first(effects: Effects, name: str) -> str:
-    found = [tap for row in effects.values() for (field, _), (_, tap) in row.items() if field == name and tap]
-    return ", ".join(f"`{tap}`" for tap in dict.fromkeys(found)) or "nowhere"
+    """Of the first case that each of its values has an effect on: the first tap whose bits differ."""
+    found: dict[str, str | None] = {}
+    for (case_id, dtype), row in effects.items():
+        for (field, value), effect in row.items():
+            if field == name and effect and value not in found:
+                model, inputs = prepared(next(case for case in RECORDED if case.id == case_id), dtype)
+                other = switched(model, flipped(DIFFUSERS, name, value))
+                found[value] = divergence(run(model, inputs), run(other, inputs))
+    return ", ".join(f"`{tap}`" for tap in found.values()) or "nowhere"
 
 
 def largest(effects: Effects, name: str, dtype: str) -> str:
     return number(max(effect for (_, at), row in effects.items() if at == dtype
-                      for (field, _), (effect, _) in row.items() if field == name))
+                      for (field, _), effect in row.items() if field == name))
 
 
 def sizes(effects: Effects) -> list[str]:
@@ -191,7 +208,7 @@ def sizes(effects: Effects) -> list[str]:
              "Switched alone, from diffusers' conventions. 0: the bits of both outputs are the same.", ""]
     for dtype in record.DTYPES:
         lines += [dtype, "", *table(header, [
-            [case.id, *(number(effect) for effect, _ in effects[case.id, dtype].values())] for case in RECORDED])]
+            [case.id, *map(number, effects[case.id, dtype].values())] for case in RECORDED])]
     return lines
 
 
@@ -203,7 +220,8 @@ def exchanges() -> list[str]:
     rows = []
     for case in RECORDED:
         if case.name in ("t2v", "i2v", "keyframes") and case.conventions == DIFFUSERS:
-            found = {name: taps(case, "float32", how, **arguments) for name, (how, arguments) in choices.items()}
+            model, inputs = prepared(case, "float32")
+            found = {name: outputs(switched(model, how), inputs | more) for name, (how, more) in choices.items()}
             rows.append([case.id, *(number(distance(found[b], found[a])) for a, b in pairs)])
     return table(["case", *(f"{a} / {b}" for a, b in pairs)], rows)
 
@@ -213,23 +231,24 @@ def proof() -> list[str]:
     rows = []
     for case in LTX_CORE_CASES:
         for dtype in record.DTYPES:
-            recorded, how, row = record.load(case, dtype).taps, DIFFUSERS, [case.id, dtype]
-            row.append(number(distance(taps(case, dtype, how), recorded)))
+            (model, inputs), recorded = prepared(case, dtype), record.load(case, dtype).taps
+            row = [case.id, dtype, number(distance(outputs(model, inputs), recorded))]
             for field in fields(Conventions):
-                how = replace(how, **{field.name: getattr(LTX_CORE_2026_03, field.name)})
-                found = taps(case, dtype, how)
-                row.append(number(distance(found, recorded)))
+                value = getattr(LTX_CORE_2026_03, field.name)
+                model = switched(model, flipped(model.conventions, field.name, value))
+                row.append(number(distance(outputs(model, inputs), recorded)))
+            found = run(model, inputs)
             same = sum(torch.equal(found[name], x) for name, x in recorded.items())
             rows.append([*row, f"{same} of {len(recorded)}"])
     names = [field.name for field in fields(Conventions)]
     differ = [name for name in names if getattr(LTX_CORE_2026_03, name) != getattr(LTX_CORE_2026_08, name)]
     return ["## All of them together: nothing is left", "",
-            "Distance from what ltx-core 1.0.0 computed (recorded), with diffusers' conventions, and with one convention",
-            "after the other switched to `LTX_CORE_2026_03`, from left to right. The last column counts the recorded taps",
-            "whose bits are then the same.", "",
+            "Distance from what ltx-core 1.0.0 computed (recorded), with diffusers' conventions, and with one",
+            "convention after the other switched to `LTX_CORE_2026_03`, from left to right. The last column counts the",
+            "recorded taps whose bits are then the same.", "",
             *table(["case", "dtype", "diffusers", *(f"+ {name}" for name in names), "identical taps"], rows),
-            f"`LTX_CORE_2026_08` differs from it in {' and '.join(f'`{name}`' for name in differ)}. That state cannot be",
-            "installed: `tests/test_conventions.py` compares it with tensors that ltx-core 1.2.0 computed, where",
+            f"`LTX_CORE_2026_08` differs from it in {' and '.join(f'`{name}`' for name in differ)}. That state cannot",
+            "be installed: `tests/test_conventions.py` compares it with tensors that ltx-core 1.2.0 computed, where",
             "`LTX2REF_EXTRA_CASES` names the folder that has them.", ""]
 
 

@@ -17,8 +17,8 @@ import diffusers  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch import nn
 
-from ltx2ref.parity import generator, record
 from ltx2ref.conventions import DIFFUSERS
+from ltx2ref.parity import generator, record
 from ltx2ref.parity.cases import RECORDED, SEED, Case, Inputs
 from ltx2ref.parity.oracles.diffusers import LAYOUT, build_diffusers, run_diffusers
 from ltx2ref.parity.oracles.ltx_core import LAYOUT as LTX_CORE_LAYOUT

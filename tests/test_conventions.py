@@ -11,6 +11,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
+import make_divergences
 import pytest
 import torch
 from safetensors import safe_open
@@ -95,7 +96,7 @@ def test_both_outputs_have_the_bits_of_ltx_core(release: str, case: str, dtype: 
     ours = like(model, LTX_CORE_2026_03)
     assert all(x.isfinite().all() for x in theirs)
     assert equal(outputs(ours, inputs), theirs)
-    assert equal(outputs(ours, inputs | {"use_cross_timestep": True}), theirs), "the convention decides, not the argument"
+    assert equal(outputs(ours, inputs | {"use_cross_timestep": True}), theirs), "the argument decides"
 
 
 @needs_ltx_core
@@ -280,3 +281,12 @@ def test_float64_is_float64_throughout_whatever_the_conventions(conventions: Con
     for stream in ("", "audio_"):
         inputs[f"{stream}timestep"] = inputs[f"{stream}sigma"] = torch.tensor([700.0, 300.0], dtype=torch.float64)
     assert equal(outputs(like(model, conventions), inputs), outputs(model, inputs))
+
+
+def test_the_ledger_is_what_this_version_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = record.environment()
+    with threads(recorded["threads"]):
+        if probe(torch.device("cpu"), (torch.float32, torch.bfloat16)) != recorded["probe"]:
+            pytest.skip("this machine's bits differ from the recording one's")
+    monkeypatch.setattr("sys.argv", ["make_divergences.py", "--check"])
+    make_divergences.main()

@@ -1,4 +1,4 @@
-"""The recorded tensors are what diffusers and ltx-core compute, and `ltx2ref verify` passes and fails for the right reasons.
+"""The recorded tensors are what diffusers and ltx-core compute; `ltx2ref verify` passes and fails for good reasons.
 
     pytest tests/test_verify.py
 """

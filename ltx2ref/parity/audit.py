@@ -170,7 +170,8 @@ def candidate_named(name: str) -> Candidate:
         return Candidate(found.implementation or name, None, lambda setup: found.taps)
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise ValueError(f"{name}: no such file; expected diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file or module:callable")
+        raise ValueError(f"{name}: no such file; expected diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file or "
+                         "module:callable")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

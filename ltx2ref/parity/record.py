@@ -1,7 +1,8 @@
 """Recorded tensors: one safetensors file for each case and dtype, and one JSON file on how they were made.
 
-A file's metadata key "record" holds JSON: the case, dtype, configuration, conventions (by default diffusers') and seed; the order of the taps as the data
-meets them; taps that equal another one ("same"); the sha256 of every input; the float64 truth's norm of each tap.
+A file's metadata key "record" holds JSON: the case, dtype, configuration, seed, and conventions, if they are not
+diffusers'; the order of the taps as the data meets them; taps that equal another one ("same"); the sha256 of every
+input; the float64 truth's norm of each tap.
 Of equal slices along a tap's first dimension one is stored, under the tap's name; "NAME.index" says which is where.
 """
 import json
@@ -65,7 +66,8 @@ def save(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms: dict[s
             same[name] = first[digest]
     record = {
         "schema": SCHEMA, "case": case.id, "dtype": dtype, "seed": seed, "config": case.config.to_diffusers(),
-        "conventions": asdict(case.conventions), "taps": list(taps), "same": same, "inputs": digests(inputs), "truth_norms": truth_norms,
+        "conventions": asdict(case.conventions), "taps": list(taps), "same": same, "inputs": digests(inputs),
+        "truth_norms": truth_norms,
     }
     stored: Taps = {}
     for name in taps.keys() - same.keys():

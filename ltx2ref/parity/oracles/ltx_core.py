@@ -114,7 +114,7 @@ def original_name(name: str) -> str:
 
 
 def video_positions(inputs: Inputs, config: Config) -> Tensor:
-    """Bounds of the video patches (B, 3, Tv, 2) as ltx-core makes them: seconds, pixels, pixels, in the model's dtype."""
+    """Bounds of the video patches (B, 3, Tv, 2) as ltx-core makes them: seconds and pixels, in the model's dtype."""
     latent = inputs["hidden_states"]
     shape = VideoLatentShape(*latent.shape[::2], inputs["num_frames"], inputs["height"], inputs["width"])
     tools = VideoLatentTools(VideoLatentPatchifier(config["patch_size"]), shape, inputs.get("fps", 24.0),
@@ -223,7 +223,7 @@ def _positions(inputs: Inputs, config: Config, side: str) -> Tensor:
 
 
 def _text_mask(mask: Tensor | None) -> Tensor | None:
-    """(B, S) of zeros and ones as integers, for ltx-core adds a floating mask to the logits; so (B, 1|T, S) as it is."""
+    """(B, S) of zeros and ones as integers: ltx-core adds a floating mask to the logits, as here (B, 1|T, S)."""
     if mask is None or (mask.ndim == 3 and mask.is_floating_point()):
         return mask
     if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
