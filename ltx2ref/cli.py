@@ -20,12 +20,13 @@ from .kit.check import check, failures, lacking
 from .kit.export import export
 from .parity import record
 from .parity.audit import audit, candidate_named
-from .parity.cases import CASES
+from .parity.cases import CASES, RECORDED
 from .parity.compare import compare
 from .parity.html import html
 from .parity.probe import probe, threads
 from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
 from .parity.report import Report as AuditReport
+from .parity.switches import conventions_of
 from .parity.tracefile import load_trace
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
 from .progress import track
@@ -94,10 +95,10 @@ exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable 
 
 def run_verify(options: argparse.Namespace) -> int:
     recording, device = record.environment(), usable(options.device)
-    chosen = [(case, dtype) for case in CASES for dtype in record.DTYPES
+    chosen = [(case, dtype) for case in RECORDED for dtype in record.DTYPES
               if fnmatch(case.id, options.case) and dtype == (options.dtype or dtype)]
     if not chosen:
-        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in CASES)}")
+        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in RECORDED)}")
     with threads(recording["threads"]):
         here = probe(device, tuple(record.DTYPES.values()))
         differing = [name for name, digest in recording["probe"].items() if here[name] != digest]
@@ -147,7 +148,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
 
 def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:
     counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in results))]
-    oracle = f"diffusers {recording['diffusers']} on torch {recording['torch']}, {recording['cpu_capability']}"
+    versions = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']}"
+    oracle = f"{versions} on torch {recording['torch']}, {recording['cpu_capability']}"
     print(f"\n{len(results)} cases against {oracle}: {', '.join(counts)}.")
     if differing:
         print(f"This machine's bits differ from the recording one's in {len(differing)} of {len(recording['probe'])} "
@@ -268,14 +270,18 @@ def add_audit(commands: Any) -> None:
     command = add_command(
         commands, "audit", run_audit, "Run another implementation with the same weights and compare every tap.",
         """CANDIDATE is diffusers or ltx-core (1.0.0), if it is installed; a trace file (docs/trace-format.md) of one
-case; or module:callable, which is given config, state, inputs and dtype, and returns taps by name, or both outputs.
+case; module:callable, which is given config, state, inputs and dtype, and returns taps by name, or both outputs; or
+this model under other conventions: ltx2ref:ltx-core-2026-03, ltx2ref:ltx-core-2026-08 or ltx2ref:diffusers, which
+REFERENCE can be, too (docs/divergences.md). Default: ltx2ref, with those of diffusers.
 
 examples:
   ltx2ref audit diffusers --release 2.3 --dtype bfloat16          every case of a release
   ltx2ref audit ltx-core --case '2.3/i2v*' --html report.html     the first case that differs, as a page
   ltx2ref audit my_port:run --case 2.3/t2v --json                 a port of yours
+  ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core                 against ltx-core's conventions
 
 exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""")
+    command.add_argument("reference", metavar="REFERENCE", nargs="?", default="ltx2ref")
     command.add_argument("candidate", metavar="CANDIDATE")
     command.add_argument("--release", choices=sorted({case.release for case in CASES}), help="default: all")
     command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
@@ -286,13 +292,14 @@ exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps 
 
 def run_audit(options: argparse.Namespace) -> int:
     candidate, device = candidate_named(options.candidate), usable(options.device)
+    conventions_of(options.reference)
     chosen = [case for case in CASES
               if fnmatch(case.id, options.case) and case.release == (options.release or case.release)]
     reports: dict[str, AuditReport] = {}
     impossible: dict[str, str] = {}
     for case in track(chosen, f"auditing {candidate.name}"):
         try:
-            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device)
+            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device, options.reference)
         except ValueError as error:
             impossible[case.id] = str(error)
     if not reports:

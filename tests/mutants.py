@@ -152,7 +152,7 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("mask-as-bool")
 def _(model: Model) -> list[Patch]:
-    return [patch.object(ltx2ref.attention, "attention_bias", lambda mask, dtype: mask.to(dtype))]
+    return [patch.object(ltx2ref.attention, "attention_bias", lambda mask, dtype, kind: mask.to(dtype))]
 
 
 @mutant("mask-ignored")
@@ -399,7 +399,7 @@ BENIGN: dict[str, Callable[[], Any]] = {
     "flash attention": lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION),
     "rotation in the model's dtype": lambda: patch.object(ltx2ref.attention, "apply_rope", bfloat16_rotation),
     "another mask fill": lambda: patch.object(
-        ltx2ref.attention, "attention_bias", lambda mask, dtype: (1 - mask.to(dtype)) * torch.finfo(dtype).min),
+        ltx2ref.attention, "attention_bias", lambda mask, dtype, *_: (1 - mask.to(dtype)) * torch.finfo(dtype).min),
     "another order of sums": lambda: patch.object(torch.nn.Linear, "forward", split_matmul),
     "rounded partial sums": lambda: patch.object(torch.nn.Linear, "forward", rounded_partial_sums),
     "a more exact GELU": lambda: patch.object(

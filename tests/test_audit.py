@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltx2ref import LTX2VideoTransformer3DModel, assert_parity, cli
+from ltx2ref import DIFFUSERS, LTX2VideoTransformer3DModel, assert_parity, cli
 from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named, judge
-from ltx2ref.parity.cases import CASES, Inputs
+from ltx2ref.parity.cases import CASES, Inputs, cross_timestep
 from ltx2ref.parity.compare import coarser, compare, ulps
 from ltx2ref.parity.isolate import isolate, truth
 from ltx2ref.parity.oracles import diffusers
@@ -40,6 +41,7 @@ from ltx2ref.parity.report import (
     TapRow,
 )
 from ltx2ref.parity.sketch import sketch
+from ltx2ref.parity.switches import switched
 from ltx2ref.parity.taps import Taps
 from ltx2ref.parity.tracefile import save_trace
 
@@ -192,14 +194,62 @@ def test_ltx_core_is_found_to_condition_the_exchange_on_the_other_stream(case_id
     assert (report.verdict, report.first) == (DIVERGED, CONDITIONING)
     assert report.sentence.startswith(f"first divergence at {CONDITIONING} (diverged), looks like")
     assert "everything before it is identical" in report.sentence
-    assert "audio_sigma" in report.hints[0] or "audio" in report.hints[0]
+    assert report.hints[0] == (
+        "another convention, identical to your candidate after switching `exchange` to 'other'")
+    assert "audio_sigma" in report.hints[1] or "audio" in report.hints[1]
 
 
 @needs_ltx_core
 def test_ltx_core_only_rounds_its_rotation_in_bfloat16() -> None:
-    report = audit(candidate_named("ltx-core"), BY_ID["2.3/cross-timestep"], torch.bfloat16, CPU)
+    case = replace(BY_ID["2.3/coords"], extras=(*BY_ID["2.3/coords"].extras, cross_timestep))
+    report = audit(candidate_named("ltx-core"), case, torch.bfloat16, CPU)
     assert (report.verdict, report.first) == (ROUNDING, "rope.cos")
-    assert report.sentence.startswith("first divergence at rope.cos (rounding)")
+    assert report.sentence.startswith("first divergence at rope.cos (rounding), looks like another convention, "
+                                      "identical to your candidate after switching `rotation_dtype` to 'model'")
+
+
+@needs_ltx_core
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/stg-one-of-batch", "2.3/fractional-self-mask"])
+def test_ltx_core_is_identical_to_its_conventions_at_every_tap(case_id: str, dtype: str) -> None:
+    report = audit(candidate_named("ltx-core"), BY_ID[case_id], DTYPES[dtype], CPU, "ltx2ref:ltx-core-2026-03")
+    assert report.verdict == IDENTICAL and report.reference["implementation"] == "ltx2ref:ltx-core-2026-03"
+
+
+@needs_ltx_core
+def test_all_conventions_of_ltx_core_are_named_together() -> None:
+    report = audit(candidate_named("ltx-core"), BY_ID["2.3/fractional-self-mask"], torch.bfloat16, CPU)
+    for name, value in (("positions_dtype", "model"), ("rotation_dtype", "model"), ("exchange", "other"),
+                        ("self_mask_bias", "log")):
+        assert f"`{name}` to '{value}'" in report.hints[0]
+    assert "up to" not in report.hints[0]
+
+
+def test_conventions_are_implementations(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "--case", "2.5/*", capsys=capsys)
+    assert code == 1 and out.count("identical to your candidate after switching `exchange` to 'other_gate'") == 3
+    code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "ltx2ref:ltx-core-2026-08", "--case", "2.5/t2v",
+                           capsys=capsys)
+    assert code == 0 and "identical at every tap" in out
+
+
+@pytest.mark.parametrize("names", [["ltx2ref:ltx-core"], ["diffusers", "ltx2ref:diffusers"]])
+def test_unknown_conventions_are_refused(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = command("audit", *names, "--case", "2.5/t2v", capsys=capsys)
+    assert code == 2 and f"{names[0]}: no such conventions; expected ltx2ref," in error
+
+
+def test_a_bug_is_not_taken_for_a_convention() -> None:
+    """Where a switch explains the rounding before a bug, it is a remark, and the bug keeps its hint."""
+    case = BY_ID["2.3/coords"]
+    model = verify.build(case.config, torch.bfloat16)
+    inputs = verify.cast(case.inputs(), torch.bfloat16)
+    other = switched(model, replace(DIFFUSERS, rotation_dtype="model"))
+    with mutants.inject("sequential-exchange", other):
+        theirs = verify.run(other, inputs)
+    report = judge(model, inputs, theirs)
+    assert report.verdict == DIVERGED and not any("convention" in hint for hint in report.hints)
+    assert any("switching `rotation_dtype` to 'model', up to transformer_blocks.0." in note for note in report.notes)
 
 
 BOTH = ("float32", "bfloat16")
