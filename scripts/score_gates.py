@@ -88,10 +88,9 @@ def draw(seed: int) -> list[Drawn]:
         config = tiny.tiny_config(release, **sizes(rng))
         long = options.get("grid") == "long"
         grid = (rng.randint(16, 18), 1, 3) if long else tuple(rng.sample([2, 3, 4, 5, 7], 3))
-        drawn = rng.randrange(10**6)
+        drawn, audio_frames = rng.randrange(10**6), rng.randint(8, 13)
         for dtype in DTYPES:
-            inputs = tiny.random_inputs(config, seed=drawn, **options | {
-                "grid": grid, "audio_frames": rng.randint(8, 13)})
+            inputs = tiny.random_inputs(config, seed=drawn, **options | {"grid": grid, "audio_frames": audio_frames})
             found.append(case(f"{name} {grid}", config, drawn, dtype, inputs))
     return found
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
+from ..conventions import DIFFUSERS, Conventions
 from ..progress import track
 from .loading import LTX2VideoTransformer3DModel, Recipe, prepare
 from .lora import merged_into
@@ -25,7 +26,8 @@ Model = TypeVar("Model", bound="StreamedTransformer")
 
 def stream(path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
            config: TransformerConfig | None = None, nibbles: Nibbles | None = None,
-           lora: Sequence[tuple[str | Path, float]] = ()) -> "StreamedTransformer":
+           lora: Sequence[tuple[str | Path, float]] = (),
+           conventions: Conventions = DIFFUSERS) -> "StreamedTransformer":
     """The model of `load`, which see for the arguments, with two blocks in memory in place of all.
 
     In memory are the weights outside the blocks, the block that computes and the next one, which a thread reads
@@ -39,7 +41,7 @@ def stream(path: str | Path, *, dtype: torch.dtype | None = None, device: str | 
     for name in track(list(outside), f"loading {recipe.plan.source.path.name} outside its blocks"):
         merged_into(outside[name], name, recipe.plan.weights[name], recipe.loras)
     require_unchanged(recipe)
-    return assemble(outside, BlockReader(recipe, recipe.dtype, torch.device(device)))
+    return assemble(outside, BlockReader(recipe, recipe.dtype, torch.device(device)), conventions)
 
 
 class StreamedTransformer(LTX2VideoTransformer3DModel):
@@ -54,7 +56,8 @@ class StreamedTransformer(LTX2VideoTransformer3DModel):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StreamedTransformer":
         outside = {name: x.detach().clone() for name, x in self.named_parameters() if not name.startswith(BLOCKS)}
-        return assemble(outside, BlockReader(self.reader.recipe, self.reader.dtype, self.reader.device))
+        reader = BlockReader(self.reader.recipe, self.reader.dtype, self.reader.device)
+        return assemble(outside, reader, self.conventions)
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("the blocks of a streamed model are in its file: to move, convert, change or save it, give "
@@ -64,9 +67,9 @@ class StreamedTransformer(LTX2VideoTransformer3DModel):
     _apply = state_dict = load_state_dict = __reduce_ex__ = refuse  # type: ignore[assignment]
 
 
-def assemble(outside: dict[str, Tensor], reader: "BlockReader") -> StreamedTransformer:
+def assemble(outside: dict[str, Tensor], reader: "BlockReader", conventions: Conventions) -> StreamedTransformer:
     with torch.device("meta"):
-        model = StreamedTransformer(reader.recipe.plan.config).requires_grad_(False)
+        model = StreamedTransformer(reader.recipe.plan.config, conventions).requires_grad_(False)
     nn.Module.load_state_dict(model, outside, strict=False, assign=True)
     model.reader = reader
     for i, block in enumerate(model.transformer_blocks):

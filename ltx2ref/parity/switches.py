@@ -1,6 +1,5 @@
 """Does another convention explain it? The reference is run again, each time with one convention switched."""
 from collections.abc import Iterator, Mapping
-from copy import copy
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, get_args
 
@@ -40,8 +39,8 @@ def conventions_of(implementation: str) -> Conventions:
 
 def switched(model: LTX2VideoTransformer3DModel, conventions: Conventions) -> LTX2VideoTransformer3DModel:
     """The same parameters, shared, under other conventions."""
-    other = copy(model)
-    other.conventions = conventions
+    other = object.__new__(type(model))
+    other.__dict__ = vars(model) | {"conventions": conventions}  # `copy` asks a streamed model for its state
     return other
 
 
