@@ -198,6 +198,11 @@ def test_a_last_bit_of_an_angle_is_no_error_of_what_follows(kit: Path, results: 
 
 
 # ---------------------------------------------------------------- everything bears load
+NO_USE = "without prompt AdaLN only use_cross_timestep would look at it, as the kit's 2.5 model does"
+EXCEPTIONS = {"2.0": {"sigma": NO_USE, "audio_sigma": NO_USE}, "2.3": {},
+              "2.5": {"fps": "coordinates are given; 2.3's models and the positions use it"}}
+
+
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
 def test_every_parameter_and_every_input_moves_an_expected_output_by_more_than_the_budget(release: str) -> None:
     sources = [Source(case, "float32") for case in MODELS if case.release == release]
@@ -210,7 +215,7 @@ def test_every_parameter_and_every_input_moves_an_expected_output_by_more_than_t
                 idle[name] = idle.get(name, True) and not moves(source, source.inputs, budget)
         for name, changed in changes(source):
             idle[name] = idle.get(name, True) and not moves(source, source.inputs | changed, budget)
-    assert [name for name, x in idle.items() if x] == [], "nothing shows these"
+    assert {name for name, x in idle.items() if x} == EXCEPTIONS[release].keys()
     assert len(idle) > len(sources[0].weights)
 
 
@@ -265,8 +270,9 @@ def test_the_truth_that_is_stored_is_the_models(kit: Path) -> None:
     for dtype in DTYPES:
         true = Source(MODELS[0], dtype).truth(MODELS[0])
         for name in case["outputs"]:
-            expected = checking.part(file, f"{dtype}/expected/")[name].double()
-            assert torch.allclose(expected - file[f"{dtype}/error/{name}"].double(), true[name], rtol=1e-12, atol=1e-12)
+            expected, error = checking.part(file, f"{dtype}/expected/")[name].double(), file[f"{dtype}/error/{name}"]
+            rounded = error.double().abs() * 2.0**-23 + 1e-30  # the error is stored in float32
+            assert ((expected - error.double() - true[name]).abs() <= rounded).all(), name
 
 
 def test_check_says_what_is_wrong_and_writes_a_page(
