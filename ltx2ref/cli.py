@@ -32,6 +32,7 @@ from .parity.report import Report as AuditReport
 from .parity.tracefile import load_trace
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
 from .progress import track
+from .vendor import Copy, check, some, vendor
 
 COLOURS = {IDENTICAL: "green", WITHIN: "cyan", FAILED: "bold red", INCONCLUSIVE: "yellow"}
 Command = argparse.ArgumentParser
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_inspect(commands)
     add_convert(commands)
     add_describe(commands)
+    add_vendor(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -336,6 +338,44 @@ def print_architecture(what: str, d: Architecture) -> None:
 
 def gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
+
+
+def add_vendor(commands: Any) -> None:
+    command = add_command(
+        commands, "vendor", run_vendor, "Copy this package, or the model alone, into another project.",
+        """examples:
+  ltx2ref vendor myproject --as ltx2_reference             to myproject/ltx2_reference; or replace an unchanged copy
+  ltx2ref vendor myproject --as ltx2_model --model         the architecture files, which need torch and einops alone
+  ltx2ref vendor myproject --as ltx2_reference --check     what was changed there since, and what is newer here
+
+exit status: 0 copied, or the same as here; 1 (of --check) changed there or outdated; 2 unusable input""")
+    command.add_argument("parent", metavar="DIR", help="the folder in which the copy is to stand")
+    command.add_argument("--as", dest="name", required=True, metavar="NAME",
+                         help="the copy's name, as in `import NAME`")
+    action = command.add_mutually_exclusive_group()
+    action.add_argument("--model", action="store_true", help="the model alone: no checkpoints, verify, audit, ...")
+    action.add_argument("--check", action="store_true", help="compare only")
+
+
+def run_vendor(options: argparse.Namespace) -> int:
+    target = Path(options.parent) / options.name
+    copy = check(target) if options.check else vendor(options.parent, options.name, model_only=options.model)
+    if options.json:
+        print_json(asdict(copy))
+    else:
+        print_copy(copy)
+    return 0 if copy.current else 1
+
+
+def print_copy(copy: Copy) -> None:
+    origin = f"ltx2ref {copy.version}{f', commit {copy.commit}' if copy.commit else ''}"
+    print(f"{copy.folder}: {'the model' if copy.model_only else 'all'} of {origin}; {copy.files} files")
+    if copy.changed:
+        print(f"changed there: {some(copy.changed)}")
+    if copy.outdated:
+        print(f"another version here, {__version__}, differs in: {some(copy.outdated)}")
+    if copy.current:
+        print(f"unchanged, and the same as version {__version__} here")
 
 
 def add_audit(commands: Any) -> None:
