@@ -95,7 +95,7 @@ def draw_rope(look: Look) -> Any:
     """Frequencies of the rotation planes over the heads; seconds that tokens stand for."""
     figure, (top, low) = plt.subplots(2, 1, figsize=(WIDTH, 6.1), height_ratios=(1.55, 1))
     config, planes = LTX_2_3, LTX_2_3.video.dim // 2
-    near = top.inset_axes((0.07, 0.50, 0.42, 0.40))
+    near = top.inset_axes((0.07, 0.56, 0.36, 0.34))
     for axis, (name, colour) in enumerate((("time", look.noise), ("height", look.video), ("width", look.text))):
         index, freqs = turning(axis)
         top.plot(index[axis::6], freqs[axis::6], ".", ms=3, color=colour, label=name)
