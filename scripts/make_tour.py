@@ -33,17 +33,24 @@ BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
 
 
 def refreshed(text: str) -> str:
-    """The same text with every derived part as it should be. Raises `ValueError` for code that is nowhere."""
+    """The same text with every derived part as it should be. Raises `ValueError` with all code that is nowhere."""
+    if problems := [problem for match in LINK.finditer(text) if (problem := misquoted(match))]:
+        raise ValueError("\n".join(problems))
     return BLOCK.sub(functools.partial(with_output, {}), SHAPES.sub(with_shapes, LINK.sub(with_line, text)))
 
 
+def lines_with(match: re.Match[str]) -> list[int]:
+    lines = (TOUR.parent / match[2]).read_text(encoding="utf-8").splitlines()
+    return [number for number, line in enumerate(lines, 1) if match[1] in line]
+
+
+def misquoted(match: re.Match[str]) -> str | None:
+    found = lines_with(match)
+    return f"{match[2]}: expected `{match[1]}` in one line, found it in {found or 'none'}" if len(found) != 1 else None
+
+
 def with_line(match: re.Match[str]) -> str:
-    code, path, _ = match.groups()
-    lines = (TOUR.parent / path).read_text(encoding="utf-8").splitlines()
-    found = [number for number, line in enumerate(lines, 1) if code in line]
-    if len(found) != 1:
-        raise ValueError(f"{path}: expected `{code}` in one line, found it in {found or 'none'}")
-    return f"[`{code}`]({path}#L{found[0]})"
+    return f"[`{match[1]}`]({match[2]}#L{lines_with(match)[0]})"
 
 
 def with_shapes(match: re.Match[str]) -> str:
@@ -81,7 +88,10 @@ def main() -> int:
     write = parser.parse_args().write
     torch.set_num_threads(1)
     text = TOUR.read_text(encoding="utf-8")
-    new = refreshed(text)
+    try:
+        new = refreshed(text)
+    except ValueError as error:
+        sys.exit(f"{error}\nQuote the lines that do this now.")
     if write:
         TOUR.write_text(new, encoding="utf-8")
         return 0
