@@ -1,6 +1,7 @@
 """The LTX-2 audio-video diffusion transformer as a reference, bit-identical to the published implementations."""
-from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load, save
+from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load, save, stream
 from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
+from .conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
 from .formats import ConfigError
 from .model import AudioVisualModelOutput
 from .parity.audit import assert_parity
@@ -8,7 +9,8 @@ from .parity.compare import compare
 from .parity.taps import trace
 
 __all__ = [
-    "LTX_2_0", "LTX_2_3", "LTX_2_5", "AudioVisualModelOutput", "CheckpointError", "ConfigError",
-    "LTX2VideoTransformer3DModel", "TransformerConfig", "assert_parity", "compare", "load", "save", "trace",
+    "DIFFUSERS", "LTX_2_0", "LTX_2_3", "LTX_2_5", "LTX_CORE_2026_03", "LTX_CORE_2026_08", "AudioVisualModelOutput",
+    "CheckpointError", "ConfigError", "Conventions", "LTX2VideoTransformer3DModel", "TransformerConfig",
+    "assert_parity", "compare", "load", "save", "stream", "trace",
 ]
 __version__ = "0.1.0"

@@ -8,15 +8,18 @@ from .modulation import EPS
 from .rope import Rope, apply_rope
 
 
-def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def attention_bias(mask: Tensor, dtype: torch.dtype, kind: str = "linear") -> Tensor:
     """A multiplicative mask, 1 keeps and 0 masks, as a bias of the logits: finite, so no row is empty."""
-    return (1 - mask.to(dtype)) * -10_000.0
+    lowest, tiny = torch.finfo(dtype).min, torch.finfo(dtype).tiny
+    if kind == "log":  # a factor of the attention's weights; in the mask's dtype, if that is floating
+        return (mask * 1.0).clamp(min=tiny).log().to(dtype).where(mask > 0, lowest)
+    return (1 - mask.to(dtype)) * (lowest if kind == "lowest" else -10_000.0)
 
 
-def text_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def text_mask(mask: Tensor, dtype: torch.dtype, kind: str = "linear") -> Tensor:
     """(B, S) is multiplicative, (B, 1|T, S) a bias already or, if bool, True to keep; to (B, 1, 1|T, S)."""
     if mask.ndim == 2:
-        return rearrange(attention_bias(mask, dtype), "b s -> b 1 1 s")
+        return rearrange(attention_bias(mask, dtype, kind), "b s -> b 1 1 s")
     return rearrange(mask if mask.dtype == torch.bool else mask.to(dtype), "b t s -> b 1 t s")
 
 

@@ -21,18 +21,22 @@ from .checkpoint.inspection import Description, inspect
 from .checkpoint.plan import make_plan
 from .config import TransformerConfig
 from .describe import Architecture, Lengths, describe, lengths
+from .kit.check import check, failures, lacking
+from .kit.export import export
 from .parity import record
 from .parity.audit import audit, candidate_named
-from .parity.cases import CASES
+from .parity.cases import CASES, RECORDED
 from .parity.compare import compare
 from .parity.html import html
 from .parity.probe import probe, threads
 from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
 from .parity.report import Report as AuditReport
+from .parity.switches import conventions_of
 from .parity.tracefile import load_trace
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
 from .progress import track
-from .vendor import Copy, check, some, vendor
+from .vendor import Copy, some, vendor
+from .vendor import check as check_copy
 
 COLOURS = {IDENTICAL: "green", WITHIN: "cyan", FAILED: "bold red", INCONCLUSIVE: "yellow"}
 Command = argparse.ArgumentParser
@@ -45,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_verify(commands)
     add_audit(commands)
     add_compare(commands)
+    add_kit(commands)
     add_inspect(commands)
     add_convert(commands)
     add_describe(commands)
@@ -99,10 +104,10 @@ exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable 
 
 def run_verify(options: argparse.Namespace) -> int:
     recording, device = record.environment(), usable(options.device)
-    chosen = [(case, dtype) for case in CASES for dtype in record.DTYPES
+    chosen = [(case, dtype) for case in RECORDED for dtype in record.DTYPES
               if fnmatch(case.id, options.case) and dtype == (options.dtype or dtype)]
     if not chosen:
-        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in CASES)}")
+        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in RECORDED)}")
     with threads(recording["threads"]):
         here = probe(device, tuple(record.DTYPES.values()))
         differing = [name for name, digest in recording["probe"].items() if here[name] != digest]
@@ -152,7 +157,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
 
 def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:
     counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in results))]
-    oracle = f"diffusers {recording['diffusers']} on torch {recording['torch']}, {recording['cpu_capability']}"
+    versions = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']}"
+    oracle = f"{versions} on torch {recording['torch']}, {recording['cpu_capability']}"
     print(f"\n{len(results)} cases against {oracle}: {', '.join(counts)}.")
     if differing:
         print(f"This machine's bits differ from the recording one's in {len(differing)} of {len(recording['probe'])} "
@@ -359,7 +365,7 @@ exit status: 0 copied, or the same as here; 1 (of --check) changed there or outd
 
 def run_vendor(options: argparse.Namespace) -> int:
     target = Path(options.parent) / options.name
-    copy = check(target) if options.check else vendor(options.parent, options.name, model_only=options.model)
+    copy = check_copy(target) if options.check else vendor(options.parent, options.name, model_only=options.model)
     if options.json:
         print_json(asdict(copy))
     else:
@@ -382,14 +388,18 @@ def add_audit(commands: Any) -> None:
     command = add_command(
         commands, "audit", run_audit, "Run another implementation with the same weights and compare every tap.",
         """CANDIDATE is diffusers or ltx-core (1.0.0), if it is installed; a trace file (docs/trace-format.md) of one
-case; or module:callable, which is given config, state, inputs and dtype, and returns taps by name, or both outputs.
+case; module:callable, which is given config, state, inputs and dtype, and returns taps by name, or both outputs; or
+this model under other conventions: ltx2ref:ltx-core-2026-03, ltx2ref:ltx-core-2026-08 or ltx2ref:diffusers, which
+REFERENCE can be, too (docs/divergences.md). Default: ltx2ref, with those of diffusers.
 
 examples:
   ltx2ref audit diffusers --release 2.3 --dtype bfloat16          every case of a release
   ltx2ref audit ltx-core --case '2.3/i2v*' --html report.html     the first case that differs, as a page
   ltx2ref audit my_port:run --case 2.3/t2v --json                 a port of yours
+  ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core                 against ltx-core's conventions
 
 exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""")
+    command.add_argument("reference", metavar="REFERENCE", nargs="?", default="ltx2ref")
     command.add_argument("candidate", metavar="CANDIDATE")
     command.add_argument("--release", choices=sorted({case.release for case in CASES}), help="default: all")
     command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
@@ -400,13 +410,14 @@ exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps 
 
 def run_audit(options: argparse.Namespace) -> int:
     candidate, device = candidate_named(options.candidate), usable(options.device)
+    conventions_of(options.reference)
     chosen = [case for case in CASES
               if fnmatch(case.id, options.case) and case.release == (options.release or case.release)]
     reports: dict[str, AuditReport] = {}
     impossible: dict[str, str] = {}
     for case in track(chosen, f"auditing {candidate.name}"):
         try:
-            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device)
+            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device, options.reference)
         except ValueError as error:
             impossible[case.id] = str(error)
     if not reports:
@@ -438,6 +449,61 @@ def run_compare(options: argparse.Namespace) -> int:
                      candidate={"implementation": candidate.implementation, **candidate.fingerprint})
     show_reports({Path(options.candidate).name: report}, {}, options)
     return status([report])
+
+
+def add_kit(commands: Any) -> None:
+    kit = commands.add_parser(
+        "kit", help="conformance of a port in any language: write the kit, judge its results",
+        description="Conformance of a port in any language: write the kit, judge the results that the port computed.")
+    actions = kit.add_subparsers(required=True, metavar="ACTION")
+    export = add_command(
+        actions, "export", run_kit_export, "Write kit.json, a safetensors file for each case, and a README.",
+        """examples:
+  ltx2ref kit export kit
+  ltx2ref kit export kit --json > cases.json
+
+exit status: 0 written, 2 unusable folder""")
+    export.add_argument("directory", metavar="DIR", help="a new or empty folder")
+    check = add_command(
+        actions, "check", run_kit_check, "Judge a folder of results against the kit.",
+        """examples:
+  ltx2ref kit check results
+  ltx2ref kit check results --html report.html          the first case that is wrong, as a page
+  ltx2ref kit check results --kit kit --json            against a kit that was written before
+
+exit status: 0 conformant in all that was given, 1 something is wrong, 2 inconclusive or unusable results""")
+    check.add_argument("results", metavar="RESULTS", help="a folder of result files, as kit.json names them")
+    check.add_argument("--kit", metavar="DIR", help="default: the kit that this version exports")
+    check.add_argument("--html", metavar="FILE", help="write the report of the first case that is wrong, or the first")
+
+
+def run_kit_export(options: argparse.Namespace) -> int:
+    with threads(1):  # for tensors this small the fastest
+        kit = export(options.directory)
+    size = sum(file.stat().st_size for file in Path(options.directory).iterdir())
+    if options.json:
+        print_json(kit)
+    else:
+        print(f"{options.directory}: {len(kit['cases'])} cases, {size / 1e6:.1f} MB; begin with its README.md")
+    return 0
+
+
+def run_kit_check(options: argparse.Namespace) -> int:
+    with threads(1):
+        verdict = check(options.results, options.kit)
+    wrong = failures(verdict)
+    if options.html and verdict.given:
+        Path(options.html).write_text(html(next(iter(wrong.values()), verdict.given[0])), encoding="utf-8")
+    if options.json:
+        print_json(verdict.to_json())
+        return verdict.status
+    for name, report in wrong.items():
+        print(f"{name}: {report.details(5)}")
+    for result in verdict.results:
+        if result.report is not None and (count := lacking(result.report)):
+            print(f"{result.case} {result.dtype}: {count} of {len(result.report.rows)} outputs not given")
+    print(verdict.summary)
+    return verdict.status
 
 
 def status(reports: Iterable[AuditReport]) -> int:

@@ -67,7 +67,7 @@ def check_stream(s: StreamInputs, stream: StreamConfig, batch: int | str, dtype:
 
 
 def check_options(config: TransformerConfig, video: StreamInputs, fps: float, blocks: list[int] | None,
-                  perturbation_mask: Tensor | None) -> None:
+                  perturbation_mask: Tensor | None, guided: bool) -> None:
     if not isinstance(fps, (int, float)):
         raise TypeError(f"fps: expected a number, got {type(fps).__name__}")
     if not 0 < fps < math.inf:
@@ -79,7 +79,7 @@ def check_options(config: TransformerConfig, video: StreamInputs, fps: float, bl
     if perturbation_mask is not None:
         expect("perturbation_mask", perturbation_mask, (len(video.latent),), (len(video.latent), 1, 1))
     for name, given, effective in (
-        ("spatio_temporal_guidance_blocks", blocks or None, config.perturbed_attn),
+        ("spatio_temporal_guidance_blocks", blocks or None, guided),
         ("video_keyframes_mask", video.keyframes, config.use_keyframes_abs_pos_embedding),
     ):
         if given is not None and not effective and not torch.compiler.is_compiling():  # it breaks graphs

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .config import TransformerConfig
+from .conventions import DIFFUSERS, Conventions
 from .model import LTX2VideoTransformer3DModel
 from .rope import audio_positions, video_positions
 
@@ -63,8 +64,8 @@ class Coordinates:
 class PipelineTransformer(LTX2VideoTransformer3DModel):
     """The model with what diffusers' pipelines ask of a transformer beyond the documented `forward`."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(DiffusersConfig(**asdict(config)))
+    def __init__(self, config: TransformerConfig, conventions: Conventions = DIFFUSERS) -> None:
+        super().__init__(DiffusersConfig(**asdict(config)), conventions)
         self.rope = self.audio_rope = Coordinates(config)
 
     @property
@@ -92,6 +93,6 @@ class PipelineTransformer(LTX2VideoTransformer3DModel):
 def for_diffusers(model: LTX2VideoTransformer3DModel) -> PipelineTransformer:
     """`model` for a diffusers pipeline, with the same parameters: shared, not copied."""
     with torch.device("meta"):
-        shell = PipelineTransformer(model.config)
+        shell = PipelineTransformer(model.config, model.conventions)
     shell.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return shell.train(model.training)

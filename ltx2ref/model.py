@@ -9,6 +9,7 @@ from torch import LongTensor, Tensor, nn
 from .attention import attention_bias, text_mask
 from .block import Block, Conditioning
 from .config import StreamConfig, TransformerConfig
+from .conventions import BY_OTHER, DIFFUSERS, Conventions
 from .embeddings import AdaLayerNormSingle, TextProjection
 from .inputs import StreamInputs, attention_masks, check_options, check_stream
 from .modulation import EPS, modulate, rows
@@ -42,10 +43,11 @@ class StreamEnds:
     table: Tensor                            # (2, D)
     proj_out: nn.Linear
 
-    def enter(self, s: StreamInputs, coords: Tensor, cross: Tensor,
+    def enter(self, s: StreamInputs, coords: Tensor, cross: list[Tensor], how: Conventions,
               isolated: bool) -> tuple[Tensor, Tensor, Conditioning]:
         """Tokens (B, T, D), timestep embedding (B, T|1, D), and what stays the same through all blocks."""
         config, dtype, wide = self.config, s.latent.dtype, torch.promote_types(s.latent.dtype, torch.float32)
+        dtypes = wide, dtype if how.rotation_dtype == "model" else None  # of frequencies, of RoPE tables
         x, (mod, emb) = self.proj_in(s.latent), self.time_embed(s.timestep)
         if s.keyframes is not None and self.keyframes is not None:
             x = torch.where(s.keyframes > 0, x + self.keyframes, x)
@@ -55,12 +57,13 @@ class StreamEnds:
             mod=mod,
             text=s.text if self.text_projection is None else self.text_projection(s.text),
             text_mod=None if self.prompt_embed is None else self.prompt_embed(s.sigma)[0],
-            text_mask=None if s.text_mask is None else text_mask(s.text_mask, dtype),
-            self_mask=None if s.self_mask is None else attention_bias(s.self_mask, dtype)[:, None],
-            cross_mod=self.cross_embed(cross)[0],
-            cross_gate=self.gate_embed(cross * gate_factor)[0],
-            rope=rotation(coords, self.stream.max_position, self.stream.dim, config, wide),
-            cross_rope=rotation(coords[:, :1], config.audio.max_position, config.audio.dim, config, wide),
+            text_mask=None if s.text_mask is None else text_mask(s.text_mask, dtype, how.text_mask_bias),
+            self_mask=None if s.self_mask is None
+            else attention_bias(s.self_mask, dtype, how.self_mask_bias)[:, None],
+            cross_mod=self.cross_embed(cross[0])[0],
+            cross_gate=self.gate_embed(cross[1] * gate_factor)[0],
+            rope=rotation(coords, self.stream.max_position, self.stream.dim, config, *dtypes),
+            cross_rope=rotation(coords[:, :1], config.audio.max_position, config.audio.dim, config, *dtypes),
             isolated=isolated)
 
     def leave(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -70,9 +73,10 @@ class StreamEnds:
 
 class LTX2VideoTransformer3DModel(nn.Module):
     """The LTX-2 audio-video diffusion transformer, releases 2.0, 2.3 and 2.5, under diffusers' names."""
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, conventions: Conventions = DIFFUSERS) -> None:
         super().__init__()
-        self.config, v, a, ada = config, config.video, config.audio, AdaLayerNormSingle
+        self.config, self.conventions = config, conventions
+        v, a, ada = config.video, config.audio, AdaLayerNormSingle
         self.proj_in, self.audio_proj_in = nn.Linear(v.in_channels, v.dim), nn.Linear(a.in_channels, a.dim)
         self.time_embed, self.audio_time_embed = ada(v.dim, v.mod_rows), ada(a.dim, a.mod_rows)
         self.av_cross_attn_video_scale_shift = ada(v.dim, 4)
@@ -125,7 +129,7 @@ class LTX2VideoTransformer3DModel(nn.Module):
         `use_cross_timestep` the other stream's sigma drives the exchange. `perturbation_mask`, (B,) or
         (B, 1, 1), is 0 where guidance blocks are perturbed. Errors name the argument (`check_stream`).
         """
-        config, dtype = self.config, self.proj_in.weight.dtype
+        config, how, dtype = self.config, self.conventions, self.proj_in.weight.dtype
         video = StreamInputs(
             "", hidden_states, encoder_hidden_states, timestep, sigma, encoder_attention_mask, video_coords,
             (num_frames, height, width), **attention_masks(attention_kwargs))
@@ -136,21 +140,25 @@ class LTX2VideoTransformer3DModel(nn.Module):
             audio_encoder_attention_mask, audio_coords, (audio_num_frames,))
         check_stream(video, config.video, "B", dtype)
         check_stream(audio, config.audio, len(hidden_states), dtype)
-        check_options(config, video, fps, spatio_temporal_guidance_blocks, perturbation_mask)
-        if sigma is None and (use_cross_timestep or self.prompt_adaln is not None):
+        guided = config.perturbed_attn or how.guidance == "always"
+        check_options(config, video, fps, spatio_temporal_guidance_blocks, perturbation_mask, guided)
+        by_other = BY_OTHER.get(how.exchange, (use_cross_timestep, use_cross_timestep))
+        if sigma is None and (any(by_other) or self.prompt_adaln is not None):
             raise ValueError("sigma: expected a tensor, for prompt_adaln or use_cross_timestep; got None")
         if dtype == torch.float64:  # the truth that others are measured against: never through float32
             video, audio = video.double(), audio.double()
 
         like = hidden_states.new_empty(0, dtype=torch.promote_types(dtype, torch.float32))
-        v_coords = video_positions(video.grid, fps, config, like) if video.coords is None else video.coords
-        a_coords = audio_positions(audio.grid, config, like) if audio.coords is None else audio.coords
-        cross = (audio.sigma, video.sigma) if use_cross_timestep else (video.timestep, audio.timestep)
-        vx, v_emb, vc = self.video.enter(video, v_coords, cross[0], isolate_modalities)
-        ax, a_emb, ac = self.audio.enter(audio, a_coords, cross[1], isolate_modalities)
+        into = dtype if how.positions_dtype == "model" else like.dtype
+        vp = video_positions(video.grid, fps, config, like).to(into) if video.coords is None else video.coords
+        ap = audio_positions(audio.grid, config, like) if audio.coords is None else audio.coords
+        v_cross = [audio.sigma if other else video.timestep for other in by_other]
+        a_cross = [video.sigma if other else audio.timestep for other in by_other]
+        vx, v_emb, vc = self.video.enter(video, vp, v_cross, how, isolate_modalities)
+        ax, a_emb, ac = self.audio.enter(audio, ap, a_cross, how, isolate_modalities)
 
         keep = vx.new_zeros(1) if perturbation_mask is None else perturbation_mask.to(dtype)
-        perturbed = set(spatio_temporal_guidance_blocks or ()) if config.perturbed_attn else set()
+        perturbed = set(spatio_temporal_guidance_blocks or ()) if guided else set()
         for i, block in enumerate(self.transformer_blocks):
             vx, ax = block(vx, ax, vc, ac, keep.reshape(-1, 1, 1) if i in perturbed else None)
         output = AudioVisualModelOutput(self.video.leave(vx, v_emb), self.audio.leave(ax, a_emb))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import TransformerConfig
 
-Rope = tuple[Tensor, Tensor]  # cosine and sine of the angles, each (B|1, T, H, R), float32 or wider
+Rope = tuple[Tensor, Tensor]  # cosine and sine of the angles, each (B|1, T, H, R), in the rotation's dtype
 PLANES = {"split": ((2, -1), -2), "interleaved": ((-1, 2), -1)}  # how a head's 2R channels make R planes
 
 
@@ -34,7 +34,7 @@ def audio_positions(grid: tuple[int, ...], config: TransformerConfig, like: Tens
 
 
 def rotation(coords: Tensor, max_position: tuple[int, ...], dim: int, config: TransformerConfig,
-             dtype: torch.dtype) -> Rope:
+             dtype: torch.dtype, tables: torch.dtype | None = None) -> Rope:
     """The rotation of queries or keys of width `dim`, from patch bounds (B, P, T, 2) or positions (B, P, T).
 
     Coordinates are used in the dtype in which they come: casting them first would change the numbers.
@@ -48,13 +48,13 @@ def rotation(coords: Tensor, max_position: tuple[int, ...], dim: int, config: Tr
     angles = rearrange(unit[..., None, :] * freqs[:, None], "b t f p -> b t (f p)")
     angles = F.pad(angles, (dim // 2 - angles.shape[-1], 0))
     angles = rearrange(angles, "b t (h r) -> b t h r", h=config.num_attention_heads)
-    return angles.cos(), angles.sin()
+    return angles.cos().to(dtype=tables), angles.sin().to(dtype=tables)
 
 
 def apply_rope(x: Tensor, rope: Rope, layout: str) -> Tensor:
-    """Rotate x (B, T, H, 2R) in float32 or wider, and round once at the end."""
+    """Rotate x (B, T, H, 2R) in the tables' dtype, float32 or wider, and round once at the end."""
     (cos, sin), (shape, axis) = rope, PLANES[layout]
-    a, b = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, shape).unbind(axis)
+    a, b = x.to(torch.promote_types(x.dtype, cos.dtype)).unflatten(-1, shape).unbind(axis)
     if layout == "split":  # the oracles round the first product, and fuse the second into the sum
         rotated = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
     else:

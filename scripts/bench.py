@@ -10,19 +10,15 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import accumulate, count
+from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.profiler import ProfilerActivity, profile
-from torch.utils import _pytree as pytree
+from floor import PeakMemory, Run, flops, recorded_calls, replay, timed
+from torch import Tensor
 
 from ltx2ref import LTX_2_0, LTX_2_3, LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
@@ -31,14 +27,23 @@ from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TIMESTEPS = ("per-batch", "per-token")
+EAGER, COMPILED = "eager", "compiled"
 OURS, FLOOR = "ltx2ref", "floor"
 OTHERS = ("diffusers", "ltx-core")
 
 FPS = 24.0
 TEXT_TOKENS = 128
-TABLE_WIDTH = 110  # at least, also where the output is not a terminal
+TABLE_WIDTH = 130  # at least, also where the output is not a terminal
 VIDEO_FRAMES_PER_LATENT = 8
 AUDIO_LATENTS_PER_SECOND = 25
+# What is measured if nothing else is asked for. Video latents FxHxW: 4096, 14,080 and 30,464 tokens on a GPU.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"layers": 2, "dtype": list(DTYPES), "tokens": [(16, 4, 8)], "mode": [EAGER], "repeats": 3},
+    "cuda": {"layers": 8, "dtype": ["bfloat16"], "tokens": [(16, 16, 16), (16, 22, 40), (16, 34, 56)],
+             "mode": [EAGER, COMPILED], "repeats": 10},
+}
+# Dense bfloat16 TFLOP/s as NVIDIA states them, by the name that the driver gives.
+PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0}
 # Relative, and far above the rounding of bfloat16: beyond it another one does another computation.
 MAX_DIFFERENCE = 5e-2
 
@@ -46,27 +51,31 @@ EXAMPLES = """examples:
   python scripts/bench.py                                     2 layers of 2.3 on the CPU, both dtypes
   python scripts/bench.py --dtype float32 --repeats 9         less noise
   python scripts/bench.py --release 2.0 --layers 1 --tokens 8x4x6 --json > bench.json
-  python scripts/bench.py --device cuda --layers 8 --tokens 16x16x24
+  python scripts/bench.py --device cuda                       bfloat16, eager and compiled, 8 layers, 4k to 30k tokens
+  python scripts/bench.py --device cuda --tokens 16x16x24 --mode compiled --peak-tflops 165
 
 The default takes about 3 minutes for float32 on 2 cores, and 4 times that for bfloat16 where the CPU only
 emulates it.
 """
 
-Run = Callable[[], object]
 State = dict[str, Tensor]
 Inputs = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured for one dtype and one shape of the timesteps."""
+    """What was measured for one dtype, size, shape of the timesteps, and mode."""
 
     dtype: str
+    tokens: str
     timesteps: str
+    mode: str
     seconds: dict[str, list[float]]  # name -> one time per round, in the same order for each name
     peak_bytes: dict[str, int]
     difference: dict[str, float]  # of the outputs, relative to ltx2ref's
     floor_calls: int
+    flops: int  # of the floor's calls: of the matmuls and attention
+    peak_flops: float | None  # of the device per second, if known
 
     def time_ratio(self, name: str) -> tuple[float, float]:
         """ltx2ref's time over another's: the median over rounds, and the noise of the rounds' ratios."""
@@ -76,6 +85,10 @@ class Result:
     def fastest_ratio(self, name: str) -> float:
         """ltx2ref's fastest run over another's: what a machine busy with other work disturbs least."""
         return min(self.seconds[OURS]) / min(self.seconds[name])
+
+    def utilisation(self, name: str) -> float | None:
+        """Model FLOPs utilisation: of the median time, by the FLOPs of ltx2ref's matmuls and attention."""
+        return self.flops / statistics.median(self.seconds[name]) / self.peak_flops if self.peak_flops else None
 
     def peak_ratio(self, name: str) -> float:
         return self.peak_bytes[OURS] / self.peak_bytes[name]
@@ -99,15 +112,25 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--layers", type=positive, default=2, help="transformer blocks (default: 2)")
+    add("--layers", type=positive, help="transformer blocks (default: 2, on a GPU 8)")
     add("--release", choices=RELEASES, default="2.3", help="which config (default: 2.3)")
-    add("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help="one or more (default: both)")
-    add("--tokens", type=latent_size, default="16x4x8", help="video latent FxHxW (default: %(default)s)")
+    add("--dtype", choices=DTYPES, nargs="+", help="one or more (default: both, on a GPU bfloat16)")
+    add("--tokens", type=latent_size, nargs="+", metavar="FxHxW",
+        help="video latents (default: 16x4x8, on a GPU 16x16x16 16x22x40 16x34x56)")
+    add("--mode", choices=(EAGER, COMPILED), nargs="+",
+        help="one or more; compiled: each block by torch.compile (default: eager, on a GPU both)")
     add("--batch", type=positive, default=1, help="batch size (default: 1)")
-    add("--repeats", type=positive, default=3, help="rounds, one run of each in each (default: 3)")
+    add("--repeats", type=positive, help="rounds, one run of each in each (default: 3, on a GPU 10)")
+    add("--peak-tflops", type=float, help="of the device, for the utilisation (default: known GPUs', in bfloat16)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     add("--json", action="store_true", help="print every measured number as JSON instead of the tables")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "bench.py: no GPU that this torch can use\n")
+    for name, value in DEFAULTS[args.device].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
 def positive(text: str) -> int:
@@ -131,22 +154,36 @@ def progress(message: str) -> None:
 
 # ---------------------------------------------------------------- measuring
 def measure(config: TransformerConfig, dtype: str, args: argparse.Namespace) -> Iterator[Result]:
-    """Both shapes of timesteps, on the same weights."""
+    """All sizes, both shapes of timesteps and all modes, on the same weights."""
     progress(f"{dtype}: random weights")
     state = random_state(config, DTYPES[dtype], args.device)
-    forwards = build_forwards(config, state, DTYPES[dtype])
-    for timesteps in TIMESTEPS:
-        inputs = random_inputs(config, DTYPES[dtype], timesteps, args)
-        runs: dict[str, Run] = {name: bind(forward, inputs) for name, forward in forwards.items()}
-        progress(f"{dtype}, {timesteps}: outputs and peak memory")
+    forwards = {mode: build_forwards(config, state, DTYPES[dtype], mode) for mode in {EAGER, *args.mode}}
+    for tokens, timesteps, mode in product(args.tokens, TIMESTEPS, args.mode):
+        label = f"{dtype}, {'x'.join(map(str, tokens))}, {timesteps}, {mode}"
+        inputs = random_inputs(config, DTYPES[dtype], timesteps, tokens, args)
+        runs: dict[str, Run] = {name: bind(forward, inputs) for name, forward in forwards[mode].items()}
+        progress(f"{label}: outputs and peak memory")
+        if mode == COMPILED:
+            torch.compiler.reset()  # each size has graphs of its own, and no run has another one's limits
+            for run in runs.values():
+                run()
         outputs, peak = outputs_and_peaks(runs, args.device)  # warms each up, too
-        calls = recorded_calls(runs[OURS])
+        calls = recorded_calls(bind(forwards[EAGER][OURS], inputs))
         runs[FLOOR] = bind(replay, calls)
-        seconds = time_in_turns(runs, args.repeats, args.device, f"{dtype}, {timesteps}")
-        yield Result(dtype, timesteps, seconds, peak, differences(outputs), len(calls))
+        seconds = time_in_turns(runs, args.repeats, args.device, label)
+        yield Result(dtype, "x".join(map(str, tokens)), timesteps, mode, seconds, peak, differences(outputs),
+                     len(calls), sum(map(flops, calls)), peak_flops(dtype, args))
 
 
-def build_forwards(config: TransformerConfig, state: State, dtype: torch.dtype) -> dict[str, Any]:
+def peak_flops(dtype: str, args: argparse.Namespace) -> float | None:
+    if args.peak_tflops is None and args.device == "cuda" and dtype == "bfloat16":
+        tflops = PEAK_TFLOPS.get(torch.cuda.get_device_name())
+    else:
+        tflops = args.peak_tflops
+    return tflops and tflops * 1e12
+
+
+def build_forwards(config: TransformerConfig, state: State, dtype: torch.dtype, mode: str) -> dict[str, Any]:
     """Name -> function of the inputs; the models share the tensors of `state`."""
     with torch.device("meta"):
         ours = LTX2VideoTransformer3DModel(config)
@@ -154,6 +191,9 @@ def build_forwards(config: TransformerConfig, state: State, dtype: torch.dtype) 
     ours.requires_grad_(False).eval()
     diffusers = build_diffusers(config.to_diffusers(), state, dtype)
     ltx_core = build_ltx_core(config.to_diffusers(), state, dtype)
+    for blocks in (ours.transformer_blocks, diffusers.transformer_blocks, ltx_core.model.transformer_blocks):
+        for block in blocks if mode == COMPILED else ():  # type: ignore[union-attr]
+            block.compile(dynamic=False)
     return {
         OURS: lambda inputs: ours(**inputs, return_dict=False),
         "diffusers": lambda inputs: run_diffusers(diffusers, inputs),
@@ -196,111 +236,9 @@ def time_in_turns(runs: Mapping[str, Run], repeats: int, device: str, label: str
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             seconds[name].append(timed(runs[name], device))
-        last = "  ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items())
+        last = "  ".join(f"{name} {times[-1]:.3g} s" for name, times in seconds.items())
         progress(f"{label}: round {turn + 1} of {repeats}: {last}")
     return seconds
-
-
-def timed(run: Run, device: str) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-class PeakMemory:
-    """Most memory held at a time inside the `with` block, above what was there before it: `peak_bytes`."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.start, self.peak_bytes = device, 0, 0
-        self.trace = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-
-    def __enter__(self) -> "PeakMemory":
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.start = torch.cuda.memory_allocated()
-        else:
-            self.trace.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.device == "cuda":
-            self.peak_bytes = torch.cuda.max_memory_allocated() - self.start
-        else:
-            self.trace.stop()
-            self.peak_bytes = max(accumulate(allocations(self.trace)), default=0)
-
-
-def allocations(trace: profile) -> list[int]:
-    """Bytes allocated (+) and freed (-), in order: PyTorch's CPU allocator, kernels' workspaces included."""
-    assert trace.profiler is not None
-    assert trace.profiler.kineto_results is not None
-    events: list[Any] = trace.profiler.kineto_results.events()
-    memory = [event for event in events if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns())]
-
-
-# ---------------------------------------------------------------- the floor
-@dataclass(frozen=True)
-class Call:
-    function: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class CallRecorder(TorchFunctionMode):
-    """Keeps each `F.linear` and `F.scaled_dot_product_attention`, with stand-ins for the activations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Call] = []
-        self.stand_ins: dict[tuple[object, ...], Tensor] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.linear, F.scaled_dot_product_attention):
-            place = count()
-            args_in, kwargs_in = pytree.tree_map_only(
-                Tensor, lambda tensor: self.stand_in(func, next(place), tensor), (args, kwargs)
-            )
-            self.calls.append(Call(func, args_in, kwargs_in))
-        return func(*args, **kwargs)
-
-    def stand_in(self, function: object, place: int, tensor: Tensor) -> Tensor:
-        """Parameters stay themselves; activations of one shape and place share one tensor."""
-        if isinstance(tensor, nn.Parameter):
-            return tensor
-        key = (function, place, tensor.shape, tensor.stride(), tensor.dtype)
-        if key not in self.stand_ins:
-            self.stand_ins[key] = look_alike(tensor)
-        return self.stand_ins[key]
-
-
-def recorded_calls(run: Run) -> list[Call]:
-    recorder = CallRecorder()
-    with recorder:
-        run()
-    return recorder.calls
-
-
-def look_alike(tensor: Tensor) -> Tensor:
-    """Another tensor of the same shape, strides (expanded ones too), dtype and device."""
-    length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    memory = torch.ones(length, dtype=tensor.dtype, device=tensor.device)
-    if tensor.is_floating_point():
-        memory.normal_()
-    return memory.as_strided(tensor.shape, tensor.stride())
-
-
-def replay(calls: list[Call]) -> None:
-    for call in calls:
-        call.function(*call.args, **call.kwargs)
 
 
 # ---------------------------------------------------------------- weights and inputs
@@ -320,10 +258,11 @@ def random_state(config: TransformerConfig, dtype: torch.dtype, device: str) -> 
 
 
 def random_inputs(
-    config: TransformerConfig, dtype: torch.dtype, timesteps: str, args: argparse.Namespace
+    config: TransformerConfig, dtype: torch.dtype, timesteps: str, tokens: tuple[int, int, int],
+    args: argparse.Namespace,
 ) -> Inputs:
     """The documented forward's arguments: text-to-video (per-batch) or image-to-video (per-token)."""
-    frames, height, width = args.tokens
+    frames, height, width = tokens
     audio_frames = round(((frames - 1) * VIDEO_FRAMES_PER_LATENT + 1) / FPS * AUDIO_LATENTS_PER_SECOND)
     shapes = latent_and_text_shapes(config, frames * height * width, audio_frames)
     generator = torch.Generator(args.device).manual_seed(1)
@@ -337,7 +276,7 @@ def random_inputs(
         **{name: noise(shape) for name, shape in shapes.items()},
         **{"encoder_attention_mask": mask, "audio_encoder_attention_mask": mask},
         **sizes | {"fps": FPS, "use_cross_timestep": True},
-        **noise_levels(timesteps, args),
+        **noise_levels(timesteps, tokens, args),
     }
 
 
@@ -355,9 +294,9 @@ def latent_and_text_shapes(config: TransformerConfig, video: int, audio: int) ->
     }
 
 
-def noise_levels(timesteps: str, args: argparse.Namespace) -> dict[str, Tensor]:
+def noise_levels(timesteps: str, tokens: tuple[int, int, int], args: argparse.Namespace) -> dict[str, Tensor]:
     """Timesteps and sigmas; per-token timesteps are zero in the first latent frame, the given image."""
-    frames, height, width = args.tokens
+    frames, height, width = tokens
     sigma = torch.linspace(700.0, 500.0, args.batch, device=args.device)
     levels = {"timestep": sigma, "audio_timestep": sigma, "sigma": sigma, "audio_sigma": sigma}
     if timesteps == "per-token":
@@ -379,8 +318,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
     cpu = f"cpu {torch.backends.cpu.get_cpu_capability()}"
     device = torch.cuda.get_device_name() if args.device == "cuda" else cpu
     options = {name: getattr(args, name) for name in ("release", "layers", "batch", "repeats")}
-    tokens = "x".join(map(str, args.tokens))
-    return {"device": device, "threads": torch.get_num_threads(), **packages, **options, "tokens": tokens}
+    return {"device": device, "threads": torch.get_num_threads(), **packages, **options}
 
 
 def report(results: list[Result], facts: Mapping[str, Any]) -> None:
@@ -391,10 +329,11 @@ def report(results: list[Result], facts: Mapping[str, Any]) -> None:
         (f"Time: {OURS} over the other, median of the rounds' ratios ± interquartile range (fastest runs)",
          (*OTHERS, FLOOR, "its calls"), ratios),
         (f"Peak activation memory: MiB, and {OURS}'s over the other's", (OURS, *memory), peaks),
+        ("Model FLOPs utilisation, and TFLOP of a forward", (OURS, *OTHERS, FLOOR, "TFLOP"), utilisations),
         (f"Outputs: relative difference from {OURS}'s", OTHERS, distances),
     ):  # fmt: skip
-        rows = [(result.dtype, result.timesteps, *cells(result)) for result in results]
-        print_table(title, ("dtype", "timesteps", *columns), rows)
+        rows = [(result.dtype, result.tokens, result.timesteps, result.mode, *cells(result)) for result in results]
+        print_table(title, ("dtype", "tokens", "timesteps", "mode", *columns), rows)
 
 
 def times(result: Result) -> Iterator[str]:
@@ -414,6 +353,13 @@ def peaks(result: Result) -> Iterator[str]:
     yield mebibytes(result, OURS)
     for name in OTHERS:
         yield from (mebibytes(result, name), f"{result.peak_ratio(name):.3f}")
+
+
+def utilisations(result: Result) -> Iterator[str]:
+    for name in (OURS, *OTHERS, FLOOR):
+        share = result.utilisation(name)
+        yield "peak unknown" if share is None else f"{share:.1%}"
+    yield f"{result.flops / 1e12:.4g}"
 
 
 def distances(result: Result) -> Iterator[str]:

@@ -1,24 +1,32 @@
-"""Real porting bugs, by the name under which the field knows them, each injected into a model of ours.
+"""Thirty real porting bugs, by the name under which the field knows them, and changes that are none.
 
-`inject(name, model)` gives a context manager; the model is itself again afterwards.
+`inject(name, model)` gives a context manager; the model is itself again afterwards. Four bugs are a loader's:
+`LOADERS[name](folder, seed)` writes a small file and gives the model that is in it, and what the bug makes of it.
+`FIRST` has for each bug the taps, in any block, at which it may first show, and the hints that name it.
 """
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+import writers
+from tiny import random_model
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ltx2ref.attention
 import ltx2ref.block
 import ltx2ref.model
 import ltx2ref.rope
 from ltx2ref import LTX2VideoTransformer3DModel as Model
+from ltx2ref import load
 from ltx2ref.block import Block, StreamLayer
+from ltx2ref.checkpoint import quantised
 from ltx2ref.modulation import EPS, modulate, rms_norm, rows
 from ltx2ref.rope import Rope, rotation
 
@@ -133,14 +141,34 @@ def _(model: Model) -> list[Patch]:
         at_24_fps(coords, 25.0) if len(axes) == 1 and coords.shape[2] != 11 else coords, axes, dim, *rest))
 
 
+@mutant("max-pos-frames")
+def _(model: Model) -> list[Patch]:
+    def in_latent_frames(coords: Tensor, axes: tuple[int, ...], *rest: Any) -> Rope:
+        factor = torch.tensor([25.0 / 8, 1, 1], dtype=coords.dtype)[:, None, None]  # frames a second, 8 to a latent
+        return rotation(coords * factor if len(axes) == 3 else coords, axes, *rest)
+
+    return with_rotation(in_latent_frames)
+
+
 @mutant("mask-as-bool")
 def _(model: Model) -> list[Patch]:
-    return [patch.object(ltx2ref.attention, "attention_bias", lambda mask, dtype: mask.to(dtype))]
+    return [patch.object(ltx2ref.attention, "attention_bias", lambda mask, dtype, kind: mask.to(dtype))]
 
 
 @mutant("mask-ignored")
 def _(model: Model) -> list[Patch]:
     return arguments(model, lambda given: {"encoder_attention_mask": None, "audio_encoder_attention_mask": None})
+
+
+@mutant("stg-4d-mask")
+def _(model: Model) -> list[Patch]:
+    """The result gets a second batch dimension, row i blended by the mask of row j; the port goes on with the first."""
+    lerp = torch.lerp
+
+    def broadcast(v: Tensor, out: Tensor, keep: Tensor) -> Tensor:
+        return lerp(v, out, keep.unsqueeze(1))[0]
+
+    return [patch.object(ltx2ref.attention, "torch", SimpleNamespace(**vars(torch) | {"lerp": broadcast}))]
 
 
 @mutant("stg-wrong-block")
@@ -180,6 +208,23 @@ def _(model: Model) -> list[Patch]:
 @mutant("gelu-erf")
 def _(model: Model) -> list[Patch]:
     return functional(ltx2ref.attention, gelu=lambda x, approximate: F.gelu(x))
+
+
+def norm_in_bfloat16(x: Tensor, shape: Any, weight: None, bias: None, eps: float, cudnn: bool) -> Tensor:
+    """Both sums are rounded after each addition."""
+    def mean(terms: Tensor) -> Tensor:
+        total = torch.zeros_like(terms[..., :1])
+        for term in terms.split(1, dim=-1):
+            total = total + term
+        return total / terms.shape[-1]
+
+    centred = x.bfloat16() - mean(x.bfloat16())
+    return (centred * (mean(centred * centred) + eps).rsqrt()).to(x.dtype)
+
+
+@mutant("output-norm-bf16")
+def _(model: Model) -> list[Patch]:
+    return [patch.object(torch, "layer_norm", norm_in_bfloat16)]  # which F.layer_norm calls
 
 
 @mutant("qk-norm-per-head")
@@ -228,3 +273,136 @@ def _(model: Model) -> list[Patch]:
 
     return arguments(model, lambda given: {
         "timestep": average(given["timestep"]), "audio_timestep": average(given["audio_timestep"])})
+
+
+# ---------------------------------------------------------------- a loader's bugs
+Loaded = tuple[Model, Model]
+LOADERS: dict[str, Callable[[Path, int], Loaded]] = {}
+
+
+def loader(name: str) -> Callable[[Callable[[Path, int], Loaded]], None]:
+    return lambda make: LOADERS.__setitem__(name, make)
+
+
+def small_file(folder: Path, seed: int, release: str, write: Callable[..., Any], **options: Any) -> Path:
+    config = writers.quantisable_config(release)
+    state = {name: x.detach() for name, x in random_model(config, seed=seed).state_dict().items()}
+    write(folder / "ltx.safetensors", state, config, **options)
+    return folder / "ltx.safetensors"
+
+
+@loader("fp8-scale-ignored")
+def _(folder: Path, seed: int) -> Loaded:
+    path = small_file(folder, seed, "2.3", writers.write_fp8_scaled)
+    with patch.object(quantised, "fp8", lambda weight: lambda a, b: weight.tensor.rows(a, b).float()):
+        wrong = load(path)
+    return load(path), wrong
+
+
+@loader("prompt-adaln-unmapped")
+def _(folder: Path, seed: int) -> Loaded:
+    path = small_file(folder, seed, "2.3", writers.write_single_file)
+    wrong = load(path)
+    torch.manual_seed(seed)
+    for layer in [*wrong.prompt_adaln.modules(), *wrong.audio_prompt_adaln.modules()]:
+        if isinstance(layer, torch.nn.Linear):
+            layer.reset_parameters()
+    return load(path), wrong
+
+
+@loader("nvfp4-nibbles-swapped")
+def _(folder: Path, seed: int) -> Loaded:
+    path = small_file(folder, seed, "2.5", writers.write_nvfp4, quantization=False)
+    return load(path, nibbles="high"), load(path, nibbles="low")
+
+
+@loader("int8-not-unrotated")
+def _(folder: Path, seed: int) -> Loaded:
+    path = small_file(folder, seed, "2.5", writers.write_int8_convrot)
+    with patch.object(quantised, "hadamard", lambda: 16 * torch.eye(256)):
+        wrong = load(path)
+    return load(path), wrong
+
+
+# ---------------------------------------------------------------- where each shows, and the hints that name it
+GATES = ("av_cross_attn_video_a2v_gate.sinusoid", "av_cross_attn_audio_v2a_gate.sinusoid")
+TO_OUT = ("attn1.to_out", "audio_attn1.to_out")
+FIRST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "gate-multiplier-1": (GATES, ("scaled_timestep",)),
+    "swapped-modality-sigma": (("av_cross_attn_video_scale_shift.sinusoid",), ("other_noise_level",)),
+    "unscaled-gate-timestep": (GATES, ("scaled_timestep",)),
+    "sigma-ignored": (("prompt_adaln.sinusoid",), ("other_noise_level",)),
+    "rope-float32-frequencies": (("rope.cos", "rope.sin"), ("wrong_frequencies", "float32_angles")),
+    "rope-bf16-positions": (("rope.cos", "rope.sin"), ("wrong_positions",)),
+    "rope-axis-major": (("rope.cos",), ("axis_major",)),
+    "rope-patch-start": (("rope.cos",), ("wrong_positions",)),
+    "rope-right-padding": (("rope.cos",), ("padding_side",)),
+    "rope-shared-heads": (("rope.cos",), ("shared_heads",)),
+    "fps-dropped": (("rope.cos",), ("wrong_positions",)),
+    "fps-dropped-from-exchange": (("cross_attn_rope.cos",), ("wrong_positions",)),
+    "max-pos-frames": (("rope.cos",), ("wrong_positions",)),
+    "mask-as-bool": (("attn2.sdpa",), ("wrong_attention",)),
+    "mask-ignored": (("attn2.sdpa",), ("wrong_attention",)),
+    "stg-4d-mask": (TO_OUT, ("wrong_projection", "collapsed_batch", "only_one_batch_element")),
+    "stg-wrong-block": (TO_OUT, ("wrong_projection",)),
+    "stg-without-gate": (TO_OUT, ("wrong_projection",)),
+    "keyframes-unapplied": (("attn1.stream",), ("only_some_tokens",)),
+    "ff-bias-dropped": (("audio_ff.proj",), ("constant_vector",)),
+    "gelu-erf": (("ff.activation",), ("other_activation",)),
+    "qk-norm-per-head": (("attn1.norm_q",), ("factor_per_head",)),
+    "output-norm-bf16": (("norm_out",), ("rounded", "wrong_norm")),
+    "scale-shift-swapped": (("audio_to_video_attn.input",), ("wrong_rows",)),
+    "a2v-v2a-swapped": (("audio_to_video_attn.input",), ("wrong_rows",)),
+    "sequential-exchange": (("video_to_audio_attn.context",), ("sequential_exchange",)),
+    "per-token-timestep-averaged": (("time_embed.sinusoid", "audio_time_embed.sinusoid"), ("other_noise_level",)),
+    "fp8-scale-ignored": (("attn1.norm_q", "attn1.to_v"), ("scaled_weight", "constant_factor")),
+    "prompt-adaln-unmapped": (("prompt_adaln.emb",), ()),
+    "nvfp4-nibbles-swapped": (("attn1.norm_q",), ()),
+    "int8-not-unrotated": (("attn1.norm_q",), ()),
+}
+ROWS = {name: name.removesuffix("-from-exchange") for name in FIRST}  # of KNOWN_BUGS: two of these are one
+
+
+# ---------------------------------------------------------------- changes that are none
+def bfloat16_rotation(x: Tensor, rope: Any, layout: str) -> Tensor:
+    """As ltx-core does: tables and products in the model's dtype."""
+    cos, sin = (part.to(x.dtype) for part in rope)
+    shape, axis = ltx2ref.rope.PLANES[layout]
+    a, b = x.unflatten(-1, shape).unbind(axis)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=axis).flatten(-2)
+
+
+def halves(self: torch.nn.Linear, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    half = x.shape[-1] // 2
+    a, b = (F.linear(x[..., part].to(dtype), self.weight[:, part].to(dtype))
+            for part in (slice(half, None), slice(half)))
+    return a, b
+
+
+def split_matmul(self: torch.nn.Linear, x: Tensor) -> Tensor:
+    parts = halves(self, x, torch.promote_types(x.dtype, torch.float32))
+    return (sum(parts) if self.bias is None else sum(parts, self.bias.to(parts[0].dtype))).to(x.dtype)
+
+
+def rounded_partial_sums(self: torch.nn.Linear, x: Tensor) -> Tensor:
+    """As tensor parallelism adds them: each half of a matmul in the model's dtype."""
+    a, b = halves(self, x, x.dtype)
+    return a + b if self.bias is None else a + b + self.bias
+
+
+def exact_gelu(x: Tensor, approximate: str) -> Tensor:
+    return F.gelu(x.double(), approximate=approximate).to(x.dtype)
+
+
+BENIGN: dict[str, Callable[[], Any]] = {
+    "math attention": lambda: sdpa_kernel(SDPBackend.MATH),
+    "flash attention": lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+    "rotation in the model's dtype": lambda: patch.object(ltx2ref.attention, "apply_rope", bfloat16_rotation),
+    "another mask fill": lambda: patch.object(
+        ltx2ref.attention, "attention_bias", lambda mask, dtype, *_: (1 - mask.to(dtype)) * torch.finfo(dtype).min),
+    "another order of sums": lambda: patch.object(torch.nn.Linear, "forward", split_matmul),
+    "rounded partial sums": lambda: patch.object(torch.nn.Linear, "forward", rounded_partial_sums),
+    "a more exact GELU": lambda: patch.object(
+        ltx2ref.attention, "F", SimpleNamespace(**vars(F) | {"gelu": exact_gelu})),
+    "nothing": nullcontext,
+}

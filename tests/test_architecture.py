@@ -9,7 +9,8 @@ from pathlib import Path
 import ltx2ref
 
 PACKAGE = Path(ltx2ref.__file__).parent
-FILES = ("config", "rope", "embeddings", "modulation", "attention", "block", "inputs", "model")  # in reading order
+# In reading order:
+FILES = ("config", "conventions", "rope", "embeddings", "modulation", "attention", "block", "inputs", "model")
 ABOVE = {"formats"}  # the config formats' literal tables: read them when you load a file
 
 
@@ -17,9 +18,10 @@ def source(name: str) -> str:
     return (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
 
 
-def test_the_architecture_is_at_most_700_lines_of_110_columns() -> None:
+def test_the_architecture_is_at_most_740_lines_of_110_columns() -> None:
+    """699 for diffusers' arithmetic; 41 for being ltx-core bit for bit, too: its conventions, documented, are 30."""
     lines = [line for name in FILES for line in source(name).splitlines()]
-    assert len(lines) <= 700 and max(map(len, lines)) <= 110
+    assert len(lines) <= 740 and max(map(len, lines)) <= 110
 
 
 def test_no_function_but_the_documented_forward_is_longer_than_30_lines() -> None:

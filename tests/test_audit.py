@@ -6,8 +6,7 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,14 +19,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import ltx2ref.attention
-import ltx2ref.rope
-from ltx2ref import LTX2VideoTransformer3DModel, assert_parity, cli
+from ltx2ref import DIFFUSERS, LTX2VideoTransformer3DModel, assert_parity, cli
 from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named, judge
-from ltx2ref.parity.cases import CASES, Inputs
+from ltx2ref.parity.cases import CASES, Inputs, cross_timestep
 from ltx2ref.parity.compare import coarser, compare, ulps
 from ltx2ref.parity.isolate import isolate, truth
 from ltx2ref.parity.oracles import diffusers
@@ -45,6 +41,7 @@ from ltx2ref.parity.report import (
     TapRow,
 )
 from ltx2ref.parity.sketch import sketch
+from ltx2ref.parity.switches import switched
 from ltx2ref.parity.taps import Taps
 from ltx2ref.parity.tracefile import save_trace
 
@@ -78,14 +75,17 @@ SHOWN_BY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "rope-shared-heads": ("2.0/121-frames", "rope.cos", ALL_ROPES),
     "fps-dropped": ("2.0/121-frames", "rope.cos", ROPE),
     "fps-dropped-from-exchange": ("2.0/121-frames", "cross_attn_rope.cos", CROSS_ROPE),
+    "max-pos-frames": ("2.3/t2v", "rope.cos", ROPE),
     "mask-as-bool": ("2.3/text-masks", f"{BLOCK}attn2.sdpa", ("attn2.sdpa", "audio_attn2.sdpa")),
     "mask-ignored": ("2.3/text-masks", f"{BLOCK}attn2.sdpa", ("attn2.sdpa", "audio_attn2.sdpa")),
+    "stg-4d-mask": ("2.3/stg-one-of-batch", f"{BLOCK}attn1.to_out", ("attn1.to_out", "audio_attn1.to_out")),
     "stg-wrong-block": ("2.3/stg", f"{BLOCK}attn1.to_out", ("attn1.to_out", "audio_attn1.to_out")),
     "stg-without-gate": ("2.3/stg-one-of-batch", f"{BLOCK}attn1.to_out", ("attn1.to_out", "audio_attn1.to_out")),
     "keyframes-unapplied": ("2.5/everything", f"{BLOCK}attn1.stream", ("attn1.stream",)),
     "ff-bias-dropped": ("2.5/t2v", f"{BLOCK}audio_ff.proj", ("audio_ff.proj", "audio_ff.output")),
     "gelu-erf": ("2.5/t2v", f"{BLOCK}ff.activation", ("ff.activation", "audio_ff.activation")),
     "qk-norm-per-head": ("2.0/t2v", f"{BLOCK}attn1.norm_q", NORMS),
+    "output-norm-bf16": ("2.3/t2v", "norm_out", ("norm_out", "audio_norm_out")),
     "scale-shift-swapped": ("2.3/t2v", f"{BLOCK}audio_to_video_attn.input", EXCHANGE),
     "a2v-v2a-swapped": ("2.3/t2v", f"{BLOCK}audio_to_video_attn.input", EXCHANGE),
     "sequential-exchange": ("2.3/t2v", f"{BLOCK}video_to_audio_attn.context", ("video_to_audio_attn.context",)),
@@ -93,7 +93,7 @@ SHOWN_BY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "2.3/i2v", "time_embed.sinusoid",
         ("time_embed.sinusoid", "audio_time_embed.sinusoid", *SCALE_SHIFTS, *GATES)),
 }
-BELOW_ROUNDING = {("gelu-erf", "bfloat16")}  # smaller than bfloat16's own rounding
+BELOW_ROUNDING = {("gelu-erf", "bfloat16"), ("output-norm-bf16", "bfloat16")}  # smaller than bfloat16's own
 
 
 class Run(SimpleNamespace):
@@ -143,7 +143,7 @@ def test_a_porting_bug_is_found_where_it_is_made_and_told_from_what_only_passes_
     assert report.first == tap
     assert {row.verdict for row in before(report)} <= {IDENTICAL, MISSING}
     if (mutant, dtype) in BELOW_ROUNDING:
-        assert report.verdict == ROUNDING and not any(row.origin == ORIGINATED for row in report.rows)
+        assert report.verdict == ROUNDING
         return
     found = {row.name: row for row in report.rows}
     assert (report.verdict, found[tap].verdict, found[tap].origin) == (DIVERGED, DIVERGED, ORIGINATED)
@@ -194,74 +194,88 @@ def test_ltx_core_is_found_to_condition_the_exchange_on_the_other_stream(case_id
     assert (report.verdict, report.first) == (DIVERGED, CONDITIONING)
     assert report.sentence.startswith(f"first divergence at {CONDITIONING} (diverged), looks like")
     assert "everything before it is identical" in report.sentence
-    assert "audio_sigma" in report.hints[0] or "audio" in report.hints[0]
+    assert report.hints[0] == (
+        "another convention, identical to your candidate after switching `exchange` to 'other'")
+    assert "audio_sigma" in report.hints[1] or "audio" in report.hints[1]
 
 
 @needs_ltx_core
 def test_ltx_core_only_rounds_its_rotation_in_bfloat16() -> None:
-    report = audit(candidate_named("ltx-core"), BY_ID["2.3/cross-timestep"], torch.bfloat16, CPU)
+    case = replace(BY_ID["2.3/coords"], extras=(*BY_ID["2.3/coords"].extras, cross_timestep))
+    report = audit(candidate_named("ltx-core"), case, torch.bfloat16, CPU)
     assert (report.verdict, report.first) == (ROUNDING, "rope.cos")
-    assert report.sentence.startswith("first divergence at rope.cos (rounding)")
+    assert report.sentence.startswith("first divergence at rope.cos (rounding), looks like another convention, "
+                                      "identical to your candidate after switching `rotation_dtype` to 'model'")
 
 
-def bfloat16_rotation(x: Tensor, rope: Any, layout: str) -> Tensor:
-    """As ltx-core does: tables and products in the model's dtype."""
-    cos, sin = (part.to(x.dtype) for part in rope)
-    shape, axis = ltx2ref.rope.PLANES[layout]
-    a, b = x.unflatten(-1, shape).unbind(axis)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=axis).flatten(-2)
+@needs_ltx_core
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/stg-one-of-batch", "2.3/fractional-self-mask"])
+def test_ltx_core_is_identical_to_its_conventions_at_every_tap(case_id: str, dtype: str) -> None:
+    report = audit(candidate_named("ltx-core"), BY_ID[case_id], DTYPES[dtype], CPU, "ltx2ref:ltx-core-2026-03")
+    assert report.verdict == IDENTICAL and report.reference["implementation"] == "ltx2ref:ltx-core-2026-03"
 
 
-def split_matmul(self: nn.Linear, x: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    parts = [F.linear(x[..., part].float(), self.weight[:, part].float()) for part in (slice(half, None), slice(half))]
-    return (sum(parts) if self.bias is None else sum(parts, self.bias.float())).to(x.dtype)
+@needs_ltx_core
+def test_all_conventions_of_ltx_core_are_named_together() -> None:
+    report = audit(candidate_named("ltx-core"), BY_ID["2.3/fractional-self-mask"], torch.bfloat16, CPU)
+    for name, value in (("positions_dtype", "model"), ("rotation_dtype", "model"), ("exchange", "other"),
+                        ("self_mask_bias", "log")):
+        assert f"`{name}` to '{value}'" in report.hints[0]
+    assert "up to" not in report.hints[0]
 
 
-def exact_gelu(x: Tensor, approximate: str) -> Tensor:
-    return F.gelu(x.double(), approximate=approximate).to(x.dtype)
+def test_conventions_are_implementations(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "--case", "2.5/*", capsys=capsys)
+    assert code == 1 and out.count("identical to your candidate after switching `exchange` to 'other_gate'") == 3
+    code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "ltx2ref:ltx-core-2026-08", "--case", "2.5/t2v",
+                           capsys=capsys)
+    assert code == 0 and "identical at every tap" in out
 
 
-# benign change: a case that has it, dtypes in which it is one, and what makes it
-BENIGN: dict[str, tuple[str, tuple[str, ...], Callable[[], Any]]] = {
-    "math attention": ("2.3/text-masks", ("float32", "bfloat16"), lambda: sdpa_kernel(SDPBackend.MATH)),
-    "flash attention": ("2.3/t2v", ("float32", "bfloat16"), lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION)),
-    "rotation in the model's dtype": ("2.3/121-frames", ("float32", "bfloat16"), lambda: patch.object(
-        ltx2ref.attention, "apply_rope", bfloat16_rotation)),
-    "another mask fill": ("2.3/text-masks", ("float32", "bfloat16"), lambda: patch.object(
-        ltx2ref.attention, "attention_bias", lambda mask, dtype: (1 - mask.to(dtype)) * torch.finfo(dtype).min)),
-    "another order of sums": ("2.3/t2v", ("float32", "bfloat16"), lambda: patch.object(
-        nn.Linear, "forward", split_matmul)),
-    "a more exact GELU": ("2.5/t2v", ("float32", "bfloat16"), lambda: patch.object(
-        ltx2ref.attention, "F", SimpleNamespace(**vars(F) | {"gelu": exact_gelu}))),
-    "erf GELU": ("2.5/t2v", ("bfloat16",), lambda: patch.object(
-        ltx2ref.attention, "F", SimpleNamespace(**vars(F) | {"gelu": lambda x, approximate: F.gelu(x)}))),
-    "nothing": ("2.3/t2v", ("float32", "bfloat16"), nullcontext),
+@pytest.mark.parametrize("names", [["ltx2ref:ltx-core"], ["diffusers", "ltx2ref:diffusers"]])
+def test_unknown_conventions_are_refused(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = command("audit", *names, "--case", "2.5/t2v", capsys=capsys)
+    assert code == 2 and f"{names[0]}: no such conventions; expected ltx2ref," in error
+
+
+def test_a_bug_is_not_taken_for_a_convention() -> None:
+    """Where a switch explains the rounding before a bug, it is a remark, and the bug keeps its hint."""
+    case = BY_ID["2.3/coords"]
+    model = verify.build(case.config, torch.bfloat16)
+    inputs = verify.cast(case.inputs(), torch.bfloat16)
+    other = switched(model, replace(DIFFUSERS, rotation_dtype="model"))
+    with mutants.inject("sequential-exchange", other):
+        theirs = verify.run(other, inputs)
+    report = judge(model, inputs, theirs)
+    assert report.verdict == DIVERGED and not any("convention" in hint for hint in report.hints)
+    assert any("switching `rotation_dtype` to 'model', up to transformer_blocks.0." in note for note in report.notes)
+
+
+BOTH = ("float32", "bfloat16")
+# benign change: a case that has it, and the dtypes in which it is one
+BENIGN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "math attention": ("2.3/text-masks", BOTH), "flash attention": ("2.3/t2v", BOTH),
+    "rotation in the model's dtype": ("2.3/121-frames", BOTH), "another mask fill": ("2.3/text-masks", BOTH),
+    "another order of sums": ("2.3/t2v", BOTH), "a more exact GELU": ("2.5/t2v", BOTH), "nothing": ("2.3/t2v", BOTH),
 }
 
 
 @pytest.mark.parametrize("change,dtype", [(change, dtype) for change, x in BENIGN.items() for dtype in x[1]])
 def test_a_benign_change_is_never_called_a_divergence(change: str, dtype: str) -> None:
     run = reference(BENIGN[change][0], dtype)
-    with BENIGN[change][2]():
+    with mutants.BENIGN[change]():
         theirs = verify.run(run.model, run.inputs)
     report = judge(run.model, run.inputs, theirs)
     wrong = {row.name: (row.verdict, row.budget) for row in report.rows if row.verdict not in (IDENTICAL, ROUNDING)}
     assert report.passed, wrong
 
 
-def rounded_partial_sums(self: nn.Linear, x: Tensor) -> Tensor:
-    """As tensor parallelism adds them: each half of a matmul in the model's dtype."""
-    a, b = (F.linear(x[..., part], self.weight[:, part]) for part in (slice(0, x.shape[-1] // 2),
-                                                                     slice(x.shape[-1] // 2, None)))
-    return a + b if self.bias is None else a + b + self.bias
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/121-frames", "2.5/everything"])
 def test_more_roundings_than_the_references_are_suspect_at_most(case_id: str, dtype: str) -> None:
     run = reference(case_id, dtype)
-    with patch.object(nn.Linear, "forward", rounded_partial_sums):
+    with mutants.BENIGN["rounded partial sums"]():
         theirs = verify.run(run.model, run.inputs)
     report = judge(run.model, run.inputs, theirs)
     assert report.verdict in (ROUNDING, SUSPECT)

@@ -69,8 +69,8 @@ def test_the_memory_is_what_a_run_on_the_cpu_holds(release: str) -> None:
                      caption_channels=384)
     inputs = random_inputs(config, batch=1, grid=(20, 10, 10), audio_frames=50, text_tokens=(100, 100))
     model = random_model(config)
-    bench = pytest.importorskip("bench")  # which needs diffusers
-    with torch.no_grad(), bench.PeakMemory("cpu") as memory:
+    floor = pytest.importorskip("floor")
+    with torch.no_grad(), floor.PeakMemory("cpu") as memory:
         model(**inputs)
     described = describe(config, Lengths(2000, 50, 100), torch.float32).activation_bytes
     assert described == pytest.approx(memory.peak_bytes, rel=0.01)  # in bfloat16, CPU kernels hold a fifth more

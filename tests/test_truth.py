@@ -5,7 +5,7 @@
 from typing import Any
 
 import numpy as np
-import numpy_oracle
+import numpy_port
 import pytest
 import torch
 from tiny import RELEASES, Inputs, random_inputs, random_model, tiny_config
@@ -91,7 +91,7 @@ def test_the_double_model_is_the_numpy_oracle_to_rounding(release: str, case: st
     with torch.no_grad():
         ours = model(**inputs, return_dict=False)
     flat = as_numpy(inputs | inputs.get("attention_kwargs", {}))
-    truth = numpy_oracle.forward(config.to_diffusers(), as_numpy(dict(model.state_dict())), flat)
+    truth = numpy_port.forward(config.to_diffusers(), as_numpy(dict(model.state_dict())), flat)
     for name, x, y in zip(("video", "audio"), ours, truth, strict=True):
         error = np.linalg.norm(x.numpy() - y) / np.linalg.norm(y)
         assert error <= ROUNDING, f"{name}: {error:.2e}"

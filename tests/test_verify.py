@@ -1,4 +1,4 @@
-"""The recorded tensors are what diffusers computes, and `ltx2ref verify` passes and fails for the right reasons.
+"""The recorded tensors are what diffusers and ltx-core compute; `ltx2ref verify` passes and fails for good reasons.
 
     pytest tests/test_verify.py
 """
@@ -17,7 +17,7 @@ import torch
 
 from ltx2ref import cli
 from ltx2ref.parity import generator, record, verify
-from ltx2ref.parity.cases import CASES, SEED
+from ltx2ref.parity.cases import RECORDED, SEED
 from ltx2ref.parity.oracles.diffusers import build_diffusers
 from ltx2ref.parity.probe import probe, threads
 from ltx2ref.parity.record import DTYPES, RecordError
@@ -25,12 +25,12 @@ from ltx2ref.parity.taps import Taps, trace
 from ltx2ref.parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN
 
 CPU = torch.device("cpu")
-BY_ID = {case.id: case for case in CASES}
+BY_ID = {case.id: case for case in RECORDED}
 
 
 def taps_of(case_id: str, dtype: str, mutant: str | None = None) -> Taps:
     case = BY_ID[case_id]
-    model = verify.build(case.config, DTYPES[dtype])
+    model = verify.build(case.config, DTYPES[dtype], case.conventions)
     inputs = verify.cast(case.inputs(), DTYPES[dtype])
     if mutant is None:
         return verify.run(model, inputs)
@@ -46,13 +46,13 @@ def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixtur
     status = cli.main(["verify", "--json"])
     report = json.loads(capsys.readouterr().out)
     verdicts = {result["verdict"] for result in report["results"]}
-    assert status == 0 and len(report["results"]) == len(CASES) * len(DTYPES)
+    assert status == 0 and len(report["results"]) == len(RECORDED) * len(DTYPES)
     assert verdicts == {IDENTICAL} if not report["differing_operations"] else verdicts <= {IDENTICAL, WITHIN}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/stg-one-of-batch", "2.5/everything"])
-def test_the_recorded_tensors_are_what_diffusers_computes(case_id: str, dtype: str) -> None:
+@pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/stg-one-of-batch", "2.5/everything", "2.0/ltx-core-everything"])
+def test_the_recorded_tensors_are_what_the_implementation_computes(case_id: str, dtype: str) -> None:
     case = BY_ID[case_id]
     with threads(record.environment()["threads"]):
         if not same_bits():

@@ -2,5 +2,6 @@
 from .files import CheckpointError
 from .loading import LTX2VideoTransformer3DModel, load
 from .save import save
+from .streaming import stream
 
-__all__ = ["CheckpointError", "LTX2VideoTransformer3DModel", "load", "save"]
+__all__ = ["CheckpointError", "LTX2VideoTransformer3DModel", "load", "save", "stream"]

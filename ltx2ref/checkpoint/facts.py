@@ -78,7 +78,7 @@ def resolve(source: Source, shapes: Mapping[str, tuple[int, ...]], given: Transf
     measured = from_shapes(shapes)
     said, origins = says(source, given, notes)
     base = said or presumed(measured)
-    problems = [] if said is None else contradictions(asdict(said), measured, origins, notes)
+    problems = [] if said is None else contradictions(asdict(said), measured, origins, notes, shapes)
     if problems:
         return Facts(base, origins, problems, notes)
     try:
@@ -161,7 +161,7 @@ def presumed(measured: Mapping[str, Any]) -> TransformerConfig:
 
 
 def contradictions(said: Mapping[str, Any], measured: Mapping[str, Any], origins: dict[str, str],
-                   notes: list[str]) -> list[str]:
+                   notes: list[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     problems = []
     for name, value in measured.items():
         if name == "use_keyframes_abs_pos_embedding" and said[name] != value:
@@ -169,11 +169,15 @@ def contradictions(said: Mapping[str, Any], measured: Mapping[str, Any], origins
             notes.append(f"{origins[name]} says {name} = {said[name]}, the tensors say {value}: they decide")
             origins[name] = SHAPES
         elif said[name] is not None and said[name] != value:
-            problems.append(f"{name} = {said[name]!r} by {origins[name]}, but {value!r} by {evidence(name)}")
+            by = evidence(name, said[name], shapes)
+            problems.append(f"{name} = {said[name]!r} by {origins[name]}, but {value!r} by {by}")
     return problems
 
 
-def evidence(name: str) -> str:
+def evidence(name: str, said: Any, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    if name == "num_layers":
+        beyond = [tensor for tensor in shapes if (match := BLOCK.match(tensor)) and int(match[1]) >= said]
+        return f"the presence of {beyond[0]}" if beyond else "the transformer_blocks.* that are there"
     tensors = {field: tensor for field, (tensor, _) in LENGTHS.items()} | PRESENCE | ROWS
-    tensors |= {"num_layers": "transformer_blocks.*", "use_prompt_adaln_single": PROMPT_ADALN}
+    tensors |= {"use_prompt_adaln_single": PROMPT_ADALN}
     return f"the shape or presence of {tensors[name]}" if name in tensors else "the tensors"

@@ -48,15 +48,22 @@ class TensorFile:
         return file
 
     def read(self, start: int, stop: int, name: str) -> bytearray:
-        buffer, done = bytearray(stop - start), 0
-        with self.open() as file:
-            file.seek(start)
-            while done < len(buffer):
-                count = file.readinto(memoryview(buffer)[done:])
-                if not count:
-                    raise CheckpointError(self.path, [f"{name}: ends at byte {start + done}, expected {stop}"])
-                done += count
+        buffer = bytearray(stop - start)
+        self.fill(memoryview(buffer), start, name)
         return buffer
+
+    def fill(self, memory: memoryview, start: int, name: str) -> None:
+        """Read as many bytes from `start` on as there is memory. Raises `CheckpointError`."""
+        done, stop = 0, start + len(memory)
+        with self.open() as file:
+            try:
+                file.seek(start)
+                while done < len(memory) and (count := file.readinto(memory[done:])):
+                    done += count
+            except OSError as error:
+                raise CheckpointError(self.path, [f"{name}: cannot be read: {error.strerror}"]) from None
+        if done < len(memory):
+            raise CheckpointError(self.path, [f"{name}: ends at byte {start + done}, expected {stop}"])
 
 
 class Stored(NamedTuple):
@@ -77,6 +84,10 @@ class Stored(NamedTuple):
     def tensor(self) -> Tensor:
         return torch.frombuffer(self.bytes(), dtype=TORCH[self.dtype]).reshape(self.shape)
 
+    def into(self, out: Tensor) -> None:
+        """`tensor()`, read into contiguous memory of the CPU that is there already."""
+        self.file.fill(out.detach().flatten().view(torch.uint8).numpy().data, self.start, self.name)
+
     def row_bytes(self, start: int, stop: int) -> bytearray:
         size = (self.stop - self.start) // self.shape[0]
         return self.file.read(self.start + start * size, self.start + stop * size, self.name)
@@ -95,5 +106,8 @@ class Stored(NamedTuple):
         if self.start % TORCH[self.dtype].itemsize or self.start == self.stop:
             return self.tensor()  # misaligned
         with self.file.open() as file:
-            memory = mmap.mmap(file.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
+            try:
+                memory = mmap.mmap(file.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
+            except (OSError, ValueError) as error:  # shorter by now, or too large for this machine
+                raise CheckpointError(self.file.path, [f"{self}: cannot be mapped: {error}"]) from None
         return torch.frombuffer(memory, dtype=TORCH[self.dtype], offset=self.start - page).reshape(self.shape)

@@ -3,12 +3,14 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import model
 from ..config import TransformerConfig
+from ..conventions import DIFFUSERS, Conventions
 from ..progress import track
 from .files import TORCH
 from .hub import local_folder
@@ -26,7 +28,7 @@ class LTX2VideoTransformer3DModel(model.LTX2VideoTransformer3DModel):
     def from_pretrained(
         cls, path: str | Path, *, subfolder: str = "", torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None, device: str | torch.device = "cpu", revision: str | None = None,
-        cache_dir: str | Path | None = None, local_files_only: bool = False,
+        cache_dir: str | Path | None = None, local_files_only: bool = False, conventions: Conventions = DIFFUSERS,
     ) -> "LTX2VideoTransformer3DModel":
         """`load` under the documented name, for a local file or folder or a repository on the Hugging Face hub.
 
@@ -36,12 +38,13 @@ class LTX2VideoTransformer3DModel(model.LTX2VideoTransformer3DModel):
         if None not in (torch_dtype, dtype) and torch_dtype != dtype:
             raise ValueError(f"torch_dtype = {torch_dtype} and dtype = {dtype} mean the same: expected one of them")
         folder = local_folder(path, subfolder, revision, cache_dir, local_files_only)
-        return load(folder, dtype=dtype or torch_dtype, device=device)
+        return load(folder, dtype=dtype or torch_dtype, device=device, conventions=conventions)
 
 
 def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
          config: TransformerConfig | None = None, nibbles: Nibbles | None = None,
-         lora: Sequence[tuple[str | Path, float]] = ()) -> LTX2VideoTransformer3DModel:
+         lora: Sequence[tuple[str | Path, float]] = (),
+         conventions: Conventions = DIFFUSERS) -> LTX2VideoTransformer3DModel:
     """The model in a checkpoint of any published dialect and format, strictly, in evaluation mode.
 
     `path` is a .safetensors or .gguf file, or a folder with one, or with an index of shards. `dtype` None is that
@@ -50,8 +53,27 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | to
     `config` replaces what the file says of itself. `nibbles`, "high" or "low": the NVFP4 code of a byte that comes
     first, for files that do not say it. Facts that were assumed are logged as warnings of the logger "ltx2ref".
     `lora` are files and strengths: each weight gets its LoRAs added in float32, and is rounded once.
+    `conventions` are diffusers' unless the model is to compute as ltx-core does (`ltx2ref.LTX_CORE_2026_08`).
     Raises `CheckpointError`, with all problems, for anything that is not one whole model, or a LoRA for another one.
     """
+    recipe = prepare(path, dtype, config, nibbles, lora)
+    state = read(recipe, torch.device(device))
+    with torch.device("meta"):
+        result = LTX2VideoTransformer3DModel(recipe.plan.config, conventions)
+    result.load_state_dict(state, strict=True, assign=True)
+    return result.eval()
+
+
+class Recipe(NamedTuple):
+    """How a checkpoint's parameters are read."""
+    plan: Plan
+    loras: list[tuple[Lora, float]]
+    dtype: torch.dtype
+
+
+def prepare(path: str | Path, dtype: torch.dtype | None, config: TransformerConfig | None, nibbles: Nibbles | None,
+            lora: Sequence[tuple[str | Path, float]]) -> Recipe:
+    """The arguments of `load`, checked against the headers."""
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected float64, float32, bfloat16 or float16, got {dtype}")
     require_strengths(lora)
@@ -62,16 +84,12 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | to
     loras = [(read_lora(file, plan), strength) for file, strength in lora]
     for change, strength in loras:
         log.info("%s, strength %g", change, strength)
-    state = read(plan, loras, dtype or linear_dtype(plan), torch.device(device))
-    with torch.device("meta"):
-        result = LTX2VideoTransformer3DModel(plan.config)
-    result.load_state_dict(state, strict=True, assign=True)
-    return result.eval()
+    return Recipe(plan, loras, dtype or linear_dtype(plan))
 
 
-def read(plan: Plan, loras: Sequence[tuple[Lora, float]], dtype: torch.dtype,
-         device: torch.device) -> dict[str, Tensor]:
+def read(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
     """All parameters, one at a time."""
+    plan, loras, dtype = recipe
     state = {name: merged(name, plan.weights[name], loras, dtype).to(device)
              for name in track(list(plan.weights), f"loading {plan.source.path.name}")}
     for file in plan.source.files:

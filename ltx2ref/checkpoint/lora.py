@@ -104,13 +104,28 @@ def merged(name: str, weight: Weight, loras: Sequence[tuple[Lora, float]], dtype
     The order of operations is that of PEFT, for the same bits in float32. A weight that nothing changes is read as if
     there were no LoRA. Raises `CheckpointError` where the sum is not finite.
     """
-    changes = [(lora.layers[name], strength) for lora, strength in loras
-               if name in lora.layers and strength * lora.layers[name].factor]
-    if not changes:
-        return weight.read(dtype)
+    changed = changes(name, loras)
+    return added(weight, changed, dtype) if changed else weight.read(dtype)
+
+
+def merged_into(out: Tensor, name: str, weight: Weight, loras: Sequence[tuple[Lora, float]]) -> None:
+    """`merged`, in memory that is there already."""
+    if changed := changes(name, loras):
+        out.copy_(added(weight, changed, out.dtype))
+    else:
+        weight.into(out)
+
+
+def changes(name: str, loras: Sequence[tuple[Lora, float]]) -> list[tuple[Layer, float]]:
+    """What the LoRAs add to a weight, and how strongly."""
+    return [(lora.layers[name], strength) for lora, strength in loras
+            if name in lora.layers and strength * lora.layers[name].factor]
+
+
+def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(dtype, torch.float32)
-    result = weight.read(wide)
-    for layer, strength in changes:
+    result = weight.into(torch.empty(weight.shape, dtype=wide, device="cpu"))
+    for layer, strength in changed:
         delta = layer.b.tensor().to(wide) @ layer.a.tensor().to(wide)
         result = delta.mul_(strength * layer.factor).add_(result)
         if not result.isfinite().all():

@@ -80,7 +80,8 @@ def the_dialect(source: Source) -> Dialect:
             for dialect, names in sorted(speakers.items(), key=lambda item: len(item[1])))])
     example = ", ".join(list(source.tensors)[:3]) or "none at all"
     openings = " or ".join(names[0] for names in OPENINGS.values())
-    raise CheckpointError(source.path, [
+    path = source.path if len(source.files) > 1 else source.files[0].path
+    raise CheckpointError(path, [
         f"no LTX-2 transformer in it: no tensor begins with {openings} etc., bare or after "
         f"{' or '.join(filter(None, PREFIXES))}; its {len(source.tensors)} tensors: {example}"])
 

@@ -62,13 +62,23 @@ class Weight(NamedTuple):
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """The parameter: memory-mapped if stored in `dtype`, else decoded and rounded once. `CheckpointError`."""
-        if TORCH.get(self.tensor.dtype) == dtype and not self.companions:
+        if self.stored_in(dtype):
             return self.tensor.mapped().reshape(self.shape)
-        out, at = torch.empty(self.shape, dtype=dtype, device="cpu"), 0
+        return self.into(torch.empty(self.shape, dtype=dtype, device="cpu"))
+
+    def into(self, out: Tensor) -> Tensor:
+        """The parameter in memory that is there already, in its dtype and on its device. `CheckpointError`."""
+        if self.stored_in(out.dtype) and out.device.type == "cpu":
+            self.tensor.into(out)
+            return out
+        at = 0
         for rows in self.chunks():
             out[at:at + len(rows)] = rows
             at += len(rows)
         return out
+
+    def stored_in(self, dtype: torch.dtype) -> bool:
+        return TORCH.get(self.tensor.dtype) == dtype and not self.companions
 
     def chunks(self) -> Iterator[Tensor]:
         """The decoded rows, in order and in pieces that bound the memory, each in float32 or as stored."""

@@ -1,4 +1,5 @@
 """A checkpoint as it lies on disk: one file, or a folder with a config.json and perhaps an index of shards."""
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ class Source(NamedTuple):
 def open_source(path: str | Path) -> Source:
     """Read all headers of a file or folder. Raises `CheckpointError`; a pipeline's folder is refused by name."""
     path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
             raise CheckpointError(path, ["there is no such file or folder"])
         file, tensors = read_header(path)
         return Source(path, [file], tensors, None, file.metadata)
@@ -54,7 +55,7 @@ def open_shards(index: Path, config: dict[str, Any] | None) -> Source:
     for shard in sorted(set(shards.values())):
         if not shard.endswith(".safetensors") or Path(shard).name != shard or "\\" in shard or ":" in shard:
             raise CheckpointError(index, [f"{shard}: not the plain name of a .safetensors file in this folder"])
-        if not (index.parent / shard).is_file():
+        if not os.path.isfile(index.parent / shard):  # False for a name that is too long, too
             lost = next(name for name in shards if shards[name] == shard)
             raise CheckpointError(index, [f"{shard}: there is no such file in this folder; {lost} should be in it"])
         file, stored = read_header(index.parent / shard)

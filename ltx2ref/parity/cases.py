@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
+from ..conventions import DIFFUSERS, LTX_CORE_2026_03, Conventions
 from .generator import uniform
 
 SEED = 20261122
@@ -34,6 +35,7 @@ class Case:
     change: dict[str, Any] = field(default_factory=dict)  # of the release's configuration
     grid: tuple[int, int, int] = GRID
     extras: tuple[Callable[["Case", Inputs], Inputs], ...] = ()
+    conventions: Conventions = DIFFUSERS  # of the implementation that is recorded
 
     @property
     def id(self) -> str:
@@ -68,7 +70,8 @@ class Case:
 def per_token(case: Case, x: Inputs) -> Inputs:
     """Image to video: clean tokens at timestep zero, a different share in each row and stream."""
     tokens, audio_tokens = torch.arange(x["hidden_states"].shape[1]), torch.arange(AUDIO_TOKENS)
-    video = torch.stack([(tokens >= 35).float(), (tokens % 4 != 0) * 0.5 + (tokens % 2) * 0.5])
+    first_frame = case.grid[1] * case.grid[2]
+    video = torch.stack([(tokens >= first_frame).float(), (tokens % 4 != 0) * 0.5 + (tokens % 2) * 0.5])
     audio = torch.stack([(audio_tokens >= 2).float(), (audio_tokens % 3 != 1).float()])
     return {"timestep": video * x["sigma"][:, None], "audio_timestep": audio * x["audio_sigma"][:, None]}
 
@@ -126,6 +129,21 @@ def fractional_self_mask(case: Case, x: Inputs) -> Inputs:
     return {"attention_kwargs": {"video_self_attention_mask": mask}}
 
 
+def soft_self_mask(case: Case, x: Inputs) -> Inputs:
+    """All of [0, 1], and a fifth of it 0."""
+    tokens = x["hidden_states"].shape[1]
+    mask = case.draw("mask", BATCH, tokens, tokens) * 0.5 + 0.5
+    return {"attention_kwargs": {"video_self_attention_mask": mask.clamp(0, 1)}}
+
+
+def empty_text_masks(case: Case, x: Inputs) -> Inputs:
+    """In one row of each stream no token is left, as in a prompt that was dropped."""
+    masks = text_masks(case, x)
+    masks["encoder_attention_mask"][1] = 0
+    masks["audio_encoder_attention_mask"][0] = 0
+    return masks
+
+
 def keyframes(case: Case, x: Inputs) -> Inputs:
     mask = case.draw("mask", BATCH, x["hidden_states"].shape[1], 1) > 0.5
     return {"attention_kwargs": {"video_keyframes_mask": mask.float()}}
@@ -164,3 +182,14 @@ CASES = (
     Case("2.5", "everything", INTERLEAVED, extras=(
         per_token, cross_timestep, text_masks, coords, stg_second, keyframes)),
 )
+
+LTX_CORE_CASES = tuple(  # each convention shows in one of them, except in float32 what only rounds
+    replace(case, conventions=LTX_CORE_2026_03) for case in (
+        Case("2.0", "ltx-core-t2v"),
+        Case("2.0", "ltx-core-everything", extras=(per_token, empty_text_masks, soft_self_mask, stg_second)),
+        Case("2.3", "ltx-core-i2v", extras=(per_token,)),
+        Case("2.3", "ltx-core-interleaved", INTERLEAVED, extras=(text_masks, stg)),
+        Case("2.3", "ltx-core-everything", grid=LONG_GRID, extras=(
+            per_token, empty_text_masks, soft_self_mask, stg_second)),
+    ))
+RECORDED = CASES + LTX_CORE_CASES

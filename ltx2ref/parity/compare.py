@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,14 +42,19 @@ class Local(NamedTuple):
     truth: Taps
 
 
-def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: Local | None = None) -> Report:
-    """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence."""
-    rows = [row(name, x, candidate.get(name), (truth or {}).get(name), local) for name, x in reference.items()]
+def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: Local | None = None,
+            candidate_truth: Taps | None = None) -> Report:
+    """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence.
+
+    `candidate_truth` is what the candidate is measured against, where its phases are not the reference's.
+    """
+    true, theirs = truth or {}, candidate_truth or {}
+    rows = [row(name, x, candidate.get(name), true.get(name), theirs.get(name), local) for name, x in reference.items()]
     rows = amplified(rows) if local is not None else rows
     return summary(rows, notes(rows, reference, candidate, truth))
 
 
-def row(name: str, reference: Any, candidate: Any, true: Any, local: Local | None) -> TapRow:
+def row(name: str, reference: Any, candidate: Any, true: Any, candidate_true: Any, local: Local | None) -> TapRow:
     about: dict[str, Any] = {"name": name, "shape": tuple(reference.shape), "dtype": dtype_name(reference)}
     if candidate is None:
         return TapRow(verdict=MISSING, **about)
@@ -63,7 +69,7 @@ def row(name: str, reference: Any, candidate: Any, true: Any, local: Local | Non
     if candidate.dtype == reference.dtype and torch.equal(candidate, reference):
         return TapRow(verdict=IDENTICAL, equal_rounded=True, max_abs=0.0, relative=0.0, ulp_max=0.0, ulp_p99=0.0,
                       **about, **errors(reference, candidate, true))
-    numbers = differences(reference, candidate) | errors(reference, candidate, true)
+    numbers = differences(reference, candidate) | errors(reference, candidate, true, candidate_true)
     if not same_roundings(reference, candidate):
         numbers.pop("budget", None)
     elif local is not None and name in local.truth:
@@ -100,16 +106,18 @@ def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
         "max_abs": gap.flatten()[worst].item(), "relative": ratio(apart, size), "ulp_max": ulp_max, "ulp_p99": ulp_p99,
         "sqnr_db": 20 * torch.log10(torch.tensor(size / apart)).item() if apart and size else None,
         "cosine": ratio((a * b).sum().item(), size * norm(b)), "equal_rounded": torch.equal(*rounded),
-        "worst": tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), a.shape)),
+        "worst": tuple(int(i) for i in np.unravel_index(worst, tuple(a.shape))),
         "worst_reference": a.flatten()[worst].item(), "worst_candidate": b.flatten()[worst].item()}
 
 
-def errors(reference: Tensor, candidate: Tensor, true: Tensor | None) -> dict[str, Any]:
+def errors(reference: Tensor, candidate: Tensor, true: Tensor | None,
+           candidate_true: Tensor | None = None) -> dict[str, Any]:
     """Of both against float64, relative to its norm, and the share of the budget that the candidate's takes."""
     if true is None:
         return {}
     true, size = true.cpu(), norm(true)
-    error, own = norm(candidate.double() - true), norm(reference.double() - true)
+    theirs = true if candidate_true is None else candidate_true.cpu()
+    error, own = norm(candidate.double() - theirs), norm(reference.double() - true)
     return {"error": ratio(error, size), "reference_error": ratio(own, size),
             "budget": ratio(error, SHARE * own + FLOOR * size)}
 

@@ -1,11 +1,12 @@
 """Recorded tensors: one safetensors file for each case and dtype, and one JSON file on how they were made.
 
-A file's metadata key "record" holds JSON: the case, dtype, configuration and seed; the order of the taps as the data
-meets them; taps that equal another one ("same"); the sha256 of every input; the float64 truth's norm of each tap.
+A file's metadata key "record" holds JSON: the case, dtype, configuration, seed, and conventions, if they are not
+diffusers'; the order of the taps as the data meets them; taps that equal another one ("same"); the sha256 of every
+input; the float64 truth's norm of each tap.
 Of equal slices along a tap's first dimension one is stored, under the tap's name; "NAME.index" says which is where.
 """
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..conventions import DIFFUSERS
 from .cases import Case, Inputs
 from .probe import sha256
 from .taps import Taps
@@ -64,7 +66,8 @@ def save(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms: dict[s
             same[name] = first[digest]
     record = {
         "schema": SCHEMA, "case": case.id, "dtype": dtype, "seed": seed, "config": case.config.to_diffusers(),
-        "taps": list(taps), "same": same, "inputs": digests(inputs), "truth_norms": truth_norms,
+        "conventions": asdict(case.conventions), "taps": list(taps), "same": same, "inputs": digests(inputs),
+        "truth_norms": truth_norms,
     }
     stored: Taps = {}
     for name in taps.keys() - same.keys():
@@ -86,8 +89,9 @@ def load(case: Case, dtype: str) -> Record:
         raise RecordError(f"{case.id} {dtype}: no recording at {path(case, dtype)}")
     with safe_open(path(case, dtype), "pt") as file:
         record = json.loads(file.metadata()["record"])
-        if record["schema"] != SCHEMA or record["config"] != case.config.to_diffusers():
-            raise RecordError(f"{case.id} {dtype}: recorded under another schema or configuration")
+        how = record.get("conventions", asdict(DIFFUSERS))
+        if (record["schema"], record["config"], how) != (SCHEMA, case.config.to_diffusers(), asdict(case.conventions)):
+            raise RecordError(f"{case.id} {dtype}: recorded under another schema, configuration or convention")
         stored = {name: record["same"].get(name, name) for name in record["taps"]}
         taps = {name: file.get_tensor(at)[file.get_tensor(f"{at}.index").long()] for name, at in stored.items()}
     return Record(taps, record["inputs"], record["truth_norms"])

@@ -59,11 +59,12 @@ class Report:
         return self.verdict in (IDENTICAL, ROUNDING)
 
     def details(self, count: int = 10) -> str:
-        """The sentence, and the first taps that are not identical."""
+        """The sentence, and the first taps that it is about: those beyond rounding, or else the rounded ones."""
+        beyond = [row for row in self.rows if row.verdict not in (IDENTICAL, ROUNDING)]
         lines = [f"  {row.name}: {row.verdict}{f' ({row.origin})' if row.origin else ''}"
                  f"{f', relative difference {row.relative:.2e}' if row.relative is not None else ''}"
                  f"{f', {row.budget:.3g} times the budget' if row.budget is not None else ''}"
-                 for row in self.rows if row.verdict != IDENTICAL]
+                 for row in beyond or self.rows if row.verdict != IDENTICAL]
         more = [f"  and {len(lines) - count} more"] if len(lines) > count else []
         return "\n".join([self.sentence, *(f"  {hint}" for hint in self.hints[1:]), *lines[:count], *more])
 

@@ -281,7 +281,8 @@ def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) 
             return None
         offset = rearrange(offsets[layer].flatten(0, -2), "n (k d) -> n k d", d=learned.shape[-1])[:, of_layer]
         found.append(torch.stack(rows(learned[chosen], offset), 1))
-    return torch.cat(found, 1) if found else None
+    size = max(map(len, found), default=0)  # the exchange's gate can be per batch element where the rest is per token
+    return torch.cat([x.repeat_interleave(size // len(x), 0) for x in found], 1) if found else None
 
 
 def find(model: nn.Module, path: str) -> nn.Module | None:
@@ -302,7 +303,9 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
         like = a["hidden_states"].new_empty(0, dtype=dtype)
         grid = a["num_frames"], a["height"], a["width"]
         video, audio = a["video_coords"], a["audio_coords"]
-        video = video_positions(grid, a["fps"], config, like) if video is None else video
+        if video is None:
+            into = like.dtype if model.conventions.positions_dtype == "float32" else model.proj_in.weight.dtype
+            video = video_positions(grid, a["fps"], config, like).to(into)
         audio = audio_positions((a["audio_num_frames"],), config, like) if audio is None else audio
         for name, coords in (("video_coords", video), ("audio_coords", audio)):
             tap(name, coords.expand(len(a["hidden_states"]), *coords.shape[1:]))

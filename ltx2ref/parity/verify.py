@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import TransformerConfig
+from ..conventions import DIFFUSERS, Conventions
 from ..model import LTX2VideoTransformer3DModel
 from . import generator, record
 from .cases import SEED, Case, Inputs
@@ -49,10 +50,11 @@ class CaseResult:
     note: str = ""
 
 
-def build(config: TransformerConfig, dtype: torch.dtype) -> LTX2VideoTransformer3DModel:
+def build(config: TransformerConfig, dtype: torch.dtype,
+          conventions: Conventions = DIFFUSERS) -> LTX2VideoTransformer3DModel:
     """A model with the generated weights, rounded to `dtype`."""
     with torch.device("meta"):
-        model = LTX2VideoTransformer3DModel(config)
+        model = LTX2VideoTransformer3DModel(config, conventions)
     weights = generator.weights({name: tuple(x.shape) for name, x in model.state_dict().items()}, SEED)
     model.load_state_dict({name: x.to(dtype) for name, x in weights.items()}, assign=True)
     return model.eval()
@@ -82,7 +84,7 @@ def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None 
 
 def truth(case: Case, dtype: torch.dtype, recorded: Taps) -> Taps:
     """Each tap in float64, given what was rounded before it."""
-    model = build(case.config, dtype).double()
+    model = build(case.config, dtype, case.conventions).double()
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.double() if x.is_floating_point() else x)
     pure = run(model, inputs)
     conditional = run(model, inputs, phases(recorded))
@@ -113,7 +115,7 @@ def verify(case: Case, dtype: str, device: torch.device, same_bits: bool) -> Cas
 
     Raises `RecordError` if there is no usable recording of it.
     """
-    model = build(case.config, DTYPES[dtype]).to(device)
+    model = build(case.config, DTYPES[dtype], case.conventions).to(device)
     inputs = moved(cast(case.inputs(), DTYPES[dtype]), lambda x: x.to(device))
     taps, again = run(model, inputs), run(model, inputs)
     if any(not torch.equal(taps[name], again[name]) for name in taps):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
+from ltx_core.components.patchifiers import AudioPatchifier, VideoLatentPatchifier
 from ltx_core.guidance.perturbations import (
     BatchedPerturbationConfig,
     Perturbation,
@@ -20,6 +21,8 @@ from ltx_core.model.transformer.modality import Modality
 from ltx_core.model.transformer.model import LTXModel
 from ltx_core.model.transformer.rope import LTXRopeType
 from ltx_core.model.transformer.text_projection import PixArtAlphaTextProjection
+from ltx_core.tools import AudioLatentTools, VideoLatentTools
+from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape
 from torch import Tensor, nn
 
 from ..taps import Layout, On, Recorder, Taps, trace
@@ -50,6 +53,7 @@ LTX_CORE_CONSTANTS = {
     "audio_ff_bias": True,
     "attention_bias": True,
     "attention_out_bias": True,
+    "causal_offset": 1,
     "use_prompt_adaln_single": True,
     "use_keyframes_abs_pos_embedding": False,
 }
@@ -110,26 +114,22 @@ def original_name(name: str) -> str:
 
 
 def video_positions(inputs: Inputs, config: Config) -> Tensor:
-    """Bounds of the video patches (B, 3, Tv, 2): seconds, pixels, pixels, in float32."""
-    latent, scales = inputs["hidden_states"], config["vae_scale_factors"]
-    steps = (config["patch_size_t"], config["patch_size"], config["patch_size"])
-    sizes = (inputs["num_frames"], inputs["height"], inputs["width"])
-    starts = [torch.arange(0, size, step) for size, step in zip(sizes, steps, strict=True)]
-    axes = zip(torch.meshgrid(starts, indexing="ij"), steps, scales, strict=True)
-    # Whole numbers so far, exact in float32: only the division by fps rounds.
-    bounds = [torch.stack([axis, axis + step], -1).flatten(0, 2) * scale for axis, step, scale in axes]
-    time = (bounds[0] + config["causal_offset"] - scales[0]).clamp(min=0).float() / inputs.get("fps", 24.0)
-    return torch.stack([time, *bounds[1:]]).expand(len(latent), -1, -1, -1).to(latent.device)
+    """Bounds of the video patches (B, 3, Tv, 2) as ltx-core makes them: seconds and pixels, in the model's dtype."""
+    latent = inputs["hidden_states"]
+    shape = VideoLatentShape(*latent.shape[::2], inputs["num_frames"], inputs["height"], inputs["width"])
+    tools = VideoLatentTools(VideoLatentPatchifier(config["patch_size"]), shape, inputs.get("fps", 24.0),
+                             SpatioTemporalScaleFactors(*config["vae_scale_factors"]))  # by axis, whatever its names
+    return tools.create_initial_state(latent.device, latent.dtype).positions
 
 
 def audio_positions(inputs: Inputs, config: Config) -> Tensor:
-    """Bounds of the audio patches (B, 1, Ta, 2) in seconds, float32."""
-    latent, scale = inputs["audio_hidden_states"], config["audio_scale_factor"]
-    start = torch.arange(0, inputs["audio_num_frames"], config["audio_patch_size_t"], device=latent.device)
-    bounds = torch.stack([start, start + config["audio_patch_size_t"]], -1).float()
-    frames = (bounds * scale + config["causal_offset"] - scale).clamp(min=0)
-    seconds: Tensor = frames * config["audio_hop_length"] / config["audio_sampling_rate"]
-    return seconds.expand(len(latent), 1, -1, -1)
+    """Bounds of the audio patches (B, 1, Ta, 2) in seconds, as ltx-core makes them: always float32."""
+    latent = inputs["audio_hidden_states"]
+    patchifier = AudioPatchifier(
+        config["audio_patch_size"], sample_rate=config["audio_sampling_rate"], hop_length=config["audio_hop_length"],
+        audio_latent_downsample_factor=config["audio_scale_factor"])
+    shape = AudioLatentShape(*latent.shape[::2], frames=inputs["audio_num_frames"], mel_bins=1)
+    return AudioLatentTools(patchifier, shape).create_initial_state(latent.device, latent.dtype).positions
 
 
 def _with_defaults(config: Config) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _modality(inputs: Inputs, config: Config, side: str, attention_mask: Tensor 
         sigma=_unscaled(sigma.flatten(), multiplier),
         positions=_positions(inputs, config, side),
         context=inputs[f"{side}encoder_hidden_states"],
-        context_mask=_integer_mask(inputs.get(f"{side}encoder_attention_mask")),
+        context_mask=_text_mask(inputs.get(f"{side}encoder_attention_mask")),
         attention_mask=attention_mask,
     )
 
@@ -222,14 +222,13 @@ def _positions(inputs: Inputs, config: Config, side: str) -> Tensor:
     return torch.stack([coords, coords], -1) if is_middle else coords
 
 
-def _integer_mask(mask: Tensor | None) -> Tensor | None:
-    """(B, S) of zeros and ones, as integers: ltx-core adds a floating mask to the logits."""
-    if mask is None:
-        return None
+def _text_mask(mask: Tensor | None) -> Tensor | None:
+    """(B, S) of zeros and ones as integers: ltx-core adds a floating mask to the logits, as here (B, 1|T, S)."""
+    if mask is None or (mask.ndim == 3 and mask.is_floating_point()):
+        return mask
     if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
-            f"ltx-core needs a text mask (B, S) of zeros and ones, got {tuple(mask.shape)} {mask.dtype}"
-        )
+        raise ValueError("ltx-core needs a text mask (B, S) of zeros and ones, or a bias (B, 1|T, S), "
+                         f"got {tuple(mask.shape)} {mask.dtype}")
     return mask.long()
 
 

@@ -1,0 +1,1 @@
+"""The conformance kit: files that tell a port in any language where it is wrong, and the judge of what it computed."""

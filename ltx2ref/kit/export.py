@@ -1,0 +1,144 @@
+"""Writes the kit: kit.json, one safetensors file for each case, and a README for those who port.
+
+What is expected are diffusers' recorded tensors. The truth is this package's float64 model, given what the case gives;
+it is stored as the recorded tensors' own error, `expected - truth`, which in float32 keeps more digits than needed.
+"""
+import json
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__
+from ..model import LTX2VideoTransformer3DModel
+from ..parity import record
+from ..parity.cases import Case, Inputs
+from ..parity.compare import CLEARLY
+from ..parity.isolate import doubled, truth, wide
+from ..parity.record import DTYPES
+from ..parity.taps import Taps
+from ..parity.verify import FLOOR, SHARE, build, cast, norm, run
+from ..progress import track
+from .cases import COMPONENTS, MODELS, Component
+
+SCHEMA = 1
+ABOUT = {
+    "bfloat16": "stored as uint16 bit patterns: the upper half of a float32's bits",
+    "tensors": "DTYPE/weights/NAME, DTYPE/inputs/NAME, DTYPE/expected/NAME and DTYPE/error/NAME, with DTYPE float32 or "
+               "bfloat16, NAME of a parameter, an argument or a tap; of ltx2ref/parity/taps.py",
+    "error": "expected - truth, in float32: of diffusers' own tensors against float64, given the same inputs",
+    "results": "a file for each case and dtype, with tensors of the names in outputs: float16, bfloat16 (or its bits "
+               "as uint16), float32 or float64",
+}
+
+
+def export(directory: str | Path) -> dict[str, Any]:
+    """Write the kit into a new or empty folder, and return what is in its kit.json.
+
+    Raises `ValueError` if something is there, and `RecordError` if a recording is missing.
+    """
+    folder = Path(directory)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: expected a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = []
+    for about, tensors in everything():
+        save_file(tensors, folder / about["file"])
+        cases.append(about)
+    kit = {"schema": SCHEMA, "ltx2ref": __version__, "recorded": provenance(), "about": ABOUT,
+           "budget": {"share": SHARE, "floor": FLOOR, "suspect_up_to": CLEARLY}, "cases": cases}
+    (folder / "kit.json").write_text(json.dumps(kit, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text((files(__package__) / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    return kit
+
+
+def provenance() -> dict[str, Any]:
+    return {key: value for key, value in record.environment().items() if key != "probe"}
+
+
+def everything() -> Iterator[tuple[dict[str, Any], Taps]]:
+    """For each case its entry in kit.json, and the tensors of its file; components before models."""
+    sources = {case.id: {dtype: Source(case, dtype) for dtype in DTYPES} for case in MODELS}
+    for part in track([*COMPONENTS, *MODELS], "writing the kit"):
+        yield entry(part, sources[part.id if isinstance(part, Case) else part.case.id])
+
+
+class Source:
+    """A recorded model: everything that it and its components need, in one dtype."""
+    def __init__(self, case: Case, dtype: str) -> None:
+        self.case, self.dtype = case, dtype
+        self.model: LTX2VideoTransformer3DModel = build(case.config, DTYPES[dtype])
+        self.exact = doubled(self.model)
+        self.inputs: Inputs = cast(case.inputs(), DTYPES[dtype])
+        self.taps = record.load(case, dtype).taps
+        self.flat = self.inputs | (self.inputs.get("attention_kwargs") or {})
+        self.weights = {name: x.detach() for name, x in self.model.state_dict().items()}
+
+    def truth(self, part: "Case | Component") -> Taps:
+        """Of a model given the recorded phases, of a component given its inputs."""
+        if isinstance(part, Case):
+            return truth(self.model, self.inputs, self.taps)
+        given = {name: self.taps[name] for name in part.given}
+        coords = {name: x.double() for name, x in given.items() if name.endswith("_coords")}
+        found = run(self.exact, wide(self.inputs) | coords, given)
+        for before, after in part.chain:
+            found[after] = given[before].double() + found[after] - found[before]
+        return found
+
+    def tensors(self, part: "Case | Component") -> dict[str, Taps]:
+        if isinstance(part, Case):
+            weights, given = self.weights, record.tensors(self.inputs)
+            outputs = tuple(name for name in self.taps if not name.endswith(("rows", ".gate")))  # derived ones
+        else:
+            weights = {name: x for name, x in self.weights.items() if part.weights and name.startswith(part.weights)}
+            given = {name: self.taps[name] for name in part.given} | {name: self.flat[name] for name in part.raw}
+            outputs = part.outputs
+        true = self.truth(part)
+        return {"weights": weights, "inputs": given, "expected": {name: self.taps[name] for name in outputs},
+                "error": {name: self.taps[name].double() - true[name] for name in outputs}}
+
+
+def entry(part: Case | Component, sources: Mapping[str, Source]) -> tuple[dict[str, Any], Taps]:
+    tensors = {dtype: source.tensors(part) for dtype, source in sources.items()}
+    some = next(iter(tensors.values()))
+    flat = next(iter(sources.values())).flat
+    if isinstance(part, Case):
+        operation, module, config = "model", "", part.config
+        arguments = {name: x for name, x in flat.items() if not isinstance(x, Tensor | dict) and x is not None}
+    else:
+        operation, module, config = part.operation, part.module, part.case.config
+        arguments = part.arguments(config, flat)
+    slug = part.id.replace("/", "-")
+    about = {
+        "id": part.id, "operation": operation, "module": module, "file": f"{slug}.safetensors",
+        "release": part.release if isinstance(part, Case) else part.case.release,
+        "from": None if isinstance(part, Case) else part.case.id,
+        "config": config.to_diffusers(), "arguments": arguments, "inputs": list(some["inputs"]),
+        "outputs": list(some["expected"]), "results": {dtype: f"{slug}.{dtype}.safetensors" for dtype in tensors},
+        "own_error": {dtype: {name: share(x, found["expected"][name]) for name, x in found["error"].items()}
+                      for dtype, found in tensors.items()}}
+    return about, stored(tensors)
+
+
+def share(error: Tensor, expected: Tensor) -> float:
+    """Relative to the truth's norm."""
+    size = norm(expected.double() - error)
+    return norm(error) / size if size else 0.0
+
+
+def stored(tensors: Mapping[str, Mapping[str, Taps]]) -> Taps:
+    return {f"{dtype}/{kind}/{name}": plain(x.float() if kind == "error" else x)
+            for dtype, found in tensors.items()
+            for kind, name, x in chain.from_iterable(
+                ((kind, name, x) for name, x in some.items()) for kind, some in found.items())}
+
+
+def plain(x: Tensor) -> Tensor:
+    """Readable by those who have no bfloat16."""
+    x = x.contiguous().clone()
+    return x.view(torch.uint16) if x.dtype == torch.bfloat16 else x

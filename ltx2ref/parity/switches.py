@@ -1,0 +1,97 @@
+"""Does another convention explain it? The reference is run again, each time with one convention switched."""
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ..conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
+from ..model import LTX2VideoTransformer3DModel
+from .compare import spread
+from .verify import Inputs, run
+
+NAMED = {"ltx2ref": DIFFUSERS, "ltx2ref:diffusers": DIFFUSERS, "ltx2ref:ltx-core-2026-03": LTX_CORE_2026_03,
+         "ltx2ref:ltx-core-2026-08": LTX_CORE_2026_08}
+
+
+class Explanation(NamedTuple):
+    """What to switch so that the first divergence is gone, and where the next one is: None if there is none."""
+    switches: dict[str, str]
+    next: str | None
+
+    def __str__(self) -> str:
+        names = ", ".join(f"`{name}` to {value!r}" for name, value in self.switches.items())
+        return f"identical to your candidate after switching {names}{f', up to {self.next}' if self.next else ''}"
+
+    def beyond(self, tap: str, ours: Mapping[str, Tensor]) -> bool:
+        """Whether it explains this tap of ours, too."""
+        names = [*ours]
+        return self.next is None or names.index(self.next) > names.index(tap)
+
+
+def conventions_of(implementation: str) -> Conventions:
+    """Of ltx2ref:NAME; of ltx2ref alone diffusers'. Raises `ValueError` for anything else."""
+    if implementation not in NAMED:
+        raise ValueError(f"{implementation}: no such conventions; expected {', '.join(NAMED)}")
+    return NAMED[implementation]
+
+
+def switched(model: LTX2VideoTransformer3DModel, conventions: Conventions) -> LTX2VideoTransformer3DModel:
+    """The same parameters, shared, under other conventions."""
+    other = copy(model)
+    other.conventions = conventions
+    return other
+
+
+def explanation(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Mapping[str, Tensor],
+                theirs: Mapping[str, Any]) -> Explanation | None:
+    """Which conventions the candidate has in place of the model's. None if switching none of them takes the first
+    divergence away. Switches are found one after the other, each by the bits of all taps up to the next one."""
+    conventions, at = model.conventions, divergence(ours, theirs)
+    switches: dict[str, str] = {}
+    while at is not None:
+        found = [(step, *far) for step in steps(conventions, model, inputs)
+                 if (far := after(switched(model, replace(conventions, **step)), inputs, theirs, at))]
+        if not found:
+            break
+        step, _, at = max(found, key=lambda x: x[1])
+        conventions = replace(conventions, **step)
+        switches |= step
+    return Explanation(switches, at) if switches else None
+
+
+def steps(conventions: Conventions, model: LTX2VideoTransformer3DModel, x: Inputs) -> Iterator[dict[str, Any]]:
+    """Each other value of each convention, where it can change anything: a forward can take minutes."""
+    narrow = torch.finfo(model.proj_in.weight.dtype).bits < 32
+    acts = {
+        "rotation_dtype": narrow, "positions_dtype": narrow and x.get("video_coords") is None,
+        "text_mask_bias": any(x.get(f"{stream}encoder_attention_mask") is not None for stream in ("", "audio_")),
+        "self_mask_bias": (x.get("attention_kwargs") or {}).get("video_self_attention_mask") is not None,
+        "exchange": x.get("sigma") is not None,
+        "guidance": bool(x.get("spatio_temporal_guidance_blocks")) and not model.config.perturbed_attn}
+    for field in fields(conventions):
+        for value in get_args(field.type):
+            if acts[field.name] and value != getattr(conventions, field.name):
+                yield {field.name: value}
+
+
+def after(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any],
+          before: str) -> tuple[int, str | None] | None:
+    """How many taps are identical until this model diverges, if that is later than at `before`, and where."""
+    taps = run(model, inputs)
+    names, at = [*taps], divergence(taps, theirs)
+    count = len(names) if at is None else names.index(at)
+    return (count, at) if count > names.index(before) else None
+
+
+def divergence(ours: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> str | None:
+    """The first tap whose bits differ, of those that both have."""
+    for name, x in ours.items():
+        y = theirs.get(name)
+        if isinstance(y, Tensor):
+            y = spread(name, y.cpu(), x)
+            if y.dtype != x.dtype or not torch.equal(x, y):
+                return name
+    return None

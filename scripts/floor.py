@@ -1,0 +1,129 @@
+"""What scripts measure a forward by: its time, its peak memory, and its floor.
+
+The floor is what no rewrite in PyTorch can avoid: the `F.linear` and `F.scaled_dot_product_attention` calls of a
+forward, recorded, and replayed alone on tensors that already exist.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate, count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as pytree
+
+Run = Callable[[], object]
+
+
+def timed(run: Run, device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class PeakMemory:
+    """Most memory held at a time inside the `with` block, above what was there before it: `peak_bytes`."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.start, self.peak_bytes = device, 0, 0
+        self.trace = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+        else:
+            self.trace.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.device == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated() - self.start
+        else:
+            self.trace.stop()
+            self.peak_bytes = max(accumulate(allocations(self.trace)), default=0)
+
+
+def allocations(trace: profile) -> list[int]:
+    """Bytes allocated (+) and freed (-), in order: PyTorch's CPU allocator, kernels' workspaces included."""
+    assert trace.profiler is not None
+    assert trace.profiler.kineto_results is not None
+    events: list[Any] = trace.profiler.kineto_results.events()
+    memory = [event for event in events if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns())]
+
+
+@dataclass(frozen=True)
+class Call:
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class CallRecorder(TorchFunctionMode):
+    """Keeps each `F.linear` and `F.scaled_dot_product_attention`, with stand-ins for the activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.stand_ins: dict[tuple[object, ...], Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.linear, F.scaled_dot_product_attention):
+            place = count()
+            args_in, kwargs_in = pytree.tree_map_only(
+                Tensor, lambda tensor: self.stand_in(func, next(place), tensor), (args, kwargs)
+            )
+            self.calls.append(Call(func, args_in, kwargs_in))
+        return func(*args, **kwargs)
+
+    def stand_in(self, function: object, place: int, tensor: Tensor) -> Tensor:
+        """Parameters stay themselves; activations of one shape and place share one tensor."""
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        key = (function, place, tensor.shape, tensor.stride(), tensor.dtype)
+        if key not in self.stand_ins:
+            self.stand_ins[key] = look_alike(tensor)
+        return self.stand_ins[key]
+
+
+def recorded_calls(run: Run) -> list[Call]:
+    recorder = CallRecorder()
+    with recorder:
+        run()
+    return recorder.calls
+
+
+def look_alike(tensor: Tensor) -> Tensor:
+    """Another tensor of the same shape, strides (expanded ones too), dtype and device."""
+    length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = torch.ones(length, dtype=tensor.dtype, device=tensor.device)
+    if tensor.is_floating_point():
+        memory.normal_()
+    return memory.as_strided(tensor.shape, tensor.stride())
+
+
+def flops(call: Call) -> int:
+    """Two for each product: of a matmul, or of the two in attention, all keys counted."""
+    x, y = call.args[:2]
+    if call.function is F.linear:
+        return 2 * x.numel() * len(y)
+    return 4 * x.numel() * y.shape[-2]
+
+
+def replay(calls: list[Call]) -> None:
+    for call in calls:
+        call.function(*call.args, **call.kwargs)

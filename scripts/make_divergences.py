@@ -1,0 +1,264 @@
+"""Write docs/divergences.md: where diffusers and ltx-core differ, measured by switching one convention at a time.
+
+    python scripts/make_divergences.py            write it
+    python scripts/make_divergences.py --check    exit with 1 if it is not what this version measures
+
+Every number is a relative L2 distance between outputs on the inputs of a conformance case, the larger one of the two
+streams. Nothing but this package runs: what ltx-core computed is in the recorded cases.
+"""
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+
+from ltx2ref.conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
+from ltx2ref.model import LTX2VideoTransformer3DModel
+from ltx2ref.parity import record
+from ltx2ref.parity.cases import LTX_CORE_CASES, RECORDED, Case, Inputs
+from ltx2ref.parity.probe import threads
+from ltx2ref.parity.switches import divergence, switched
+from ltx2ref.parity.taps import Taps
+from ltx2ref.parity.verify import build, cast, norm, run
+from ltx2ref.progress import track
+
+PATH = Path(__file__).parent.parent / "docs" / "divergences.md"
+OUTPUTS = ("sample", "audio_sample")
+
+
+class Row(NamedTuple):
+    """What a convention is, in words, and what to pick."""
+    diffusers: str
+    march: str
+    august: str
+    advice: str
+
+
+ROWS = {
+    "rotation_dtype": Row(
+        "tables, queries and keys in float32 (or wider), rounded once",
+        "tables and products in the model's dtype", "the same",
+        "Only bfloat16 and float16 see it, as rounding: follow the implementation that you compare with."),
+    "positions_dtype": Row(
+        "float32", "computed in float32, then rounded to the model's dtype (video alone: audio's stay float32)",
+        "float32, since 2026-05-11",
+        "Keep float32: in bfloat16 the rounded times turn the fast RoPE planes by radians; pick `model` only to "
+        "reproduce what ltx-core up to 1.0.0, or a port frozen from it, made."),
+    "text_mask_bias": Row(
+        "-10000 on masked tokens", "the lowest number of the dtype",
+        "the same, by its description: the tensors at hand always keep a token",
+        "No difference as long as each row keeps a token; never give a row that keeps none, for its result is "
+        "this constant's."),
+    "self_mask_bias": Row(
+        "`(1 - m) * -10000`: at m = 0.999 a weight is divided by 22,000 already",
+        "`log(m)`: m is a factor of the attention weight; 0 is the lowest number", "the same",
+        "Binary masks are safe in both; fractional ones mean what they say in ltx-core alone."),
+    "exchange": Row(
+        "own timestep; the other stream's sigma with `use_cross_timestep=True`",
+        "the other stream's sigma, always", "scale and shift: own timestep; gate: the other stream's sigma",
+        "Take what your checkpoint's own pipeline does (next section); it matters as soon as the two streams' noise "
+        "levels differ or, with image conditioning, differ by token."),
+    "guidance": Row(
+        "ignored without `perturbed_attn` (here with a warning)", "applied to any model",
+        "taken to be the same: no tensors of it are at hand",
+        "A model whose config lacks `perturbed_attn` (2.0) is guided in ltx-core alone."),
+}
+INTRO = """# Where the published implementations differ
+
+*Written by `python scripts/make_divergences.py`; edit the script.*
+
+Two implementations are called the reference: diffusers (0.42.1) and the authors' ltx-core (1.0.0, which is its state of
+March 2026, and later ones, which are not on the package index). In all that is compared here they differ in the
+conventions below and in nothing else: with all of them switched, this model has the bits of ltx-core.
+
+```python
+model = ltx2ref.load(path, conventions=ltx2ref.LTX_CORE_2026_08)      # or LTX_CORE_2026_03; DIFFUSERS is the default
+dataclasses.replace(ltx2ref.DIFFUSERS, self_mask_bias="log")          # or one alone
+```
+
+`ltx2ref audit PORT` tries the switches when a port differs, and names those that make it identical;
+`ltx2ref audit ltx2ref:ltx-core-2026-08 PORT` takes them as the reference.
+"""
+EXCHANGE = """## The exchange's noise level
+
+When the streams listen to each other, scale, shift and gate follow a noise level. Three choices are in the field:
+
+| | scale and shift | gate | here |
+|---|---|---|---|
+| own | own timestep, per token | own timestep | `use_cross_timestep=False` |
+| other | the other stream's sigma | the other stream's sigma | `use_cross_timestep=True`, or `exchange="other"` |
+| other gate | own timestep, per token | the other stream's sigma | `exchange="other_gate"` |
+
+ltx-core had *own* in January 2026, *other* in March (1.0.0), and has *other gate* since 2026-05-28. diffusers documents
+a choice between the first two, and defaults to *own*: no value of `use_cross_timestep` is the third. DiffSynth 2.1.12
+chooses by release: *other* for 2.0 and 2.3, *other gate* for 2.5. None of these sources says which one a release was
+trained with; for 2.5, ltx-core and DiffSynth agree on *other gate*, and diffusers stands alone. Where both streams have
+one noise level and it is that of every token, as in plain text-to-video sampling, the three are the same.
+
+Distance between the outputs of two choices, float32:
+
+"""
+OTHERS = """## What is no convention
+
+- Skipping the exchange in one direction, or for one sample of a batch, and running one stream without the other:
+  ltx-core can, the documented arguments cannot say it. `isolate_modalities` skips both directions for all samples;
+  this is compared.
+- Spatio-temporal guidance for a share of a sample: `perturbation_mask` is blended with `lerp` in diffusers and here;
+  ltx-core perturbs a sample or does not, and the two agree there.
+- A floating text mask (B, S) is multiplicative in the documentation, and a bias in ltx-core: give integers there. The
+  presets keep the documented meaning. A floating mask of three dimensions is a bias in both.
+- Timesteps arrive times 1000 here and in diffusers, and are multiplied inside ltx-core. If they are kept in float32 or
+  wider the numbers are the same.
+- A float64 model is float64 throughout here, whatever the conventions: the truth to measure against. Both others
+  compute RoPE and timestep phases in float32 there.
+- Release 2.5, configs in which one stream alone is gated or modulated, and `use_prompt_adaln_single=False`: ltx-core
+  1.0.0 has none of them.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with docs/divergences.md instead of writing it")
+    options = parser.parse_args()
+    with threads(record.environment()["threads"]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that guidance has no effect is what is measured
+        text = document()
+    if not options.check:
+        PATH.write_text(text, encoding="utf-8")
+    elif not PATH.exists() or PATH.read_text(encoding="utf-8") != text:
+        sys.exit(f"{PATH.name} is not what this version measures: run python scripts/make_divergences.py")
+
+
+def document() -> str:
+    effects = {(case.id, dtype): measured(case, dtype) for case, dtype in
+               track([(case, dtype) for case in RECORDED for dtype in record.DTYPES], "switching")}
+    return "\n".join([INTRO, *ledger(effects), EXCHANGE + "\n".join(exchanges()), "",
+                      *sizes(effects), *proof(), OTHERS]).rstrip() + "\n"
+
+
+Effects = dict[tuple[str, str], dict[tuple[str, str], float]]
+
+
+def switches() -> Iterator[tuple[str, str]]:
+    for field in fields(Conventions):
+        yield from ((field.name, value) for value in get_args(field.type)[1:])
+
+
+def flipped(conventions: Conventions, name: str, value: Any) -> Conventions:
+    changes: dict[str, Any] = {name: value}
+    return replace(conventions, **changes)
+
+
+def measured(case: Case, dtype: str) -> dict[tuple[str, str], float]:
+    """Of each switch alone: how far the outputs move."""
+    model, inputs = prepared(case, dtype)
+    plain = outputs(model, inputs)
+    return {(name, value): distance(outputs(switched(model, flipped(DIFFUSERS, name, value)), inputs), plain)
+            for name, value in switches()}
+
+
+def prepared(case: Case, dtype: str) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
+    return build(case.config, record.DTYPES[dtype]), cast(case.inputs(), record.DTYPES[dtype])
+
+
+def outputs(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
+    with torch.no_grad():
+        return dict(zip(OUTPUTS, model(**inputs, return_dict=False), strict=True))
+
+
+def distance(a: Taps, b: Taps) -> float:
+    return max(norm(a[name].double() - b[name].double()) / norm(b[name]) for name in OUTPUTS)
+
+
+def ledger(effects: Effects) -> list[str]:
+    lines = ["## The ledger", "", *table(
+        ["`Conventions.`", "diffusers 0.42.1", "ltx-core 1.0.0 (March 2026)", "ltx-core in August 2026",
+         "first shows at", "float32", "bfloat16"],
+        [[f"`{name}`", row.diffusers, row.march, row.august, first(effects, name),
+          *(largest(effects, name, dtype) for dtype in record.DTYPES)] for name, row in ROWS.items()])]
+    lines += ["The last two columns are the largest effect on an output in any conformance case, switched alone from "
+              "diffusers'", "conventions; the tables below have all of them.", "", "What to pick:", ""]
+    return [*lines, *(f"- `{name}`: {row.advice}" for name, row in ROWS.items()), ""]
+
+
+def first(effects: Effects, name: str) -> str:
+    """Of the first case that each of its values has an effect on: the first tap whose bits differ."""
+    found: dict[str, str | None] = {}
+    for (case_id, dtype), row in effects.items():
+        for (field, value), effect in row.items():
+            if field == name and effect and value not in found:
+                model, inputs = prepared(next(case for case in RECORDED if case.id == case_id), dtype)
+                other = switched(model, flipped(DIFFUSERS, name, value))
+                found[value] = divergence(run(model, inputs), run(other, inputs))
+    return ", ".join(f"`{tap}`" for tap in found.values()) or "nowhere"
+
+
+def largest(effects: Effects, name: str, dtype: str) -> str:
+    return number(max(effect for (_, at), row in effects.items() if at == dtype
+                      for (field, _), effect in row.items() if field == name))
+
+
+def sizes(effects: Effects) -> list[str]:
+    header = ["case", *(f"{name} = {value}" for name, value in switches())]
+    lines = ["## Effect of each switch, case by case", "",
+             "Switched alone, from diffusers' conventions. 0: the bits of both outputs are the same.", ""]
+    for dtype in record.DTYPES:
+        lines += [dtype, "", *table(header, [
+            [case.id, *map(number, effects[case.id, dtype].values())] for case in RECORDED])]
+    return lines
+
+
+def exchanges() -> list[str]:
+    choices: dict[str, tuple[Conventions, dict[str, Any]]] = {
+        "own": (DIFFUSERS, {}), "other": (DIFFUSERS, {"use_cross_timestep": True}),
+        "other gate": (replace(DIFFUSERS, exchange="other_gate"), {})}
+    pairs = [("own", "other"), ("own", "other gate"), ("other", "other gate")]
+    rows = []
+    for case in RECORDED:
+        if case.name in ("t2v", "i2v", "keyframes") and case.conventions == DIFFUSERS:
+            model, inputs = prepared(case, "float32")
+            found = {name: outputs(switched(model, how), inputs | more) for name, (how, more) in choices.items()}
+            rows.append([case.id, *(number(distance(found[b], found[a])) for a, b in pairs)])
+    return table(["case", *(f"{a} / {b}" for a, b in pairs)], rows)
+
+
+def proof() -> list[str]:
+    """From diffusers to ltx-core, one convention after the other: how far the outputs are from the recorded ones."""
+    rows = []
+    for case in LTX_CORE_CASES:
+        for dtype in record.DTYPES:
+            (model, inputs), recorded = prepared(case, dtype), record.load(case, dtype).taps
+            row = [case.id, dtype, number(distance(outputs(model, inputs), recorded))]
+            for field in fields(Conventions):
+                value = getattr(LTX_CORE_2026_03, field.name)
+                model = switched(model, flipped(model.conventions, field.name, value))
+                row.append(number(distance(outputs(model, inputs), recorded)))
+            found = run(model, inputs)
+            same = sum(torch.equal(found[name], x) for name, x in recorded.items())
+            rows.append([*row, f"{same} of {len(recorded)}"])
+    names = [field.name for field in fields(Conventions)]
+    differ = [name for name in names if getattr(LTX_CORE_2026_03, name) != getattr(LTX_CORE_2026_08, name)]
+    return ["## All of them together: nothing is left", "",
+            "Distance from what ltx-core 1.0.0 computed (recorded), with diffusers' conventions, and with one",
+            "convention after the other switched to `LTX_CORE_2026_03`, from left to right. The last column counts the",
+            "recorded taps whose bits are then the same.", "",
+            *table(["case", "dtype", "diffusers", *(f"+ {name}" for name in names), "identical taps"], rows),
+            f"`LTX_CORE_2026_08` differs from it in {' and '.join(f'`{name}`' for name in differ)}. That state cannot",
+            "be installed: `tests/test_conventions.py` compares it with tensors that ltx-core 1.2.0 computed, where",
+            "`LTX2REF_EXTRA_CASES` names the folder that has them.", ""]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)] + [""]
+
+
+def number(x: float) -> str:
+    return f"{x:.1e}" if x else "0"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,512 @@
+"""A second, independent implementation of the LTX-2 forward, in float64 NumPy, which reads the conformance kit.
+
+    ltx2ref kit export kit
+    python scripts/numpy_port.py kit results
+    ltx2ref kit check results
+
+Written from the equations, by other hands than the package, of which it imports nothing, nor torch. It is there to
+be read, and to be the pattern of a port in another language: attention runs head by head, softmax is spelled out,
+nothing is fused, and every number is float64, from the sinusoid and the rotary angles to the output. Parameter names
+and config keys are those of diffusers.
+
+    sub-layer    x + gate * f(rms(x) * (1 + scale) + shift)     (shift, scale, gate) = table + AdaLN(timestep)
+    block        self-attention, text attention, exchange between the streams, feed-forward
+    attention    q = rms(Wq x) * g, k = rms(Wk c) * g, both rotated; per head softmax(q k^T / sqrt(d) + b) v
+                 times 2 * sigmoid(the head's logit of x); heads joined; Wo
+    output       Wo(layer_norm(x) * (1 + scale) + shift)        (shift, scale) = table + timestep embedding
+
+Array axes: B batch, T tokens, S text tokens, D width, H heads, K modulation rows, P position axes, R = head_dim / 2.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+Array = np.ndarray
+Weights = dict[str, Array]
+Rope = tuple[Array, Array]  # cosines and sines (B, T, H, R)
+EPS = 1e-6
+TAPS: dict[str, Array] = {}  # what the last operation computed, by the kit's names
+
+
+def tap(name: str, x: Array) -> Array:
+    TAPS[name] = x
+    return x
+
+
+@dataclass
+class Stream:
+    """One stream: its tokens `x`, which the blocks change, and what stays as it is for all blocks."""
+
+    prefix: str  # of its parameter names: "" (video) or "audio_"
+    x: Array  # (B, T, D)
+    text: Array  # (B, S, D)
+    heads: int
+    modulates_queries: bool  # text attention: three more rows, for its queries and its gate
+    modulates_text: bool  # text attention: two rows for its keys and values
+    offsets: Array  # (B, 1|T, 6|9, D), from the timestep
+    embedding: Array  # (B, 1|T, D), from the timestep
+    exchange_offsets: Array  # (B, 1|T, 5, D)
+    text_offsets: Array | None  # (B, 1, 2, D), from sigma
+    rope: Rope  # for self-attention
+    time_rope: Rope  # for the exchange
+    text_bias: Array | None  # (B, 1|T, S)
+    self_bias: Array | None  # (B, T, T)
+
+
+def default(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def f64(x: Any) -> Array:
+    return np.asarray(x, dtype=np.float64)
+
+
+def linear(w: Weights, name: str, x: Array) -> Array:
+    return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)  # some configs have no bias
+
+
+def rms_norm(x: Array) -> Array:
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPS)
+
+
+def modulate(x: Array, scale: Array, shift: Array) -> Array:
+    return x * (1.0 + scale) + shift
+
+
+def sigmoid(x: Array) -> Array:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def gelu(x: Array) -> Array:
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def softmax(scores: Array) -> Array:
+    powers = np.exp(scores - np.maximum(np.max(scores, axis=-1, keepdims=True), -1e300))
+    return powers / np.maximum(np.sum(powers, axis=-1, keepdims=True), 1e-300)  # 0 where nothing is kept
+
+
+def video_positions(config: dict[str, Any], frames: int, height: int, width: int, fps: float) -> Array:
+    """The bounds of the patches: (3, T, 2), seconds and pixels, in (frame, height, width) order."""
+    sizes, axes = (config["patch_size_t"], config["patch_size"], config["patch_size"]), []
+    for axis, count in enumerate((frames, height, width)):
+        start, scale = np.arange(0.0, count, sizes[axis]), config["vae_scale_factors"][axis]
+        bounds = np.stack([start, start + sizes[axis]], axis=-1) * scale
+        if axis == 0:  # causal: the first latent frame stands for fewer frames
+            bounds = np.maximum(bounds + config["causal_offset"] - scale, 0.0) / fps
+        axes.append(bounds)
+    index = np.meshgrid(*(np.arange(len(bounds)) for bounds in axes), indexing="ij")
+    return np.stack([bounds[i.reshape(-1)] for bounds, i in zip(axes, index, strict=True)])
+
+
+def audio_positions(config: dict[str, Any], frames: int) -> Array:
+    """The bounds of the patches: (1, T, 2), seconds."""
+    size, scale = config["audio_patch_size_t"], config["audio_scale_factor"]
+    start = np.arange(0.0, frames, size)
+    mel = np.maximum(np.stack([start, start + size], axis=-1) * scale + config["causal_offset"] - scale, 0.0)
+    return (mel * config["audio_hop_length"] / config["audio_sampling_rate"])[None]
+
+
+def middles(coords: Array) -> Array:
+    """Of bounds (B, P, T, 2); points (B, P, T) are taken as they are."""
+    return coords if coords.ndim == 3 else (coords[..., 0] + coords[..., 1]) / 2.0
+
+
+def rope_tables(name: str, middle: Array, maxima: list[float], width: int, heads: int, theta: float) -> Rope:
+    """(B, P, T) positions -> cosines and sines (B, T, H, R) of D/2 angles: each head gets its own R of them."""
+    batch, axes, tokens = middle.shape
+    count = width // (2 * axes)
+    frequencies = theta ** np.linspace(0.0, 1.0, count) * math.pi / 2.0
+    angles = np.zeros((batch, tokens, width // 2))
+    for p in range(axes):
+        u = middle[:, p, :, None] / maxima[p] * 2.0 - 1.0
+        first = width // 2 - count * axes + p  # what is left over stays zero, on the left
+        angles[:, :, first::axes] = u * frequencies
+    angles = angles.reshape(batch, tokens, heads, -1)
+    return tap(name + ".cos", np.cos(angles)), tap(name + ".sin", np.sin(angles))
+
+
+def rotate(x: Array, rope: Rope, layout: str) -> Array:
+    """x (B, T, H, 2R): "split" turns (r, r + R) of a head together, "interleaved" (2r, 2r + 1)."""
+    (cos, sin), half = rope, x.shape[-1] // 2
+    first, second = (slice(0, half), slice(half, None)) if layout == "split" else (slice(0, None, 2), slice(1, None, 2))
+    out = np.empty_like(x)
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., second] * cos + x[..., first] * sin
+    return out
+
+
+def attention(
+    w: Weights, name: str, x: Array, context: Array, heads: int, layout: str = "", x_rope: Rope | None = None,
+    context_rope: Rope | None = None, bias: Array | None = None, keep: Array | None = None,
+) -> Array:  # fmt: skip
+    """x (B, T, .), context (B, S, .). keep (B,): 1 = attention, 0 = v instead (self-attention only)."""
+    q = tap(name + ".norm_q", rms_norm(linear(w, name + ".to_q", x)) * w[name + ".norm_q.weight"])  # over all heads
+    k = tap(name + ".norm_k", rms_norm(linear(w, name + ".to_k", context)) * w[name + ".norm_k.weight"])
+    v = tap(name + ".to_v", linear(w, name + ".to_v", context))
+    q, k, v = (y.reshape(*y.shape[:2], heads, -1) for y in (q, k, v))
+    if x_rope is not None and context_rope is not None:
+        q, k = rotate(q, x_rope, layout), rotate(k, context_rope, layout)
+    q, k, result = tap(name + ".q", q), tap(name + ".k", k), np.empty_like(q)
+    for b in range(q.shape[0]):
+        for h in range(heads):
+            scores = q[b, :, h] @ k[b, :, h].T / math.sqrt(q.shape[-1]) + (0.0 if bias is None else bias[b])
+            result[b, :, h] = softmax(scores) @ v[b, :, h]
+    tap(name + ".sdpa", result)
+    if keep is not None:
+        result = v + keep[:, None, None, None] * (result - v)
+    if name + ".to_gate_logits.weight" in w:
+        logits = tap(name + ".to_gate_logits", linear(w, name + ".to_gate_logits", x))
+        result = result * tap(name + ".gate", 2.0 * sigmoid(logits))[..., None]
+    return tap(name + ".to_out", linear(w, name + ".to_out.0", result.reshape(*result.shape[:2], -1)))
+
+
+def multiplicative_bias(mask: Array) -> Array:
+    return (1.0 - f64(mask)) * -10000.0
+
+
+def text_mask_bias(mask: Array | None) -> Array | None:
+    """(B, S) of any dtype is multiplicative; (B, 1|T, S) is a bias if floating, "keep" if bool."""
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        return multiplicative_bias(mask)[:, None, :]
+    if mask.dtype == np.bool_:
+        return np.where(mask, 0.0, -np.inf)
+    if not np.issubdtype(mask.dtype, np.floating):
+        raise ValueError(f"text mask of 3 dimensions and dtype {mask.dtype}")
+    return f64(mask)
+
+
+def sinusoid(timestep: Array) -> Array:
+    phases = f64(timestep).reshape(len(timestep), -1, 1) * np.exp(-math.log(10000.0) * np.arange(128) / 128.0)
+    return np.concatenate([np.cos(phases), np.sin(phases)], axis=-1)
+
+
+def timestep_embedding(w: Weights, name: str, phases: Array) -> tuple[Array, Array]:
+    """(B, 1|T, 256) -> offsets (B, 1|T, K, D) of K rows, and the embedding (B, 1|T, D)."""
+    hidden = linear(w, name + ".emb.timestep_embedder.linear_1", phases)
+    embedding = linear(w, name + ".emb.timestep_embedder.linear_2", hidden * sigmoid(hidden))
+    offsets = linear(w, name + ".linear", embedding * sigmoid(embedding))
+    tap(name + ".emb", flat(embedding)), tap(name + ".linear", flat(offsets))
+    return offsets.reshape(*embedding.shape[:2], -1, embedding.shape[-1]), embedding
+
+
+def adaln(w: Weights, name: str, timestep: Array) -> tuple[Array, Array]:
+    """The same from (B,), (B, 1) or (B, T)."""
+    phases = sinusoid(timestep)
+    tap(name + ".sinusoid", flat(phases))
+    return timestep_embedding(w, name, phases)
+
+
+def flat(x: Array) -> Array:
+    """Noise levels of all tokens of all batch elements in one dimension."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def rows(name: str, *sources: tuple[Array, Array | None]) -> list[Array]:
+    """K rows that broadcast to (B, T, D): the tables' (K, D), plus offsets (B, 1|T, K, D) if any."""
+    if any(offsets is None for _, offsets in sources):
+        return [row for table, _ in sources for row in table]
+    found = np.concatenate([table + offsets for table, offsets in sources], axis=2)
+    tap(name, found.reshape(-1, *found.shape[2:]))
+    return [found[:, :, k] for k in range(found.shape[2])]
+
+
+def text_features(config: dict[str, Any], w: Weights, prefix: str, text: Array) -> Array:
+    if not config["use_prompt_embeddings"]:
+        return text
+    hidden = gelu(linear(w, prefix + "caption_projection.linear_1", text))
+    return tap(prefix + "caption_projection", linear(w, prefix + "caption_projection.linear_2", hidden))
+
+
+def tokens(config: dict[str, Any], w: Weights, prefix: str, latents: Array, keyframes: Array | None) -> Array:
+    """Latents (B, T, C) -> (B, T, D); `keyframes` (B, T, 1) of video in 2.5."""
+    x = tap(prefix + "proj_in", linear(w, prefix + "proj_in", latents))
+    if keyframes is not None and config["use_keyframes_abs_pos_embedding"]:
+        x = x + (keyframes > 0) * w["keyframes_abs_pos_embedding"]
+    return x
+
+
+def ropes(config: dict[str, Any], prefix: str, coords: Array) -> tuple[Rope, Rope]:
+    """For self-attention and for the exchange, which rotates by time alone."""
+    middle, theta, audio_heads = middles(coords), config["rope_theta"], config["audio_num_attention_heads"]
+    heads, width = config[prefix + "num_attention_heads"], config[prefix + "cross_attention_dim"]
+    maxima = [config[prefix + "pos_embed_max_pos"], config["base_height"], config["base_width"]]
+    seconds = max(config["pos_embed_max_pos"], config["audio_pos_embed_max_pos"])
+    time_width = config["audio_cross_attention_dim"]
+    return (rope_tables(prefix + "rope", middle, maxima, width, heads, theta),
+            rope_tables(f"cross_attn_{prefix}rope", middle[:, :1], [seconds], time_width, audio_heads, theta))
+
+
+def coordinates(config: dict[str, Any], inputs: dict[str, Any], name: str) -> Array:
+    """Bounds of the patches, (B|1, P, T, 2)."""
+    coords = inputs.get(name + "_coords")
+    if coords is not None:
+        return f64(coords)
+    if name == "video":
+        grid = inputs["num_frames"], inputs["height"], inputs["width"]
+        return video_positions(config, *grid, inputs.get("fps", 24.0))[None]
+    return audio_positions(config, inputs["audio_num_frames"])[None]
+
+
+def make_stream(config: dict[str, Any], w: Weights, inputs: dict[str, Any], name: str) -> Stream:
+    prefix, other, heard = ("", "audio", "a2v") if name == "video" else ("audio_", "video", "v2a")
+    x = tokens(config, w, prefix, f64(inputs[prefix + "hidden_states"]),
+               inputs.get("video_keyframes_mask") if name == "video" else None)
+    coords = coordinates(config, inputs, name)
+    tap(name + "_coords", np.broadcast_to(coords, (len(x), *coords.shape[1:])))
+    rope, time_rope = ropes(config, prefix, np.broadcast_to(coords, (len(x), *coords.shape[1:])))
+    self_mask = inputs.get("video_self_attention_mask") if name == "video" else None
+
+    timestep = default(inputs.get(prefix + "timestep"), inputs["timestep"])
+    sigma = {"video": inputs.get("sigma"), "audio": default(inputs.get("audio_sigma"), inputs.get("sigma"))}
+    exchange_timestep = f64(sigma[other] if inputs.get("use_cross_timestep") else timestep)
+    ratio = config["cross_attn_timestep_scale_multiplier"] / config["timestep_scale_multiplier"]
+    offsets, embedding = adaln(w, prefix + "time_embed", timestep)
+    scale_shifts, _ = adaln(w, f"av_cross_attn_{name}_scale_shift", exchange_timestep)
+    gate, _ = adaln(w, f"av_cross_attn_{name}_{heard}_gate", exchange_timestep * ratio)
+    modulates_text = config["cross_attn_mod"] or config["audio_cross_attn_mod"]  # one does for both streams
+    from_sigma = modulates_text and config["use_prompt_adaln_single"]
+    return Stream(
+        prefix, x, text_features(config, w, prefix, f64(inputs[prefix + "encoder_hidden_states"])),
+        config[prefix + "num_attention_heads"], config[prefix + "cross_attn_mod"], modulates_text, offsets, embedding,
+        exchange_offsets=np.concatenate([scale_shifts, gate], axis=2),
+        text_offsets=adaln(w, prefix + "prompt_adaln", sigma[name])[0] if from_sigma else None,
+        rope=rope, time_rope=time_rope, text_bias=text_mask_bias(inputs.get(prefix + "encoder_attention_mask")),
+        self_bias=None if self_mask is None else multiplicative_bias(self_mask),
+    )  # fmt: skip
+
+
+def self_attention(w: Weights, block: str, s: Stream, layout: str, keep: Array | None) -> None:
+    name = f"{block}{s.prefix}attn1"
+    shift, scale, gate = rows(name + ".rows", (w[f"{block}{s.prefix}scale_shift_table"][0:3], s.offsets[:, :, 0:3]))
+    h = tap(name + ".input", modulate(rms_norm(tap(name + ".stream", s.x)), scale, shift))
+    s.x = s.x + gate * attention(w, name, h, h, s.heads, layout, s.rope, s.rope, s.self_bias, keep)
+
+
+def text_attention(w: Weights, block: str, s: Stream) -> None:
+    name = f"{block}{s.prefix}attn2"
+    h, text, gate = rms_norm(tap(name + ".stream", s.x)), s.text, f64(1.0)
+    if s.modulates_queries:
+        table = w[f"{block}{s.prefix}scale_shift_table"][6:9]
+        shift, scale, gate = rows(name + ".rows", (table, s.offsets[:, :, 6:9]))
+        h = modulate(h, scale, shift)
+    if s.modulates_text:  # the text itself is not normalised
+        shift, scale = rows(name + ".context_rows", (w[f"{block}{s.prefix}prompt_scale_shift_table"], s.text_offsets))
+        text = modulate(text, scale, shift)
+    h, text = tap(name + ".input", h), tap(name + ".context", text)
+    s.x = s.x + gate * attention(w, name, h, text, s.heads, bias=s.text_bias)
+
+
+def exchange(w: Weights, block: str, video: Stream, audio: Stream, layout: str) -> None:
+    # Five rows: a2v (scale, shift), v2a (scale, shift), gate. In all other tables shift is first.
+    tables = {"": w[block + "video_a2v_cross_attn_scale_shift_table"],
+              "audio_": w[block + "audio_a2v_cross_attn_scale_shift_table"]}
+    before = {"": video.x, "audio_": audio.x}  # both read the streams as they were
+    for name, s, other, two in (("audio_to_video_attn", video, audio, slice(0, 2)),
+                                ("video_to_audio_attn", audio, video, slice(2, 4))):
+        name, table, offsets = block + name, tables[s.prefix], s.exchange_offsets
+        sources = (table[two], offsets[:, :, two]), (table[4:5], offsets[:, :, 4:5])
+        scale, shift, gate = rows(name + ".rows", *sources)
+        h = tap(name + ".input", modulate(rms_norm(tap(name + ".stream", before[s.prefix])), scale, shift))
+        heard_rows = (tables[other.prefix][two], other.exchange_offsets[:, :, two])
+        scale, shift = rows(name + ".context_rows", heard_rows)
+        heard = tap(name + ".context", modulate(rms_norm(before[other.prefix]), scale, shift))
+        s.x = s.x + gate * attention(w, name, h, heard, audio.heads, layout, s.time_rope, other.time_rope)
+
+
+def feed_forward(w: Weights, block: str, s: Stream) -> None:
+    name = f"{block}{s.prefix}ff"
+    shift, scale, gate = rows(name + ".rows", (w[f"{block}{s.prefix}scale_shift_table"][3:6], s.offsets[:, :, 3:6]))
+    h = tap(name + ".input", modulate(rms_norm(tap(name + ".stream", s.x)), scale, shift))
+    s.x = s.x + gate * mlp(w, name, h)
+
+
+def mlp(w: Weights, name: str, x: Array) -> Array:
+    hidden = tap(name + ".activation", gelu(tap(name + ".proj", linear(w, name + ".net.0.proj", x))))
+    return tap(name + ".output", linear(w, name + ".net.2", hidden))
+
+
+def run_block(w: Weights, i: int, video: Stream, audio: Stream, layout: str, keep: Array | None,
+              isolated: bool) -> None:
+    block = f"transformer_blocks.{i}."
+    for stream in (video, audio):
+        self_attention(w, block, stream, layout, keep)
+        text_attention(w, block, stream)
+    if not isolated:
+        exchange(w, block, video, audio, layout)
+    for stream in (video, audio):
+        feed_forward(w, block, stream)
+    tap(block + "video", video.x), tap(block + "audio", audio.x)
+
+
+def output(w: Weights, prefix: str, x: Array, embedding: Array) -> Array:
+    centred = x - np.mean(x, axis=-1, keepdims=True)  # rms_norm of it is the layer norm
+    shift, scale = (row + embedding for row in w[prefix + "scale_shift_table"])  # the same for both
+    normed = modulate(tap(prefix + "norm_out", rms_norm(centred)), scale, shift)
+    return tap(prefix + "sample", linear(w, prefix + "proj_out", tap(prefix + "proj_out.input", normed)))
+
+
+def forward(config: dict[str, Any], weights: Weights, inputs: dict[str, Any]) -> tuple[Array, Array]:
+    """The model's velocities (video, audio). `inputs`: the arguments of the model's forward, by name."""
+    if config["norm_elementwise_affine"] or config["activation_fn"] != "gelu-approximate":
+        raise ValueError("no checkpoint is like this, and these equations do not cover it")
+    video, audio = (make_stream(config, weights, inputs, name) for name in ("video", "audio"))
+    perturbed = default(inputs.get("spatio_temporal_guidance_blocks"), []) if config["perturbed_attn"] else []
+    keep = f64(default(inputs.get("perturbation_mask"), np.zeros(len(video.x)))).reshape(-1)
+    for i in range(config["num_layers"]):
+        run_block(weights, i, video, audio, config["rope_type"], keep if i in perturbed else None,
+                  bool(inputs.get("isolate_modalities")))
+    return output(weights, "", video.x, video.embedding), output(weights, "audio_", audio.x, audio.embedding)
+
+
+# ---------------------------------------------------------------- the conformance kit
+def model(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    forward(case["config"], w, x | case["arguments"])
+
+
+def positions_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    name = case["module"]
+    coords = coordinates(case["config"], case["arguments"], name.removesuffix("_coords"))
+    tap(name, np.repeat(coords, case["arguments"]["batch"], axis=0))
+
+
+def rope_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    (name, coords), = x.items()
+    ropes(case["config"], "audio_" if name == "audio_coords" else "", coords)
+
+
+def sinusoid_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    tap(case["module"] + ".sinusoid", flat(sinusoid(x["timestep"])))
+
+
+def timestep_embedding_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    timestep_embedding(w, case["module"], x[case["module"] + ".sinusoid"][None])
+
+
+def rows_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    sources = []
+    for source in case["arguments"]["sources"]:
+        table = w[source["table"]]
+        offsets = x[source["offsets"]].reshape(1, len(x[source["offsets"]]), -1, table.shape[1])
+        sources.append((table[slice(*source["rows"])], offsets[:, :, slice(*source["offset_rows"])]))
+    rows(case["module"], *sources)
+
+
+def rotation_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    vectors, cos, sin = (x[name] for name in case["inputs"])
+    tap(case["module"], rotate(vectors.reshape(*cos.shape[:3], -1), (cos, sin), case["config"]["rope_type"]))
+
+
+def attention_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    name, config, given = case["module"], case["config"], case["arguments"]
+    heads = config["audio_num_attention_heads" if "audio" in name else "num_attention_heads"]
+    rope, context_rope = ((x[at + ".cos"], x[at + ".sin"]) if at else None for at in given["ropes"])
+    mask = x.get(given["mask"])
+    bias = multiplicative_bias(mask) if mask is not None and mask.ndim == 3 else text_mask_bias(mask)
+    h = x[name + ".input"]
+    attention(w, name, h, x.get(name + ".context", h), heads, config["rope_type"], rope, context_rope, bias,
+              x.get("perturbation_mask"))
+
+
+def feed_forward_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    mlp(w, case["module"], x[case["module"] + ".input"])
+
+
+def text_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    prefix = case["module"].removesuffix("caption_projection")
+    text_features(case["config"], w, prefix, x[prefix + "encoder_hidden_states"])
+
+
+def tokens_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    tap(case["module"], tokens(case["config"], w, "", x["hidden_states"], x["video_keyframes_mask"]))
+
+
+def exchange_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    block = case["module"]
+    video, audio = (given_stream(case, w, x, name) for name in ("video", "audio"))
+    video.x, audio.x = x[block + "audio_to_video_attn.stream"], x[block + "video_to_audio_attn.stream"]
+    exchange(w, block, video, audio, case["config"]["rope_type"])
+    tap(block + "ff.stream", video.x), tap(block + "audio_ff.stream", audio.x)
+
+
+def block_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    i = case["arguments"]["block"]
+    video, audio = (given_stream(case, w, x, name) for name in ("video", "audio"))
+    video.x, audio.x = (x[f"transformer_blocks.{i - 1}.{name}"] for name in ("video", "audio"))
+    run_block(w, i, video, audio, case["config"]["rope_type"], x.get("perturbation_mask"), False)
+
+
+def given_stream(case: dict[str, Any], w: Weights, x: dict[str, Any], name: str) -> Stream:
+    """What the kit gives of a stream to an exchange or a block: offsets, tables, text."""
+    prefix, heard = ("", "a2v") if name == "video" else ("audio_", "v2a")
+    config, batch = case["config"], len(x["rope.cos"])
+    width = config[prefix + "num_attention_heads"] * config[prefix + "attention_head_dim"]
+
+    def offsets(layer: str) -> Array | None:
+        found = x.get(layer + ".linear")
+        return None if found is None else found.reshape(batch, -1, found.shape[-1] // width, width)
+
+    def rope(at: str) -> Rope:
+        return x[at + ".cos"], x[at + ".sin"]
+
+    exchange_offsets = [offsets(f"av_cross_attn_{name}_{part}") for part in ("scale_shift", f"{heard}_gate")]
+    return Stream(
+        prefix, np.empty(0), x.get(prefix + "encoder_hidden_states", np.empty(0)),
+        config[prefix + "num_attention_heads"], config[prefix + "cross_attn_mod"],
+        config["cross_attn_mod"] or config["audio_cross_attn_mod"], default(offsets(prefix + "time_embed"), f64(0)),
+        f64(0), np.concatenate([y for y in exchange_offsets if y is not None], axis=2),
+        offsets(prefix + "prompt_adaln"), rope(prefix + "rope"), rope(f"cross_attn_{prefix}rope"),
+        text_mask_bias(x.get(prefix + "encoder_attention_mask")), None,
+    )  # fmt: skip
+
+
+def output_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
+    prefix, (stream, embedding) = case["module"].removesuffix("proj_out"), (x[name] for name in case["inputs"])
+    output(w, prefix, stream, embedding.reshape(len(stream), -1, stream.shape[-1]))
+
+
+OPERATIONS = {
+    "model": model, "positions": positions_case, "rope": rope_case, "sinusoid": sinusoid_case,
+    "timestep embedding": timestep_embedding_case, "rows": rows_case, "rotation": rotation_case,
+    "attention": attention_case, "feed-forward": feed_forward_case, "text projection": text_case,
+    "tokens": tokens_case, "exchange": exchange_case, "block": block_case, "output": output_case,
+}
+
+
+def given(file: dict[str, Array], prefix: str) -> dict[str, Array]:
+    """Tensors in float64, masks of whole numbers as they are; bfloat16 is the upper half of a float32's bits."""
+    found = {}
+    for name, x in file.items():
+        if name.startswith(prefix):
+            if x.dtype == np.uint16:
+                x = (x.astype(np.uint32) << 16).view(np.float32)
+            found[name.removeprefix(prefix)] = f64(x) if np.issubdtype(x.dtype, np.floating) else x
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kit", type=Path, help="a folder that `ltx2ref kit export` wrote")
+    parser.add_argument("results", type=Path, help="a folder for the results")
+    options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
+    for case in json.loads((options.kit / "kit.json").read_text(encoding="utf-8"))["cases"]:
+        file = load_file(options.kit / case["file"])
+        for dtype, result in case["results"].items():
+            TAPS.clear()
+            OPERATIONS[case["operation"]](case, given(file, f"{dtype}/weights/"), given(file, f"{dtype}/inputs/"))
+            computed = {name: np.ascontiguousarray(TAPS[name]) for name in case["outputs"]}
+            save_file(computed, options.results / result)
+
+
+if __name__ == "__main__":
+    main()
