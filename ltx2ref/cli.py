@@ -15,7 +15,12 @@ import torch
 
 from . import __version__
 from .checkpoint.convert import Report, convert
+from .checkpoint.facts import RELEASES
+from .checkpoint.header import parse_json
 from .checkpoint.inspection import Description, inspect
+from .checkpoint.plan import make_plan
+from .config import TransformerConfig
+from .describe import Architecture, Lengths, describe, lengths
 from .kit.check import check, failures, lacking
 from .kit.export import export
 from .parity import record
@@ -30,6 +35,8 @@ from .parity.switches import conventions_of
 from .parity.tracefile import load_trace
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
 from .progress import track
+from .vendor import Copy, some, vendor
+from .vendor import check as check_copy
 
 COLOURS = {IDENTICAL: "green", WITHIN: "cyan", FAILED: "bold red", INCONCLUSIVE: "yellow"}
 Command = argparse.ArgumentParser
@@ -45,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     add_kit(commands)
     add_inspect(commands)
     add_convert(commands)
+    add_describe(commands)
+    add_vendor(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -264,6 +273,115 @@ def print_report(report: Report) -> None:
         print(f"left out: {', '.join(report.left_out)}")
     for note in report.assumed:
         print(f"assumed: {note}")
+
+
+def add_describe(commands: Any) -> None:
+    command = add_command(
+        commands, "describe", run_describe, "Say what the architecture is made of, and what one forward costs.",
+        """examples:
+  ltx2ref describe 2.3                                              121 frames of 768 x 512 and their audio
+  ltx2ref describe 2.0 --frames 241 --width 1280 --height 704 --seconds 10
+  ltx2ref describe transformer/ --tokens 14080 126 1024 --dtype float32 --json
+
+FLOPs are 2 for each multiplication with an addition, of matrix products and attention alone. Memory is that of a
+forward without gradients, one noise level per video, and attention and RMSNorm that hold nothing but their result.
+
+exit status: 0 described, 2 unusable input""")
+    command.add_argument("what", nargs="?", default="2.3", metavar="RELEASE|PATH",
+                         help=f"{', '.join(RELEASES)}, a checkpoint, or a diffusers config.json; default: 2.3")
+    command.add_argument("--frames", type=int, default=121, help="of the video; default: 121")
+    command.add_argument("--height", type=int, default=512, help="in pixels; default: 512")
+    command.add_argument("--width", type=int, default=768, help="in pixels; default: 768")
+    command.add_argument("--fps", type=float, default=24.0, help="default: 24")
+    command.add_argument("--seconds", type=float, help="of the audio; default: as long as the video")
+    command.add_argument("--text", type=int, default=1024, metavar="TOKENS", help="default: 1024")
+    command.add_argument("--batch", type=int, default=1, help="default: 1")
+    command.add_argument("--tokens", type=int, nargs=3, metavar=("VIDEO", "AUDIO", "TEXT"), help="in place of sizes")
+    command.add_argument("--dtype", choices=["float64", "float32", "bfloat16", "float16"], default="bfloat16",
+                         help="default: bfloat16")
+
+
+def run_describe(options: argparse.Namespace) -> int:
+    config = config_named(options.what)
+    n = Lengths._make([*options.tokens, options.batch]) if options.tokens else lengths(
+        config, options.frames, options.height, options.width, options.seconds, options.fps, options.text,
+        options.batch)
+    described = describe(config, n, getattr(torch, options.dtype))
+    if options.json:
+        print_json(asdict(described) | {"lengths": n._asdict()})
+    else:
+        print_architecture(options.what, described)
+    return 0
+
+
+def config_named(what: str) -> TransformerConfig:
+    """Raises `ValueError` for what is neither a release nor a file that says its config."""
+    if what in RELEASES:
+        return RELEASES[what]
+    if not Path(what).exists():
+        raise ValueError(f"{what}: expected one of the releases {', '.join(RELEASES)}, or a file or folder")
+    if what.endswith(".json"):
+        return TransformerConfig.from_diffusers(parse_json(Path(what).read_bytes()))
+    plan = make_plan(what)
+    plan.check()
+    return plan.config
+
+
+def print_architecture(what: str, d: Architecture) -> None:
+    v, a = d.config.video, d.config.audio
+    print(f"{what}: {d.config.num_layers} blocks; video {v.dim} wide, {v.num_heads} heads of {v.head_dim}; "
+          f"audio {a.dim} wide, {a.num_heads} heads of {a.head_dim}")
+    print(f"{d.parameters:,} parameters, {gib(d.weight_bytes)} in {d.dtype}; of one forward with {d.lengths.video:,} "
+          f"video, {d.lengths.audio:,} audio and {d.lengths.text:,} text tokens in a batch of {d.lengths.batch}: "
+          f"{d.flops / 1e12:,.4g} TFLOP, {gib(d.activation_bytes)} of activations\n")
+    rows = [[row.step, row.stream, f"{row.parameters:,}", f"{row.parameters / d.parameters:.1%}",
+             f"{row.flops / 1e12:,.3f}", f"{row.flops / d.flops:.1%}",
+             f"{held / 2**30:.2f}" if (held := d.activation_bytes_in.get(row.step)) and row.stream == "video" else "",
+             ", ".join(row.matrices[:3]) + ", ..." * (len(row.matrices) > 3)] for row in d.rows]
+    print_table(["step", "stream", "parameters", "share", "TFLOP", "share", "GiB", "matrices, in x out"],
+                rows, [None] * len(rows))
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def add_vendor(commands: Any) -> None:
+    command = add_command(
+        commands, "vendor", run_vendor, "Copy this package, or the model alone, into another project.",
+        """examples:
+  ltx2ref vendor myproject --as ltx2_reference             to myproject/ltx2_reference; or replace an unchanged copy
+  ltx2ref vendor myproject --as ltx2_model --model         the architecture files, which need torch and einops alone
+  ltx2ref vendor myproject --as ltx2_reference --check     what was changed there since, and what is newer here
+
+exit status: 0 copied, or the same as here; 1 (of --check) changed there or outdated; 2 unusable input""")
+    command.add_argument("parent", metavar="DIR", help="the folder in which the copy is to stand")
+    command.add_argument("--as", dest="name", required=True, metavar="NAME",
+                         help="the copy's name, as in `import NAME`")
+    action = command.add_mutually_exclusive_group()
+    action.add_argument("--model", action="store_true", help="the model alone: no checkpoints, verify, audit, ...")
+    action.add_argument("--check", action="store_true", help="compare only")
+
+
+def run_vendor(options: argparse.Namespace) -> int:
+    target = Path(options.parent) / options.name
+    copy = check_copy(target) if options.check else vendor(options.parent, options.name, model_only=options.model)
+    if options.json:
+        print_json(asdict(copy))
+    else:
+        print_copy(copy)
+    return 0 if copy.current else 1
+
+
+def print_copy(copy: Copy) -> None:
+    origin = f"ltx2ref {copy.version}{f', commit {copy.commit}' if copy.commit else ''}"
+    print(f"{copy.folder}: {'the model' if copy.model_only else 'all'} of {origin}; {copy.files} files")
+    if copy.changed:
+        print(f"changed there: {some(copy.changed)}")
+    if copy.outdated:
+        print(f"another version here, {__version__}, differs in: {some(copy.outdated)}")
+    if copy.current:
+        print(f"unchanged, and the same as version {__version__} here")
 
 
 def add_audit(commands: Any) -> None:

@@ -319,12 +319,12 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
 
 
-def test_the_wheel_holds_the_package_and_the_manifest_and_nothing_else(checkout: Path, wheel: Path) -> None:
+def test_the_wheel_holds_the_package_the_manifest_the_licence_and_nothing_else(checkout: Path, wheel: Path) -> None:
     paths = [path.relative_to(checkout) for path in (checkout / "ltx2ref").rglob("*") if path.is_file()]
     expected = {path.as_posix(): (checkout / path).read_bytes() for path in paths
                 if not any(part.startswith((".", "__pycache__")) for part in path.parts)}
     assert {"ltx2ref/py.typed", "ltx2ref/parity/reference/recording.json"} < set(expected)
-    expected["ltx2ref/weights_manifest.json"] = (ROOT / "weights_manifest.json").read_bytes()
+    expected |= {f"ltx2ref/{name}": (ROOT / name).read_bytes() for name in ("weights_manifest.json", "LICENSE")}
     found = contents(wheel)
     assert sorted(found) == sorted(expected)
     assert found == expected

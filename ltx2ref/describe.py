@@ -1,0 +1,211 @@
+"""The architecture in numbers: parameters, FLOPs and activation memory of each sub-layer, for given lengths.
+
+Everything is derived from the parameters' shapes, and from a run of one block on the meta device, where tensors have
+shapes and no data: a model of any size is described in seconds.
+"""
+import math
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .checkpoint.plan import Shapes, parameter_shapes
+from .config import TransformerConfig
+from .model import LTX2VideoTransformer3DModel
+
+BLOCKS = "transformer_blocks."
+# Step: the modules and tables of video, and of audio; those of a block from self-attention to modulation tables.
+STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "input": (("proj_in", "keyframes_abs_pos_embedding"), ("audio_proj_in",)),
+    "noise levels": (
+        ("time_embed", "prompt_adaln", "av_cross_attn_video_scale_shift", "av_cross_attn_video_a2v_gate"),
+        ("audio_time_embed", "audio_prompt_adaln", "av_cross_attn_audio_scale_shift", "av_cross_attn_audio_v2a_gate")),
+    "text projection": (("caption_projection",), ("audio_caption_projection",)),
+    "self-attention": (("attn1",), ("audio_attn1",)),
+    "text attention": (("attn2",), ("audio_attn2",)),
+    "exchange": (("audio_to_video_attn",), ("video_to_audio_attn",)),  # of the stream that listens
+    "feed-forward": (("ff",), ("audio_ff",)),
+    "modulation tables": (
+        ("scale_shift_table", "prompt_scale_shift_table", "video_a2v_cross_attn_scale_shift_table"),
+        ("audio_scale_shift_table", "audio_prompt_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table")),
+    "output": (("scale_shift_table", "proj_out"), ("audio_scale_shift_table", "audio_proj_out")),
+}
+IN_BLOCKS = ("self-attention", "text attention", "exchange", "feed-forward", "modulation tables")
+ATTENTIONS = {"self-attention": ("video", "audio"), "text attention": ("text", "text"), "exchange": ("audio", "video")}
+
+
+class Lengths(NamedTuple):
+    """Tokens of each kind in one element of the batch."""
+    video: int
+    audio: int
+    text: int
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stream's share of a step, of all blocks together."""
+    step: str
+    stream: str  # of the exchange: the one that listens
+    modules: list[str]
+    matrices: list[str]  # of these modules, each size once: in x out
+    parameters: int
+    flops: int       # of one forward: 2 for each multiplication with an addition, matrix products alone
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What `ltx2ref describe` knows. Memory is in bytes, above the weights and the inputs."""
+    config: TransformerConfig
+    lengths: Lengths
+    dtype: str
+    rows: list[Row]
+    parameters: int
+    flops: int
+    weight_bytes: int
+    activation_bytes: int              # most that is held at a time
+    activation_bytes_in: dict[str, int]  # most that is held during each step
+
+
+def lengths(config: TransformerConfig, frames: int, height: int, width: int, seconds: float | None = None,
+            fps: float = 24.0, text: int = 1024, batch: int = 1) -> Lengths:
+    """Tokens of a video of so many pixels, with audio as long as the video if `seconds` is None.
+
+    Raises `ValueError` for sizes that are not whole numbers of latent frames, rows and columns.
+    """
+    (t, y, x), offset = config.vae_scale_factors, config.causal_offset
+    for name, size, scale, first in (("frames", frames, t, offset), ("height", height, y, 0), ("width", width, x, 0)):
+        if size < 1 or (size - first) % scale:
+            raise ValueError(f"{name}: expected a multiple of {scale}{f' and {first} more' * bool(first)}, got {size}")
+    per_second = config.audio_sampling_rate / config.audio_hop_length / config.audio_scale_factor
+    audio = round((frames / fps if seconds is None else seconds) * per_second)
+    return Lengths(math.ceil(frames / t) * (height // y) * (width // x), audio, text, batch)
+
+
+def describe(config: TransformerConfig, lengths: Lengths, dtype: torch.dtype = torch.bfloat16) -> Architecture:
+    """The table for a forward with one noise level for each element of the batch, as in text-to-video."""
+    for name, n in lengths._asdict().items():
+        if n < 1:
+            raise ValueError(f"{name}: expected a positive number, got {n}")
+    shapes = parameter_shapes(config)
+    rows = [row for step in STEPS for i, stream in enumerate(("video", "audio"))
+            if (row := make_row(config, shapes, step, i, stream, lengths)) is not None]
+    parameters, memory = sum(map(math.prod, shapes.values())), activation_memory(config, lengths, dtype)
+    assert parameters == sum(row.parameters for row in rows)
+    return Architecture(
+        config=config, lengths=lengths, dtype=str(dtype).removeprefix("torch."), rows=rows, parameters=parameters,
+        flops=sum(row.flops for row in rows), weight_bytes=parameters * dtype.itemsize,
+        activation_bytes=max(memory.values()), activation_bytes_in=memory)
+
+
+def make_row(config: TransformerConfig, shapes: Shapes, step: str, i: int, stream: str, n: Lengths) -> Row | None:
+    """None where a release has no such module."""
+    prefix, times = (f"{BLOCKS}0.", config.num_layers) if step in IN_BLOCKS else ("", 1)
+    own = {module: found for module in STEPS[step][i] if (found := tensors_of(prefix + module, shapes))}
+    if not own:
+        return None
+    tensors = {name: shape for found in own.values() for name, shape in found.items()}
+    matrices = {name: shape for name, shape in tensors.items() if name.endswith(".weight") and len(shape) == 2}
+    flops = sum(2 * math.prod(shape) * getattr(n, passing(name, step, i, stream), 1)
+                for name, shape in matrices.items())
+    if step in ATTENTIONS:  # queries times keys, and probabilities times values
+        (inner, _), keys = matrices[f"{prefix}{STEPS[step][i][0]}.to_q.weight"], getattr(n, ATTENTIONS[step][i])
+        flops += 2 * 2 * getattr(n, stream) * keys * inner
+    widths = dict.fromkeys(f"{fan_in} x {fan_out}" for fan_out, fan_in in matrices.values())
+    return Row(step, stream, list(own), list(widths), times * sum(map(math.prod, tensors.values())),
+               times * n.batch * flops)
+
+
+def tensors_of(module: str, shapes: Shapes) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if name == module or name.startswith(f"{module}.")}
+
+
+def passing(name: str, step: str, i: int, stream: str) -> str:
+    """Which tokens a matrix is applied to; noise levels are one."""
+    if ".to_k." in name or ".to_v." in name:
+        return ATTENTIONS[step][i]
+    return {"noise levels": "one", "text projection": "text"}.get(step, stream)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, but for those `known` before; `peaks` of each `step`."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.step, self.now = "input", 0
+        self.peaks: dict[str, int] = {}
+        self.held = {x.untyped_storage()._cdata for x in known}  # views of these are nothing new
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.device.type == "meta":
+                self.hold(x.untyped_storage())
+        self.peaks[self.step] = max(self.peaks.get(self.step, 0), self.now)
+        return out
+
+    def hold(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.held:
+            self.held.add(key)
+            self.now += size
+            weakref.finalize(storage, self.release, key, size)
+
+    def release(self, key: int, size: int) -> None:
+        self.held.discard(key)
+        self.now -= size
+
+
+class Fused(TorchFunctionMode):
+    """Attention and RMSNorm as kernels that need nothing but their result, which is what runs on GPUs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.scaled_dot_product_attention, F.rms_norm):
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def activation_memory(config: TransformerConfig, n: Lengths, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes held at most during each step, of one block: without gradients, all blocks need the same."""
+    with torch.device("meta"), torch.no_grad():
+        model = LTX2VideoTransformer3DModel(replace(config, num_layers=1)).to(dtype)
+        inputs = blank_inputs(config, n, dtype)
+        live = Live([*model.parameters(), *(x for x in inputs.values() if isinstance(x, Tensor))])
+        with steps(model, live), Fused(), live:
+            model(**inputs)
+    return live.peaks
+
+
+def blank_inputs(config: TransformerConfig, n: Lengths, dtype: torch.dtype) -> dict[str, Any]:
+    v, a, level = config.video, config.audio, torch.empty(n.batch)
+    return {
+        "hidden_states": torch.empty(n.batch, n.video, v.in_channels, dtype=dtype),
+        "audio_hidden_states": torch.empty(n.batch, n.audio, a.in_channels, dtype=dtype),
+        "encoder_hidden_states": torch.empty(n.batch, n.text, v.text_dim, dtype=dtype),
+        "audio_encoder_hidden_states": torch.empty(n.batch, n.text, a.text_dim, dtype=dtype),
+        "timestep": level, "sigma": level, "num_frames": n.video, "height": 1, "width": 1, "audio_num_frames": n.audio}
+
+
+@contextmanager
+def steps(model: LTX2VideoTransformer3DModel, live: Live) -> Iterator[None]:
+    """`live.step` follows the model: a step begins where its first module does."""
+    block: Any = model.transformer_blocks[0]
+    firsts = {step: getattr(block, STEPS[step][0][0]) for step in IN_BLOCKS[:4]} | {"output": model.proj_out}
+
+    def begins(step: str) -> Any:
+        return lambda *_: setattr(live, "step", step)
+
+    hooks = [module.register_forward_pre_hook(begins(step)) for step, module in firsts.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

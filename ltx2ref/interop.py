@@ -1,0 +1,98 @@
+"""The model in the place where diffusers' pipelines expect their own: a thin shell, which imports no diffusers.
+
+    pipeline = LTX2Pipeline.from_pretrained("Lightricks/LTX-2", transformer=None)
+    pipeline.transformer = for_diffusers(ltx2ref.load("ltx-2-19b-dev.safetensors"))
+
+Afterwards and not as an argument of `from_pretrained`, which takes nothing there but diffusers' own classes.
+LoRAs are loaded by `load`, not by the pipeline; what diffusers adds to its own models (caches, offloading of single
+layers, quantisation, context parallelism) is not here. `enable_model_cpu_offload` works, as for any module.
+"""
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import TransformerConfig
+from .conventions import DIFFUSERS, Conventions
+from .model import LTX2VideoTransformer3DModel
+from .rope import audio_positions, video_positions
+
+
+class DiffusersConfig(TransformerConfig):
+    """A config that answers for all fields of a diffusers `config.json`, by attribute, by key and by `get`."""
+
+    def __getattr__(self, name: str) -> Any:  # for what is not a field here: patch_size and others
+        if name.startswith("_") or name not in (fields := self.to_diffusers()):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return fields[name]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_diffusers()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_diffusers())
+
+    def keys(self) -> Any:
+        return self.to_diffusers().keys()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.to_diffusers().get(key, default)
+
+
+class Coordinates:
+    """The part of diffusers' RoPE modules that pipelines call: patch bounds in float32, the same for the batch."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        self.config = config
+
+    def prepare_video_coords(self, batch_size: int, num_frames: int, height: int, width: int,
+                             device: torch.device | str | None = None, fps: float = 24.0) -> Tensor:
+        """(B, 3, T, 2): seconds, pixels, pixels."""
+        like = torch.empty(0, dtype=torch.float32, device=device)
+        return video_positions((num_frames, height, width), fps, self.config, like).repeat(batch_size, 1, 1, 1)
+
+    def prepare_audio_coords(self, batch_size: int, num_frames: int, device: torch.device | str | None = None,
+                             shift: int = 0) -> Tensor:
+        """(B, 1, T, 2): seconds, of `num_frames` latent frames from number `shift` on."""
+        like = torch.empty(0, dtype=torch.float32, device=device)
+        return audio_positions((shift, shift + num_frames), self.config, like).repeat(batch_size, 1, 1, 1)
+
+
+class PipelineTransformer(LTX2VideoTransformer3DModel):
+    """The model with what diffusers' pipelines ask of a transformer beyond the documented `forward`."""
+
+    def __init__(self, config: TransformerConfig, conventions: Conventions = DIFFUSERS) -> None:
+        super().__init__(DiffusersConfig(**asdict(config)), conventions)
+        self.rope = self.audio_rope = Coordinates(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.proj_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.proj_in.weight.device
+
+    def cache_context(self, name: str, **state: Any) -> AbstractContextManager[None]:
+        """There are no caches here: nothing."""
+        return nullcontext()
+
+    def forward(self, *args: Any, video_self_attention_mask: Tensor | None = None,
+                video_keyframes_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """The documented arguments; the masks, which newer diffusers takes by name, join `attention_kwargs`."""
+        masks = {"video_self_attention_mask": video_self_attention_mask, "video_keyframes_mask": video_keyframes_mask}
+        given = {name: mask for name, mask in masks.items() if mask is not None}
+        if given:
+            kwargs["attention_kwargs"] = (kwargs.get("attention_kwargs") or {}) | given
+        return super().forward(*args, **kwargs)
+
+
+def for_diffusers(model: LTX2VideoTransformer3DModel) -> PipelineTransformer:
+    """`model` for a diffusers pipeline, with the same parameters: shared, not copied."""
+    with torch.device("meta"):
+        shell = PipelineTransformer(model.config, model.conventions)
+    shell.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+    return shell.train(model.training)
