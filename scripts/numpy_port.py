@@ -129,8 +129,8 @@ def rope_tables(name: str, middle: Array, maxima: list[float], width: int, heads
         u = middle[:, p, :, None] / maxima[p] * 2.0 - 1.0
         first = width // 2 - count * axes + p  # what is left over stays zero, on the left
         angles[:, :, first::axes] = u * frequencies
-    angles = angles.reshape(batch, tokens, heads, -1)
-    return tap(name + ".cos", np.cos(angles)), tap(name + ".sin", np.sin(angles))
+    by_head: Array = angles.reshape(batch, tokens, heads, -1)
+    return tap(name + ".cos", np.cos(by_head)), tap(name + ".sin", np.sin(by_head))
 
 
 def rotate(x: Array, rope: Rope, layout: str) -> Array:

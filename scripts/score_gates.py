@@ -27,8 +27,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the bugs, the writers of files, the drawn models
 
-import mutants  # noqa: E402
-import tiny  # noqa: E402
+import mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+import tiny  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig  # noqa: E402
 from ltx2ref.parity.audit import judge_taps  # noqa: E402
@@ -302,18 +302,18 @@ bug looks like. *False alarms*: of the benign changes, those for which the gate 
 def page(table: Table, seed: int) -> str:
     rows, ours = summary(table), table.bugs[OURS]
     lines = [HEAD.format(seed=seed, torch=torch.__version__)]
-    for x in rows:
-        name = f"**{x['gate']}**" if x["gate"] == OURS else x["gate"]
-        lines.append(f"| {name} | {x['detected']}/{x['of']} | {x['float32']} | {x['bfloat16']} | "
-                     f"{x['localised']:.0%} | {x['hinted'] if x['gate'] == OURS else '-'} | "
-                     f"{x['false_alarms']}/{x['benign']} |")
+    for row in rows:
+        name = f"**{row['gate']}**" if row["gate"] == OURS else row["gate"]
+        lines.append(f"| {name} | {row['detected']}/{row['of']} | {row['float32']} | {row['bfloat16']} | "
+                     f"{row['localised']:.0%} | {row['hinted'] if row['gate'] == OURS else '-'} | "
+                     f"{row['false_alarms']}/{row['benign']} |")
     unseen = [bug for bug, x in ours.items() if x.detected and not x.failed["bfloat16"]]
     lines += ["", "What a port that has only bfloat16 cannot be shown: " + (", ".join(unseen) or "nothing") + ".", "",
-              "## By bug", "", "Which gates detect it, and in how many of its cases (float32, bfloat16) ltx2ref does.",
+              "## By bug", "", "Which gates detect it, and ltx2ref in which dtypes.",
               "", "| bug | ltx2ref | first wrong tap | other gates that detect it |", "|---|---|---|---|"]
     for bug, x in ours.items():
         others = [gate for gate in GATES if table.bugs[gate][bug].detected]
-        lines.append(f"| {bug} | {len(x.failed['float32'])}, {len(x.failed['bfloat16'])} | "
+        lines.append(f"| {bug} | {', '.join(dtype for dtype in DTYPES if x.failed[dtype])} | "
                      f"{' or '.join(f'`{tap}`' for tap in mutants.FIRST[bug][0])} | "
                      f"{'; '.join(others) or 'none'} |")
     lines += ["", "## By benign change", "", "| change | gates that call it a bug |", "|---|---|"]

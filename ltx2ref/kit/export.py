@@ -64,7 +64,8 @@ def provenance() -> dict[str, Any]:
 def everything() -> Iterator[tuple[dict[str, Any], Taps]]:
     """For each case its entry in kit.json, and the tensors of its file; components before models."""
     sources = {case.id: {dtype: Source(case, dtype) for dtype in DTYPES} for case in MODELS}
-    for part in track([*COMPONENTS, *MODELS], "writing the kit"):
+    parts: list[Case | Component] = [*COMPONENTS, *MODELS]
+    for part in track(parts, "writing the kit"):
         yield entry(part, sources[part.id if isinstance(part, Case) else part.case.id])
 
 
