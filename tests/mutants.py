@@ -224,7 +224,11 @@ def norm_in_bfloat16(x: Tensor, shape: Any, weight: None, bias: None, eps: float
 
 @mutant("output-norm-bf16")
 def _(model: Model) -> list[Patch]:
-    return [patch.object(torch, "layer_norm", norm_in_bfloat16)]  # which F.layer_norm calls
+    def layer_norm(x: Tensor, shape: Any, eps: float) -> Tensor:
+        with patch.object(torch, "layer_norm", norm_in_bfloat16):  # which F.layer_norm calls: a trace sees that
+            return F.layer_norm(x, shape, eps=eps)
+
+    return functional(ltx2ref.model, layer_norm=layer_norm)
 
 
 @mutant("qk-norm-per-head")
@@ -327,13 +331,15 @@ def _(folder: Path, seed: int) -> Loaded:
 # ---------------------------------------------------------------- where each shows, and the hints that name it
 GATES = ("av_cross_attn_video_a2v_gate.sinusoid", "av_cross_attn_audio_v2a_gate.sinusoid")
 TO_OUT = ("attn1.to_out", "audio_attn1.to_out")
+TABLES = tuple(f"{name}.{part}" for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
+               for part in ("cos", "sin"))
 FIRST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gate-multiplier-1": (GATES, ("scaled_timestep",)),
     "swapped-modality-sigma": (("av_cross_attn_video_scale_shift.sinusoid",), ("other_noise_level",)),
     "unscaled-gate-timestep": (GATES, ("scaled_timestep",)),
     "sigma-ignored": (("prompt_adaln.sinusoid",), ("other_noise_level",)),
-    "rope-float32-frequencies": (("rope.cos", "rope.sin"), ("wrong_frequencies", "float32_angles")),
-    "rope-bf16-positions": (("rope.cos", "rope.sin"), ("wrong_positions",)),
+    "rope-float32-frequencies": (TABLES, ("wrong_frequencies", "float32_angles")),
+    "rope-bf16-positions": (TABLES, ("wrong_positions",)),
     "rope-axis-major": (("rope.cos",), ("axis_major",)),
     "rope-patch-start": (("rope.cos",), ("wrong_positions",)),
     "rope-right-padding": (("rope.cos",), ("padding_side",)),

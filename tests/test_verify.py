@@ -57,7 +57,8 @@ def test_the_recorded_tensors_are_what_the_implementation_computes(case_id: str,
     with threads(record.environment()["threads"]):
         if not same_bits():
             pytest.skip("this machine's bits differ from the recording one's")
-        taps = record_reference.run(*record_reference.oracle(case, dtype))
+        model, inputs = record_reference.oracle(case, dtype)
+        taps = record_reference.run(model, case, inputs)
     recorded = record.load(case, dtype).taps
     assert taps.keys() == recorded.keys()
     assert all(torch.equal(taps[name], x) for name, x in recorded.items())
@@ -188,7 +189,9 @@ def test_a_trace_leaves_the_model_as_it_was_and_the_output_bit_identical() -> No
 
 
 def test_the_recordings_fit_the_package() -> None:
-    assert sum(file.stat().st_size for file in record.DIRECTORY.iterdir()) <= 6_000_000
+    sizes = {file.name: file.stat().st_size for file in record.DIRECTORY.iterdir()}
+    assert sum(size for name, size in sizes.items() if "-kit" not in name) <= 6_000_000
+    assert sum(sizes.values()) <= 10_000_000
 
 
 def test_the_generator_is_the_documented_one() -> None:
