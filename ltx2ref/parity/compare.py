@@ -3,9 +3,9 @@
 The budget of a tap is `1.5 * err(reference) + 4 * 2^-23 * |truth|`: what the reference itself loses against float64 in
 the same dtype, and half of that again for another order of the same roundings. Nothing else decides between rounding
 and a bug where there is a truth: up to the budget it is rounding, beyond twice the budget a divergence, and between
-them suspect, as more roundings are (a matmul whose partial sums are rounded, too, takes 1.6 budgets). Where there is no
-truth, a difference is called a divergence only if it takes half of the digits of the coarser dtype (relative L2 above
-the square root of its epsilon), and else stays suspect.
+them suspect, as more roundings are (a matmul whose partial sums are rounded, too, takes 1.6 budgets), but for phases,
+which have no sums. Where there is no truth, a difference is called a divergence only if it takes half of the digits of
+the coarser dtype (relative L2 above the square root of its epsilon), and else stays suspect.
 """
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,6 +28,7 @@ from .report import (
     TapRow,
 )
 from .sketch import Sketch, estimate, sketch
+from .taps import PHASES
 from .verify import FLOOR, SHARE, norm
 
 Taps = Mapping[str, Any]  # of tensors, or of sketches
@@ -74,7 +75,7 @@ def row(name: str, reference: Any, candidate: Any, true: Any, candidate_true: An
         numbers.pop("budget", None)
     elif local is not None and name in local.truth:
         numbers |= locally(name, candidate, local)
-    return TapRow(verdict=judged(numbers, coarser(reference, candidate)), **about, **numbers)
+    return TapRow(verdict=judged(name, numbers, coarser(reference, candidate)), **about, **numbers)
 
 
 def spread(name: str, x: Tensor, like: Any) -> Tensor:
@@ -84,13 +85,13 @@ def spread(name: str, x: Tensor, like: Any) -> Tensor:
     return x
 
 
-def judged(numbers: Mapping[str, Any], dtype: torch.dtype) -> str:
+def judged(name: str, numbers: Mapping[str, Any], dtype: torch.dtype) -> str:
     """Rounding, suspect or diverged, for tensors that are not the same."""
     budget = numbers.get("budget")
     if numbers.get("equal_rounded") or (budget is not None and budget <= 1):  # a NaN is not
         return ROUNDING
     if budget is not None:
-        return SUSPECT if budget <= CLEARLY else DIVERGED
+        return SUSPECT if budget <= CLEARLY and not name.endswith(PHASES) else DIVERGED  # phases have no sums
     return SUSPECT if numbers["relative"] <= torch.finfo(dtype).eps ** 0.5 else DIVERGED
 
 
@@ -156,7 +157,7 @@ def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: An
         error, own = estimate(as_sketch(true), b), estimate(as_sketch(true), a)
         budget = error.low / (SHARE * own.high + FLOOR) if same_roundings(a, b) else None
         numbers |= {"error": error.relative, "reference_error": own.relative, "budget": budget}
-    return TapRow(verdict=judged(numbers, coarser(a, b)), estimated=True, **about, **numbers)
+    return TapRow(verdict=judged(about["name"], numbers, coarser(a, b)), estimated=True, **about, **numbers)
 
 
 def summary(rows: list[TapRow], remarks: list[str]) -> Report:
