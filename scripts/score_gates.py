@@ -289,7 +289,8 @@ def merged(bugs: Mapping[str, Score]) -> dict[str, bool]:
 HEAD = """# The score of every gate in use
 
 Written by `python scripts/score_gates.py --write`, which draws models, weights and inputs afresh at each run; this one:
-`--seed {seed}`, torch {torch}, one thread, CPU.
+`--seed {seed} --judged {judged}` ({judged} case of each dtype, of those in which a bug shows, is put to
+ltx2ref, all of them to the other gates), torch {torch}, one thread, CPU.
 
 Thirty bugs that public projects really had, injected one at a time into models of the three releases, and changes that
 are no bugs. *Detected*: the gate fails for at least one case and dtype. *Localised*: of all its failures, those whose
@@ -302,7 +303,7 @@ bug looks like. *False alarms*: of the benign changes, those for which the gate 
 
 def page(table: Table, seed: int) -> str:
     rows, ours = summary(table), table.bugs[OURS]
-    lines = [HEAD.format(seed=seed, torch=torch.__version__)]
+    lines = [HEAD.format(seed=seed, judged=table.judged, torch=torch.__version__)]
     for row in rows:
         name = f"**{row['gate']}**" if row["gate"] == OURS else row["gate"]
         lines.append(f"| {name} | {row['detected']}/{row['of']} | {row['float32']} | {row['bfloat16']} | "
