@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ltx2ref import DIFFUSERS, LTX2VideoTransformer3DModel, assert_parity, cli
 from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named, judge
-from ltx2ref.parity.cases import CASES, Inputs, cross_timestep
+from ltx2ref.parity.cases import CASES, Inputs
 from ltx2ref.parity.compare import coarser, compare, ulps
 from ltx2ref.parity.isolate import isolate, truth
 from ltx2ref.parity.oracles import diffusers
@@ -201,8 +201,7 @@ def test_ltx_core_is_found_to_condition_the_exchange_on_the_other_stream(case_id
 
 @needs_ltx_core
 def test_ltx_core_only_rounds_its_rotation_in_bfloat16() -> None:
-    case = replace(BY_ID["2.3/coords"], extras=(*BY_ID["2.3/coords"].extras, cross_timestep))
-    report = audit(candidate_named("ltx-core"), case, torch.bfloat16, CPU)
+    report = audit(candidate_named("ltx-core"), BY_ID["2.3/cross-timestep"], torch.bfloat16, CPU)
     assert (report.verdict, report.first) == (ROUNDING, "rope.cos")
     assert report.sentence.startswith("first divergence at rope.cos (rounding), looks like another convention, "
                                       "identical to your candidate after switching `rotation_dtype` to 'model'")
@@ -219,8 +218,7 @@ def test_ltx_core_is_identical_to_its_conventions_at_every_tap(case_id: str, dty
 @needs_ltx_core
 def test_all_conventions_of_ltx_core_are_named_together() -> None:
     report = audit(candidate_named("ltx-core"), BY_ID["2.3/fractional-self-mask"], torch.bfloat16, CPU)
-    for name, value in (("positions_dtype", "model"), ("rotation_dtype", "model"), ("exchange", "other"),
-                        ("self_mask_bias", "log")):
+    for name, value in (("rotation_dtype", "model"), ("exchange", "other"), ("self_mask_bias", "log")):
         assert f"`{name}` to '{value}'" in report.hints[0]
     assert "up to" not in report.hints[0]
 

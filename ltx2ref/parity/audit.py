@@ -33,12 +33,14 @@ Fingerprint = dict[str, Any]
 
 
 class Setup(NamedTuple):
-    """What both implementations are given: a diffusers config, and parameters under diffusers' names."""
+    """What both implementations are given: a diffusers config, and parameters under diffusers' names. `coords` are
+    those of the reference, for an implementation whose model is given positions in place of a grid."""
     config: TransformerConfig
     state: dict[str, Tensor]
     inputs: Inputs
     dtype: torch.dtype
     device: torch.device
+    coords: dict[str, Tensor]
 
 
 class Candidate(NamedTuple):
@@ -57,7 +59,8 @@ def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.de
     model = build(case.config, dtype, conventions_of(reference)).to(device)
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
     state = {name: x.detach() for name, x in model.state_dict().items()}
-    theirs = candidate.run(Setup(case.config, state, inputs, dtype, device))
+    coords = {name: x.to(device) for name, x in run(model, inputs).items() if name.endswith("_coords")}
+    theirs = candidate.run(Setup(case.config, state, inputs, dtype, device, coords))
     about = fingerprint(device, dtype)
     return replace(judge(model, inputs, theirs), reference={"implementation": reference, **about},
                    candidate={"implementation": candidate.name, "version": candidate.version, **about})

@@ -275,8 +275,8 @@ LAYOUT = Layout(doors, original_name, streams)
 
 def taps(setup: Any) -> Taps:
     """All taps of one forward: see `audit.Setup`. Whatever `use_cross_timestep` says, 1.0.0 conditions the exchange
-    on the other stream's sigma."""
+    on the other stream's sigma. Positions are the reference's: its model is given them, its pipelines make them."""
     model = build_ltx_core(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device)
     with torch.no_grad(), trace(model.model, LAYOUT) as found:
-        run_ltx_core(model, {**setup.inputs, "use_cross_timestep": True})
+        run_ltx_core(model, {**setup.inputs, **setup.coords, "use_cross_timestep": True})
     return found
