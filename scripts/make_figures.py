@@ -213,7 +213,7 @@ FIGURES: dict[str, Callable[[Look], Any]] = {
     "block": draw_block, "rope": draw_rope, "modulation": draw_modulation, "cost": draw_cost}
 
 
-def style(look: Look) -> dict[str, Any]:
+def style(look: Look) -> dict[Any, Any]:
     return {"svg.hashsalt": "ltx2ref", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9,
             "text.color": look.ink, "axes.labelcolor": look.ink, "axes.edgecolor": look.faint, "axes.titlesize": 10,
             "xtick.color": look.ink, "ytick.color": look.ink, "axes.facecolor": "none", "figure.facecolor": "none",
