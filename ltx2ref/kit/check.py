@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoint.files import CheckpointError
 from ..checkpoint.header import read_header
 from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
@@ -111,7 +110,7 @@ def read_kit(kit: Path) -> list[dict[str, Any]]:
 def judge_one(case: Mapping[str, Any], dtype: str, path: Path, kit: Path) -> Result:
     if not path.exists():
         return Result(case["id"], dtype, None)
-    file = load_file(kit / case["file"])
+    file = read_tensors(kit / case["file"])
     expected = {name: part(file, f"{dtype}/expected/")[name] for name in case["outputs"]}
     given = read_results(path, expected)
     if case["operation"] == "model":
@@ -128,8 +127,7 @@ def judge_model(case: Mapping[str, Any], dtype: str, file: Taps, expected: Taps,
     model.load_state_dict(part(file, f"{dtype}/weights/"), assign=True)
     inputs: Inputs = part(file, f"{dtype}/inputs/") | case["arguments"]
     lifted = {name: inputs.pop(name) for name in LIFTED if name in inputs}
-    report = judge_taps(model.to(DTYPES[dtype]).eval(), inputs | {"attention_kwargs": lifted or None}, expected, given)
-    return report
+    return judge_taps(model.to(DTYPES[dtype]).eval(), inputs | {"attention_kwargs": lifted or None}, expected, given)
 
 
 def part(file: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
@@ -139,17 +137,19 @@ def part(file: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
 
 def read_results(path: Path, expected: Iterable[str]) -> Taps:
     """Raises `ValueError` for a file that is none, an unknown name, or a dtype that is no number's."""
-    try:
-        read_header(path)
-        found = part(load_file(path), "")
-    except CheckpointError as error:
-        raise ValueError(str(error)) from None
+    found = part(read_tensors(path), "")
     for name, x in found.items():
         if name not in expected:
             raise ValueError(f"{path.name}: {name} is no output of this case")
         if x.dtype not in NUMBERS:
             raise ValueError(f"{path.name}: {name} is {x.dtype}, expected float16, bfloat16, float32 or float64")
     return found
+
+
+def read_tensors(path: Path) -> Taps:
+    """Raises `CheckpointError`, a `ValueError`, for a file that is none."""
+    read_header(path)
+    return load_file(path)
 
 
 def failures(verdict: Verdict) -> dict[str, Report]:

@@ -59,16 +59,18 @@ def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.de
     model = build(case.config, dtype, conventions_of(reference)).to(device)
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
     state = {name: x.detach() for name, x in model.state_dict().items()}
-    coords = {name: x.to(device) for name, x in run(model, inputs).items() if name.endswith("_coords")}
+    taps, about = run(model, inputs), fingerprint(device, dtype)
+    coords = {name: x.to(device) for name, x in taps.items() if name.endswith("_coords")}
     theirs = candidate.run(Setup(case.config, state, inputs, dtype, device, coords))
-    about = fingerprint(device, dtype)
-    return replace(judge(model, inputs, theirs), reference={"implementation": reference, **about},
+    return replace(judge(model, inputs, theirs, taps), reference={"implementation": reference, **about},
                    candidate={"implementation": candidate.name, "version": candidate.version, **about})
 
 
-def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]) -> Report:
-    """What another implementation computed with this model's weights from these inputs."""
-    ours = run(model, inputs)
+def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any],
+          taps: Taps | None = None) -> Report:
+    """What another implementation computed with this model's weights from these inputs. `taps` are the model's own,
+    if they are there by now."""
+    ours = run(model, inputs) if taps is None else taps
     if not repeats(model, inputs, ours):
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
     return judge_taps(model, inputs, {name: x for name, x in ours.items()
