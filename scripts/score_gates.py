@@ -34,6 +34,7 @@ from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig  # noqa: E402
 from ltx2ref.parity.audit import judge_taps  # noqa: E402
 from ltx2ref.parity.compare import compare  # noqa: E402
 from ltx2ref.parity.hints import HINTS  # noqa: E402
+from ltx2ref.parity.isolate import truth  # noqa: E402
 from ltx2ref.parity.report import DIVERGED, SHAPE  # noqa: E402
 from ltx2ref.parity.verify import cast, run  # noqa: E402
 from ltx2ref.progress import track  # noqa: E402
@@ -197,7 +198,8 @@ class Table:
     def change(self, change: str, drawn: Drawn, theirs: Taps, ours: Taps | None = None) -> None:
         ours = drawn.taps if ours is None else ours
         if set(theirs) == set(OUTPUTS) or ours is not drawn.taps:
-            report = compare({name: ours[name] for name in theirs if name in ours}, theirs, truth_of(drawn, ours))
+            shown = {name: ours[name] for name in theirs if name in ours}
+            report = compare(shown, theirs, truth(drawn.model, drawn.inputs, shown))
         else:
             report = judge_taps(drawn.model, drawn.inputs, drawn.taps, theirs)
         failing = {gate: test(ours, theirs, drawn.dtype) for gate, test in GATES.items()}
@@ -207,11 +209,6 @@ class Table:
             if first is not None:
                 score.failed[drawn.dtype].add(drawn.name)
                 score.wrong.append(f"{drawn.name} {drawn.dtype}: {first}")
-
-
-def truth_of(drawn: Drawn, ours: Taps) -> Taps:
-    from ltx2ref.parity.isolate import truth
-    return truth(drawn.model, drawn.inputs, dict(ours))
 
 
 def in_any_block(name: str) -> str:

@@ -280,6 +280,18 @@ def test_more_roundings_than_the_references_are_suspect_at_most(case_id: str, dt
     assert max(row.budget or 0 for row in report.rows) < 1.75, "too close to what is called a divergence"
 
 
+@pytest.mark.parametrize("shown", [(), ("sample", "audio_sample"), ("proj_in", "sample", "audio_sample")])
+def test_phases_that_a_candidate_does_not_show_may_be_rounded_otherwise(shown: tuple[str, ...]) -> None:
+    run = reference("2.3/121-frames", "float32")
+    phases = {name: x.float() for name, x in run.truth.items() if name.endswith(verify.PHASES)}  # rounded once
+    theirs = verify.run(run.model, run.inputs, phases) | phases
+    report = judge(run.model, run.inputs, {name: theirs[name] for name in shown or theirs})
+    assert not {DIVERGED, SHAPE, SUSPECT} & {row.verdict for row in report.rows}
+    wrong = theirs | {"sample": theirs["sample"] * 1.001}
+    rows = judge(run.model, run.inputs, {name: wrong[name] for name in shown or wrong}).rows
+    assert [row.verdict for row in rows if row.name == "sample"] == [DIVERGED]
+
+
 @pytest.mark.parametrize("with_truth", [False, True])
 def test_a_bfloat16_model_against_a_float32_record_is_not_called_a_divergence(with_truth: bool) -> None:
     run, theirs = reference("2.3/t2v", "float32"), reference("2.3/t2v", "bfloat16").taps

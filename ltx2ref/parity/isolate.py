@@ -30,7 +30,10 @@ def wide(inputs: Inputs) -> Inputs:
 
 
 def truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference: Taps) -> Taps:
-    """Each tap of the reference in float64, given the reference's own phases; the phases in pure float64."""
+    """Each tap of the reference in float64, given those phases that are in `reference`; phases in pure float64.
+
+    Without them a last bit of an angle of thousands of radians counts as an error, of the reference, too.
+    """
     exact, given = doubled(model), wide(inputs)
     pure = run(exact, given)
     return run(exact, given, phases(reference)) | phases(pure)
