@@ -56,7 +56,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | to
     `conventions` are diffusers' unless the model is to compute as ltx-core does (`ltx2ref.LTX_CORE_2026_08`).
     Raises `CheckpointError`, with all problems, for anything that is not one whole model, or a LoRA for another one.
     """
-    recipe = prepare(path, dtype, config, nibbles, lora)
+    recipe = prepare(path, dtype, config, nibbles, lora, conventions)
     state = read(recipe, torch.device(device))
     with torch.device("meta"):
         result = LTX2VideoTransformer3DModel(recipe.plan.config, conventions)
@@ -72,8 +72,10 @@ class Recipe(NamedTuple):
 
 
 def prepare(path: str | Path, dtype: torch.dtype | None, config: TransformerConfig | None, nibbles: Nibbles | None,
-            lora: Sequence[tuple[str | Path, float]]) -> Recipe:
+            lora: Sequence[tuple[str | Path, float]], conventions: Conventions) -> Recipe:
     """The arguments of `load`, checked against the headers."""
+    if not isinstance(conventions, Conventions):
+        raise ValueError(f"conventions: expected ltx2ref.Conventions, got {conventions!r}")
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected float64, float32, bfloat16 or float16, got {dtype}")
     require_strengths(lora)

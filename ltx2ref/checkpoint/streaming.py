@@ -35,7 +35,7 @@ def stream(path: str | Path, *, dtype: torch.dtype | None = None, device: str | 
     `CheckpointError`, as it does for each weight that cannot be read. For forwards, one at a time; a forward of
     which gradients would be needed raises `RuntimeError`. A deep copy, and `double()`, are streamed, too.
     """
-    recipe = prepare(path, dtype, config, nibbles, lora)
+    recipe = prepare(path, dtype, config, nibbles, lora, conventions)
     outside = {name: torch.empty(weight.shape, dtype=recipe.dtype, device=device)
                for name, weight in recipe.plan.weights.items() if not name.startswith(BLOCKS)}
     for name in track(list(outside), f"loading {recipe.plan.source.path.name} outside its blocks"):
