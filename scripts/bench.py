@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from floor import PeakMemory, Run, flops, recorded_calls, replay, timed
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from ltx2ref import LTX_2_0, LTX_2_3, LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
@@ -46,10 +47,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0}
 # Relative, and far above the rounding of bfloat16: beyond it another one does another computation.
 MAX_DIFFERENCE = 5e-2
+NOTED = 0.005  # share of the time from which an operator is listed
 
 EXAMPLES = """examples:
   python scripts/bench.py                                     2 layers of 2.3 on the CPU, both dtypes
   python scripts/bench.py --dtype float32 --repeats 9         less noise
+  python scripts/bench.py --operators                         where the time goes, by operator
   python scripts/bench.py --release 2.0 --layers 1 --tokens 8x4x6 --json > bench.json
   python scripts/bench.py --device cuda                       bfloat16, eager and compiled, 8 layers, 4k to 30k tokens
   python scripts/bench.py --device cuda --tokens 16x16x24 --mode compiled --peak-tflops 165
@@ -76,6 +79,7 @@ class Result:
     floor_calls: int
     flops: int  # of the floor's calls: of the matmuls and attention
     peak_flops: float | None  # of the device per second, if known
+    operators: dict[str, dict[str, float]]  # name -> operator -> seconds of its own, if they were asked for
 
     def time_ratio(self, name: str) -> tuple[float, float]:
         """ltx2ref's time over another's: the median over rounds, and the noise of the rounds' ratios."""
@@ -123,6 +127,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--repeats", type=positive, help="rounds, one run of each in each (default: 3, on a GPU 10)")
     add("--peak-tflops", type=float, help="of the device, for the utilisation (default: known GPUs', in bfloat16)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    add("--operators", action="store_true", help="profile one run of each, and print the time of each operator, too")
     add("--json", action="store_true", help="print every measured number as JSON instead of the tables")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -172,7 +177,8 @@ def measure(config: TransformerConfig, dtype: str, args: argparse.Namespace) -> 
         runs[FLOOR] = bind(replay, calls)
         seconds = time_in_turns(runs, args.repeats, args.device, label)
         yield Result(dtype, "x".join(map(str, tokens)), timesteps, mode, seconds, peak, differences(outputs),
-                     len(calls), sum(map(flops, calls)), peak_flops(dtype, args))
+                     len(calls), sum(map(flops, calls)), peak_flops(dtype, args),
+                     {name: operators(run, args.device) for name, run in runs.items() if args.operators})
 
 
 def peak_flops(dtype: str, args: argparse.Namespace) -> float | None:
@@ -239,6 +245,15 @@ def time_in_turns(runs: Mapping[str, Run], repeats: int, device: str, label: str
         last = "  ".join(f"{name} {times[-1]:.3g} s" for name, times in seconds.items())
         progress(f"{label}: round {turn + 1} of {repeats}: {last}")
     return seconds
+
+
+def operators(run: Run, device: str) -> dict[str, float]:
+    """Seconds that each operator takes itself, of one run."""
+    progress("profiling")
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")) as found:
+        run()
+    field = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    return {event.key.removeprefix("aten::"): getattr(event, field) / 1e6 for event in found.key_averages()}
 
 
 # ---------------------------------------------------------------- weights and inputs
@@ -334,6 +349,17 @@ def report(results: list[Result], facts: Mapping[str, Any]) -> None:
     ):  # fmt: skip
         rows = [(result.dtype, result.tokens, result.timesteps, result.mode, *cells(result)) for result in results]
         print_table(title, ("dtype", "tokens", "timesteps", "mode", *columns), rows)
+    for result in results if any(result.operators for result in results) else ():
+        print_table(f"Operators that take {NOTED:.1%} or more, seconds of their own: {result.dtype}, {result.tokens}, "
+                    f"{result.timesteps}, {result.mode}", ("operator", *result.operators), by_operator(result))
+
+
+def by_operator(result: Result) -> list[tuple[str, ...]]:
+    ours, *others = result.operators.values()
+    least = NOTED * sum(ours.values())
+    names = sorted({name for found in (ours, *others) for name, seconds in found.items() if seconds >= least},
+                   key=lambda name: -ours.get(name, 0.0))
+    return [(name, *(f"{found.get(name, 0.0):.4f}" for found in result.operators.values())) for name in names]
 
 
 def times(result: Result) -> Iterator[str]:
