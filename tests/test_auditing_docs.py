@@ -15,7 +15,9 @@ from ltx2ref.parity import compare, report, taps
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.verify import FLOOR, SHARE, build, run
 
-DOC = (Path(__file__).parents[1] / "docs" / "auditing.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOC = (ROOT / "docs" / "auditing.md").read_text(encoding="utf-8")
 CODE = {source.split("\n", 1)[0].removeprefix("# "): source
         for source in re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)}
 CONSOLE = [block.splitlines() for block in re.findall(r"```console\n(.*?)```", DOC, re.DOTALL)]
@@ -53,8 +55,26 @@ def said(line: str) -> str:
 
 
 def test_the_readme_quotes_the_same_sentence() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert CONSOLE[0][1] in " ".join(readme.split())
+    assert CONSOLE[0][1] in " ".join(README.split())
+
+
+def test_the_readme_s_port_needs_no_more_than_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code with a model that is right, and with one that is not."""
+    (source,) = re.findall(r"```python\n(# my_port.py\n.*?)```", README, re.DOTALL)
+    (tmp_path / "readme_port.py").write_text(
+        "from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig\n\n"
+        "def MyPort(config, dtype):\n"
+        "    return LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(config)).to(dtype)\n\n" + source)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert cli.main(["audit", "readme_port:run", "--case", "2.3/t2v"]) == 2
+    assert "identical at all of 2 taps" in capsys.readouterr().out
+    import readme_port  # type: ignore[import-not-found]
+    right = readme_port.run
+    monkeypatch.setattr(readme_port, "run", lambda config, state, inputs, dtype: right(
+        config, state, inputs | {"timestep": inputs["timestep"] / 1000}, dtype))
+    assert cli.main(["audit", "readme_port:run", "--case", "2.3/t2v"]) == 1
 
 
 def test_the_setup_for_other_languages_is_the_case_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
