@@ -226,6 +226,17 @@ def test_the_next_block_is_read_while_the_current_one_computes(tmp_path: Path, m
     assert order == list(range(LAYERS)) and threading.get_ident() not in threads and len(threads) == 1
 
 
+@pytest.mark.parametrize("larger", [False, True])
+def test_pages_of_a_file_larger_than_the_memory_are_given_back(larger: bool, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    path, dropped = written(tmp_path), []
+    monkeypatch.setattr(streaming, "physical_memory", lambda: path.stat().st_size - larger)
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *what: dropped.append(what))
+    streamed, resident = both(path)
+    assert_same(streamed, resident)
+    assert dropped == [(0, 0, os.POSIX_FADV_DONTNEED)] * LAYERS * larger
+
+
 def assert_set(event: threading.Event) -> None:
     assert event.wait(60), "the next block was not read meanwhile"
 

@@ -2,6 +2,7 @@
 
 Hooks on the blocks do it. What the blocks compute, and what a trace sees of them, is what it is with `load`.
 """
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -133,6 +134,7 @@ class BlockReader:
         for name, _ in sorted(stored, key=lambda item: (item[1].tensor.file.path, item[1].tensor.start)):
             self.fill(room[name.removeprefix(block)], name)
         require_unchanged(self.recipe)
+        drop_cached(self.recipe)
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         return room
@@ -151,6 +153,20 @@ class BlockReader:
 def require_unchanged(recipe: Recipe) -> None:
     for file in recipe.plan.source.files:
         file.open().close()
+
+
+def drop_cached(recipe: Recipe) -> None:
+    """Of files that are larger than the memory, no page is still there when the next forward wants it: the kernel need
+    not search for the oldest ones."""
+    files = recipe.plan.source.files
+    if hasattr(os, "posix_fadvise") and sum(file.size for file in files) > physical_memory():
+        for file in files:
+            with file.open() as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def assign(block: nn.Module, parameters: Room) -> None:
