@@ -262,7 +262,7 @@ def test_load_takes_conventions(tmp_path: Path) -> None:
     assert equal(outputs(loaded, inputs), outputs(like(model, LTX_CORE_2026_08), inputs))
     assert not equal(outputs(loaded, inputs), outputs(model, inputs))
     for read in (ltx2ref.load, ltx2ref.stream):
-        with pytest.raises(ValueError, match="conventions: expected ltx2ref.Conventions, got 'ltx-core'"):
+        with pytest.raises(ValueError, match=r"conventions: expected ltx2ref\.Conventions, got 'ltx-core'"):
             read(tmp_path / "transformer", conventions="ltx-core")  # type: ignore[operator]
 
 
