@@ -1,6 +1,6 @@
 """A damaged, contradictory or hostile checkpoint is refused with a clear error, or loads to exactly what it says.
 
-    pytest tests/test_bad_files.py -s                          # 500 mutations, and counts per kind
+    pytest tests/test_bad_files.py -s                          # 250 mutations, and counts per kind
     LTX2REF_CORPUS=full pytest tests/test_bad_files.py -s      # 5,000
 """
 import json
@@ -45,7 +45,7 @@ import ltx2ref
 from ltx2ref import CheckpointError
 
 FULL = "full" in (os.environ.get("LTX2REF_CORPUS"), os.environ.get("HYPOTHESIS_PROFILE"))
-COUNT, RESIZED, EXAMPLES = (5000, 600, 3000) if FULL else (500, 60, 100)
+COUNT, RESIZED, EXAMPLES = (5000, 600, 3000) if FULL else (250, 60, 100)
 SEED, SECONDS, MEGABYTES = 0, 2.0, 200.0
 ERROR_TYPE = f"{CheckpointError.__module__}.{CheckpointError.__name__}"
 bounded = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
