@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, FeedForward
 from .config import StreamConfig, TransformerConfig
-from .modulation import modulate, rms_norm, rows
+from .modulation import modulate, residual, rms_norm, rows
 from .rope import Rope
 
 A2V, V2A = slice(0, 2), slice(2, 4)  # the rows of each direction in the exchange's tables
@@ -42,7 +42,7 @@ class StreamLayer:
     def attend(self, x: Tensor, c: Conditioning, keep: Tensor | None) -> Tensor:
         shift, scale, gate = rows(self.table[0:3], c.mod[:, :, 0:3])
         h = modulate(rms_norm(x), scale, shift)
-        return x + gate * self.self_attn(h, h, (c.rope, c.rope), c.self_mask, keep)
+        return residual(x, gate, self.self_attn(h, h, (c.rope, c.rope), c.self_mask, keep))
 
     def read(self, x: Tensor, c: Conditioning) -> Tensor:
         h, text = rms_norm(x), c.text
@@ -52,21 +52,21 @@ class StreamLayer:
         if len(self.table) == 6:
             return x + self.text_attn(h, text, mask=c.text_mask)
         shift, scale, gate = rows(self.table[6:9], c.mod[:, :, 6:9])
-        return x + gate * self.text_attn(modulate(h, scale, shift), text, mask=c.text_mask)
+        return residual(x, gate, self.text_attn(modulate(h, scale, shift), text, mask=c.text_mask))
 
-    def show(self, x: Tensor, c: Conditioning, direction: slice) -> Tensor:
-        """This stream as the exchange sees it, listening or heard: (scale, shift), not (shift, scale)."""
+    def show(self, h: Tensor, c: Conditioning, direction: slice) -> Tensor:
+        """This stream, normalised, as it listens or is heard in the exchange: (scale, shift), in this order."""
         scale, shift = rows(self.cross_table[direction], c.cross_mod[:, :, direction])
-        return modulate(rms_norm(x), scale, shift)
+        return modulate(h, scale, shift)
 
-    def hear(self, x: Tensor, c: Conditioning, other: "StreamLayer", y: Tensor, d: Conditioning) -> Tensor:
+    def hear(self, h: Tensor, c: Conditioning, other: "StreamLayer", g: Tensor, d: Conditioning) -> Tensor:
         (gate,) = rows(self.cross_table[4:5], c.cross_gate)
-        q, kv = self.show(x, c, self.listens), other.show(y, d, self.listens)
-        return x + gate * self.cross_attn(q, kv, (c.cross_rope, d.cross_rope))
+        q, kv = self.show(h, c, self.listens), other.show(g, d, self.listens)
+        return gate * self.cross_attn(q, kv, (c.cross_rope, d.cross_rope))
 
     def feed_forward(self, x: Tensor, c: Conditioning) -> Tensor:
         shift, scale, gate = rows(self.table[3:6], c.mod[:, :, 3:6])
-        return x + gate * self.ff(modulate(rms_norm(x), scale, shift))
+        return residual(x, gate, self.ff(modulate(rms_norm(x), scale, shift)))
 
 
 class Block(nn.Module):
@@ -111,6 +111,7 @@ class Block(nn.Module):
         video, audio = self.video, self.audio
         vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)
         vx, ax = video.read(vx, vc), audio.read(ax, ac)
-        if not vc.isolated:  # one simultaneous exchange: both read the streams as they were before it
-            vx, ax = video.hear(vx, vc, audio, ax, ac), audio.hear(ax, ac, video, vx, vc)
+        if not vc.isolated:  # one simultaneous exchange: both hear the streams as they were before it
+            vh, ah = rms_norm(vx), rms_norm(ax)
+            vx, ax = vx + video.hear(vh, vc, audio, ah, ac), ax + audio.hear(ah, ac, video, vh, vc)
         return video.feed_forward(vx, vc), audio.feed_forward(ax, ac)

@@ -21,7 +21,13 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+    """x * (1 + scale) + shift. Here and below the sum takes the product's place: same bits, a tensor less."""
+    return (x * (1 + scale)).add_(shift)
+
+
+def residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y."""
+    return (gate * y).add_(x)
 
 
 def rows(table: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:

@@ -54,9 +54,12 @@ def rotation(coords: Tensor, max_position: tuple[int, ...], dim: int, config: Tr
 def apply_rope(x: Tensor, rope: Rope, layout: str) -> Tensor:
     """Rotate x (B, T, H, 2R) in the tables' dtype, float32 or wider, and round once at the end."""
     (cos, sin), (shape, axis) = rope, PLANES[layout]
-    a, b = x.to(torch.promote_types(x.dtype, cos.dtype)).unflatten(-1, shape).unbind(axis)
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype)).unflatten(-1, shape)
+    a, b = wide.unbind(axis)
     if layout == "split":  # the oracles round the first product, and fuse the second into the sum
-        rotated = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+        rotated = wide * cos.unsqueeze(axis)
+        rotated.select(axis, 0).addcmul_(b, -sin)
+        rotated.select(axis, 1).addcmul_(a, sin)
     else:
-        rotated = a * cos - b * sin, b * cos + a * sin
-    return torch.stack([half.to(x.dtype) for half in rotated], dim=axis).flatten(-2)
+        rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=axis)
+    return rotated.to(x.dtype).flatten(-2)

@@ -3,7 +3,8 @@
 One process, one set of weights and inputs. The implementations take turns, in another order each round, so
 that a busy or throttling machine disturbs them alike. The floor is what no rewrite in PyTorch can avoid: the
 `F.linear` and `F.scaled_dot_product_attention` calls of ltx2ref's own forward, replayed alone on tensors that
-already exist.
+already exist. On a CPU the time of an eager forward is also given over that of the same calls within it: both are of
+one run, so that this ratio is known far better on a machine whose speed varies from run to run.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from floor import PeakMemory, Run, flops, recorded_calls, replay, timed
+from floor import OwnCalls, PeakMemory, Run, flops, keep_freed_memory, recorded_calls, replay, timed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -74,6 +75,7 @@ class Result:
     timesteps: str
     mode: str
     seconds: dict[str, list[float]]  # name -> one time per round, in the same order for each name
+    own_calls: dict[str, list[float]]  # the part of it in matmuls and attention calls; of eager models on a CPU
     peak_bytes: dict[str, int]
     difference: dict[str, float]  # of the outputs, relative to ltx2ref's
     floor_calls: int
@@ -90,6 +92,11 @@ class Result:
         """ltx2ref's fastest run over another's: what a machine busy with other work disturbs least."""
         return min(self.seconds[OURS]) / min(self.seconds[name])
 
+    def over_own_calls(self, name: str) -> tuple[float, float]:
+        """The time of a forward over that of its own matmuls and attention: the median, and the noise."""
+        pairs = zip(self.seconds[name], self.own_calls[name], strict=True)
+        return centre([whole / part for whole, part in pairs])
+
     def utilisation(self, name: str) -> float | None:
         """Model FLOPs utilisation: of the median time, by the FLOPs of ltx2ref's matmuls and attention."""
         return self.flops / statistics.median(self.seconds[name]) / self.peak_flops if self.peak_flops else None
@@ -102,9 +109,10 @@ class Result:
 def main() -> None:
     args = parse_arguments()
     config = replace(RELEASES[args.release], num_layers=args.layers)
+    kept = not args.return_memory and args.device == "cpu" and keep_freed_memory()
     with torch.no_grad():
         results = [result for dtype in args.dtype for result in measure(config, dtype, args)]
-    facts = environment(args)
+    facts = environment(args, kept)
     if args.json:
         print(json.dumps({"environment": facts, "results": [asdict(r) for r in results]}, indent=1))
     else:
@@ -127,6 +135,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--repeats", type=positive, help="rounds, one run of each in each (default: 3, on a GPU 10)")
     add("--peak-tflops", type=float, help="of the device, for the utilisation (default: known GPUs', in bfloat16)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    add("--return-memory", action="store_true", help="CPU: let the C library give freed memory back to the system, its "
+        "default, so that large tensors are paged in each time (default: it keeps it, if it is glibc)")
     add("--operators", action="store_true", help="profile one run of each, and print the time of each operator, too")
     add("--json", action="store_true", help="print every measured number as JSON instead of the tables")
     args = parser.parse_args()
@@ -175,8 +185,8 @@ def measure(config: TransformerConfig, dtype: str, args: argparse.Namespace) -> 
         outputs, peak = outputs_and_peaks(runs, args.device)  # warms each up, too
         calls = recorded_calls(bind(forwards[EAGER][OURS], inputs))
         runs[FLOOR] = bind(replay, calls)
-        seconds = time_in_turns(runs, args.repeats, args.device, label)
-        yield Result(dtype, "x".join(map(str, tokens)), timesteps, mode, seconds, peak, differences(outputs),
+        seconds, own_calls = time_in_turns(runs, args.repeats, args.device, mode, label)
+        yield Result(dtype, "x".join(map(str, tokens)), timesteps, mode, seconds, own_calls, peak, differences(outputs),
                      len(calls), sum(map(flops, calls)), peak_flops(dtype, args),
                      {name: operators(run, args.device) for name, run in runs.items() if args.operators})
 
@@ -234,17 +244,25 @@ def differences(outputs: Mapping[str, Any]) -> dict[str, float]:
     return result
 
 
-def time_in_turns(runs: Mapping[str, Run], repeats: int, device: str, label: str) -> dict[str, list[float]]:
-    """`repeats` times of each; every round starts with the next one of them."""
+def time_in_turns(
+    runs: Mapping[str, Run], repeats: int, device: str, mode: str, label: str
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """`repeats` times of each, and of its own calls; every round starts with the next one of them."""
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    own_calls: dict[str, list[float]] = {}
     for turn in range(repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            seconds[name].append(timed(runs[name], device))
+            if name != FLOOR and (device, mode) == ("cpu", EAGER):
+                with OwnCalls() as own:
+                    seconds[name].append(timed(runs[name], device))
+                own_calls.setdefault(name, []).append(own.seconds)
+            else:
+                seconds[name].append(timed(runs[name], device))
         last = "  ".join(f"{name} {times[-1]:.3g} s" for name, times in seconds.items())
         progress(f"{label}: round {turn + 1} of {repeats}: {last}")
-    return seconds
+    return seconds, own_calls
 
 
 def operators(run: Run, device: str) -> dict[str, float]:
@@ -328,12 +346,13 @@ def centre(values: list[float]) -> tuple[float, float]:
     return middle, (high - low) / middle
 
 
-def environment(args: argparse.Namespace) -> dict[str, Any]:
+def environment(args: argparse.Namespace, kept: bool) -> dict[str, Any]:
     packages = {name: version(name) for name in ("torch", *OTHERS)}
     cpu = f"cpu {torch.backends.cpu.get_cpu_capability()}"
     device = torch.cuda.get_device_name() if args.device == "cuda" else cpu
     options = {name: getattr(args, name) for name in ("release", "layers", "batch", "repeats")}
-    return {"device": device, "threads": torch.get_num_threads(), **packages, **options}
+    memory = {"freed memory": "kept" if kept else "returned"} if args.device == "cpu" else {}
+    return {"device": device, "threads": torch.get_num_threads(), **packages, **options, **memory}
 
 
 def report(results: list[Result], facts: Mapping[str, Any]) -> None:
@@ -343,6 +362,8 @@ def report(results: list[Result], facts: Mapping[str, Any]) -> None:
         ("Forward: median seconds ± interquartile range", (OURS, *OTHERS, FLOOR), times),
         (f"Time: {OURS} over the other, median of the rounds' ratios ± interquartile range (fastest runs)",
          (*OTHERS, FLOOR, "its calls"), ratios),
+        ("Time of an eager forward on a CPU over that of its own matmuls and attention, in the same run",
+         (OURS, *OTHERS), own_ratios),
         (f"Peak activation memory: MiB, and {OURS}'s over the other's", (OURS, *memory), peaks),
         ("Model FLOPs utilisation, and TFLOP of a forward", (OURS, *OTHERS, FLOOR, "TFLOP"), utilisations),
         (f"Outputs: relative difference from {OURS}'s", OTHERS, distances),
@@ -373,6 +394,15 @@ def ratios(result: Result) -> Iterator[str]:
         middle, noise = result.time_ratio(name)
         yield f"{middle:.3f} ± {noise:.1%} ({result.fastest_ratio(name):.3f})"
     yield str(result.floor_calls)
+
+
+def own_ratios(result: Result) -> Iterator[str]:
+    for name in (OURS, *OTHERS):
+        if name not in result.own_calls:
+            yield "not measured"
+            continue
+        middle, noise = result.over_own_calls(name)
+        yield f"{middle:.4f} ± {noise:.1%}"
 
 
 def peaks(result: Result) -> Iterator[str]:

@@ -4,11 +4,13 @@ The floor is what no rewrite in PyTorch can avoid: the `F.linear` and `F.scaled_
 forward, recorded, and replayed alone on tensors that already exist.
 """
 
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, count
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,51 @@ def timed(run: Run, device: str) -> float:
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+class OwnCalls:
+    """The time that the `with` block spends in its own `F.linear` and attention calls: `seconds`.
+
+    It and the time of the whole block are of one run, so that a machine that computes faster in one run than in the
+    next changes both alike. Not for compiled models, nor on a GPU, where a call only starts the work.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        names = ("linear", "scaled_dot_product_attention")
+        self.patches = [patch.object(F, name, self.measured(getattr(F, name))) for name in names]
+
+    def measured(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.seconds += time.perf_counter() - start
+            return result
+
+        return call
+
+    def __enter__(self) -> "OwnCalls":
+        for each in self.patches:
+            each.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for each in self.patches:
+            each.stop()
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed, as PyTorch does on a GPU; False where it has no such setting.
+
+    glibc gives each tensor above 32 MiB back as soon as it is freed, and pages the next one in anew: what is
+    timed then is, to a part, the kernel.
+    """
+    trim_threshold, mmap_max = -1, -4  # glibc's names for them are M_TRIM_THRESHOLD and M_MMAP_MAX
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
 
 
 class PeakMemory:

@@ -243,9 +243,9 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("scale-shift-swapped")
 def _(model: Model) -> list[Patch]:
-    def show(self: StreamLayer, x: Tensor, c: Any, direction: slice) -> Tensor:
+    def show(self: StreamLayer, h: Tensor, c: Any, direction: slice) -> Tensor:
         shift, scale = rows(self.cross_table[direction], c.cross_mod[:, :, direction])
-        return modulate(rms_norm(x), scale, shift)
+        return modulate(h, scale, shift)
 
     return [patch.object(StreamLayer, "show", show)]
 
@@ -254,7 +254,7 @@ def _(model: Model) -> list[Patch]:
 def _(model: Model) -> list[Patch]:
     show = StreamLayer.show
     other = {0: ltx2ref.block.V2A, 2: ltx2ref.block.A2V}
-    return [patch.object(StreamLayer, "show", lambda self, x, c, direction: show(self, x, c, other[direction.start]))]
+    return [patch.object(StreamLayer, "show", lambda self, h, c, direction: show(self, h, c, other[direction.start]))]
 
 
 @mutant("sequential-exchange")
@@ -263,8 +263,8 @@ def _(model: Model) -> list[Patch]:
         video, audio = self.video, self.audio
         vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)
         vx, ax = video.read(vx, vc), audio.read(ax, ac)
-        vx = video.hear(vx, vc, audio, ax, ac)
-        ax = audio.hear(ax, ac, video, vx, vc)
+        vx = vx + video.hear(rms_norm(vx), vc, audio, rms_norm(ax), ac)
+        ax = ax + audio.hear(rms_norm(ax), ac, video, rms_norm(vx), vc)
         return video.feed_forward(vx, vc), audio.feed_forward(ax, ac)
 
     return [patch.object(Block, "forward", forward)]

@@ -18,10 +18,11 @@ def source(name: str) -> str:
     return (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
 
 
-def test_the_architecture_is_at_most_740_lines_of_110_columns() -> None:
-    """699 for diffusers' arithmetic; 41 for being ltx-core bit for bit, too: its conventions, documented, are 30."""
+def test_the_architecture_is_at_most_750_lines_of_110_columns() -> None:
+    """699 for diffusers' arithmetic; 41 for being ltx-core bit for bit, too: its conventions, documented, are 30;
+    10 for not being slower than either: sums in the place of their products."""
     lines = [line for name in FILES for line in source(name).splitlines()]
-    assert len(lines) <= 740 and max(map(len, lines)) <= 110
+    assert len(lines) <= 750 and max(map(len, lines)) <= 110
 
 
 def test_no_function_but_the_documented_forward_is_longer_than_30_lines() -> None:

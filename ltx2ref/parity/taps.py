@@ -53,9 +53,8 @@ ADALN_LAYERS = (
 PHASES = (".cos", ".sin", ".sinusoid")  # taps that are judged against pure float64
 ATTENTIONS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 FEED_FORWARDS = ("ff", "audio_ff")
-# The sub-layers whose residual this model's block normalises, in its order: the exchange shows each stream twice.
-NORMED = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn",
-          "video_to_audio_attn", "audio_to_video_attn", "ff", "audio_ff")
+# The sub-layers whose residual this model's block normalises, in its order.
+NORMED = (*ATTENTIONS, *FEED_FORWARDS)
 OUTPUTS = ("norm_q", "norm_k", "to_v", "to_gate_logits", "to_out")  # of an attention's layers
 # Sub-layer: (table, its rows, AdaLN layer, its rows), in turn; of the queries, and of keys and values.
 Recipe = tuple[tuple[str, slice, str, slice], ...]
@@ -101,8 +100,8 @@ class Recorder:
         return x
 
     def entering(self, sublayer: str) -> None:
-        """The residual is what was normalised first since the sub-layer before; ltx-core normalises both streams
-        of an exchange before its first direction."""
+        """The residual is what was normalised first since the sub-layer before; both streams of an exchange are
+        before its first direction."""
         self.sublayer = sublayer
         if self.streams or self.earlier:
             self(f"{sublayer}.stream", self.streams[0] if self.streams else self.earlier[-1])
@@ -312,8 +311,8 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
 
     def ropes(_: nn.Module, args: tuple[Any, ...], block: str) -> tuple[Any, ...]:
         vx, ax, vc, ac, *rest = args
-        exchange = () if vc.isolated else NORMED[4:8]
-        tap.norms = iter([f"{block}.{name}.stream" for name in (*NORMED[:4], *exchange, *NORMED[8:])])
+        skipped = ATTENTIONS[4:] if vc.isolated else ()
+        tap.norms = iter([f"{block}.{name}.stream" for name in NORMED if name not in skipped])
         vc = vc._replace(rope=pair("rope", vc.rope, len(vx)),
                          cross_rope=pair("cross_attn_rope", vc.cross_rope, len(vx)))
         ac = ac._replace(rope=pair("audio_rope", ac.rope, len(vx)),
