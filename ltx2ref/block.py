@@ -55,7 +55,7 @@ class StreamLayer:
         return residual(x, gate, self.text_attn(modulate(h, scale, shift), text, mask=c.text_mask))
 
     def show(self, h: Tensor, c: Conditioning, direction: slice) -> Tensor:
-        """This stream, normalised, as it listens or is heard in the exchange: (scale, shift), in this order."""
+        """This stream, normalised, as the exchange sees it, listening or heard: (scale, shift), not reversed."""
         scale, shift = rows(self.cross_table[direction], c.cross_mod[:, :, direction])
         return modulate(h, scale, shift)
 
@@ -114,4 +114,5 @@ class Block(nn.Module):
         if not vc.isolated:  # one simultaneous exchange: both hear the streams as they were before it
             vh, ah = rms_norm(vx), rms_norm(ax)
             vx, ax = vx + video.hear(vh, vc, audio, ah, ac), ax + audio.hear(ah, ac, video, vh, vc)
+            del vh, ah  # or the feed-forward, where memory peaks, would hold them, too
         return video.feed_forward(vx, vc), audio.feed_forward(ax, ac)

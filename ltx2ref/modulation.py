@@ -26,7 +26,6 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate * y."""
     return (gate * y).add_(x)
 
 
