@@ -55,7 +55,7 @@ class StreamLayer:
         return residual(x, gate, self.text_attn(modulate(h, scale, shift), text, mask=c.text_mask))
 
     def show(self, h: Tensor, c: Conditioning, direction: slice) -> Tensor:
-        """This stream, normalised, as the exchange sees it, listening or heard: (scale, shift), not reversed."""
+        """This stream, normalised, as the exchange sees it, listening or heard: scale before shift."""
         scale, shift = rows(self.cross_table[direction], c.cross_mod[:, :, direction])
         return modulate(h, scale, shift)
 
