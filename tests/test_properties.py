@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import RELEASES, Inputs, random_inputs, random_model, tiny_config
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 import ltx2ref.embeddings
 import ltx2ref.model
@@ -277,6 +277,24 @@ def test_a_block_is_the_identity_when_all_of_its_gates_are_closed(release: str, 
     with torch.no_grad():
         outputs = model.transformer_blocks[0](vx, ax, *rest)
     assert [torch.equal(x, y) for x, y in zip(outputs, (vx, ax), strict=True)] == [left_open == ""] * 2
+
+
+# ---------------------------------------------------------------- side effects
+@every_release
+@every_layout
+def test_nothing_that_a_module_was_given_or_returned_is_changed_later(release: str, layout: str) -> None:
+    """A hook can keep it as it is. Only what no module has seen is added to in place."""
+    model = random_model(tiny_config(release, rope_type=layout))
+    seen = [(x, x._version) for x in model.parameters()]
+
+    def look(*values: Any) -> None:
+        seen.extend((x, x._version) for x in tree_leaves(values[1:]) if isinstance(x, Tensor))
+
+    for module in model.modules():
+        module.register_forward_pre_hook(look, with_kwargs=True)
+        module.register_forward_hook(look, with_kwargs=True)
+    run(model, random_inputs(model.config, per_token=True, self_mask=True, stg=True, keyframes=True))
+    assert len(seen) > 500 and all(x._version == version for x, version in seen)
 
 
 # ---------------------------------------------------------------- gradients
