@@ -39,7 +39,8 @@ class OwnCalls:
     """The time that the `with` block spends in its own `F.linear` and attention calls: `seconds`.
 
     It and the time of the whole block are of one run, so that a machine that computes faster in one run than in the
-    next changes both alike. Not for compiled models, nor on a GPU, where a call only starts the work.
+    next changes both alike. The two functions are replaced, as a TorchFunctionMode would slow every other call, too.
+    Not for compiled models, nor on a GPU, where a call only starts the work.
     """
 
     def __init__(self) -> None:
