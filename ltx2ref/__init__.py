@@ -6,11 +6,12 @@ from .formats import ConfigError
 from .model import AudioVisualModelOutput
 from .parity.audit import assert_parity
 from .parity.compare import compare
+from .parity.exact import exact
 from .parity.taps import trace
 
 __all__ = [
     "DIFFUSERS", "LTX_2_0", "LTX_2_3", "LTX_2_5", "LTX_CORE_2026_03", "LTX_CORE_2026_08", "AudioVisualModelOutput",
     "CheckpointError", "ConfigError", "Conventions", "LTX2VideoTransformer3DModel", "TransformerConfig",
-    "assert_parity", "compare", "load", "save", "stream", "trace",
+    "assert_parity", "compare", "exact", "load", "save", "stream", "trace",
 ]
 __version__ = "0.1.0"

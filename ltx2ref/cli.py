@@ -25,6 +25,7 @@ from .describe import Architecture, Lengths, describe, lengths
 from .kit.check import check, failures, lacking
 from .kit.export import export
 from .parity import record
+from .parity.arithmetic import VERSION as ARITHMETIC
 from .parity.audit import audit, candidate_named
 from .parity.cases import CASES, RECORDED
 from .parity.compare import compare
@@ -94,39 +95,52 @@ def finite(value: Any) -> Any:
 def add_verify(commands: Any) -> None:
     command = add_command(
         commands, "verify", run_verify,
-        "Run the conformance cases here and compare every tap with what diffusers was recorded to compute.",
+        "Run the conformance cases here and compare every tap with what diffusers and ltx-core compute.",
         """examples:
-  ltx2ref verify                          every case, float32 and bfloat16, on the CPU
+  ltx2ref verify                          every case, in exact and in this machine's own arithmetic
+  ltx2ref verify --list                   the cases
   ltx2ref verify --case '2.3/*' --json    the cases of one release, as JSON
-  ltx2ref verify --device cuda            on a GPU: within the budget of the recording's own error
+  ltx2ref verify --arithmetic exact       identical or not: the same on every machine
+  ltx2ref verify --device cuda            on a GPU
 
 exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable input""")
-    command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
-    command.add_argument("--dtype", choices=[*record.DTYPES], help="default: all")
+    command.add_argument("--case", default="*", metavar="GLOB", help="RELEASE/NAME; default: all")
+    command.add_argument("--dtype", choices=[*record.EXACT_DTYPES], help="default: all; float16 exactly only")
+    command.add_argument("--arithmetic", choices=["exact", "native"], help="default: both")
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
+    command.add_argument("--list", action="store_true", help="print the names of the cases, and run none")
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    recording, device = record.environment(), usable(options.device)
-    chosen = [(case, dtype) for case in RECORDED for dtype in record.DTYPES
-              if fnmatch(case.id, options.case) and dtype == (options.dtype or dtype)]
+    chosen = [case for case in RECORDED if fnmatch(case.id, options.case)]
     if not chosen:
         raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in RECORDED)}")
+    if options.list:
+        names = [case.id for case in chosen]
+        if options.json:
+            print_json(names)
+        else:
+            print("\n".join(names))
+        return 0
+    recording, device = record.environment(), usable(options.device)
+    dtypes = record.DTYPES if options.arithmetic == "native" else record.EXACT_DTYPES
+    if options.dtype and options.dtype not in dtypes:
+        raise ValueError(f"--dtype {options.dtype}: recorded under exact arithmetic only, not natively")
+    runs = [(case, dtype) for case in chosen for dtype in dtypes if dtype == (options.dtype or dtype)]
     with threads(recording["threads"]):
-        here = probe(device, tuple(record.DTYPES.values()))
-        differing = [name for name, digest in recording["probe"].items() if here[name] != digest]
-        results = [verify(case, dtype, device, not differing) for case, dtype in track(chosen, "verifying")]
+        here = {} if options.arithmetic == "exact" else probe(device, tuple(record.DTYPES.values()))
+        differing = [name for name, digest in recording["probe"].items() if here and here[name] != digest]
+        results = [verify(case, dtype, device, not differing, options.arithmetic)
+                   for case, dtype in track(runs, "verifying")]
     if options.json:
         rows: list[dict[str, Any]] = [asdict(result) for result in results]
         print_json({"recording": recording, "here": {"torch": torch.__version__, "probe": here},
-                    "differing_operations": differing, "results": rows})
+                    "arithmetic": ARITHMETIC, "differing_operations": differing, "results": rows})
     else:
-        header = ["release", "case", "dtype", "verdict", "first divergent tap", "vs record",
-                  "vs float64 (record's)", ""]
-        styles = [COLOURS[result.verdict] if result.verdict != IDENTICAL else None for result in results]
-        print_table(header, [cells(result) for result in results], styles)
+        print_results(results)
+        print_failures(results)
         print_summary(results, recording, differing)
-    verdicts = {result.verdict for result in results}
+    verdicts: set[str] = set().union(*(result.verdicts for result in results))
     return 1 if FAILED in verdicts else 2 if INCONCLUSIVE in verdicts else 0
 
 
@@ -140,10 +154,35 @@ def usable(name: str) -> torch.device:
     return device
 
 
-def cells(result: CaseResult) -> list[str]:
-    return [result.release, result.case, result.dtype, result.verdict, result.first or "",
-            f"{result.against_record:.1e}" if result.against_record else "0",
-            f"{result.error:.1e} ({result.record_error:.1e})", result.note]
+def print_results(results: list[CaseResult]) -> None:
+    """Print a row for each case: for each dtype the exact verdict, and the native one as a share of its budget."""
+    columns = [key for dtype in record.EXACT_DTYPES for key in (dtype, f"{dtype} native")]
+    rows: dict[str, dict[str, str]] = {}
+    for result in results:
+        row = rows.setdefault(f"{result.release}/{result.case}", {})
+        if result.exact:
+            row[result.dtype] = result.exact.verdict
+        if result.native:
+            within = {WITHIN: f"{result.native.share:.2f}"}
+            row[f"{result.dtype} native"] = within.get(result.native.verdict, result.native.verdict)
+    shown = [key for key in columns if any(key in row for row in rows.values())]
+    failed = [any(verdict in (FAILED, INCONCLUSIVE) for verdict in row.values()) for row in rows.values()]
+    print_table(["case", *("native" if key.endswith("native") else key for key in shown)],
+                [[name, *(row.get(key, "") for key in shown)] for name, row in rows.items()],
+                ["bold red" if bad else None for bad in failed])
+
+
+def print_failures(results: list[CaseResult]) -> None:
+    for result in results:
+        at = f"{result.release}/{result.case} {result.dtype}"
+        if result.exact and result.exact.verdict == FAILED:
+            far = f", about {result.exact.distance:.1e} apart" if result.exact.distance is not None else ""
+            note = f"; {result.exact.note}" if result.exact.note else ""
+            print(f"{at}: exact: first differs at {result.exact.first}{far}; {result.exact.differing} of "
+                  f"{result.exact.taps} taps differ{note}")
+        if result.native and result.native.verdict in (FAILED, INCONCLUSIVE):
+            first = f" at {result.native.first}, {result.native.share:.3g} of the budget" if result.native.first else ""
+            print(f"{at}: native: {result.native.verdict}{first}{'; ' * bool(result.native.note)}{result.native.note}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str | None]) -> None:
@@ -160,17 +199,26 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
 
 
 def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:
-    counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in results))]
-    versions = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']}"
-    oracle = f"{versions} on torch {recording['torch']}, {recording['cpu_capability']}"
-    print(f"\n{len(results)} cases against {oracle}: {', '.join(counts)}.")
-    if differing:
-        print(f"This machine's bits differ from the recording one's in {len(differing)} of {len(recording['probe'])} "
-              f"probed operations ({', '.join(differing[:4])}{', ...' if len(differing) > 4 else ''}): "
-              "an error against float64 of up to 1.5 times the record's own is accepted, in each tap.")
-    else:
-        print("This machine computes with the recording one's bits: nothing but identical passes.")
-
+    exact = [result.exact for result in results if result.exact]
+    native = [result.native for result in results if result.native]
+    oracles = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']}"
+    print()
+    if exact:
+        same, taps = sum(x.verdict == IDENTICAL for x in exact), sum(x.taps for x in exact)
+        equal = taps - sum(x.differing for x in exact)
+        print(f"exact: {same} of {len(exact)} runs identical, {equal:,} of {taps:,} taps.")
+        print(f"  In arithmetic that is the same on every machine, this code computes "
+              f"{'what' if equal == taps else 'something else than'} {oracles} compute, operation by operation.")
+    if native:
+        counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in native))]
+        print(f"native: {', '.join(counts)}, of {len(native)} runs.")
+        if differing:
+            print(f"  This machine's bits are not the recording one's (torch {recording['torch']}, "
+                  f"{recording['cpu_capability']}) in {len(differing)} of {len(recording['probe'])} probed operations. "
+                  "An error against float64 may be 1.5 times the record's own; the numbers above are shares of that, "
+                  f"the largest {max(r.share for r in native):.2f}.")
+        else:
+            print("  This machine computes with the bits of the recording one: nothing but identical passes.")
 
 
 def add_inspect(commands: Any) -> None:

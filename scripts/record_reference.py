@@ -1,10 +1,14 @@
 """Record what pinned diffusers and ltx-core compute for the conformance cases, on the CPU, into the package.
 
-    python scripts/record_reference.py                  all cases
-    python scripts/record_reference.py --case '2.3/*'   some of them
+    python scripts/record_reference.py exact                   a digest of every tap, the same on every machine
+    python scripts/record_reference.py exact --case '2.3/*'    of some cases
+    python scripts/record_reference.py native                  tensors as this machine's arithmetic makes them
 
-Some 30 taps of the cases that `verify` runs, every tap of those from which the conformance kit is made.
-Nothing in a recording comes from this project's model but the norms of the float64 truth.
+Under exact arithmetic each case runs four times: three times with every result of the float64 library's functions
+moved by up to a unit in the last place. A case whose digests change is not recorded: give it another seed.
+
+In native arithmetic some 30 taps of the cases that `verify` runs, every tap of those from which the conformance kit is
+made. Nothing in a recording comes from this project's model but the norms of the float64 truth.
 """
 import argparse
 import json
@@ -21,29 +25,40 @@ from torch import nn
 from ltx2ref.conventions import DIFFUSERS
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import generator, record
+from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
 from ltx2ref.parity.cases import RECORDED, SEED, Case, Inputs
+from ltx2ref.parity.exact import exact
 from ltx2ref.parity.oracles.diffusers import LAYOUT, build_diffusers, run_diffusers
 from ltx2ref.parity.oracles.ltx_core import LAYOUT as LTX_CORE_LAYOUT
 from ltx2ref.parity.oracles.ltx_core import LTXCore, build_ltx_core, run_ltx_core
 from ltx2ref.parity.probe import probe
 from ltx2ref.parity.taps import ADALN_LAYERS, ROPES, Taps, trace
-from ltx2ref.parity.verify import cast, norm, truth
+from ltx2ref.parity.verify import Truth, cast, norm
+from ltx2ref.progress import track
 
 TAPS = [f"{name}{part}" for name in ROPES for part in (".cos", ".sin")] + [
     f"{name}{part}" for name in ADALN_LAYERS for part in (".sinusoid", ".emb")]
 THREADS = 1  # the most reproducible number, and for tensors this small the fastest
 
 
-def run(model: Any, case: Case, inputs: Inputs) -> Taps:
+SEEDS = (1, 2, 3)  # of the moves by a unit in the last place
+
+
+def run(model: Any, inputs: Inputs) -> Taps:
     if isinstance(model, LTXCore):
         with torch.no_grad(), trace(model.model, LTX_CORE_LAYOUT) as taps:
             run_ltx_core(model, inputs | {"use_cross_timestep": True})
     else:
         with torch.no_grad(), trace(model, LAYOUT) as taps:
             run_diffusers(model, inputs)
+    return taps
+
+
+def some(taps: Taps, case: Case) -> Taps:
+    """The taps whose tensors are worth storing."""
     return taps if case in KIT else {name: taps[name] for name in TAPS if name in taps} | {
         name: x for name, x in taps.items() if name.endswith((".video", ".audio"))} | {
-        name: taps[name] for name in ("sample", "audio_sample")}
+        name: taps[name] for name in record.OUTPUTS}
 
 
 def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
@@ -53,16 +68,38 @@ def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
         empty: Any = diffusers.LTX2VideoTransformer3DModel(**config)
     shapes = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
     build = build_diffusers if case.conventions == DIFFUSERS else build_ltx_core
-    model = build(config, generator.weights(shapes, SEED), record.DTYPES[dtype])
-    return model, cast(case.inputs(), record.DTYPES[dtype])
+    model = build(config, generator.weights(shapes, SEED), record.EXACT_DTYPES[dtype])
+    return model, cast(case.inputs(), record.EXACT_DTYPES[dtype])
 
 
-def record_case(case: Case, dtype: str) -> None:
+def record_exactly(case: Case) -> None:
+    """Raises `SystemExit` if a digest depends on the last bit of a float64 function."""
+    taps: dict[str, Taps] = {}
+    given: dict[str, Inputs] = {}
+    for dtype in record.EXACT_DTYPES:
+        model, given[dtype] = oracle(case, dtype)
+        taps[dtype] = run_exactly(model, given[dtype])
+        for seed in SEEDS:
+            moved = run_exactly(model, given[dtype], Nudged(seed))
+            changed = [name for name, x in taps[dtype].items() if record.digest(x) != record.digest(moved[name])]
+            if changed:
+                sys.exit(f"{case.id} {dtype}: {len(changed)} taps depend on the last bit of a float64 function (seed "
+                         f"{seed}), the first is {changed[0]}; give the case another seed")
+    package = "diffusers" if case.conventions == DIFFUSERS else "ltx-core"
+    record.save_exact(case, taps, given, f"{package} {version(package)}")
+
+
+def run_exactly(model: Any, inputs: Inputs, arithmetic: Arithmetic = EXACT) -> Taps:
+    with exact(arithmetic):
+        return run(model, inputs)
+
+
+def record_natively(case: Case, dtype: str) -> None:
     model, inputs = oracle(case, dtype)
-    taps, again = run(model, case, inputs), run(model, case, inputs)
+    taps, again = some(run(model, inputs), case), run(model, inputs)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         sys.exit(f"{case.id} {dtype}: the implementation does not repeat itself")
-    norms = {name: norm(x) for name, x in truth(case, record.DTYPES[dtype], taps).items()}
+    norms = {name: norm(x) for name, x in Truth(case, record.DTYPES[dtype]).of(taps).items()}
     record.save(case, dtype, taps, inputs, norms, SEED)
 
 
@@ -78,17 +115,22 @@ def environment() -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arithmetic", choices=["exact", "native"])
     parser.add_argument("--case", default="*", metavar="GLOB")
-    pattern = parser.parse_args().case
+    options = parser.parse_args()
     torch.set_num_threads(THREADS)
     record.DIRECTORY.mkdir(exist_ok=True)
-    (record.DIRECTORY / "recording.json").write_text(json.dumps(environment(), indent=1) + "\n")
-    chosen = [(case, dtype) for case in (*RECORDED, *KIT) for dtype in record.DTYPES if fnmatch(case.id, pattern)]
-    for i, (case, dtype) in enumerate(chosen):
-        print(f"\r{i + 1}/{len(chosen)} {case.id} {dtype}\033[K", end="", file=sys.stderr)
-        record_case(case, dtype)
-    size = sum(file.stat().st_size for file in record.DIRECTORY.iterdir())
-    print(f"\n{len(chosen)} recordings; {size / 1e6:.2f} MB in {record.DIRECTORY.name}/", file=sys.stderr)
+    if options.arithmetic == "exact":
+        chosen = [case for case in RECORDED if fnmatch(case.id, options.case)]
+        for case in track(chosen, "recording"):
+            record_exactly(case)
+    else:
+        (record.DIRECTORY / "recording.json").write_text(json.dumps(environment(), indent=1) + "\n")
+        chosen = [case for case in (*RECORDED, *KIT) if fnmatch(case.id, options.case)]
+        for case, dtype in track([(case, dtype) for case in chosen for dtype in record.DTYPES], "recording"):
+            record_natively(case, dtype)
+    size = sum(file.stat().st_size for file in record.DIRECTORY.rglob("*") if file.is_file())
+    print(f"{size / 1e6:.2f} MB in {record.DIRECTORY.name}/", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,12 @@ A file's metadata key "record" holds JSON: the case, dtype, configuration, seed,
 diffusers'; the order of the taps as the data meets them; taps that equal another one ("same"); the sha256 of every
 input; the float64 truth's norm of each tap.
 Of equal slices along a tap's first dimension one is stored, under the tap's name; "NAME.index" says which is where.
+
+What was recorded under exact arithmetic needs no tolerance, so a digest of each tap will do: one file for each case, in
+the folder `exact`, with DTYPE/digests (a row of 16 bytes for each tap), DTYPE/buckets (four float64 numbers for each,
+from which the size of a difference can be estimated) and both outputs as tensors.
 """
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +21,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..conventions import DIFFUSERS
+from .arithmetic import VERSION
 from .cases import Case, Inputs
 from .probe import sha256
+from .sketch import sketch
 from .taps import Taps
 
 DIRECTORY = Path(__file__).parent / "reference"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the recordings in native arithmetic
+EXACT_DTYPES = DTYPES | {"float16": torch.float16}
+OUTPUTS = ("sample", "audio_sample")
 SCHEMA = 1
 
 
@@ -95,3 +104,79 @@ def load(case: Case, dtype: str) -> Record:
         stored = {name: record["same"].get(name, name) for name in record["taps"]}
         taps = {name: file.get_tensor(at)[file.get_tensor(f"{at}.index").long()] for name, at in stored.items()}
     return Record(taps, record["inputs"], record["truth_norms"])
+
+
+# ---------------------------------------------------------------- under exact arithmetic
+@dataclass(frozen=True)
+class ExactRecord:
+    """What an implementation computed for one case in one dtype, under exact arithmetic."""
+    digests: dict[str, bytes]         # of each tap, in the order of the computation
+    buckets: dict[str, Tensor]        # of each tap, (4,) float64: see `buckets`
+    outputs: Taps
+    input_digests: dict[str, str]
+    implementation: str
+
+
+def exact_path(case: Case) -> Path:
+    return DIRECTORY / "exact" / f"{case.release}-{case.name}.safetensors"
+
+
+def digest(x: Tensor) -> bytes:
+    """Return 16 bytes that tell a tensor's dtype, shape and bits from any other's; docs/arithmetic.md defines them.
+
+    All NaNs are one. The zeros are two.
+    """
+    kind, shape = str(x.dtype).removeprefix("torch."), ",".join(map(str, x.shape))
+    x = x.detach().cpu().contiguous()
+    if x.is_floating_point():
+        x = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
+    numbers = x.flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{kind} {shape}\n".encode() + numbers).digest()[:16]
+
+
+def buckets(x: Tensor) -> Tensor:
+    """Return four float64 numbers whose squared distance to another tensor's estimates that of the tensors."""
+    return sketch(x).buckets.view(-1, 4).sum(0)
+
+
+def save_exact(case: Case, taps: dict[str, Taps], inputs: dict[str, Inputs], implementation: str) -> None:
+    """Write what was computed in each dtype."""
+    stored: Taps = {}
+    for dtype, found in taps.items():
+        stored[f"{dtype}/digests"] = torch.tensor([list(digest(x)) for x in found.values()], dtype=torch.uint8)
+        stored[f"{dtype}/buckets"] = torch.stack([buckets(x) for x in found.values()])
+        stored |= {f"{dtype}/{name}": found[name].contiguous() for name in OUTPUTS}
+    record = {
+        "schema": SCHEMA, "arithmetic": VERSION, "implementation": implementation, "case": case.id,
+        "config": case.config.to_diffusers(), "conventions": asdict(case.conventions),
+        "taps": {dtype: list(found) for dtype, found in taps.items()},
+        "inputs": {dtype: digests(given) for dtype, given in inputs.items()},
+    }
+    exact_path(case).parent.mkdir(exist_ok=True)
+    save_file(stored, exact_path(case), metadata={"record": json.dumps(record)})
+    exact_path(case).chmod(0o644)
+
+
+def load_exact(case: Case, dtype: str) -> ExactRecord:
+    """Raises `RecordError` if there is no usable recording of this case."""
+    path = exact_path(case)
+    if not path.exists():
+        raise RecordError(f"{case.id} {dtype}: no recording under exact arithmetic at {path}")
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()["record"])
+        require_same(f"{case.id} {dtype}", "version of exact arithmetic", record["arithmetic"], VERSION)
+        require_same(f"{case.id} {dtype}", "schema", record["schema"], SCHEMA)
+        require_same(f"{case.id} {dtype}", "configuration", record["config"], case.config.to_diffusers())
+        require_same(f"{case.id} {dtype}", "conventions", record["conventions"], asdict(case.conventions))
+        names = record["taps"][dtype]
+        rows = [bytes(row) for row in file.get_tensor(f"{dtype}/digests").tolist()]
+        return ExactRecord(
+            dict(zip(names, rows, strict=True)),
+            dict(zip(names, file.get_tensor(f"{dtype}/buckets"), strict=True)),
+            {name: file.get_tensor(f"{dtype}/{name}") for name in OUTPUTS}, record["inputs"][dtype],
+            record["implementation"])
+
+
+def require_same(what: str, name: str, recorded: Any, here: Any) -> None:
+    if recorded != here:
+        raise RecordError(f"{what}: recorded with another {name}: expected {here}, got {recorded}")

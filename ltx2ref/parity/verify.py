@@ -1,29 +1,40 @@
-"""Runs the conformance cases on this machine and judges every tap against the recorded one.
+"""Runs the conformance cases on this machine and judges every tap against the recorded one, in two ways.
 
-Where this machine computes with the bits of the recording one (see probe.py), anything but identical is a failure.
-Elsewhere a tap may be as far from the float64 truth as 1.5 times the recorded tensor is, plus a floor of 4 float32
-units in the last place of its norm: without the floor, the recorded implementation fails against itself on another CPU.
+*exact*: under exact arithmetic (exact.py) the bits are the same on every machine. Each tap is identical, or the case
+has failed; there is no tolerance. This shows that the model computes what the recorded implementation computes,
+operation by operation.
 
-The truth is the double model fed the record's own phases (RoPE cosines and sines, timestep sinusoids) and weights and
-inputs rounded to the record's dtype: RoPE angles reach 15,708 rad, so the float32 phases alone are 1e-5 away from
-pure float64, and budgets would be 70 times too loose. The phases themselves are judged against pure float64.
+*native*: in this machine's own arithmetic, whose last bits are its own. Where it computes with the bits of the
+recording machine (see probe.py), anything but identical is a failure. Elsewhere a tap may be as far from its float64
+truth as 1.5 times the recorded tensor is from its own, plus a floor of 4 float32 units in the last place of its norm:
+without the floor, the recorded implementation fails against itself on another CPU.
+
+The truth is the double model given weights and inputs rounded to the dtype, and the phases (RoPE cosines and sines,
+timestep sinusoids) of the side that is judged: its own for the candidate, its own for the record. RoPE angles reach
+15,708 rad, so that one unit in the last place of a float32 angle moves everything that follows by 1e-5, on each machine
+another way, and is no error of what follows. The phases themselves are judged against pure float64: RoPE by the budget,
+sinusoids by what a float32 phase may lose, whoever computes it.
 """
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from ..conventions import DIFFUSERS, Conventions
 from ..model import LTX2VideoTransformer3DModel
 from . import generator, record
 from .cases import SEED, Case, Inputs
-from .record import DTYPES, Record, RecordError
-from .taps import PHASES, Taps, trace
+from .exact import exact
+from .record import DTYPES, EXACT_DTYPES, OUTPUTS, ExactRecord, Record, RecordError
+from .taps import ADALN_LAYERS, PHASES, Taps, trace
 
 SHARE, FLOOR = 1.5, 4 * 2.0**-23  # of the record's own error; of the truth's norm
+PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
 IDENTICAL, WITHIN, FAILED, INCONCLUSIVE = "identical", "within budget", "FAILED", "inconclusive"
 
@@ -33,21 +44,46 @@ class TapResult:
     name: str
     verdict: str
     against_record: float  # relative L2
-    error: float           # against the truth, relative L2
-    record_error: float    # the recorded tensor's own
+    error: float           # against the candidate's truth, relative L2
+    record_error: float    # the recorded tensor's own, against its own truth
+    share: float           # of the budget that the error takes
 
 
 @dataclass(frozen=True)
-class CaseResult:
-    release: str
-    case: str
-    dtype: str
+class ExactResult:
+    """One case in one dtype under exact arithmetic."""
+    verdict: str
+    taps: int                # compared
+    differing: int
+    first: str | None        # differing tap
+    distance: float | None   # of the first from the record, relative L2, estimated; None: not the same shape or dtype
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class NativeResult:
+    """One case in one dtype in this machine's arithmetic."""
     verdict: str
     first: str | None        # divergent tap
+    share: float             # of the budget that an error takes, the largest of all taps
     against_record: float    # relative L2, the largest of all taps
     error: float             # of the outputs against the truth, relative L2, the larger one
     record_error: float      # the recorded outputs' own
     note: str = ""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Both verdicts on a case in one dtype. None: not asked for, or nothing is recorded in this dtype."""
+    release: str
+    case: str
+    dtype: str
+    exact: ExactResult | None
+    native: NativeResult | None
+
+    @property
+    def verdicts(self) -> set[str]:
+        return {result.verdict for result in (self.exact, self.native) if result is not None}
 
 
 def build(config: TransformerConfig, dtype: torch.dtype,
@@ -82,13 +118,32 @@ def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None 
     return {name: x.cpu() for name, x in taps.items()}
 
 
-def truth(case: Case, dtype: torch.dtype, recorded: Taps) -> Taps:
-    """Each tap in float64, given what was rounded before it."""
-    model = build(case.config, dtype, case.conventions).double()
-    inputs = moved(cast(case.inputs(), dtype), lambda x: x.double() if x.is_floating_point() else x)
-    pure = run(model, inputs)
-    conditional = run(model, inputs, phases(recorded))
-    return {name: (pure if name.endswith(PHASES) else conditional)[name] for name in recorded}
+class Truth:
+    """One case in float64, with the values that weights and inputs have in `dtype`."""
+
+    def __init__(self, case: Case, dtype: torch.dtype) -> None:
+        self.dtype, self.model = dtype, build(case.config, dtype, case.conventions).double()
+        self.inputs = moved(cast(case.inputs(), dtype), lambda x: x.double() if x.is_floating_point() else x)
+        self.bounds: Taps = {}  # of the sinusoids, from the timesteps that the model's layers are given
+        layers = {name: layer for name in ADALN_LAYERS if (layer := getattr(self.model, name)) is not None}
+        hooks = [layer.register_forward_pre_hook(partial(self.bound, name)) for name, layer in layers.items()]
+        self.pure = run(self.model, self.inputs)
+        for hook in hooks:
+            hook.remove()
+
+    def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """What each element may be off: float32 units in the last place of its phase, and one of its own.
+
+        A bound and not a budget, so that it does not depend on how lucky the recorded sinusoid is.
+        """
+        phase = given[0].reshape(-1, 1).abs() * torch.exp(-math.log(10_000) * torch.arange(128).double() / 128)
+        phase, value = torch.cat([phase, phase], -1), torch.cat([phase.cos(), phase.sin()], -1).abs()
+        self.bounds[f"{name}.sinusoid"] = PHASE_ULPS * 2.0**-23 * phase + torch.finfo(self.dtype).eps * value
+
+    def of(self, taps: Taps) -> Taps:
+        """Each of these taps in float64, given the phases that are among them; the phases in pure float64."""
+        conditional = run(self.model, self.inputs, phases(taps))
+        return {name: (self.pure if name.endswith(PHASES) else conditional)[name] for name in taps}
 
 
 def phases(taps: Taps) -> Taps:
@@ -99,38 +154,76 @@ def norm(x: Tensor) -> float:
     return torch.linalg.vector_norm(x.double()).item()
 
 
-def judge(name: str, candidate: Tensor, recorded: Tensor, true: Tensor) -> TapResult:
-    error, record_error, scale = norm(candidate.double() - true), norm(recorded.double() - true), norm(true)
+def judge(candidate: Tensor, recorded: Tensor, truths: tuple[Tensor, Tensor], name: str = "",
+          bound: Tensor | None = None) -> TapResult:
+    """Judge one tap. `truths` are the candidate's and the record's; `bound` takes the budget's place."""
+    true, record_true = truths
+    error, record_error, scale = norm(candidate.double() - true), norm(recorded.double() - record_true), norm(true)
+    budget = SHARE * record_error + FLOOR * scale if bound is None else norm(bound)
     if candidate.dtype == recorded.dtype and torch.equal(candidate, recorded):
         verdict = IDENTICAL
     else:
-        within = error <= SHARE * record_error + FLOOR * scale  # a NaN is not
-        verdict = WITHIN if within else FAILED
+        verdict = WITHIN if error <= budget else FAILED  # a NaN is not within
     difference = norm(candidate.double() - recorded.double())
-    return TapResult(name, verdict, difference / scale, error / scale, record_error / scale)
+    return TapResult(name, verdict, difference / scale, error / scale, record_error / scale, error / budget)
 
 
-def verify(case: Case, dtype: str, device: torch.device, same_bits: bool) -> CaseResult:
-    """Run one case and compare all its taps; `same_bits`: nothing but identical will do.
+def verify(case: Case, dtype: str, device: torch.device, same_bits: bool,
+           arithmetic: str | None = None) -> CaseResult:
+    """Run one case, exactly, natively or both, and compare all its taps. `same_bits`: natively, nothing but identical
+    will do.
 
     Raises `RecordError` if there is no usable recording of it.
     """
-    model = build(case.config, DTYPES[dtype], case.conventions).to(device)
-    inputs = moved(cast(case.inputs(), DTYPES[dtype]), lambda x: x.to(device))
-    taps, again = run(model, inputs), run(model, inputs)
-    if any(not torch.equal(taps[name], again[name]) for name in taps):
-        return CaseResult(case.release, case.name, dtype, INCONCLUSIVE, None, 0.0, 0.0, 0.0, "does not repeat itself")
-    return compare(case, dtype, taps, same_bits)
+    model = build(case.config, EXACT_DTYPES[dtype], case.conventions).to(device)
+    inputs = moved(cast(case.inputs(), EXACT_DTYPES[dtype]), lambda x: x.to(device))
+    exactly = compare_exactly(case, dtype, run_exactly(model, inputs)) if arithmetic != "native" else None
+    natively = None
+    if arithmetic != "exact" and dtype in DTYPES:
+        taps, again = run(model, inputs), run(model, inputs)
+        if any(not torch.equal(taps[name], again[name]) for name in taps):
+            natively = NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, "does not repeat itself")
+        else:
+            natively = compare(case, dtype, taps, same_bits)
+    return CaseResult(case.release, case.name, dtype, exactly, natively)
 
 
-def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> CaseResult:
-    """The verdict on these taps of a case."""
+def run_exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
+    with exact():
+        return run(model, inputs)
+
+
+def compare_exactly(case: Case, dtype: str, taps: Taps) -> ExactResult:
+    """The verdict on what was computed for a case under exact arithmetic: the recorded bits, or not."""
+    recorded = record.load_exact(case, dtype)
+    require_inputs(case, dtype, recorded)
+    differing = [name for name, digest in recorded.digests.items()
+                 if name not in taps or record.digest(taps[name]) != digest]
+    first = next(iter(differing), None)
+    distance = None if first is None else apart(taps.get(first), recorded.buckets[first])
+    note = f"the model has no tap {first}" if first is not None and first not in taps else ""
+    return ExactResult(FAILED if differing else IDENTICAL, len(recorded.digests), len(differing), first, distance, note)
+
+
+def apart(x: Tensor | None, recorded: Tensor) -> float | None:
+    """Estimate the relative L2 distance from four numbers of the recorded tensor: right to a factor of two or so."""
+    return None if x is None or not norm(x) else norm(record.buckets(x) - recorded) / norm(x)
+
+
+def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
+    """The verdict on what was computed for a case in native arithmetic."""
     recorded = record.load(case, dtype)
-    if recorded.input_digests != record.digests(cast(case.inputs(), DTYPES[dtype])):
+    require_inputs(case, dtype, recorded)
+    truth, theirs = Truth(case, DTYPES[dtype]), {name: taps[name] for name in recorded.taps}
+    true, record_true = truth.of(theirs), truth.of(recorded.taps)
+    results = [judge(theirs[name], x, (true[name], record_true[name]), name, truth.bounds.get(name))
+               for name, x in recorded.taps.items()]
+    return summary(results, same_bits, drifted(record_true, recorded))
+
+
+def require_inputs(case: Case, dtype: str, recorded: Record | ExactRecord) -> None:
+    if recorded.input_digests != record.digests(cast(case.inputs(), EXACT_DTYPES[dtype])):
         raise RecordError(f"{case.id} {dtype}: recorded from other inputs than this version makes")
-    true = truth(case, DTYPES[dtype], recorded.taps)
-    results = [judge(name, taps[name], x, true[name]) for name, x in recorded.taps.items()]
-    return summary(case, dtype, results, same_bits, drifted(true, recorded))
 
 
 def drifted(true: Taps, recorded: Record) -> str | None:
@@ -139,7 +232,7 @@ def drifted(true: Taps, recorded: Record) -> str | None:
     return next((name for name, x in true.items() if not abs(norm(x) - norms[name]) <= DRIFT * norms[name]), None)
 
 
-def summary(case: Case, dtype: str, results: list[TapResult], same_bits: bool, drift: str | None) -> CaseResult:
+def summary(results: list[TapResult], same_bits: bool, drift: str | None) -> NativeResult:
     first = next((r.name for r in results if r.verdict != IDENTICAL), None)
     if first is None and drift is None:
         verdict = IDENTICAL
@@ -149,6 +242,6 @@ def summary(case: Case, dtype: str, results: list[TapResult], same_bits: bool, d
     else:
         verdict = WITHIN
     note = "" if drift is None else f"the float64 truth of {drift} has changed since the recording"
-    outputs = [r for r in results if r.name in ("sample", "audio_sample")]
-    return CaseResult(case.release, case.name, dtype, verdict, first, max(r.against_record for r in results),
-                      max(r.error for r in outputs), max(r.record_error for r in outputs), note)
+    outputs = [r for r in results if r.name in OUTPUTS]
+    return NativeResult(verdict, first, max(r.share for r in results), max(r.against_record for r in results),
+                        max(r.error for r in outputs), max(r.record_error for r in outputs), note)
