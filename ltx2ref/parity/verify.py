@@ -17,8 +17,9 @@ sinusoids by what a float32 phase may lose, whoever computes it.
 """
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -54,9 +55,9 @@ class ExactResult:
     """One case in one dtype under exact arithmetic."""
     verdict: str
     taps: int                # compared
-    differing: int
+    differing: int           # or missing
     first: str | None        # differing tap
-    distance: float | None   # of the first from the record, relative L2, estimated; None: not the same shape or dtype
+    distance: float | None   # of the first from the record, relative L2, estimated
     note: str = ""
 
 
@@ -89,10 +90,15 @@ class CaseResult:
 def build(config: TransformerConfig, dtype: torch.dtype,
           conventions: Conventions = DIFFUSERS) -> LTX2VideoTransformer3DModel:
     """A model with the generated weights, rounded to `dtype`."""
+    return deepcopy(generated(config, conventions)).to(dtype)
+
+
+@lru_cache(maxsize=2)
+def generated(config: TransformerConfig, conventions: Conventions) -> LTX2VideoTransformer3DModel:
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(config, conventions)
-    weights = generator.weights({name: tuple(x.shape) for name, x in model.state_dict().items()}, SEED)
-    model.load_state_dict({name: x.to(dtype) for name, x in weights.items()}, assign=True)
+    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    model.load_state_dict(generator.weights(shapes, SEED), assign=True)
     return model.eval()
 
 
@@ -197,17 +203,18 @@ def compare_exactly(case: Case, dtype: str, taps: Taps) -> ExactResult:
     """The verdict on what was computed for a case under exact arithmetic: the recorded bits, or not."""
     recorded = record.load_exact(case, dtype)
     require_inputs(case, dtype, recorded)
+    missing = [name for name in recorded.digests if name not in taps]
     differing = [name for name, digest in recorded.digests.items()
-                 if name not in taps or record.digest(taps[name]) != digest]
-    first = next(iter(differing), None)
-    distance = None if first is None else apart(taps.get(first), recorded.buckets[first])
-    note = f"the model has no tap {first}" if first is not None and first not in taps else ""
-    return ExactResult(FAILED if differing else IDENTICAL, len(recorded.digests), len(differing), first, distance, note)
+                 if name in taps and record.digest(taps[name]) != digest]
+    first = next(iter([*differing, *missing]), None)
+    note = f"the model lacks {len(missing)} taps, the first is {missing[0]}" if missing else ""
+    return ExactResult(IDENTICAL if first is None else FAILED, len(recorded.digests), len(differing) + len(missing),
+                       first, apart(taps[first], recorded.buckets[first]) if differing else None, note)
 
 
-def apart(x: Tensor | None, recorded: Tensor) -> float | None:
+def apart(x: Tensor, recorded: Tensor) -> float | None:
     """Estimate the relative L2 distance from four numbers of the recorded tensor: right to a factor of two or so."""
-    return None if x is None or not norm(x) else norm(record.buckets(x) - recorded) / norm(x)
+    return norm(record.buckets(x) - recorded) / norm(x) if norm(x) else None
 
 
 def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
