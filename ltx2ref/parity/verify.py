@@ -209,7 +209,7 @@ def compare_exactly(case: Case, dtype: str, taps: Taps) -> ExactResult:
     first = next(iter([*differing, *missing]), None)
     note = f"the model lacks {len(missing)} taps, the first is {missing[0]}" if missing else ""
     return ExactResult(IDENTICAL if first is None else FAILED, len(recorded.digests), len(differing) + len(missing),
-                       first, apart(taps[first], recorded.buckets[first]) if differing else None, note)
+                       first, apart(taps[first], recorded.buckets[first]) if first and differing else None, note)
 
 
 def apart(x: Tensor, recorded: Tensor) -> float | None:
