@@ -15,8 +15,9 @@ Examples:
     scripts/on_aarch64.sh --python my_script.py --its-option
 
 The first run needs an x86-64 Debian and root: it installs what is missing of qemu-user-static and debootstrap, and
-makes a folder with an aarch64 Python 3.11 and torch 2.9.1 (730 MB, in three minutes). Later runs find that folder and
-need no root. Commands run in the current folder. Importing torch takes about 15 seconds under emulation.
+makes a folder with an aarch64 Python 3.11 and torch 2.9.1 (730 MB, a few minutes). Later runs find that folder and
+need no root. Commands run in the current folder. Under emulation importing torch takes 15 seconds or more, and all
+cases of verify eight minutes of a core; "Can't open MIDR_EL1 sysfs entry" is oneDNN's, about the emulated processor.
 
     --cache DIR     where that folder is, as DIR/aarch64; default $LTX2REF_CACHE, else ~/.cache/ltx2ref
                     (or $XDG_CACHE_HOME/ltx2ref)
