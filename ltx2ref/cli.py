@@ -3,6 +3,7 @@ import argparse
 import json
 import math
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -207,18 +208,19 @@ def print_summary(results: list[CaseResult], recording: dict[str, Any], differin
         same, taps = sum(x.verdict == IDENTICAL for x in exact), sum(x.taps for x in exact)
         equal = taps - sum(x.differing for x in exact)
         print(f"exact: {same} of {len(exact)} runs identical, {equal:,} of {taps:,} taps.")
-        print(f"  In arithmetic that is the same on every machine, this code computes "
-              f"{'what' if equal == taps else 'something else than'} {oracles} compute, operation by operation.")
+        print("  In arithmetic that is the same on every machine, this code computes\n"
+              f"  {'what' if equal == taps else 'something else than'} {oracles} compute.")
     if native:
         counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in native))]
-        print(f"native: {', '.join(counts)}, of {len(native)} runs.")
+        here = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
+        print(f"native: of {len(native)} runs {', '.join(counts)} ({here}).")
         if differing:
-            print(f"  This machine's bits are not the recording one's (torch {recording['torch']}, "
-                  f"{recording['cpu_capability']}) in {len(differing)} of {len(recording['probe'])} probed operations. "
-                  "An error against float64 may be 1.5 times the record's own; the numbers above are shares of that, "
-                  f"the largest {max(r.share for r in native):.2f}.")
+            print(f"  This machine has other bits than the recording one (torch {recording['torch']},\n"
+                  f"  {recording['cpu_capability']}) in {len(differing)} of {len(recording['probe'])} probed operations. "
+                  "The numbers above are\n  errors against float64, as a share of what is allowed: the largest is "
+                  f"{max(r.share for r in native):.2f}.")
         else:
-            print("  This machine computes with the bits of the recording one: nothing but identical passes.")
+            print("  This machine has the bits of the recording one: nothing but identical passes.")
 
 
 def add_inspect(commands: Any) -> None:
