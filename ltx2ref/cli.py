@@ -215,10 +215,10 @@ def print_summary(results: list[CaseResult], recording: dict[str, Any], differin
         here = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
         print(f"native: of {len(native)} runs {', '.join(counts)} ({here}).")
         if differing:
-            print(f"  This machine has other bits than the recording one (torch {recording['torch']},\n"
-                  f"  {recording['cpu_capability']}) in {len(differing)} of {len(recording['probe'])} probed operations. "
-                  "The numbers above are\n  errors against float64, as a share of what is allowed: the largest is "
-                  f"{max(r.share for r in native):.2f}.")
+            there = f"torch {recording['torch']}, {recording['cpu_capability']}"
+            print(f"  {len(differing)} of {len(recording['probe'])} probed operations have other bits here than on the "
+                  f"recording machine\n  ({there}). The numbers above are errors against float64,\n"
+                  f"  as a share of what is allowed; the largest is {max(r.share for r in native):.2f}.")
         else:
             print("  This machine has the bits of the recording one: nothing but identical passes.")
 
