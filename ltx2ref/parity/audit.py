@@ -24,7 +24,7 @@ from .isolate import isolate, repeats, truth
 from .report import IDENTICAL, MISSING, ROUNDING, SUSPECT, Report
 from .sketch import Sketch
 from .switches import conventions_of, explanation
-from .taps import Taps, trace
+from .taps import PROJECTED, OutputError, Taps, brief, returned
 from .tracefile import load_trace
 from .verify import build, cast, moved, phases, run
 
@@ -73,8 +73,9 @@ def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[st
     ours = run(model, inputs) if taps is None else taps
     if not repeats(model, inputs, ours):
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
-    return judge_taps(model, inputs, {name: x for name, x in ours.items()
-                                      if name in theirs or not unused(name, inputs)}, theirs)
+    shown = {name: x for name, x in ours.items()
+             if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())}
+    return judge_taps(model, inputs, shown, theirs)
 
 
 def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any]) -> Report:
@@ -116,13 +117,14 @@ def explained(report: Report, ours: Taps, theirs: Mapping[str, Any], true: Taps,
     found = next((row for row in report.rows if row.name == report.first), None)
     if found is None:
         return report
-    said, why = mistakes(found.name, ours, theirs, true, model, inputs), explanation(model, inputs, ours, theirs)
+    said = (*found.hints, *mistakes(found.name, ours, theirs, true, model, inputs))
+    why = explanation(model, inputs, ours, theirs)
     if why is not None and why.beyond(found.name, ours):
         said = (f"another convention, {why}", *said)
     elif why is not None:  # of rounding before the divergence
         report = replace(report, notes=[*report.notes, str(why)])
     rows = [replace(row, hints=said) if row is found else row for row in report.rows]
-    return replace(summary(rows, report.notes), hints=said)
+    return summary(rows, report.notes)
 
 
 def mistakes(name: str, ours: Taps, theirs: Mapping[str, Any], true: Taps, model: LTX2VideoTransformer3DModel,
@@ -145,10 +147,12 @@ def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Cal
 
     `candidate` has the same weights. A module with diffusers' names is called with the documented arguments and
     traced; a callable returns taps, by our names or by those that `names` (theirs: ours) translates, or the two
-    outputs. Taps that it lacks are no failure, but the outputs are.
+    outputs. Taps that it lacks are no failure, but the outputs are. Of a module the outputs are what the call returned.
     """
+    theirs: Mapping[str, Any]
     if isinstance(candidate, nn.Module) and not isinstance(candidate, LTX2VideoTransformer3DModel):
-        theirs = traced(candidate, inputs)
+        from .oracles import diffusers
+        theirs = diffusers.traced(candidate, inputs)
     elif isinstance(candidate, LTX2VideoTransformer3DModel):
         theirs = run(candidate, inputs)
     else:
@@ -160,21 +164,13 @@ def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Cal
     return report
 
 
-def traced(candidate: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
-    from .oracles import diffusers
-    with torch.no_grad(), trace(candidate, diffusers.LAYOUT) as taps:
-        diffusers.run_diffusers(candidate, inputs)
-    return taps
-
-
 def as_taps(given: Outputs) -> Mapping[str, Any]:
     if isinstance(given, Mapping):
-        unknown = [name for name, x in given.items() if not isinstance(x, Tensor | Sketch)]
-        if unknown:
-            raise ValueError(f"{unknown[0]}: expected a tensor, got {type(given[unknown[0]]).__name__}")
+        for name, x in given.items():
+            if not isinstance(x, Tensor | Sketch) or not x.dtype.is_floating_point:
+                raise OutputError(f"{name}: expected a floating-point tensor, got {brief(x)}")
         return given
-    video, audio = given
-    return {"sample": video, "audio_sample": audio}
+    return returned(given)
 
 
 def candidate_named(name: str) -> Candidate:

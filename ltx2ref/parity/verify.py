@@ -21,7 +21,7 @@ from ..model import LTX2VideoTransformer3DModel
 from . import generator, record
 from .cases import SEED, Case, Inputs
 from .record import DTYPES, Record, RecordError
-from .taps import PHASES, Taps, trace
+from .taps import PHASES, Taps, returned, trace
 
 SHARE, FLOOR = 1.5, 4 * 2.0**-23  # of the record's own error; of the truth's norm
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
@@ -76,10 +76,10 @@ def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None) -> Taps:
-    """All taps; those in `inject` are replaced after they were recorded."""
+    """All taps, and what the call returned; those in `inject` are replaced after they were recorded."""
     with torch.no_grad(), trace(model, inject=inject) as taps:
-        model(**inputs)
-    return {name: x.cpu() for name, x in taps.items()}
+        output = model(**inputs)
+    return {name: x.cpu() for name, x in (taps | returned(output)).items()}
 
 
 def truth(case: Case, dtype: torch.dtype, recorded: Taps) -> Taps:
