@@ -8,6 +8,7 @@ The truth is the double model fed the record's own phases (RoPE cosines and sine
 inputs rounded to the record's dtype: RoPE angles reach 15,708 rad, so the float32 phases alone are 1e-5 away from
 pure float64, and budgets would be 70 times too loose. The phases themselves are judged against pure float64.
 """
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,8 @@ def norm(x: Tensor) -> float:
 
 
 def judge(name: str, candidate: Tensor, recorded: Tensor, true: Tensor) -> TapResult:
+    if not candidate.shape == recorded.shape == true.shape:
+        return TapResult(name, FAILED, math.inf, math.inf, math.inf)
     error, record_error, scale = norm(candidate.double() - true), norm(recorded.double() - true), norm(true)
     if candidate.dtype == recorded.dtype and torch.equal(candidate, recorded):
         verdict = IDENTICAL
