@@ -5,6 +5,7 @@
 """
 import importlib
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -75,7 +76,8 @@ def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[st
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
     shown = {name: x for name, x in ours.items()
              if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())}
-    return judge_taps(model, inputs, shown, theirs)
+    report = judge_taps(model, inputs, shown, theirs)
+    return replace(report, notes=[*report.notes, *without_effect(model)])
 
 
 def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any]) -> Report:
@@ -99,6 +101,26 @@ def other_truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, 
     other = {name: spread(name, theirs[name], x) for name, x in phases(ours).items()
              if isinstance(theirs.get(name), Tensor)}
     return truth(model, inputs, ours | other)
+
+
+def without_effect(model: nn.Module) -> list[str]:
+    """Name the parameters that a port could ignore without being told: all zero, or of a norm and all one."""
+    there = {name: x for name, x in model.named_parameters() if not x.is_meta}  # the rest is in a streamed model's file
+    zero = [name for name, x in there.items() if not x.any()]
+    one = [name for name, x in there.items() if name.endswith((".norm_q.weight", ".norm_k.weight")) and (x == 1).all()]
+    return [f"{what}: {some(names, model)}" for names, what in (
+        (zero, "parameters that are all zero, so that a port passes without them"),
+        (one, "norm weights that are all one, and without effect")) if names]
+
+
+def some(names: list[str], model: nn.Module, count: int = 12) -> str:
+    """Join names, those of all blocks as one."""
+    blocks = len(model.transformer_blocks)  # type: ignore[arg-type]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"^transformer_blocks\.\d+\.", "transformer_blocks.*.", name), []).append(name)
+    shown = [x for group, found in groups.items() for x in ([group] if len(found) == blocks > 1 else found)]
+    return ", ".join(shown[:count]) + (f" and {len(shown) - count} more" if len(shown) > count else "")
 
 
 def unused(name: str, inputs: Inputs) -> bool:
