@@ -69,6 +69,11 @@ class StreamLayer:
         return residual(x, gate, self.ff(modulate(rms_norm(x), scale, shift)))
 
 
+def table(num_rows: int, x: StreamConfig) -> nn.Parameter:
+    """Return learned rows, at first N(0, 1 / dim) as is usual: of zeros, a port that ignores them would pass."""
+    return nn.Parameter(torch.randn(num_rows, x.dim) * x.dim**-0.5)
+
+
 class Block(nn.Module):
     """Parameters under diffusers' names; `video` and `audio` are the legend from those names to roles."""
     def __init__(self, config: TransformerConfig) -> None:
@@ -77,9 +82,6 @@ class Block(nn.Module):
 
         def attention(x: StreamConfig, kv: StreamConfig, heads: StreamConfig) -> Attention:
             return Attention(x.dim, kv.dim, heads.num_heads, heads.head_dim, x.gated_attn, config.rope_type)
-
-        def table(num_rows: int, x: StreamConfig) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(num_rows, x.dim))
 
         self.attn1, self.audio_attn1 = attention(v, v, v), attention(a, a, a)
         self.attn2, self.audio_attn2 = attention(v, v, v), attention(a, a, a)

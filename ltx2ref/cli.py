@@ -35,6 +35,7 @@ from .parity.probe import probe, threads
 from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
 from .parity.report import Report as AuditReport
 from .parity.switches import conventions_of
+from .parity.taps import OutputError
 from .parity.tracefile import load_trace
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
 from .progress import track
@@ -472,6 +473,8 @@ def run_audit(options: argparse.Namespace) -> int:
     for case in track(chosen, f"auditing {candidate.name}"):
         try:
             reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device, options.reference)
+        except OutputError as error:  # not a case that it cannot express: an answer that is none
+            raise ValueError(f"{case.id}: {error}") from None
         except ValueError as error:
             impossible[case.id] = str(error)
     if not reports:

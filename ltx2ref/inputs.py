@@ -28,12 +28,12 @@ class StreamInputs(NamedTuple):
 
 
 def expect(name: str, x: object, *shapes: tuple[int | str, ...], dtype: torch.dtype | None = None) -> None:
-    """`x` is a tensor of `dtype` and of one of `shapes`, in which a string stands for any size."""
+    """`x` is a tensor of `dtype` and of one of `shapes`, in which a string stands for any size but 0."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    if not any(len(s) == x.ndim and all(isinstance(m, str) or m == n for m, n in zip(s, x.shape, strict=True))
-               for s in shapes):
-        expected = " or ".join(f"({', '.join(map(str, s))})" for s in shapes)
+    if not any(len(s) == x.ndim and all(n > 0 if isinstance(m, str) else m == n
+                                        for m, n in zip(s, x.shape, strict=True)) for s in shapes):
+        expected = " or ".join(f"({', '.join(map(str, s))})" for s in shapes) + ", not empty" * (0 in x.shape)
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
     if dtype is not None and x.dtype != dtype:
         raise ValueError(f"{name}: expected {dtype}, the model's dtype, got {x.dtype}")

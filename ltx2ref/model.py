@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor, nn
 
 from .attention import attention_bias, text_mask
-from .block import Block, Conditioning
+from .block import Block, Conditioning, table
 from .config import StreamConfig, TransformerConfig
 from .conventions import BY_OTHER, DIFFUSERS, Conventions
 from .embeddings import AdaLayerNormSingle, TextProjection
@@ -90,12 +90,10 @@ class LTX2VideoTransformer3DModel(nn.Module):
         if config.modulated_text and config.use_prompt_adaln_single:
             self.prompt_adaln, self.audio_prompt_adaln = ada(v.dim, 2), ada(a.dim, 2)
         if config.use_keyframes_abs_pos_embedding:
-            self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, v.dim))
+            self.keyframes_abs_pos_embedding = table(1, v)
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.scale_shift_table = nn.Parameter(torch.zeros(2, v.dim))
-        self.audio_scale_shift_table = nn.Parameter(torch.zeros(2, a.dim))
-        self.proj_out = nn.Linear(v.dim, v.out_channels)
-        self.audio_proj_out = nn.Linear(a.dim, a.out_channels)
+        self.scale_shift_table, self.audio_scale_shift_table = table(2, v), table(2, a)
+        self.proj_out, self.audio_proj_out = (nn.Linear(x.dim, x.out_channels) for x in (v, a))
 
     @property
     def video(self) -> StreamEnds:

@@ -28,11 +28,11 @@ from ltx2ref.parity import generator, record
 from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
 from ltx2ref.parity.cases import RECORDED, SEED, Case, Inputs
 from ltx2ref.parity.exact import exact
-from ltx2ref.parity.oracles.diffusers import LAYOUT, build_diffusers, run_diffusers
+from ltx2ref.parity.oracles.diffusers import build_diffusers, traced
 from ltx2ref.parity.oracles.ltx_core import LAYOUT as LTX_CORE_LAYOUT
 from ltx2ref.parity.oracles.ltx_core import LTXCore, build_ltx_core, run_ltx_core
 from ltx2ref.parity.probe import probe
-from ltx2ref.parity.taps import ADALN_LAYERS, ROPES, Taps, trace
+from ltx2ref.parity.taps import ADALN_LAYERS, ROPES, Taps, returned, trace
 from ltx2ref.parity.verify import Truth, cast, norm
 from ltx2ref.progress import track
 
@@ -45,13 +45,12 @@ SEEDS = (1, 2, 3)  # of the moves by a unit in the last place
 
 
 def run(model: Any, inputs: Inputs) -> Taps:
+    """Every tap, and the outputs as the call returned them."""
     if isinstance(model, LTXCore):
         with torch.no_grad(), trace(model.model, LTX_CORE_LAYOUT) as taps:
-            run_ltx_core(model, inputs | {"use_cross_timestep": True})
-    else:
-        with torch.no_grad(), trace(model, LAYOUT) as taps:
-            run_diffusers(model, inputs)
-    return taps
+            outputs = run_ltx_core(model, inputs | {"use_cross_timestep": True})
+        return taps | returned(outputs)
+    return traced(model, inputs)
 
 
 def some(taps: Taps, case: Case) -> Taps:

@@ -119,6 +119,32 @@ def test_another_batch_of_video_than_of_everything_else_is_refused() -> None:
     refused(ValueError, "encoder_hidden_states", "(2, 6, 52)", {"hidden_states": torch.ones(3, 30, 5)})
 
 
+@pytest.mark.parametrize("coords", [False, True])
+@pytest.mark.parametrize(("argument", "expected", "given"), [
+    ("hidden_states", "(B, T, 5)", (2, 0, 5)), ("audio_hidden_states", "(2, T, 6)", (2, 0, 6)),
+    ("encoder_hidden_states", "(2, S, 52)", (2, 0, 52)),
+    ("audio_encoder_hidden_states", "(2, S, 28)", (2, 0, 28)), ("hidden_states", "(B, T, 5)", (0, 30, 5)),
+])
+def test_an_empty_stream_text_or_batch_is_refused_with_coordinates_and_without(
+    argument: str, expected: str, given: tuple[int, ...], coords: bool
+) -> None:
+    changes: Inputs = {argument: torch.ones(given)}
+    if coords:
+        video, audio = (given[1] if argument == name else n for name, n in (
+            ("hidden_states", TOKENS), ("audio_hidden_states", AUDIO_FRAMES)))
+        changes |= {"video_coords": torch.ones(2, 3, video, 2), "audio_coords": torch.ones(2, 1, audio, 2)} | NO_GRID
+    with pytest.raises(ValueError) as raised:
+        forward(changes)
+    assert str(raised.value) == f"{argument}: expected shape {expected}, not empty, got {given}"
+
+
+def test_an_empty_batch_of_everything_is_refused() -> None:
+    """Where nothing contradicts anything else."""
+    everything = {name: x[:0] for name, x in inputs().items() if isinstance(x, Tensor)}
+    with pytest.raises(ValueError, match=r"^hidden_states: expected shape \(B, T, 5\), not empty, got \(0, 30, 5\)$"):
+        forward(everything)
+
+
 @pytest.mark.parametrize("argument", [
     "hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])

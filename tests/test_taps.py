@@ -34,7 +34,7 @@ CATALOGUE = {
     "caption_projection": "B S D", "audio_caption_projection": "B S E",
     "video": "B T D", "audio": "B U E",
     "norm_out": "B T D", "audio_norm_out": "B U E", "proj_out.input": "B T D", "audio_proj_out.input": "B U E",
-    "sample": "B T 5", "audio_sample": "B U 4",
+    "proj_out": "B T 5", "audio_proj_out": "B U 4", "sample": "B T 5", "audio_sample": "B U 4",
 }
 # sub-layer: queries, keys, their widths, heads, width of a head, noise levels of queries, of keys
 ATTENTIONS = {
@@ -259,6 +259,7 @@ FOLLOWED_BY = {
     "transformer_blocks.0.video": "transformer_blocks.1.attn1.stream",
     "transformer_blocks.1.audio": "audio_norm_out",
     "norm_out": "proj_out.input",
+    "audio_proj_out": "audio_sample",
 }
 
 

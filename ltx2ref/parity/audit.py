@@ -5,6 +5,7 @@
 """
 import importlib
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,7 @@ from .isolate import isolate, repeats, truth
 from .report import IDENTICAL, MISSING, ROUNDING, SUSPECT, Report
 from .sketch import Sketch
 from .switches import conventions_of, explanation
-from .taps import Taps, trace
+from .taps import PROJECTED, OutputError, Taps, brief, returned
 from .tracefile import load_trace
 from .verify import build, cast, moved, phases, run
 
@@ -73,8 +74,10 @@ def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[st
     ours = run(model, inputs) if taps is None else taps
     if not repeats(model, inputs, ours):
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
-    return judge_taps(model, inputs, {name: x for name, x in ours.items()
-                                      if name in theirs or not unused(name, inputs)}, theirs)
+    shown = {name: x for name, x in ours.items()
+             if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())}
+    report = judge_taps(model, inputs, shown, theirs)
+    return replace(report, notes=[*report.notes, *without_effect(model)])
 
 
 def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any]) -> Report:
@@ -100,6 +103,26 @@ def other_truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, 
     return truth(model, inputs, ours | other)
 
 
+def without_effect(model: nn.Module) -> list[str]:
+    """Name the parameters that a port could ignore without being told: all zero, or of a norm and all one."""
+    there = {name: x for name, x in model.named_parameters() if not x.is_meta}  # the rest is in a streamed model's file
+    zero = [name for name, x in there.items() if not x.any()]
+    one = [name for name, x in there.items() if name.endswith((".norm_q.weight", ".norm_k.weight")) and (x == 1).all()]
+    return [f"{what}: {some(names, model)}" for names, what in (
+        (zero, "parameters that are all zero, so that a port passes without them"),
+        (one, "norm weights that are all one, and without effect")) if names]
+
+
+def some(names: list[str], model: nn.Module, count: int = 12) -> str:
+    """Join names, those of all blocks as one."""
+    blocks = len(model.transformer_blocks)  # type: ignore[arg-type]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"^transformer_blocks\.\d+\.", "transformer_blocks.*.", name), []).append(name)
+    shown = [x for group, found in groups.items() for x in ([group] if len(found) == blocks > 1 else found)]
+    return ", ".join(shown[:count]) + (f" and {len(shown) - count} more" if len(shown) > count else "")
+
+
 def unused(name: str, inputs: Inputs) -> bool:
     """Of a block all of whose self-attention is perturbed: nothing but its values matters, and diffusers skips it."""
     block, _, tap = name.removeprefix("transformer_blocks.").partition(".")
@@ -116,13 +139,14 @@ def explained(report: Report, ours: Taps, theirs: Mapping[str, Any], true: Taps,
     found = next((row for row in report.rows if row.name == report.first), None)
     if found is None:
         return report
-    said, why = mistakes(found.name, ours, theirs, true, model, inputs), explanation(model, inputs, ours, theirs)
+    said = (*found.hints, *mistakes(found.name, ours, theirs, true, model, inputs))
+    why = explanation(model, inputs, ours, theirs)
     if why is not None and why.beyond(found.name, ours):
         said = (f"another convention, {why}", *said)
     elif why is not None:  # of rounding before the divergence
         report = replace(report, notes=[*report.notes, str(why)])
     rows = [replace(row, hints=said) if row is found else row for row in report.rows]
-    return replace(summary(rows, report.notes), hints=said)
+    return summary(rows, report.notes)
 
 
 def mistakes(name: str, ours: Taps, theirs: Mapping[str, Any], true: Taps, model: LTX2VideoTransformer3DModel,
@@ -145,10 +169,12 @@ def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Cal
 
     `candidate` has the same weights. A module with diffusers' names is called with the documented arguments and
     traced; a callable returns taps, by our names or by those that `names` (theirs: ours) translates, or the two
-    outputs. Taps that it lacks are no failure, but the outputs are.
+    outputs. Taps that it lacks are no failure, but the outputs are. Of a module the outputs are what the call returned.
     """
+    theirs: Mapping[str, Any]
     if isinstance(candidate, nn.Module) and not isinstance(candidate, LTX2VideoTransformer3DModel):
-        theirs = traced(candidate, inputs)
+        from .oracles import diffusers
+        theirs = diffusers.traced(candidate, inputs)
     elif isinstance(candidate, LTX2VideoTransformer3DModel):
         theirs = run(candidate, inputs)
     else:
@@ -160,21 +186,13 @@ def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Cal
     return report
 
 
-def traced(candidate: nn.Module, inputs: Inputs) -> Mapping[str, Any]:
-    from .oracles import diffusers
-    with torch.no_grad(), trace(candidate, diffusers.LAYOUT) as taps:
-        diffusers.run_diffusers(candidate, inputs)
-    return taps
-
-
 def as_taps(given: Outputs) -> Mapping[str, Any]:
     if isinstance(given, Mapping):
-        unknown = [name for name, x in given.items() if not isinstance(x, Tensor | Sketch)]
-        if unknown:
-            raise ValueError(f"{unknown[0]}: expected a tensor, got {type(given[unknown[0]]).__name__}")
+        for name, x in given.items():
+            if not isinstance(x, Tensor | Sketch) or not x.dtype.is_floating_point:
+                raise OutputError(f"{name}: expected a floating-point tensor, got {brief(x)}")
         return given
-    video, audio = given
-    return {"sample": video, "audio_sample": audio}
+    return returned(given)
 
 
 def candidate_named(name: str) -> Candidate:

@@ -28,7 +28,7 @@ from .report import (
     TapRow,
 )
 from .sketch import Sketch, estimate, sketch
-from .taps import PHASES
+from .taps import PHASES, PROJECTED
 from .verify import FLOOR, SHARE, norm
 
 Taps = Mapping[str, Any]  # of tensors, or of sketches
@@ -50,8 +50,9 @@ def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: 
     `candidate_truth` is what the candidate is measured against, where its phases are not the reference's.
     """
     true, theirs = truth or {}, candidate_truth or {}
-    rows = [row(name, x, candidate.get(name), true.get(name), theirs.get(name), local) for name, x in reference.items()]
-    rows = amplified(rows) if local is not None else rows
+    rows = [row(name, x, candidate.get(name), true.get(name), theirs.get(name), local)
+            for name, x in reference.items() if name in candidate or name not in PROJECTED.values()]
+    rows = after_projection(amplified(rows) if local is not None else rows)
     return summary(rows, notes(rows, reference, candidate, truth))
 
 
@@ -146,6 +147,14 @@ def amplified(rows: list[TapRow]) -> list[TapRow]:
     return result
 
 
+def after_projection(rows: list[TapRow]) -> list[TapRow]:
+    """Say of an output that is wrong although what its projection put out is right, that it was changed in between."""
+    right = {row.name for row in rows if row.verdict in (IDENTICAL, ROUNDING)}
+    return [replace(row, hints=(
+        f"a change after {PROJECTED[row.name]}: what it put out is right, what is returned is not",))
+        if PROJECTED.get(row.name) in right and row.verdict in (SUSPECT, DIVERGED, SHAPE) else row for row in rows]
+
+
 def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: Any) -> TapRow:
     """The same verdicts from sketches, for what they can tell: beyond the budget is what surely is."""
     a, b = as_sketch(reference), as_sketch(candidate)
@@ -167,7 +176,8 @@ def summary(rows: list[TapRow], remarks: list[str]) -> Report:
     other = next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
     first = wrong or next((row for row in rows if row.verdict == SUSPECT), None) or other
     verdict = next(v for v in (DIVERGED, SHAPE, SUSPECT, MISSING, ROUNDING, IDENTICAL) if v in found or v == IDENTICAL)
-    return Report(verdict, sentence(verdict, first, other, rows), first.name if first else None, rows, notes=remarks)
+    return Report(verdict, sentence(verdict, first, other, rows), first.name if first else None, rows, notes=remarks,
+                  hints=first.hints if first else ())
 
 
 def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: list[TapRow]) -> str:
@@ -187,7 +197,7 @@ def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: lis
 
 
 def notes(rows: list[TapRow], reference: Taps, candidate: Taps, truth: Taps | None) -> list[str]:
-    extra = [name for name in candidate if name not in reference]
+    extra = [name for name in candidate if name not in reference and name not in PROJECTED.values()]
     remarks = []
     if extra:
         remarks.append(f"the candidate has {len(extra)} taps that the reference has not: {', '.join(extra[:3])}")

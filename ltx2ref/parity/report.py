@@ -62,6 +62,7 @@ class Report:
         """The sentence, and the first taps that it is about: those beyond rounding, or else the rounded ones."""
         beyond = [row for row in self.rows if row.verdict not in (IDENTICAL, ROUNDING)]
         lines = [f"  {row.name}: {row.verdict}{f' ({row.origin})' if row.origin else ''}"
+                 f"{f', {row.candidate_shape} in place of {row.shape}' if row.verdict == SHAPE else ''}"
                  f"{f', relative difference {row.relative:.2e}' if row.relative is not None else ''}"
                  f"{f', {row.budget:.3g} times the budget' if row.budget is not None else ''}"
                  for row in beyond or self.rows if row.verdict != IDENTICAL]

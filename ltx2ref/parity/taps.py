@@ -22,10 +22,12 @@ Names follow the parameters', which are diffusers'. In the order of the computat
     transformer_blocks.0.video, .audio                      (B, T, D)        after that block
     norm_out, audio_norm_out                                (B, T, D)        before the modulation
     proj_out.input, audio_proj_out.input                    (B, T, D)        after it
-    sample, audio_sample                                    (B, T, C)
+    proj_out, audio_proj_out                                (B, T, C)        what the last projections put out
+    sample, audio_sample                                    (B, T, C)        what the forward returned
 
 Coordinates of this model, rows and gates are computed by the tracer, from what the model was given and what its
-layers put out; everything else is what passed through the model.
+layers put out; everything else is what passed through the model. `sample` and `audio_sample` are read from the return
+value of the traced module and not from a layer, so that nothing between the last layer and the caller stays unseen.
 """
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -40,10 +42,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..model import LTX2VideoTransformer3DModel
 from ..modulation import rows
 from ..rope import audio_positions, video_positions
 
 Taps = dict[str, Tensor]
+FORWARD = inspect.signature(LTX2VideoTransformer3DModel.forward)  # a subclass may have (*args, **kwargs)
 On = Callable[[Any], None]
 ROPES = ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
 ADALN_LAYERS = (
@@ -51,6 +55,9 @@ ADALN_LAYERS = (
     "av_cross_attn_audio_scale_shift", "av_cross_attn_video_a2v_gate", "av_cross_attn_audio_v2a_gate",
 )
 PHASES = (".cos", ".sin", ".sinusoid")  # taps that are judged against pure float64
+# What is returned, and what the last projections put out: the same, unless something comes between. A candidate without
+# the latter lacks nothing; they only tell where an output went wrong.
+PROJECTED = {"sample": "proj_out", "audio_sample": "audio_proj_out"}
 ATTENTIONS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 FEED_FORWARDS = ("ff", "audio_ff")
 # The sub-layers whose residual this model's block normalises, in its order.
@@ -99,6 +106,9 @@ class Recorder:
             self.offsets[name.removesuffix(".linear")] = x
         return x
 
+    def returned(self, output: Any) -> None:
+        self.taps |= {name: self.keep(x.detach()) for name, x in returned(output).items()}
+
     def entering(self, sublayer: str) -> None:
         """The residual is what was normalised first since the sub-layer before; both streams of an exchange are
         before its first direction."""
@@ -106,6 +116,41 @@ class Recorder:
         if self.streams or self.earlier:
             self(f"{sublayer}.stream", self.streams[0] if self.streams else self.earlier[-1])
         self.earlier, self.streams = self.streams, []
+
+
+class OutputError(ValueError):
+    """An implementation that returned something else than a video and an audio tensor."""
+
+
+def returned(output: Any) -> Taps:
+    """Return the outputs of a forward by the names of their taps.
+
+    `output` is a pair, or has `sample` and `audio_sample` as keys or as attributes. Raises `OutputError` for anything
+    else: of one tensor with two batch elements, too, which Python would unpack.
+    """
+    if isinstance(output, Mapping):
+        found: list[Any] = [output.get(name) for name in PROJECTED]
+    elif isinstance(output, tuple | list):
+        found = [*output]
+    else:
+        found = [getattr(output, name, None) for name in PROJECTED]
+    if len(found) != 2 or not all(isinstance(x, Tensor) and x.is_floating_point() for x in found):
+        raise OutputError("the returned outputs: expected two floating-point tensors, video and audio, got "
+                          f"{described(output)}")
+    return dict(zip(PROJECTED, found, strict=True))
+
+
+def described(output: Any) -> str:
+    if not isinstance(output, Mapping | tuple | list):
+        return brief(output)
+    found = [f"{name}: {brief(x)}" for name, x in output.items()] if isinstance(output, Mapping) else map(brief, output)
+    return f"{type(output).__name__} ({', '.join(found)})"
+
+
+def brief(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"a tensor of {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+    return "None" if x is None else type(x).__name__
 
 
 Door = Callable[[nn.Module, Recorder, On], None]
@@ -125,8 +170,9 @@ def trace(model: nn.Module, layout: Layout | None = None, inject: Mapping[str, T
           keep: Callable[[Tensor], Any] = torch.clone) -> Iterator[Taps]:
     """The taps of the last forward within the context; the model's output is what it is without.
 
-    Every tap that is in `inject` is recorded, and then replaced: what follows is computed from the replacement. Of
-    each tap `keep` makes what is kept.
+    Every tap that is in `inject` is recorded, and then replaced: what follows is computed from the replacement. Nothing
+    follows `sample` and `audio_sample`, which are what `model` returned: these are not replaced. Of each tap `keep`
+    makes what is kept. A forward that returns no video and audio raises `OutputError`.
     """
     layout = layout or OURS
     recorder = Recorder(keep, inject or {})
@@ -197,9 +243,10 @@ def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
         given(f"{name}.emb.timestep_embedder.linear_1", f"{name}.sinusoid")
         result(f"{name}.emb.timestep_embedder", f"{name}.emb")
         result(f"{name}.linear", f"{name}.linear")
-    for name, sample in (("proj_out", "sample"), ("audio_proj_out", "audio_sample")):
+    for name in PROJECTED.values():
         given(name, f"{name}.input")
-        result(name, sample)
+        result(name, name)
+    on(model.register_forward_hook(lambda _, args, out: tap.returned(out)))
 
 
 def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) -> None:
@@ -295,7 +342,7 @@ def find(model: nn.Module, path: str) -> nn.Module | None:
 def our_doors(model: Any, tap: Recorder, on: On) -> None:
     """Coordinates from the arguments of the model, RoPE tables from those of each block."""
     def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = inspect.signature(type(model).forward).bind(model, *args, **kwargs)
+        given = FORWARD.bind(model, *args, **{name: x for name, x in kwargs.items() if name in FORWARD.parameters})
         given.apply_defaults()
         a, config = given.arguments, model.config
         dtype = torch.promote_types(model.proj_in.weight.dtype, torch.float32)

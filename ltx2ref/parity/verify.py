@@ -32,7 +32,7 @@ from . import generator, record
 from .cases import SEED, Case, Inputs
 from .exact import exact
 from .record import DTYPES, EXACT_DTYPES, OUTPUTS, ExactRecord, Record, RecordError
-from .taps import ADALN_LAYERS, PHASES, Taps, trace
+from .taps import ADALN_LAYERS, PHASES, Taps, returned, trace
 
 SHARE, FLOOR = 1.5, 4 * 2.0**-23  # of the record's own error; of the truth's norm
 PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
@@ -118,10 +118,10 @@ def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None) -> Taps:
-    """All taps; those in `inject` are replaced after they were recorded."""
+    """All taps, and what the call returned; those in `inject` are replaced after they were recorded."""
     with torch.no_grad(), trace(model, inject=inject) as taps:
-        model(**inputs)
-    return {name: x.cpu() for name, x in taps.items()}
+        output = model(**inputs)
+    return {name: x.cpu() for name, x in (taps | returned(output)).items()}
 
 
 class Truth:
@@ -164,6 +164,8 @@ def judge(candidate: Tensor, recorded: Tensor, truths: tuple[Tensor, Tensor], na
           bound: Tensor | None = None) -> TapResult:
     """Judge one tap. `truths` are the candidate's and the record's; `bound` takes the budget's place."""
     true, record_true = truths
+    if not candidate.shape == recorded.shape == true.shape:
+        return TapResult(name, FAILED, math.inf, math.inf, math.inf, math.inf)
     error, record_error, scale = norm(candidate.double() - true), norm(recorded.double() - record_true), norm(true)
     budget = SHARE * record_error + FLOOR * scale if bound is None else norm(bound)
     if candidate.dtype == recorded.dtype and torch.equal(candidate, recorded):

@@ -12,7 +12,7 @@ from diffusers import LTX2VideoTransformer3DModel  # type: ignore[import-untyped
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..taps import ROPES, Layout, On, Recorder, Taps, trace
+from ..taps import ROPES, Layout, On, Recorder, Taps, returned, trace
 
 Config = Mapping[str, Any]
 Inputs = Mapping[str, Any]
@@ -32,7 +32,7 @@ def run_diffusers(model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Denoised video (B, Tv, C) and audio (B, Ta, C) for the documented forward arguments."""
     arguments, kwargs = dict(inputs), dict(inputs.get("attention_kwargs") or {})
     arguments |= {name: kwargs.pop(name) for name in LIFTED_ARGUMENTS if name in kwargs}
-    video, audio = model(**arguments | {"attention_kwargs": kwargs or None, "return_dict": False})
+    video, audio = returned(model(**arguments | {"attention_kwargs": kwargs or None, "return_dict": False})).values()
     return video, audio
 
 
@@ -77,7 +77,11 @@ LAYOUT = Layout(doors, norms={
 
 def taps(setup: Any) -> Taps:
     """All taps of one forward: see `audit.Setup`."""
-    model = build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device)
+    return traced(build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device), setup.inputs)
+
+
+def traced(model: nn.Module, inputs: Inputs) -> Taps:
+    """Return all taps of one forward, whose outputs are what the call returned: a hook does not see a `__call__`."""
     with torch.no_grad(), trace(model, LAYOUT) as found:
-        run_diffusers(model, setup.inputs)
-    return found
+        outputs = run_diffusers(model, inputs)
+    return found | returned(outputs)

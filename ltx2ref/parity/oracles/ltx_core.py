@@ -25,7 +25,7 @@ from ltx_core.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape
 from torch import Tensor, nn
 
-from ..taps import Layout, On, Recorder, Taps, trace
+from ..taps import Layout, On, Recorder, Taps, returned, trace
 from .diffusers import Config, Inputs, adopt, planes, without_private
 
 # Parts of a parameter's name: diffusers -> the original files and ltx-core. Every other part is the same.
@@ -104,7 +104,7 @@ def run_ltx_core(model: LTXCore, inputs: Inputs) -> tuple[Tensor, Tensor]:
     kwargs = inputs.get("attention_kwargs") or {}
     video = _modality(inputs, model.config, "", kwargs.get("video_self_attention_mask"))
     audio = _modality(inputs, model.config, "audio_", None)
-    out_video, out_audio = model.model(video, audio, _perturbations(inputs))
+    out_video, out_audio = returned(model.model(video, audio, _perturbations(inputs))).values()
     return out_video, out_audio
 
 
@@ -278,5 +278,5 @@ def taps(setup: Any) -> Taps:
     on the other stream's sigma. Positions are the reference's: its model is given them, its pipelines make them."""
     model = build_ltx_core(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device)
     with torch.no_grad(), trace(model.model, LAYOUT) as found:
-        run_ltx_core(model, {**setup.inputs, **setup.coords, "use_cross_timestep": True})
-    return found
+        outputs = run_ltx_core(model, {**setup.inputs, **setup.coords, "use_cross_timestep": True})
+    return found | returned(outputs)
