@@ -531,7 +531,7 @@ def test_taps_that_are_missing_are_inconclusive(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("arguments,reason", [
     (["no-such-thing"], "no such file"),
-    (["no_such_module:run"], "No module named"),
+    (["no_such_module:run"], "there is no module no_such_module"),
     (["math:no_such_callable"], "no_such_callable"),
     (["diffusers", "--case", "9.9/*"], "no such case"),
     (["diffusers", "--device", "no-such-device"], "--device no-such-device"),
