@@ -1,4 +1,56 @@
-"""One thread for all tests: tiny tensors gain nothing from two, and lose a factor of ten on busy machines."""
+"""One thread for all tests, and what becomes of those that run another implementation where it is not installed.
+
+Tiny tensors gain nothing from two threads, and lose a factor of ten on busy machines.
+"""
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Marks of tests that run another implementation, by its module.
+ORACLES = {"diffusers": "needs diffusers: pip install -c constraints.txt -e '.[oracle]'",
+           "ltx_core": "needs ltx-core 1.0.0: pip install --no-deps ltx-core==1.0.0"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--installed", action="append", default=[], choices=[*ORACLES], metavar="MODULE",
+                     help=f"{' or '.join(ORACLES)}, which is installed: no test may be skipped for want of it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for module, reason in ORACLES.items():
+        config.addinivalue_line("markers", f"{module}: {reason}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for module, reason in ORACLES.items():
+        if item.get_closest_marker(module) and find_spec(module) is None:
+            if module in item.config.getoption("installed"):
+                pytest.fail(f"{reason}, which --installed {module} says is done", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """A file that imports an implementation which is not installed is skipped, and not an error."""
+    report = yield
+    error = getattr(report, "call", None) and report.call.excinfo and report.call.excinfo.value.__cause__
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
+    if report.failed and module in ORACLES and module not in collector.config.getoption("installed"):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {ORACLES[module]}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that is skipped for want of an implementation has its mark, or `-m ltx_core` would not be all of them."""
+    report = yield
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    for module in ORACLES:
+        if re.search(module.replace("_", "[-_]"), reason) and not item.get_closest_marker(module):
+            report.outcome, report.longrepr = "failed", f"{reason}: expected the mark `pytest.mark.{module}`"
+    return report

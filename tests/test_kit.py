@@ -85,6 +85,7 @@ def test_every_tensor_is_readable_without_bfloat16_and_said_in_kit_json(kit: Pat
         assert not [name for name, x in file.items() if name.startswith("float32") and x.dtype == np.uint16]
 
 
+@pytest.mark.diffusers
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.id)
 def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path) -> None:
     """And what this package does; where this machine computes with the recording's bits, to the bit."""

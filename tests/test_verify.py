@@ -12,13 +12,11 @@ from dataclasses import replace
 
 import mutants
 import pytest
-import record_reference
 import torch
 
 from ltx2ref import cli
 from ltx2ref.parity import generator, record, verify
 from ltx2ref.parity.cases import RECORDED, SEED
-from ltx2ref.parity.oracles.diffusers import build_diffusers
 from ltx2ref.parity.probe import probe, threads
 from ltx2ref.parity.record import DTYPES, RecordError
 from ltx2ref.parity.taps import Taps, trace
@@ -50,9 +48,11 @@ def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixtur
     assert verdicts == {IDENTICAL} if not report["differing_operations"] else verdicts <= {IDENTICAL, WITHIN}
 
 
+@pytest.mark.ltx_core
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/stg-one-of-batch", "2.5/everything", "2.0/ltx-core-everything"])
 def test_the_recorded_tensors_are_what_the_implementation_computes(case_id: str, dtype: str) -> None:
+    import record_reference
     case = BY_ID[case_id]
     with threads(record.environment()["threads"]):
         if not same_bits():
@@ -216,8 +216,10 @@ def test_the_generator_is_the_documented_one() -> None:
 A_OF_SEED_0 = [0.6766347885131836, -0.630123496055603, -0.9099793434143066]
 
 
+@pytest.mark.diffusers
 def test_the_recorded_weights_are_those_of_the_documented_generator() -> None:
     """A digest of the numbers themselves, so that every language can check its own."""
+    from ltx2ref.parity.oracles.diffusers import build_diffusers
     config = BY_ID["2.5/everything"].config
     state = verify.build(config, torch.float32).state_dict()
     assert build_diffusers(config.to_diffusers(), state, torch.float32).state_dict().keys() == state.keys()
