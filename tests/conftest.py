@@ -1,4 +1,4 @@
-"""One thread for all tests, and what becomes of those that run another implementation where it is not installed.
+"""One thread for all tests, and what becomes of those that need something which is not installed.
 
 Tiny tensors gain nothing from two threads, and lose a factor of ten on busy machines.
 """
@@ -11,23 +11,25 @@ import torch
 
 torch.set_num_threads(1)
 
-# Marks of tests that run another implementation, by its module.
-ORACLES = {"diffusers": "needs diffusers: pip install -c constraints.txt -e '.[oracle]'",
-           "ltx_core": "needs ltx-core 1.0.0: pip install --no-deps ltx-core==1.0.0"}
+# Marks of tests that need a module which the extra `test` does not bring, and how to get it.
+NEEDED = {"diffusers": "needs diffusers: pip install -c constraints.txt -e '.[oracle]'",
+          "ltx_core": "needs ltx-core: pip install --no-deps ltx-core==1.0.0",
+          "matplotlib": "needs matplotlib: pip install -c constraints.txt -e '.[report]'",
+          "mkdocs": "needs mkdocs: pip install -c constraints.txt -e '.[docs]'"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--installed", action="append", default=[], choices=[*ORACLES], metavar="MODULE",
-                     help=f"{' or '.join(ORACLES)}, which is installed: no test may be skipped for want of it")
+    parser.addoption("--installed", action="append", default=[], choices=[*NEEDED], metavar="MODULE",
+                     help=f"one of {', '.join(NEEDED)}, which is there: no test may be skipped for want of it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for module, reason in ORACLES.items():
+    for module, reason in NEEDED.items():
         config.addinivalue_line("markers", f"{module}: {reason}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for module, reason in ORACLES.items():
+    for module, reason in NEEDED.items():
         if item.get_closest_marker(module) and find_spec(module) is None:
             if module in item.config.getoption("installed"):
                 pytest.fail(f"{reason}, which --installed {module} says is done", pytrace=False)
@@ -36,21 +38,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """A file that imports an implementation which is not installed is skipped, and not an error."""
+    """A file that imports one of them is skipped where it is not installed, and no error."""
     report = yield
     error = getattr(report, "call", None) and report.call.excinfo and report.call.excinfo.value.__cause__
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
-    if report.failed and module in ORACLES and module not in collector.config.getoption("installed"):
-        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {ORACLES[module]}")
+    if report.failed and module in NEEDED and module not in collector.config.getoption("installed"):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {NEEDED[module]}")
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that is skipped for want of an implementation has its mark, or `-m ltx_core` would not be all of them."""
+    """A test that is skipped for want of one has its mark, or `-m ltx_core` would not be all that needs it."""
     report = yield
     reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
-    for module in ORACLES:
+    for module in NEEDED:
         if re.search(module.replace("_", "[-_]"), reason) and not item.get_closest_marker(module):
             report.outcome, report.longrepr = "failed", f"{reason}: expected the mark `pytest.mark.{module}`"
     return report
