@@ -5,7 +5,7 @@
 Each runs in a process of its own, in a folder that has nothing but the files that it names, without PYTHONPATH. The
 snippets run from the first on, as a reader does. The lines that install are run by .ci/run.
 """
-import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -164,9 +164,12 @@ def test_the_snippets_of_the_readme_run_in_their_order(scale: str, error: str, t
 
 
 # ---------------------------------------------------------------- names
+IMPORT = re.compile(r"from (ltx2ref[\w.]*) import ([\w, ]+)")
+
+
 def test_a_bare_import_reaches_every_name_that_the_documents_give(tmp_path: Path) -> None:
-    names = {x for path in DOCUMENTS for x in re.findall(r"(?<![\w./-])ltx2ref(?:\.[A-Za-z_]\w*)+(?![\w.]*/)",
-                                                          without_imports(path.read_text(encoding="utf-8")))}
+    text = "\n".join(IMPORT.sub("", path.read_text(encoding="utf-8")) for path in DOCUMENTS)
+    names = set(re.findall(r"(?<![\w./-])ltx2ref(?:\.[A-Za-z_]\w*)+", text))
     assert {"ltx2ref.interop.for_diffusers", "ltx2ref.load", "ltx2ref.parity.audit"} <= names and len(names) >= 30
     done = python(f"""
 import ltx2ref
@@ -178,13 +181,6 @@ for name in {sorted(names)}:
         print(f"{{name}}: {{error}}")
 """, tmp_path)
     assert (done.stdout, done.returncode) == ("", 0), done.stderr
-
-
-IMPORT = re.compile(r"from (ltx2ref[\w.]*) import ([\w, ]+)")
-
-
-def without_imports(text: str) -> str:
-    return IMPORT.sub("", text)
 
 
 def test_every_import_that_the_documents_show_works() -> None:
