@@ -443,14 +443,15 @@ def add_audit(commands: Any) -> None:
     command = add_command(
         commands, "audit", run_audit, "Run another implementation with the same weights and compare every tap.",
         """CANDIDATE is diffusers or ltx-core (1.0.0), if it is installed; a trace file (docs/trace-format.md) of one
-case; module:callable, which is given config, state, inputs and dtype, and returns taps by name, or both outputs; or
-this model under other conventions: ltx2ref:ltx-core-2026-03, ltx2ref:ltx-core-2026-08 or ltx2ref:diffusers, which
-REFERENCE can be, too (docs/divergences.md). Default: ltx2ref, with those of diffusers.
+case; module:callable or path/to/file.py:callable, which is given config, state, inputs and dtype, and returns taps by
+name, or both outputs; or this model under other conventions: ltx2ref:ltx-core-2026-03, ltx2ref:ltx-core-2026-08 or
+ltx2ref:diffusers, which REFERENCE can be, too (docs/divergences.md). Default: ltx2ref, with those of diffusers.
 
 examples:
   ltx2ref audit diffusers --release 2.3 --dtype bfloat16          every case of a release
   ltx2ref audit ltx-core --case '2.3/i2v*' --html report.html     the first case that differs, as a page
-  ltx2ref audit my_port:run --case 2.3/t2v --json                 a port of yours
+  ltx2ref audit my_port:run --case 2.3/t2v --json                 a port of yours, in the current folder or installed
+  ltx2ref audit path/to/my_port.py:run --case 2.3/t2v             a port in another folder
   ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core                 against ltx-core's conventions
 
 exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""")

@@ -1,4 +1,58 @@
-"""One thread for all tests: tiny tensors gain nothing from two, and lose a factor of ten on busy machines."""
+"""One thread for all tests, and what becomes of those that need something which is not installed.
+
+Tiny tensors gain nothing from two threads, and lose a factor of ten on busy machines.
+"""
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Marks of tests that need a module which the extra `test` does not bring, and how to get it.
+NEEDED = {"diffusers": "needs diffusers: pip install -c constraints.txt -e '.[oracle]'",
+          "ltx_core": "needs ltx-core: pip install --no-deps ltx-core==1.0.0",
+          "matplotlib": "needs matplotlib: pip install -c constraints.txt -e '.[report]'",
+          "mkdocs": "needs mkdocs: pip install -c constraints.txt -e '.[docs]'"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--installed", action="append", default=[], choices=[*NEEDED], metavar="MODULE",
+                     help=f"one of {', '.join(NEEDED)}, which is there: no test may be skipped for want of it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for module, reason in NEEDED.items():
+        config.addinivalue_line("markers", f"{module}: {reason}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for module, reason in NEEDED.items():
+        if item.get_closest_marker(module) and find_spec(module) is None:
+            if module in item.config.getoption("installed"):
+                pytest.fail(f"{reason}, which --installed {module} says is done", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """A file that imports one of them is skipped where it is not installed, and no error."""
+    report = yield
+    error = getattr(report, "call", None) and report.call.excinfo and report.call.excinfo.value.__cause__
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
+    if report.failed and module in NEEDED and module not in collector.config.getoption("installed"):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {NEEDED[module]}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that is skipped for want of one has its mark, or `-m ltx_core` would not be all that needs it."""
+    report = yield
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    for module in NEEDED:
+        if re.search(module.replace("_", "[-_]"), reason) and not item.get_closest_marker(module):
+            report.outcome, report.longrepr = "failed", f"{reason}: expected the mark `pytest.mark.{module}`"
+    return report

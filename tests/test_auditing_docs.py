@@ -27,7 +27,6 @@ BUG = "timestep / 1000"
 
 def port(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, repaired: bool = False) -> None:
     """The port of the example as a module."""
-    pytest.importorskip("diffusers")
     source = CODE["my_port.py"]
     assert source.count(BUG) == 1
     (folder / f"{name}.py").write_text(source.replace(BUG, "timestep") if repaired else source, encoding="utf-8")
@@ -36,6 +35,7 @@ def port(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, repaired: boo
     importlib.invalidate_caches()
 
 
+@pytest.mark.diffusers
 @pytest.mark.parametrize(("repaired", "console"), [(False, CONSOLE[0]), (True, CONSOLE[1])])
 def test_the_example_prints_what_is_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                            capsys: pytest.CaptureFixture[str], repaired: bool,
@@ -107,6 +107,7 @@ def test_the_truth_of_the_docs_gives_compare_a_budget(tmp_path: Path, monkeypatc
     assert "first divergence at sample (diverged)" in capsys.readouterr().out
 
 
+@pytest.mark.diffusers
 def test_the_example_in_a_test_fails_with_the_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port(tmp_path, monkeypatch, "my_port")
     names: dict[str, object] = {}

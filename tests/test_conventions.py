@@ -3,7 +3,6 @@
     pytest tests/test_conventions.py
     LTX2REF_EXTRA_CASES=FOLDER pytest tests/test_conventions.py    also tensors of an ltx-core that cannot be installed
 """
-import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from ltx2ref.parity.cases import LTX_CORE_CASES
 from ltx2ref.parity.probe import probe, threads
 from ltx2ref.parity.verify import FLOOR, SHARE, norm
 
-needs_ltx_core = pytest.mark.skipif(importlib.util.find_spec("ltx_core") is None, reason="needs ltx-core 1.0.0")
+needs_ltx_core = pytest.mark.ltx_core  # skipped where it is not installed: conftest.py
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Pair = tuple[Tensor, Tensor]
 

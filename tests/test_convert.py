@@ -137,13 +137,14 @@ def test_diffusers_loads_the_folder_bit_by_bit(release: str, limit: str | None, 
     assert replace(said, vae_scale_factors=tuple(said.vae_scale_factors)) == config
 
 
+@pytest.mark.ltx_core
 @pytest.mark.parametrize("release", ["2.0", "2.3"])  # ltx-core 1.0.0 has no 2.5
 def test_ltx_core_loads_the_lightricks_file_strictly_by_its_own_config(release: str, tmp_path: Path) -> None:
-    ltx_core = pytest.importorskip("ltx_core.model.transformer.model_configurator")
+    from ltx_core.model.transformer.model_configurator import LTXModelConfigurator
     model = random_model(tiny_config(release))
     save(model, tmp_path / "a.safetensors", dialect="lightricks")
     with safe_open(tmp_path / "a.safetensors", "pt") as file, torch.device("meta"):
-        theirs = ltx_core.LTXModelConfigurator.from_config(json.loads(file.metadata()["config"]))
+        theirs = LTXModelConfigurator.from_config(json.loads(file.metadata()["config"]))
         stored = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     theirs.load_state_dict(stored, strict=True, assign=True)
     assert same_bits(theirs.state_dict(), {original_name(name): x for name, x in model.state_dict().items()})

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import floor
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -69,7 +70,6 @@ def test_the_memory_is_what_a_run_on_the_cpu_holds(release: str) -> None:
                      caption_channels=384)
     inputs = random_inputs(config, batch=1, grid=(20, 10, 10), audio_frames=50, text_tokens=(100, 100))
     model = random_model(config)
-    floor = pytest.importorskip("floor")
     with torch.no_grad(), floor.PeakMemory("cpu") as memory:
         model(**inputs)
     described = describe(config, Lengths(2000, 50, 100), torch.float32).activation_bytes

@@ -10,8 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-pytest.importorskip("mkdocs")
-pytest.importorskip("mkdocstrings")
+pytestmark = pytest.mark.mkdocs
 
 ROOT = Path(__file__).parents[1]
 

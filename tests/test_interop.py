@@ -9,21 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 from tiny import random_model, tiny_config
 from torch import Tensor
 
 from ltx2ref import TransformerConfig
 from ltx2ref.interop import DiffusersConfig, PipelineTransformer, for_diffusers
-
-diffusers = pytest.importorskip("diffusers")
-
-from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder  # noqa: E402
-from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition  # noqa: E402
-from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition  # noqa: E402
-
-from ltx2ref.parity.oracles.diffusers import build_diffusers  # noqa: E402
+from ltx2ref.parity.oracles.diffusers import build_diffusers
 
 CHANNELS = 16  # of both streams; audio's are 8 channels in 2 bins
 CAPTION, LAYERS = 16, 3  # features of the text encoder, in so many layers' states

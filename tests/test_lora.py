@@ -351,6 +351,7 @@ def test_lightricks_files_are_merged_as_diffusers_converts_and_fuses_them(tmp_pa
     assert_equal(ours, fused(config, {n: t.clone() for n, t in state.items()}, {lora: STRENGTH}), state, len(pairs))
 
 
+@pytest.mark.diffusers
 @releases
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, release: str, rslora: bool) -> None:
@@ -394,16 +395,17 @@ def test_several_loras_are_merged_as_diffusers_fuses_them(tmp_path: Path) -> Non
     assert_equal(load_state(path, config, *loras.items()), theirs, state, changed)
 
 
+@pytest.mark.ltx_core
 def test_ltx_core_adds_the_same_with_more_roundings(tmp_path: Path) -> None:
     """It rounds B * strength, the product and the sum to bfloat16: each time by at most 2^-8."""
-    fuse = pytest.importorskip("ltx_core.loader.fuse_loras")
+    from ltx_core.loader.fuse_loras import apply_loras
     from ltx_core.loader.primitives import LoraStateDictWithStrength, StateDict
     path, config, state = base(tmp_path, "2.3", torch.bfloat16)
     pairs = random_pairs(state, linears(state), dtype=torch.bfloat16)
     lora = save(tmp_path / "lora.safetensors", lightricks(pairs))
     ours = load_state(path, config, (lora, STRENGTH))
     cpu = torch.device("cpu")
-    theirs = fuse.apply_loras(
+    theirs = apply_loras(
         StateDict({n: t.clone() for n, t in state.items()}, cpu, 0, {torch.bfloat16}),
         [LoraStateDictWithStrength(StateDict(diffusers(pairs, ""), cpu, 0, {torch.bfloat16}), STRENGTH)]).sd
     same = 0

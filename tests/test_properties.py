@@ -335,6 +335,7 @@ SAME_GRAPH = r"^(audio_)?(proj_out|scale_shift_table)|\.1\.((audio_)?ff|audio_to
 SUB_LAYER = r"transformer_blocks\.\d\.\w+|\w+"
 
 
+@pytest.mark.diffusers
 @every_release
 @every_layout
 @pytest.mark.parametrize("options", [{}, {

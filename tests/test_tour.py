@@ -2,6 +2,7 @@
 
     pytest tests/test_tour.py
 """
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -56,8 +57,9 @@ def test_the_figures_are_there_in_light_and_dark() -> None:
         name for name in used if "-dark" in name}
 
 
+@pytest.mark.matplotlib
 def test_the_figures_are_those_of_the_script(tmp_path: Path) -> None:
-    version = pytest.importorskip("matplotlib").__version__
+    version = importlib.metadata.version("matplotlib")
     subprocess.run([sys.executable, ROOT / "scripts/make_figures.py", "--out", tmp_path], check=True)
     for path in tmp_path.iterdir():
         recorded = (ROOT / "docs/figures" / path.name).read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from .cases import Case, Inputs
 from .compare import compare, dtype_name, spread, summary
 from .hints import Evidence, hints
 from .isolate import isolate, repeats, truth
+from .port import port_named
 from .report import IDENTICAL, MISSING, ROUNDING, SUSPECT, Report
 from .sketch import Sketch
 from .switches import conventions_of, explanation
@@ -196,8 +197,8 @@ def as_taps(given: Outputs) -> Mapping[str, Any]:
 
 
 def candidate_named(name: str) -> Candidate:
-    """diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file, or module:callable, which takes a `Setup`'s fields and
-    returns taps.
+    """diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file, or module:callable or file.py:callable (port.py), which
+    takes a `Setup`'s fields and returns taps.
 
     Raises `ValueError` if there is no such one here.
     """
@@ -206,17 +207,10 @@ def candidate_named(name: str) -> Candidate:
         return Candidate(name, None, lambda s: run(ours(s, conventions), s.inputs))
     if name in ("diffusers", "ltx-core"):
         return oracle(name)
-    if Path(name).exists():
+    if Path(name).exists() and not name.endswith(".py"):
         found = load_trace(name)
         return Candidate(found.implementation or name, None, lambda setup: found.taps)
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise ValueError(f"{name}: no such file; expected diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file or "
-                         "module:callable")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name}: {error}") from None
+    function = port_named(name)
     return Candidate(name, None, lambda s: as_taps(function(
         config=s.config.to_diffusers(), state=s.state, inputs=s.inputs, dtype=s.dtype)))
 

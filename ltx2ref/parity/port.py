@@ -1,0 +1,140 @@
+"""A port by its name: `module:callable`, of the current folder or installed, or `path/to/file.py:callable`."""
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+PARAMETERS = ("config", "state", "inputs", "dtype")  # what a port's function is given, by name
+
+
+def port_named(name: str) -> Callable[..., Any]:
+    """Return the function that `name` names, in a form that can import what stands beside it while it runs.
+
+    "Beside it" is the current folder for a module, which a console script does not look into by itself, and the
+    file's own folder for a file. Raises `ValueError`, in one line, if there is no such function, if importing it
+    fails, or if it does not take `PARAMETERS`.
+    """
+    where, _, attribute = name.rpartition(":")  # the last colon: there are two in C:\ports\my_port.py:run
+    if not where or not attribute.isidentifier():
+        if name.endswith(".py") and Path(name).is_file():
+            raise ValueError(f"{name}: expected the file and a function in it, {name}:FUNCTION")
+        raise ValueError(f"{name}: no such file; expected diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file, "
+                         "module:callable or path/to/file.py:callable")
+    file = Path(where).absolute() if where.endswith(".py") else None
+    folder = Path.cwd() if file is None else file.parent
+    with importable(folder), one_line(name, where):
+        module = importlib.import_module(checked(where, name)) if file is None else module_of(file, name)
+    function = attribute_of(module, attribute, name, where)
+
+    def run(**given: Any) -> Any:
+        with importable(folder):
+            return function(**given)
+
+    return run
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Modules in `folder` are found before any others, as they are for `python FILE`."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:  # unless the port has removed it
+            sys.path.remove(str(folder))
+
+
+@contextmanager
+def one_line(name: str, where: str) -> Iterator[None]:
+    """What is raised while a port is imported becomes a `ValueError` that tells a port that is not there from one
+    that is broken."""
+    try:
+        yield
+    except PortError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is None:
+            failed(name, where, error)
+        if not where.endswith(".py") and f"{where}.".startswith(f"{error.name}."):
+            raise PortError(f"{name}: there is no module {error.name} in {Path.cwd()}, nor is one installed") from None
+        raise PortError(f"{name}: {where} imports {error.name}, which is not installed{place(error)}") from None
+    except (Exception, SystemExit) as error:  # SystemExit: of a script without `if __name__ == "__main__"`
+        failed(name, where, error)
+
+
+class PortError(ValueError):
+    """A port that cannot be called, and why."""
+
+
+def failed(name: str, where: str, error: BaseException) -> NoReturn:
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    what = ": ".join(x for x in (type(error).__name__, (said.splitlines() or [""])[0]) if x)
+    raise PortError(f"{name}: importing {where} failed with {what}{place(error)}") from None
+
+
+def place(error: BaseException) -> str:
+    """The last line of the port's own files that an error passed through: what is below it is somebody else's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({Path(error.filename).name}, line {error.lineno})"
+    machinery = (__file__, importlib.__file__, "<frozen importlib")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(machinery)]
+    if not frames:
+        return ""
+    folder = Path(frames[0].filename).parent
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(folder)
+           and "site-packages" not in Path(frame.filename).relative_to(folder).parts]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})"
+
+
+def checked(where: str, name: str) -> str:
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise PortError(f"{name}: {where} is not the name of a module; for a file it would be {where}.py"
+                        f"{name.removeprefix(where)}")
+    return where
+
+
+def module_of(file: Path, name: str) -> ModuleType:
+    """A file as the module of its stem, which is what other files beside it would import it as."""
+    if not file.is_file():
+        raise PortError(f"{name}: there is no file {file}")
+    there = sys.modules.get(file.stem)
+    if there is not None:
+        if (origin := getattr(there, "__file__", None)) and Path(origin).resolve() == file.resolve():
+            return there
+        raise PortError(f"{name}: another module {file.stem} is imported already, from {origin or 'Python itself'}; "
+                        "give the file another name")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None  # as for any file that ends in .py
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]
+        raise
+    return module
+
+
+def attribute_of(module: ModuleType, attribute: str, name: str, where: str) -> Callable[..., Any]:
+    if not hasattr(module, attribute):
+        own = ", ".join(key for key, x in vars(module).items() if not key.startswith("_") and inspect.isroutine(x)
+                        and getattr(x, "__module__", None) == module.__name__)
+        raise PortError(f"{name}: {where} has no {attribute}{f'; its functions are {own}' if own else ''}")
+    function = getattr(module, attribute)
+    if not callable(function):
+        raise PortError(f"{name}: expected a function, got {attribute} of type {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a built-in one, which has none
+        return function
+    try:
+        signature.bind(**dict.fromkeys(PARAMETERS))
+    except TypeError:
+        raise PortError(f"{name}: expected a function of {', '.join(PARAMETERS)}, got {attribute}{signature}") from None
+    return function
