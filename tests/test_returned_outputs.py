@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 import ltx2ref
 from ltx2ref import AudioVisualModelOutput, LTX2VideoTransformer3DModel, assert_parity, cli, compare, trace
+from ltx2ref.kit.cases import MODELS
+from ltx2ref.kit.export import Source
 from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named
 from ltx2ref.parity.cases import RECORDED, Case
@@ -88,6 +90,11 @@ class Ours(LTX2VideoTransformer3DModel):
         return CHANGE.now(*super().forward(*args, **kwargs))
 
 
+class OursCalled(LTX2VideoTransformer3DModel):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return CHANGE.now(*super().__call__(*args, **kwargs))
+
+
 def built(port: type[nn.Module], config: Any, state: Any, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
         model = port(**config)
@@ -111,9 +118,10 @@ def model_of(case: Case) -> LTX2VideoTransformer3DModel:
     return verify.build(case.config, torch.float32)
 
 
-def ours(model: LTX2VideoTransformer3DModel) -> Ours:
+def ours(model: LTX2VideoTransformer3DModel, kind: type[LTX2VideoTransformer3DModel] = Ours,
+         ) -> LTX2VideoTransformer3DModel:
     with torch.device("meta"):
-        port = Ours(model.config)
+        port = kind(model.config)
     port.load_state_dict(model.state_dict(), assign=True)
     return port
 
@@ -136,6 +144,7 @@ def assert_found(report: Report, change: str, case: Case, located: bool) -> None
 def test_audit_judges_what_a_module_returned_that_a_port_only_traces(change: str, case: Case) -> None:
     report = audit(candidate_named(f"{__name__}:traced"), case, torch.float32, CPU)
     assert_found(report, change, case, located=True)
+    assert change != "doubled" or report.hints[1:] == ("a constant factor of 2",)
 
 
 @both_cases
@@ -172,12 +181,14 @@ def test_assert_parity_judges_what_a_module_returns(change: str, port: type[nn.M
         assert_parity(model, candidate, SMALL.inputs())
 
 
-@both_cases
+@pytest.mark.parametrize(("kind", "case"), [(Ours, SMALL), (Ours, ALIKE), (OursCalled, SMALL)])
 @four_changes
-def test_assert_parity_judges_what_a_subclass_of_this_model_returns(change: str, case: Case) -> None:
+def test_assert_parity_judges_what_a_subclass_of_this_model_returns(
+    change: str, kind: type[LTX2VideoTransformer3DModel], case: Case
+) -> None:
     model = model_of(case)
     with pytest.raises(AssertionError, match=r"^first divergence at sample .* after proj_out: what it put out is"):
-        assert_parity(model, ours(model), case.inputs())
+        assert_parity(model, ours(model, kind), case.inputs())
 
 
 @both_cases
@@ -193,12 +204,13 @@ def test_assert_parity_judges_what_a_callable_returns(change: str, case: Case) -
         assert_parity(model, port, case.inputs())
 
 
+@pytest.mark.parametrize("kind", [Ours, OursCalled])
 @four_changes
-def test_verify_judges_what_the_model_returns(change: str) -> None:
+def test_verify_judges_what_the_model_returns(change: str, kind: type[LTX2VideoTransformer3DModel]) -> None:
     """By its budget, in the dtype in which no machine is beyond it, so that nothing but the change can fail."""
     case = next(case for case in RECORDED if case.id == "2.3/t2v")
     inputs = verify.cast(case.inputs(), torch.bfloat16)
-    model = ours(verify.build(case.config, torch.bfloat16))
+    model = ours(verify.build(case.config, torch.bfloat16), kind)
     result = verify.compare(case, "bfloat16", verify.run(model, inputs), False)
     assert (result.verdict, result.first) == (verify.FAILED, "sample")
 
@@ -289,6 +301,13 @@ def test_files_tell_it_too_and_those_without_the_projections_lack_nothing(
         said = capsys.readouterr().out
         assert "first divergence at sample (diverged)" in said and ("after proj_out" in said) == located
         assert "missing" not in said
+
+
+def test_a_kit_asks_for_each_output_once_whatever_was_recorded() -> None:
+    source = Source(MODELS[0], "float32")
+    source.taps |= {projected: source.taps[name] for name, projected in PROJECTED.items()}
+    expected = source.tensors(MODELS[0])["expected"]
+    assert PROJECTED.keys() <= expected.keys() and not expected.keys() & {*PROJECTED.values()}
 
 
 def test_an_audit_of_a_trace_without_the_projections_lacks_nothing() -> None:

@@ -21,7 +21,7 @@ from ..parity.cases import Case, Inputs
 from ..parity.compare import CLEARLY
 from ..parity.isolate import doubled, truth, wide
 from ..parity.record import DTYPES
-from ..parity.taps import Taps
+from ..parity.taps import PROJECTED, Taps
 from ..parity.verify import FLOOR, SHARE, build, cast, norm, run
 from ..progress import track
 from .cases import COMPONENTS, MODELS, Component
@@ -94,7 +94,8 @@ class Source:
     def tensors(self, part: "Case | Component") -> dict[str, Taps]:
         if isinstance(part, Case):
             weights, given = self.weights, record.tensors(self.inputs)
-            outputs = tuple(name for name in self.taps if not name.endswith(("rows", ".gate")))  # derived ones
+            outputs = tuple(name for name in self.taps  # but derived ones, and what `sample` says again
+                            if not name.endswith(("rows", ".gate")) and name not in PROJECTED.values())
         else:
             weights = {name: x for name, x in self.weights.items() if part.weights and name.startswith(part.weights)}
             given = {name: self.taps[name] for name in part.given} | {name: self.flat[name] for name in part.raw}

@@ -5,7 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..taps import PHASES
+from ..taps import PHASES, PROJECTED
 from ..verify import norm
 from .evidence import SHARE, Evidence, by_head, explains, first, gap, rounding
 
@@ -31,7 +31,8 @@ def meanings(e: Evidence) -> Iterator[tuple[float, str]]:
     yield 0.0, "never computed, or with weights that were never loaded"
     yield -1.0, "another sign"
     yield from ((factor, "a scale applied twice, or not at all (multiplier 1000)") for factor in (1000.0, 1e-3))
-    yield from ((factor, "a gate is 2 * sigmoid: its 2 twice, or not at all") for factor in (2.0, 0.5))
+    if e.name not in PROJECTED:  # what is returned has no gate
+        yield from ((factor, "a gate is 2 * sigmoid: its 2 twice, or not at all") for factor in (2.0, 0.5))
     sizes = {e.config.attention_head_dim, e.config.audio_attention_head_dim} if e.config else set()
     if e.name.endswith((".q", ".k", ".sdpa")):
         sizes.add(e.reference.shape[-1])
