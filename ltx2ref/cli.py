@@ -31,6 +31,7 @@ from .parity.audit import audit, candidate_named
 from .parity.cases import CASES, RECORDED
 from .parity.compare import compare
 from .parity.html import html
+from .parity.machines import MACHINES
 from .parity.probe import probe, threads
 from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
 from .parity.report import Report as AuditReport
@@ -104,12 +105,15 @@ def add_verify(commands: Any) -> None:
   ltx2ref verify --case '2.3/*' --json    the cases of one release, as JSON
   ltx2ref verify --arithmetic exact       identical or not: the same on every machine
   ltx2ref verify --device cuda            on a GPU
+  ltx2ref verify --machine faithful       as a simulated machine computes, natively
 
 exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable input""")
     command.add_argument("--case", default="*", metavar="GLOB", help="RELEASE/NAME; default: all")
     command.add_argument("--dtype", choices=[*record.EXACT_DTYPES], help="default: all; float16 exactly only")
     command.add_argument("--arithmetic", choices=["exact", "native"], help="default: both")
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
+    command.add_argument("--machine", choices=[*MACHINES], metavar="NAME",
+                         help=f"simulated, and native: {', '.join(MACHINES)}")
     command.add_argument("--list", action="store_true", help="print the names of the cases, and run none")
 
 
@@ -124,6 +128,10 @@ def run_verify(options: argparse.Namespace) -> int:
         else:
             print("\n".join(names))
         return 0
+    if options.machine:
+        if options.arithmetic == "exact" or options.device != "cpu":
+            raise ValueError("--machine: a simulated machine is judged natively and runs on the CPU")
+        options.arithmetic = "native"
     recording, device = record.environment(), usable(options.device)
     dtypes = record.DTYPES if options.arithmetic == "native" else record.EXACT_DTYPES
     if options.dtype and options.dtype not in dtypes:
@@ -132,7 +140,7 @@ def run_verify(options: argparse.Namespace) -> int:
     with threads(recording["threads"]):
         here = {} if options.arithmetic == "exact" else probe(device, tuple(record.DTYPES.values()))
         differing = [name for name, digest in recording["probe"].items() if here and here[name] != digest]
-        results = [verify(case, dtype, device, not differing, options.arithmetic)
+        results = [verify(case, dtype, device, not (differing or options.machine), options.arithmetic, options.machine)
                    for case, dtype in track(runs, "verifying")]
     if options.json:
         rows: list[dict[str, Any]] = [asdict(result) for result in results]
@@ -141,7 +149,7 @@ def run_verify(options: argparse.Namespace) -> int:
     else:
         print_results(results)
         print_failures(results)
-        print_summary(results, recording, differing)
+        print_summary(results, recording, differing, options.machine)
     verdicts: set[str] = set().union(*(result.verdicts for result in results))
     return 1 if FAILED in verdicts else 2 if INCONCLUSIVE in verdicts else 0
 
@@ -169,7 +177,7 @@ def print_results(results: list[CaseResult]) -> None:
             row[f"{result.dtype} native"] = within.get(result.native.verdict, result.native.verdict)
     shown = [key for key in columns if any(key in row for row in rows.values())]
     failed = [any(verdict in (FAILED, INCONCLUSIVE) for verdict in row.values()) for row in rows.values()]
-    print_table(["case", *("native" if key.endswith("native") else key for key in shown)],
+    print_table(["case", *("native" if key.removesuffix(" native") in shown[:i] else key for i, key in enumerate(shown))],
                 [[name, *(row.get(key, "") for key in shown)] for name, row in rows.items()],
                 ["bold red" if bad else None for bad in failed])
 
@@ -185,6 +193,8 @@ def print_failures(results: list[CaseResult]) -> None:
         if result.native and result.native.verdict in (FAILED, INCONCLUSIVE):
             first = f" at {result.native.first}, {result.native.share:.3g} of the budget" if result.native.first else ""
             print(f"{at}: native: {result.native.verdict}{first}{'; ' * bool(result.native.note)}{result.native.note}")
+        elif result.native and result.native.note:
+            print(f"{at}: native: {result.native.note}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str | None]) -> None:
@@ -200,7 +210,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
     Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
 
 
-def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str]) -> None:
+def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str],
+                  machine: str | None) -> None:
     exact = [result.exact for result in results if result.exact]
     native = [result.native for result in results if result.native]
     oracles = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']}"
@@ -214,8 +225,11 @@ def print_summary(results: list[CaseResult], recording: dict[str, Any], differin
     if native:
         counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in native))]
         here = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
+        here = here if machine is None else f"{machine}, simulated"
         print(f"native: of {len(native)} runs {', '.join(counts)} ({here}).")
-        if differing:
+        if machine is not None:
+            print("  The numbers above are errors against float64, as a share of what is allowed.")
+        elif differing:
             there = f"torch {recording['torch']}, {recording['cpu_capability']}"
             print(f"  {len(differing)} of {len(recording['probe'])} probed operations have other bits here than on the "
                   f"recording machine\n  ({there}). The numbers above are errors against float64,\n"

@@ -24,7 +24,10 @@ class NotExact(ValueError):
 
 
 class Arithmetic:
-    """The four steps that every formula is made of. A subclass is a machine that takes one of them otherwise."""
+    """The steps that the formulas are made of. A subclass is a machine that takes one of them otherwise."""
+
+    # What is being computed, and its dtype: for machines to which they matter. The definition does not look at them.
+    operation, dtype = "", torch.float64
 
     def round(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Round float64 to nearest, ties to even: to float32, and from there to bfloat16 or float16."""
@@ -63,6 +66,15 @@ class Arithmetic:
                 terms = torch.mul(left, right, out=buffer[:math.prod(shape)].view(shape))
                 out[i:i + c, k:k + m, j:j + n] = self.fold(terms)
         return out.view(*batch, rows, columns)
+
+    def biased(self, y: Tensor, bias: Tensor) -> Tensor:
+        """Add a bias to a matrix product."""
+        return y + bias.double()
+
+    def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
+        """Sum values (..., S, d) by the softmax of logits (..., T, S); without any finite logit the sum is 0."""
+        weights = softmax(self, logits, -1)
+        return self.matmul(weights.masked_fill(highest(logits, -1) == -math.inf, 0.0), v)
 
     def total(self, x: Tensor, dims: Dims = None) -> Tensor:
         """Sum over `dims`, or all, in row-major order. They stay, with size 1."""
@@ -256,13 +268,13 @@ def dot(m: Arithmetic, a: Tensor, b: Tensor) -> Tensor:
 def addmm(m: Arithmetic, x: Tensor, a: Tensor, b: Tensor, beta: Scalar = 1, alpha: Scalar = 1) -> Tensor:
     y = m.matmul(a, b) if b.ndim > 1 else mv(m, a, b)
     y = y if alpha == 1 else alpha * y
-    return y if beta == 0 else y + (x.double() if beta == 1 else beta * x.double())
+    return y if beta == 0 else m.biased(y, x if beta == 1 else beta * x.double())
 
 
 def linear(m: Arithmetic, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = m.matmul(input.reshape(-1, input.shape[-1]), weight.reshape(-1, weight.shape[-1]).mT)
     y = y.view(*input.shape[:-1], *weight.shape[:-1])
-    return y if bias is None else y + bias.double()
+    return y if bias is None else m.biased(y, bias)
 
 
 def attention(m: Arithmetic, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
@@ -300,8 +312,7 @@ def attend(m: Arithmetic, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, 
     logits = m.matmul(q, k.mT) * scale
     if mask is not None:
         logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask.double()
-    weights = softmax(m, logits, -1)
-    return m.matmul(weights.masked_fill(highest(logits, -1) == -math.inf, 0.0), v)
+    return m.weigh(logits, v)
 
 
 def linspace(m: Arithmetic, start: Tensor | Scalar, end: Tensor | Scalar, steps: int) -> Tensor:

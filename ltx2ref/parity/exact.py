@@ -12,6 +12,7 @@ The definition is in arithmetic.py. An operation that it does not know is an err
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -56,7 +57,7 @@ def exact(arithmetic: Arithmetic = EXACT) -> Iterator[Counter[str]]:
     """
     if any(isinstance(mode, Tracer) for mode in torch.overrides._get_current_function_mode_stack()):
         raise NotExact("exact(): enter it before trace(), which has to see the calls first")
-    dispatched = Dispatched(arithmetic)
+    dispatched = Dispatched(copy(arithmetic))
     with Called(dispatched), dispatched:
         yield dispatched.operations
 
@@ -92,19 +93,20 @@ class Dispatched(TorchDispatchMode):
         """Return what `func` does, in its dtype, shape and strides, with the formula's numbers in it."""
         overwrites = getattr(func, "_schema", None) is not None and func._schema.is_mutable
         into = kwargs.get("out", args[0]) if overwrites else None
-        values = self.values(name, args, kwargs) if into is not None and computes(into) else ()
+        values = self.values(name, args, kwargs, into.dtype) if into is not None and computes(into) else ()
         result = func(*args, **kwargs)
         results = tensors_in(result)
         if not computes(results[0]) or results[0].is_meta:
             return result
         require_known(func, results[0])
-        for x, value in zip(results, values or self.values(name, args, kwargs), strict=False):
+        for x, value in zip(results, values or self.values(name, args, kwargs, results[0].dtype), strict=False):
             x.copy_(self.arithmetic.round(value, x.dtype).expand(x.shape))
         self.operations[name] += 1
         return result
 
-    def values(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    def values(self, name: str, args: Any, kwargs: Mapping[str, Any], result: torch.dtype) -> tuple[Tensor, ...]:
         """Evaluate the formula: on float64, or on the tensors as they are where it widens them itself."""
+        self.arithmetic.operation, self.arithmetic.dtype = name, result
         dtype, given = kwargs.get("dtype"), {key: x for key, x in kwargs.items() if key not in PLACEMENT}
 
         def wide(x: Any) -> Any:

@@ -1,0 +1,220 @@
+"""Simulated machines: exact arithmetic with one step taken as some processor, library or kernel takes it.
+
+A verdict that is to hold on every machine is tested on these, and not on the two or three that are at hand:
+
+    with ltx2ref.exact(machine("faithful")):
+        model(**inputs)
+
+Each is a correct way of computing, but `tf32`, whose matrix products keep 11 bits of their operands. What a float64
+tensor is made of stays as it is. Machines that draw random numbers have a seed of their own, and repeat themselves.
+"""
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arithmetic import Arithmetic, Scalar, highest
+
+LANES = 16  # of a vector unit that sums in chunks
+KEYS = 32   # in a tile of attention
+
+
+def float32(x: Tensor) -> Tensor:
+    return x.to(torch.float32).double()
+
+
+def ulp(x: Tensor) -> Tensor:
+    """The distance between neighbouring float32 numbers at x."""
+    return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent.clamp(min=-125) - 24)
+
+
+class Machine(Arithmetic):
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def narrow(self) -> bool:
+        return self.dtype != torch.float64
+
+    def draw(self, x: Tensor) -> Tensor:
+        """Uniform in [-1, 1)."""
+        return torch.rand(x.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
+
+
+class Faithful(Machine):
+    """Rounds to either of the two float32 numbers around the result; sums, differences and products of two numbers to
+    the nearer one, as every processor does."""
+
+    def round(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if dtype == torch.float64 or self.operation in ("add", "sub", "rsub", "mul"):
+            return super().round(x, dtype)
+        nearest = float32(x)
+        other = float32(nearest + torch.sign(x - nearest) * ulp(x))
+        return super().round(torch.where((nearest == x) | (self.draw(x) < 0), nearest, other), dtype)
+
+
+class OtherFunctions(Machine):
+    """Has functions (exp, cos, tanh, ...) that are off by up to `ulps` units in the last place of float32."""
+
+    def __init__(self, ulps: float) -> None:
+        super().__init__()
+        self.ulps = ulps
+
+    def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
+        y = super().function(name, x, *more)
+        exact = not self.narrow or name == "sqrt"
+        return y if exact else torch.where(x == 0, y, y + self.draw(y) * self.ulps * ulp(y))
+
+
+class Summing(Machine):
+    """Sums in float32, products rounded first: a machine without fused multiply-add."""
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return float32(x + y) if self.narrow else x + y
+
+    def sequential(self, terms: Tensor) -> Tensor:
+        terms = float32(terms) if self.narrow else terms
+        total = torch.zeros_like(terms[0]) if len(terms) else terms.new_zeros(terms.shape[1:])
+        for term in terms:
+            total = self.add(total, term)
+        return total
+
+
+class OneByOne(Summing):
+    def fold(self, terms: Tensor) -> Tensor:
+        return self.sequential(terms)
+
+
+class Backwards(Summing):
+    def fold(self, terms: Tensor) -> Tensor:
+        return self.sequential(terms.flip(0))
+
+
+class InChunks(Summing):
+    """Has lanes that sum every 16th term, and adds these up at the end."""
+
+    def fold(self, terms: Tensor) -> Tensor:
+        return self.sequential(torch.stack([self.sequential(terms[i::LANES]) for i in range(min(LANES, len(terms)))])
+                               if len(terms) else terms)
+
+
+class Parts(Machine):
+    """Splits a matrix product along its sum, as tensor parallelism does, and rounds each part."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        size = max(-(-a.shape[-1] // self.count), 1)
+        parts = [super(Parts, self).matmul(x, y) for x, y in zip(a.split(size, -1), b.split(size, -2), strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.round(self.round(total, self.dtype).double() + self.round(part, self.dtype).double(),
+                               self.dtype).double()
+        return total
+
+
+class BiasAfterRounding(Machine):
+    def biased(self, y: Tensor, bias: Tensor) -> Tensor:
+        return super().biased(self.round(y, self.dtype).double(), bias)
+
+
+class TensorFloat32(Machine):
+    """Keeps 11 bits of a matrix product's operands, as GPUs do for float32 where it is allowed."""
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        return super().matmul(*(eleven_bits(x) if self.narrow else x for x in (a, b)))
+
+
+def eleven_bits(x: Tensor) -> Tensor:
+    mantissa, exponent = torch.frexp(x.double())
+    return torch.ldexp((mantissa * 2**11).round(), exponent - 11)
+
+
+class OnlineSoftmax(Machine):
+    """Attends to tiles of keys, rescaling in float32 what it has summed, with weights rounded to the model's dtype."""
+
+    def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
+        most = torch.full_like(logits[..., :1], -math.inf)
+        weight, total = torch.zeros_like(most), logits.new_zeros(*logits.shape[:-1], v.shape[-1])
+        for i in range(0, logits.shape[-1], KEYS):
+            tile = float32(logits[..., i:i + KEYS])
+            before, most = most, torch.maximum(most, highest(tile, -1))
+            e = float32((tile - most).exp()).masked_fill(most == -math.inf, 0.0)
+            rescale = float32((before - most).exp()).masked_fill(before == -math.inf, 0.0)
+            weight = float32(float32(weight * rescale) + self.total(e, -1))
+            rounded = self.round(e, self.dtype)
+            total = float32(float32(total * rescale) + self.matmul(rounded, v[..., i:i + KEYS, :]))
+        return torch.where(weight > 0, total / weight, total)
+
+
+class RoundedLogits(Machine):
+    """Stores logits and weights in the model's dtype, as attention does that is written out."""
+
+    def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
+        e = self.round((logits := self.round(logits, self.dtype).double()) - highest(logits, -1), self.dtype).double()
+        e = e.exp()
+        weights = self.round(e / self.total(e, -1), self.dtype).double()
+        return self.matmul(weights.masked_fill(highest(logits, -1) == -math.inf, 0.0), v)
+
+
+class NumPyFunctions(Machine):
+    """Has the float32 functions of NumPy."""
+
+    def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
+        if not self.narrow or name not in ("exp", "sin", "cos", "tanh"):
+            return super().function(name, x, *more)
+        return torch.from_numpy(np.asarray(getattr(np, name)(x.float().numpy()))).double()
+
+
+class OneConstant(Machine):
+    """Reduces an angle by one float32 constant, 2 pi, in float32, before it takes its sine or cosine."""
+
+    def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
+        if self.narrow and name in ("sin", "cos"):
+            turn = float32(torch.tensor(2 * math.pi, dtype=torch.float64))
+            x = float32(x - float32((x / turn).round() * turn))
+        return super().function(name, x, *more)
+
+
+class Recurrence(Machine):
+    """Computes the frequencies of the timestep's sinusoid each from the one before, in float32."""
+
+    def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
+        y = super().function(name, x, *more)
+        if not self.narrow or name != "exp" or x.ndim != 1 or len(x) != 128 or x[0] != 0:
+            return y
+        ratio, powers = float32(y[1]), [torch.ones_like(y[0])]
+        for _ in range(len(x) - 1):
+            powers.append(float32(powers[-1] * ratio))
+        return torch.stack(powers)
+
+
+MACHINES: dict[str, Callable[[], Machine]] = {
+    "faithful": Faithful,
+    "functions-1ulp": lambda: OtherFunctions(1.0),
+    "functions-2ulp": lambda: OtherFunctions(2.0),
+    "sums-one-by-one": OneByOne,
+    "sums-backwards": Backwards,
+    "sums-in-chunks": InChunks,
+    "halves": lambda: Parts(2),
+    "quarters": lambda: Parts(4),
+    "eighths": lambda: Parts(8),
+    "bias-after-rounding": BiasAfterRounding,
+    "tf32": TensorFloat32,
+    "online-softmax": OnlineSoftmax,
+    "rounded-logits": RoundedLogits,
+    "numpy-functions": NumPyFunctions,
+    "one-constant-reduction": OneConstant,
+    "phases-by-recurrence": Recurrence,
+}
+
+
+def machine(name: str) -> Machine:
+    """A simulated machine by its name. Raises `ValueError` for another one."""
+    if name not in MACHINES:
+        raise ValueError(f"no such machine: {name}; there are {', '.join(MACHINES)}")
+    return MACHINES[name]()
