@@ -177,8 +177,8 @@ def print_results(results: list[CaseResult]) -> None:
             row[f"{result.dtype} native"] = within.get(result.native.verdict, result.native.verdict)
     shown = [key for key in columns if any(key in row for row in rows.values())]
     failed = [any(verdict in (FAILED, INCONCLUSIVE) for verdict in row.values()) for row in rows.values()]
-    print_table(["case", *("native" if key.removesuffix(" native") in shown[:i] else key for i, key in enumerate(shown))],
-                [[name, *(row.get(key, "") for key in shown)] for name, row in rows.items()],
+    header = ["native" if key.endswith(" native") and key.removesuffix(" native") in shown else key for key in shown]
+    print_table(["case", *header], [[name, *(row.get(key, "") for key in shown)] for name, row in rows.items()],
                 ["bold red" if bad else None for bad in failed])
 
 
