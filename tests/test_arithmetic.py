@@ -143,6 +143,7 @@ def transposed(x: Any) -> Any:
     return x.transpose(-1, -2).contiguous().transpose(-1, -2) if isinstance(x, Tensor) and x.ndim > 1 else x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
 def test_mode_layout_and_threads_change_no_bit_of_any_tap(release: str, dtype: str) -> None:
@@ -286,6 +287,7 @@ class Coarser(arithmetic.Arithmetic):
         return super().round(x.to(torch.float16).double(), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("machine", "same"), [
     (arithmetic.EXACT, True), (arithmetic.Nudged(1), True), (Coarser(), False),
 ], ids=["itself", "other functions", "coarser"])

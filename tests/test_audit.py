@@ -134,6 +134,7 @@ def test_the_table_has_every_bug() -> None:
     assert SHOWN_BY.keys() == mutants.MUTANTS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_a_porting_bug_is_found_where_it_is_made_and_told_from_what_only_passes_it_on(mutant: str, dtype: str) -> None:
@@ -154,6 +155,7 @@ def test_a_porting_bug_is_found_where_it_is_made_and_told_from_what_only_passes_
     assert all(1 < row.budget <= 2 for row in report.rows if row.verdict == SUSPECT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_sketches_name_the_same_first_divergence_as_tensors(mutant: str, dtype: str) -> None:
@@ -222,6 +224,7 @@ def test_all_conventions_of_ltx_core_are_named_together() -> None:
     assert "up to" not in report.hints[0]
 
 
+@pytest.mark.slow
 def test_conventions_are_implementations(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "--case", "2.5/*", capsys=capsys)
     assert code == 1 and out.count("identical to your candidate after switching `exchange` to 'other_gate'") == 3
@@ -236,6 +239,7 @@ def test_unknown_conventions_are_refused(names: list[str], capsys: pytest.Captur
     assert code == 2 and f"{names[0]}: no such conventions; expected ltx2ref," in error
 
 
+@pytest.mark.slow
 def test_a_bug_is_not_taken_for_a_convention() -> None:
     """Where a switch explains the rounding before a bug, it is a remark, and the bug keeps its hint."""
     case = BY_ID["2.3/coords"]
@@ -258,6 +262,7 @@ BENIGN: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change,dtype", [(change, dtype) for change, x in BENIGN.items() for dtype in x[1]])
 def test_a_benign_change_is_never_called_a_divergence(change: str, dtype: str) -> None:
     run = reference(BENIGN[change][0], dtype)
@@ -268,6 +273,7 @@ def test_a_benign_change_is_never_called_a_divergence(change: str, dtype: str) -
     assert report.passed, wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/121-frames", "2.5/everything"])
 def test_more_roundings_than_the_references_are_suspect_at_most(case_id: str, dtype: str) -> None:
@@ -279,6 +285,7 @@ def test_more_roundings_than_the_references_are_suspect_at_most(case_id: str, dt
     assert max(row.budget or 0 for row in report.rows) < 1.75, "too close to what is called a divergence"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [(), ("sample", "audio_sample"), ("proj_in", "sample", "audio_sample")])
 def test_phases_that_a_candidate_does_not_show_may_be_rounded_otherwise(shown: tuple[str, ...]) -> None:
     run = reference("2.3/121-frames", "float32")
@@ -404,6 +411,7 @@ def port(run: Run) -> nn.Module:
     return diffusers.build_diffusers(run.model.config.to_diffusers(), run.model.state_dict(), torch.float32)
 
 
+@pytest.mark.slow
 def test_assert_parity_passes_for_diffusers_as_a_module_and_as_a_function_of_either_kind() -> None:
     run = reference("2.3/i2v", "float32")
     model = port(run)
@@ -421,6 +429,7 @@ def test_assert_parity_passes_for_diffusers_as_a_module_and_as_a_function_of_eit
     assert report.sentence == "identical at all of 2 taps; 228 of 230 taps are missing from the candidate"
 
 
+@pytest.mark.slow
 def test_assert_parity_fails_for_a_candidate_without_outputs() -> None:
     run = reference("2.3/i2v", "float32")
     for lacking in ({"sample"}, {"audio_sample"}, run.taps.keys()):
@@ -429,6 +438,7 @@ def test_assert_parity_fails_for_a_candidate_without_outputs() -> None:
             assert_parity(run.model, lambda theirs=theirs, **_: theirs, run.inputs)
 
 
+@pytest.mark.slow
 def test_assert_parity_begins_with_the_first_divergence() -> None:
     run = reference("2.3/i2v", "float32")
     model = port(run)
@@ -469,6 +479,7 @@ def test_audit_says_identical_and_exits_0(capsys: pytest.CaptureFixture[str]) ->
     assert code == 0 and said.startswith("2.3/t2v: identical: identical at every tap")
 
 
+@pytest.mark.slow
 def test_audit_names_the_bug_writes_a_page_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "report.html"
     code, said, _ = command("audit", f"{__name__}:taps_with_a_bug", "--case", "2.3/t2v", "--html", str(page),
@@ -507,6 +518,7 @@ def test_a_reference_that_does_not_repeat_itself_is_inconclusive() -> None:
     assert (report.verdict, report.sentence) == (SUSPECT, "inconclusive: the reference does not repeat itself")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["tensors", "sketches"])
 def test_a_trace_file_is_a_candidate(kept: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, make = reference("2.3/t2v", "float32"), sketch if kept == "sketches" else torch.clone

@@ -15,6 +15,8 @@ from ltx2ref.parity import compare, report, taps
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.verify import FLOOR, SHARE, build, run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOC = (ROOT / "docs" / "auditing.md").read_text(encoding="utf-8")

@@ -44,6 +44,8 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 FULL = "full" in (os.environ.get("LTX2REF_CORPUS"), os.environ.get("HYPOTHESIS_PROFILE"))
 COUNT, RESIZED, EXAMPLES = (5000, 600, 3000) if FULL else (250, 60, 100)
 SEED, SECONDS, MEGABYTES = 0, 2.0, 200.0

@@ -23,6 +23,8 @@ from ltx2ref.checkpoint import names
 from ltx2ref.checkpoint.inspection import inspect
 from ltx2ref.checkpoint.plan import Plan, make_plan, parameter_shapes
 
+pytestmark = pytest.mark.slow
+
 releases = pytest.mark.parametrize("release", RELEASES)
 Write = Callable[..., State]
 

@@ -42,6 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [pytest.param(line, marks=[getattr(pytest.mark, x) for x in needed_by(line)])
                                   for line in OURS])
 def test_a_command_of_the_package_runs_as_shown(
@@ -66,6 +67,7 @@ def test_a_command_of_the_package_runs_as_shown(
     assert out if status != 2 else len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [pytest.param(script, marks=marks_of(script)) for script in SCRIPTS])
 def test_a_script_has_the_options_that_are_shown(script: str) -> None:
     done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, cwd=ROOT, env={

@@ -26,6 +26,7 @@ COUNTS = "num_frames", "height", "width", "audio_num_frames"
 COMPILED = [("2.0", torch.float32), ("2.5", None)]
 EXPORTED = [("2.0", None), ("2.3", torch.float32), ("2.5", torch.float32)]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*no effect"),  # of STG in 2.0, of keyframes before 2.5
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]

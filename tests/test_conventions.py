@@ -123,6 +123,7 @@ SHOWS = {  # in a recorded case: dtypes, and the first recorded tap
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*no effect")
 @pytest.mark.parametrize("dtype", record.DTYPES)
 @pytest.mark.parametrize("field", SHOWS)

@@ -121,6 +121,7 @@ def test_lightricks_to_diffusers_and_back_is_the_same_bits_under_the_published_n
     assert (tmp_path / "b/config.json").read_bytes() == (tmp_path / "d/config.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("limit", [None, "200KB"])
 def test_diffusers_loads_the_folder_bit_by_bit(release: str, limit: str | None, tmp_path: Path) -> None:
@@ -164,6 +165,7 @@ def test_every_tensor_is_aligned_and_the_safetensors_library_reads_it(tmp_path: 
         assert same_bits({name: opened.get_tensor(name) for name in entries}, model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dialect", ["diffusers", "lightricks"])
 def test_with_a_dtype_the_result_is_what_load_gives(dtype: torch.dtype, dialect: str, tmp_path: Path) -> None:
@@ -176,6 +178,7 @@ def test_with_a_dtype_the_result_is_what_load_gives(dtype: torch.dtype, dialect:
 
 
 # ---------------------------------------------------------------- shards
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["50KB", "120 kb", "200000", 4 * 10**5, "0.3MB"])
 def test_no_shard_is_larger_than_asked_for_unless_it_is_one_tensor(limit: str | int, tmp_path: Path) -> None:
     state, _ = official(tmp_path / "a.safetensors", "2.3")
@@ -208,6 +211,7 @@ def test_one_shard_is_one_plain_file_as_in_diffusers(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- save
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dialect", ["diffusers", "lightricks"])
 @pytest.mark.parametrize("release", RELEASES)
@@ -363,6 +367,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUANTISED)
 def test_a_quantised_source_needs_a_dtype_which_is_a_plain_one(
         name: str, quantised: dict[str, Path], tmp_path: Path) -> None:
@@ -373,6 +378,7 @@ def test_a_quantised_source_needs_a_dtype_which_is_a_plain_one(
     assert listing(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", QUANTISED)
 def test_a_quantised_source_is_decoded_as_load_does(
@@ -426,6 +432,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, dialect", [(signal.SIGTERM, "diffusers"), (signal.SIGINT, "lightricks")])
 def test_a_signal_leaves_nothing(number: signal.Signals, dialect: str, tmp_path: Path) -> None:
     source, destination = tiny_file(tmp_path / "a.safetensors"), "b" if dialect == "diffusers" else "b.safetensors"
@@ -447,6 +454,7 @@ def snapshot(folder: Path) -> dict[str, bytes | str | None]:
             for path in folder.rglob("*") if ".partial" not in str(path)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", ["a file", "a folder", "an empty folder", "a dangling link"])
 @pytest.mark.parametrize("dialect", ["diffusers", "lightricks"])
 @pytest.mark.parametrize("late", [False, True])
@@ -556,6 +564,7 @@ def with_out_channels(path: Path, rows: int, fp8: bool) -> None:
     sparse.write_sparse(path, specs, lightricks_metadata(config))
 
 
+@pytest.mark.slow
 def test_a_tensor_of_256_mb_takes_no_more_memory_than_one_of_12_8_mb_and_64_mb(tmp_path: Path) -> None:
     for size, rows in (("small", 10**5), ("large", 2 * 10**6)):
         for name in ("bf16", "fp8"):

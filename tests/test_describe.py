@@ -39,6 +39,7 @@ def counted(config: TransformerConfig, n: Lengths) -> dict[str, int]:
     return {name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("release", "layers", "n"), [
     ("2.3", 48, SIZES["default"]), *((release, 2, n) for release in RELEASES for n in SIZES.values())])
 def test_flops_are_those_of_the_counter(release: str, layers: int, n: Lengths) -> None:
@@ -63,6 +64,7 @@ def test_every_parameter_belongs_to_one_row(release: str) -> None:
         assert sum(stem == module or stem.startswith(f"{module}.") for module in set(modules)) == 1, stem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["2.0", "2.3"])
 def test_the_memory_is_what_a_run_on_the_cpu_holds(release: str) -> None:
     config = replace(tiny_config(release), num_attention_heads=4, attention_head_dim=128, cross_attention_dim=512,

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-pytestmark = pytest.mark.mkdocs
+pytestmark = [pytest.mark.slow, pytest.mark.mkdocs]
 
 ROOT = Path(__file__).parents[1]
 

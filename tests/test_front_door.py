@@ -19,6 +19,8 @@ from shown import DOCUMENTS, ROOT, arguments_of, commands_of, expected_status, n
 
 import ltx2ref
 
+pytestmark = pytest.mark.slow
+
 README = ROOT / "README.md"
 SCRIPT = Path(sysconfig.get_path("scripts")) / "ltx2ref"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

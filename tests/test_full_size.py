@@ -165,6 +165,7 @@ def test_the_manifests_totals_are_the_published_ones_and_those_of_its_own_rows(r
 
 
 # ---------------------------------------------------------------- the models
+@pytest.mark.slow
 @releases
 def test_a_full_size_model_has_the_published_number_of_parameters_and_tensors(release: str) -> None:
     parameters = list(full_size(release).parameters())
@@ -178,12 +179,14 @@ def test_a_full_size_model_has_the_names_and_shapes_of_the_manifest(release: str
     assert state_shapes(full_size(release)) == manifest_shapes(release, diffusers=True)
 
 
+@pytest.mark.slow
 @releases
 def test_a_full_size_model_has_the_names_and_shapes_of_diffusers(release: str) -> None:
     assert state_shapes(full_size(release)) == diffusers_shapes(PRESETS[release])
 
 
 # On the meta device a block takes 0.1 s, and all blocks of a release are alike: one release goes all the way.
+@pytest.mark.slow
 @pytest.mark.parametrize(("release", "blocks"), [("2.0", 2), ("2.3", 2), ("2.5", 48)])
 def test_five_seconds_at_1280_by_704_come_out_in_the_shapes_that_went_in(
     release: str, blocks: int, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +217,7 @@ def test_the_sweep_tries_every_combination_of_any_three_flags() -> None:
         assert len({row[i] + row[j] + row[k] for row in DESIGN}) == 8, (FLAGS[i], FLAGS[j], FLAGS[k])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", DESIGN)
 def test_with_any_flags_the_names_and_shapes_are_those_of_diffusers(row: str) -> None:
     flags = {flag: bit == "1" for flag, bit in zip(FLAGS, row, strict=True)}
@@ -221,6 +225,7 @@ def test_with_any_flags_the_names_and_shapes_are_those_of_diffusers(row: str) ->
     assert state_shapes(on_meta(config)) == diffusers_shapes(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"out_channels": None}, {"audio_out_channels": None}, {"rope_type": "interleaved"}, {"num_layers": 3},
     {"num_attention_heads": 3, "audio_num_attention_heads": 3, "cross_attention_dim": 78,

@@ -349,6 +349,7 @@ ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
 ROUNDING = {"rounding_noise", "float32_angles", "more_exact"}  # may speak of benign differences, as they are named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bug", "case", "tap", "expected", "says"), INJECTED)
 def test_real_bugs_are_named(bug: str, case: str, tap: str, expected: str, says: str, dtype: str) -> None:
@@ -361,6 +362,7 @@ def test_real_bugs_are_named(bug: str, case: str, tap: str, expected: str, says:
     check(reference, tap, taps[tap], expected, says, dtype, taps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bug", "case", "tap", "change", "expected", "says"), CHANGED)
 def test_bugs_of_one_tap_are_named(bug: str, case: str, tap: str, change: Change, expected: str, says: str,
@@ -410,6 +412,7 @@ def ulps(x: Tensor) -> Tensor:
     return (x.double() * (1 + torch.finfo(x.dtype).eps * drawn)).to(x.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["2.0/t2v", "2.5/everything"])
 def test_nothing_but_rounding_is_said_of_rounding(case: str, dtype: str) -> None:
@@ -421,6 +424,7 @@ def test_nothing_but_rounding_is_said_of_rounding(case: str, dtype: str) -> None
             assert set(said) <= ROUNDING, (name, said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "dtype", "size"), [
     ("2.5/everything", "float32", 0.02), ("2.5/everything", "bfloat16", 0.02), ("2.5/everything", "bfloat16", 1.0),
     ("2.3/text-masks-3d", "float32", 1.0), ("2.3/coords", "float32", 1.0), ("2.3/self-mask", "float32", 1.0),
@@ -452,6 +456,7 @@ def test_a_mistake_that_was_inherited_is_not_one_of_this_stage() -> None:
         "the exact GELU (erf) in place of the GELU by tanh",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hints_need_nothing_but_the_tap(dtype: str) -> None:
     reference = run("2.5/everything", dtype)

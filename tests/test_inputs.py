@@ -309,6 +309,7 @@ SAME: dict[str, tuple[Inputs, Inputs]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAME)
 def test_other_forms_of_an_argument_are_accepted_and_mean_the_same(case: str) -> None:
     changes, others = SAME[case]
@@ -333,6 +334,7 @@ def test_sigma_may_be_missing_where_nothing_needs_it(release: str, per_token: bo
     assert output.sample.isfinite().all() and output.audio_sample.isfinite().all()
 
 
+@pytest.mark.slow
 def test_no_check_reads_data() -> None:
     """Tensors on the meta device have none."""
     changes = TEXT_MASKS | STG | BOUNDS | {MASKS[0]: SELF_MASK, MASKS[1]: KEYFRAMES}

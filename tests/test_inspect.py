@@ -19,6 +19,8 @@ from ltx2ref.checkpoint.inspection import inspect, ranges
 from ltx2ref.checkpoint.plan import make_plan
 from ltx2ref.cli import main
 
+pytestmark = pytest.mark.slow
+
 # Of the sparse copies: the format of most of the weights, and the blocks that have it.
 QUANTISED = {
     "2.0-fp8": ("fp8 scaled", "3-44"), "2.3-dev-fp8": ("fp8 scaled", "2-45"),

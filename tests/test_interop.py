@@ -22,6 +22,8 @@ from ltx2ref import TransformerConfig
 from ltx2ref.interop import DiffusersConfig, PipelineTransformer, for_diffusers
 from ltx2ref.parity.oracles.diffusers import build_diffusers
 
+pytestmark = pytest.mark.slow
+
 CHANNELS = 16  # of both streams; audio's are 8 channels in 2 bins
 CAPTION, LAYERS = 16, 3  # features of the text encoder, in so many layers' states
 HEIGHT, WIDTH, FRAMES = 64, 96, 17  # 3 x 2 x 3 latent tokens

@@ -31,6 +31,8 @@ from ltx2ref.parity.record import DTYPES
 from ltx2ref.parity.report import DIVERGED, IDENTICAL
 from ltx2ref.parity.taps import Taps, trace
 
+pytestmark = pytest.mark.slow
+
 PORT = Path(numpy_port.__file__)
 
 

@@ -108,6 +108,7 @@ def load_state(path: Path, config: TransformerConfig, *lora: tuple[Path, float],
 
 
 # ---------------------------------------------------------------- the formats
+@pytest.mark.slow
 @releases
 @pytest.mark.parametrize("format", ["lightricks", "lightricks, alpha", "diffusers", "bare", "kohya", "musubi"])
 def test_every_layer_gets_strength_times_factor_times_b_a(tmp_path: Path, release: str, format: str) -> None:
@@ -137,6 +138,7 @@ def test_every_layer_gets_strength_times_factor_times_b_a(tmp_path: Path, releas
     assert len(ranks) > 1 and max(ranks) == HIGH_RANK, "no rank is clipped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_alpha_may_be_of_any_float_and_of_one_element(tmp_path: Path, shape: tuple[int, ...],
@@ -243,6 +245,7 @@ def test_a_format_is_told_by_names_alone(names: list[str], expected: str | None)
 
 
 # ---------------------------------------------------------------- precision
+@pytest.mark.slow
 def test_several_loras_are_added_in_float32_and_rounded_once(tmp_path: Path) -> None:
     path, config, state = base(tmp_path, "2.3", torch.bfloat16)
     loras = [(save(tmp_path / f"{seed}.safetensors", lightricks(random_pairs(
@@ -342,6 +345,7 @@ def assert_equal(ours: State, theirs: State, state: State, changed: int) -> None
     assert sum(not torch.equal(theirs[name], state[name]) for name in state) == changed
 
 
+@pytest.mark.slow
 @releases
 def test_lightricks_files_are_merged_as_diffusers_converts_and_fuses_them(tmp_path: Path, release: str) -> None:
     path, config, state = base(tmp_path, release)
@@ -351,6 +355,7 @@ def test_lightricks_files_are_merged_as_diffusers_converts_and_fuses_them(tmp_pa
     assert_equal(ours, fused(config, {n: t.clone() for n, t in state.items()}, {lora: STRENGTH}), state, len(pairs))
 
 
+@pytest.mark.slow
 @pytest.mark.diffusers
 @releases
 @pytest.mark.parametrize("rslora", [False, True])
@@ -383,6 +388,7 @@ def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, re
     assert alphas == {2, 5, 7, 11}
 
 
+@pytest.mark.slow
 def test_several_loras_are_merged_as_diffusers_fuses_them(tmp_path: Path) -> None:
     path, config, state = base(tmp_path, "2.5")
     loras = {}
@@ -484,6 +490,7 @@ def problems(path: Path, config: TransformerConfig, lora: Path) -> list[str]:
     return caught.value.problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_lora_that_is_not_wholly_understood_is_refused_by_its_header(tmp_path: Path, case: str,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,6 +555,7 @@ def test_a_merged_weight_that_is_not_finite_is_refused(tmp_path: Path, part: str
         load_state(path, config, (lora, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "text"), [
     ({"r": 5}, "lora_alpha = None: expected a finite number"),
     ({"lora_alpha": "8"}, "lora_alpha = '8': expected a finite number"),

@@ -319,6 +319,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_the_manifest_the_licence_and_nothing_else(checkout: Path, wheel: Path) -> None:
     paths = [path.relative_to(checkout) for path in (checkout / "ltx2ref").rglob("*") if path.is_file()]
     expected = {path.as_posix(): (checkout / path).read_bytes() for path in paths
@@ -330,6 +331,7 @@ def test_the_wheel_holds_the_package_the_manifest_the_licence_and_nothing_else(c
     assert found == expected
 
 
+@pytest.mark.slow
 def test_the_wheel_of_the_source_distribution_is_the_same(checkout: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(build("sdist", checkout, tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path / "source", filter="data")
@@ -338,6 +340,7 @@ def test_the_wheel_of_the_source_distribution_is_the_same(checkout: Path, wheel:
     assert again.name == wheel.name and contents(again) == contents(wheel)
 
 
+@pytest.mark.slow
 def test_an_installed_package_reads_the_manifest_that_came_with_it(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

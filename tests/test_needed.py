@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 FILES = {
     # As if they were not installed, whether they are or not.
@@ -37,7 +39,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_what_is_not_there_is_a_reason_to_skip_if_it_is_marked_and_a_failure_if_it_is_said_to_be_there(
     folder: Path
 ) -> None:
@@ -53,7 +54,6 @@ def test_what_is_not_there_is_a_reason_to_skip_if_it_is_marked_and_a_failure_if_
     assert status == 1 and "1 failed, 1 error" in said and "expected the mark `pytest.mark.ltx_core`" in said
 
 
-@pytest.mark.slow
 def test_all_test_files_can_be_collected_without_other_implementations(tmp_path: Path) -> None:
     (tmp_path / "absent.py").write_text(FILES["absent.py"], encoding="utf-8")
     status, said = run("--collect-only", "-q", folder=TESTS.parent, plugins=tmp_path)

@@ -50,6 +50,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "audio-flags-alone": ({"gated_attn": False, "cross_attn_mod": False}, {"stg": True}),
     "everything": ({}, EVERYTHING),
 }
+FAST = ("text-to-video", "interleaved-everything", "everything")  # the others are `slow`
 Pair = tuple[Tensor, Tensor]
 
 
@@ -77,7 +78,8 @@ def equal(a: Pair, b: Pair) -> bool:
 
 @pytest.mark.filterwarnings("ignore:.*no effect:UserWarning")  # on a release without guidance, or without keyframes
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [
+    case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
 def test_both_outputs_have_the_bits_of_diffusers(release: str, case: str, dtype: str) -> None:
     changes, options = CASES[case]
@@ -118,7 +120,7 @@ SHOWN_BY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", mutants.MUTANTS)
 def test_a_known_porting_bug_turns_the_comparison_red(name: str, dtype: str) -> None:
     release, options = SHOWN_BY[name]

@@ -155,6 +155,7 @@ def counterpart(name: str) -> str:
     return starts[start] + name.removeprefix(start)
 
 
+@pytest.mark.slow
 @every_release
 @every_layout
 def test_streams_of_equal_size_are_the_same_function(release: str, layout: str) -> None:
@@ -186,6 +187,7 @@ def text_masks(length: int) -> st.SearchStrategy[Tensor]:
     return st.tuples(row, row).map(torch.tensor)
 
 
+@pytest.mark.slow
 @bounded
 @given(release=releases, masks=st.tuples(text_masks(6), text_masks(9)), seed=seeds)
 def test_masked_text_tokens_have_no_influence(release: str, masks: tuple[Tensor, Tensor], seed: int) -> None:
@@ -216,6 +218,7 @@ def test_masking_a_token_is_leaving_it_out(release: str) -> None:
         assert distance(a, b) <= ROUNDING
 
 
+@pytest.mark.slow
 @bounded
 @given(release=releases, layout=layouts, seed=seeds)
 def test_rows_of_a_batch_are_independent(release: str, layout: str, seed: int) -> None:
@@ -231,6 +234,7 @@ def test_rows_of_a_batch_are_independent(release: str, layout: str, seed: int) -
             assert distance(a, b[i:i + 1]) <= ROUNDING
 
 
+@pytest.mark.slow
 @bounded
 @given(release=releases, seed=seeds)
 def test_equal_timesteps_of_all_tokens_are_a_timestep_of_the_batch(release: str, seed: int) -> None:
@@ -268,6 +272,7 @@ def close(model: LTX2VideoTransformer3DModel, left_open: str) -> None:
                 x.zero_()
 
 
+@pytest.mark.slow
 @every_release
 @pytest.mark.parametrize("left_open", ["", "exchange", *GATES])
 def test_a_block_is_the_identity_when_all_of_its_gates_are_closed(release: str, left_open: str) -> None:
@@ -317,6 +322,7 @@ UNREACHED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @every_release
 @pytest.mark.parametrize("case", UNREACHED)
 def test_each_number_of_each_parameter_moves_the_output(release: str, case: str) -> None:
@@ -335,6 +341,7 @@ SAME_GRAPH = r"^(audio_)?(proj_out|scale_shift_table)|\.1\.((audio_)?ff|audio_to
 SUB_LAYER = r"transformer_blocks\.\d\.\w+|\w+"
 
 
+@pytest.mark.slow
 @pytest.mark.diffusers
 @every_release
 @every_layout

@@ -3,7 +3,6 @@
     pytest tests/test_returned_outputs.py
 """
 import copy
-import importlib.util
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from ltx2ref.parity.tracefile import save_trace
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
-needs_ltx_core = pytest.mark.skipif(importlib.util.find_spec("ltx_core") is None, reason="needs ltx-core 1.0.0")
+pytestmark = pytest.mark.slow
 
 # Two cases of one block: outputs of different shapes, as always, and of equal ones, where a swap keeps the shapes.
 SMALL = Case("2.3", "small", {"num_layers": 1})
@@ -160,7 +159,7 @@ def test_audit_judges_what_diffusers_returns(change: str, monkeypatch: pytest.Mo
     assert_found(audit(candidate_named("diffusers"), SMALL, torch.float32, CPU), change, SMALL, located=True)
 
 
-@needs_ltx_core
+@pytest.mark.ltx_core
 @four_changes
 def test_audit_judges_what_ltx_core_returns(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ltx2ref.parity.oracles import ltx_core

@@ -16,8 +16,8 @@ from tiny import random_model, tiny_config
 
 import ltx2ref
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-                                reason="torch without gloo")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo")]
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ def model_hash(shapes: Mapping[str, Any]) -> str:
     return hashlib.md5(",".join(sorted(parts)).encode()).hexdigest()
 
 
+@pytest.mark.slow
 @names
 def test_a_copy_opens_has_its_tensors_and_takes_no_room(name: str, written: Written) -> None:
     keys: list[str] = []

@@ -32,6 +32,8 @@ from ltx2ref.parity.audit import judge
 from ltx2ref.parity.sketch import sketch
 from ltx2ref.parity.verify import run
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 5
 
 

@@ -119,6 +119,7 @@ def same(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_every_tap_of_the_catalogue_is_there_in_its_shape_and_no_other() -> None:
     shapes, seen = catalogue(blocks=2), set()
     for case in CASES:
@@ -129,6 +130,7 @@ def test_every_tap_of_the_catalogue_is_there_in_its_shape_and_no_other() -> None
     assert seen == shapes.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/isolated", "2.5/everything"])
 def test_a_trace_changes_no_bit_of_the_output_and_leaves_no_hook_behind(case_id: str, dtype: str) -> None:
@@ -200,6 +202,7 @@ def test_taps_are_copies() -> None:
     assert same(verify.run(model, inputs).values(), kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.0/interleaved", "2.0/isolated", "2.3/i2v", "2.3/stg-one-of-batch",
                                      "2.3/coords", "2.3/one-stream-flags", "2.5/everything"])
 def test_diffusers_has_the_same_taps_to_the_bit(case_id: str) -> None:
@@ -231,6 +234,7 @@ def assert_same_taps(ours: Taps, theirs: Taps) -> None:
     assert [name for name, x in ours.items() if not same([x], [theirs[name]])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/interleaved", "2.3/i2v", "2.3/isolated", "2.5/everything"])
 def test_a_models_own_taps_in_place_of_themselves_change_no_bit(case_id: str, dtype: str) -> None:
@@ -262,6 +266,7 @@ FOLLOWED_BY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLLOWED_BY)
 def test_another_value_at_a_tap_changes_what_follows_and_nothing_before(name: str) -> None:
     model, inputs = prepared("2.3/t2v")

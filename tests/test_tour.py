@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = TOUR.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_tour_is_as_the_code_has_it() -> None:
     """If this fails after a change of the code: python scripts/make_tour.py --write, and read what changed."""
     assert refreshed(TEXT) == TEXT

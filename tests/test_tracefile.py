@@ -286,6 +286,7 @@ def error_and_miss(a: Tensor, b: Tensor) -> tuple[float, bool]:
     return found.relative / true - 1, not found.low <= true <= found.high
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_in_95_of_100_cases_whatever_differs() -> None:
     draw = random.Random(0)
     base = torch.ones(2**12)
@@ -352,6 +353,7 @@ def through_a_file(taps: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return load_trace(path).taps
 
 
+@pytest.mark.slow
 def test_on_real_taps_the_estimate_is_within_20_percent_for_95_of_100(tmp_path: Path) -> None:
     found: dict[str, list[tuple[float, bool]]] = {"bfloat16": [], "float64": [], "bugs": []}
     for case_id in ("2.3/t2v", "2.0/i2v", "2.5/everything", "2.3/text-masks") if FULL else ("2.3/t2v",):
@@ -433,6 +435,7 @@ def test_full_tensors_and_sketches_share_a_file(tmp_path: Path) -> None:
     assert [isinstance(x, Sketch) for x in found.values()] == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_a_sketch_trace_of_the_full_model_is_under_8_megabytes(tmp_path: Path) -> None:
     names = [f"transformer_blocks.{i}.audio_to_video_attn.context_rows.{j}" for i in range(48) for j in range(110)]
     some = [sketch(normal(1, 1024, 8, seed=seed)) for seed in range(7)]

@@ -84,6 +84,7 @@ def as_numpy(tree: Any) -> Any:
     return tree_map(lambda x: x.detach().numpy() if isinstance(x, Tensor) else x, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_double_model_is_the_numpy_oracle_to_rounding(release: str, case: str) -> None:

@@ -20,6 +20,8 @@ import ltx2ref
 from ltx2ref import vendor
 from ltx2ref.cli import main
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(ltx2ref.__file__).parent
 NAME = "the_copy"
 

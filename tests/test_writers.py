@@ -90,6 +90,7 @@ def test_the_marks_of_layers_have_the_published_lengths() -> None:
 
 
 # ---------------------------------------------------------------- files
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "gguf"])
 def test_what_a_file_stores_unquantised_is_the_truth_bit_for_bit(
     name: str, state: State, config: TransformerConfig, tmp_path: Path
@@ -108,6 +109,7 @@ def test_what_a_file_stores_unquantised_is_the_truth_bit_for_bit(
     assert quantised == (0 if plain else len(truth) if name == "fp8_vonkaiser" else 28)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAFETENSORS)
 def test_truth_is_near_the_state_in_every_dialect(
     name: str, state: State, config: TransformerConfig, tmp_path: Path
@@ -131,6 +133,7 @@ def test_a_single_file_has_tensors_of_every_foreign_prefix(release: str, tmp_pat
     assert any(name.startswith(legacy) for name in foreign) == (release == "2.0")
 
 
+@pytest.mark.slow
 def test_metadata_is_where_the_published_files_have_it(
     state: State, config: TransformerConfig, tmp_path: Path
 ) -> None:
