@@ -20,10 +20,11 @@ from ltx2ref.conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, C
 from ltx2ref.model import LTX2VideoTransformer3DModel
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import LTX_CORE_CASES, RECORDED, Case, Inputs
+from ltx2ref.parity.judge import norm
 from ltx2ref.parity.probe import threads
+from ltx2ref.parity.run import build, cast, run
 from ltx2ref.parity.switches import divergence, switched
 from ltx2ref.parity.taps import Taps
-from ltx2ref.parity.verify import build, cast, norm, run
 from ltx2ref.progress import track
 
 PATH = Path(__file__).parent.parent / "docs" / "divergences.md"

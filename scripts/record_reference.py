@@ -28,12 +28,14 @@ from ltx2ref.parity import generator, record
 from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
 from ltx2ref.parity.cases import RECORDED, SEED, Case, Inputs
 from ltx2ref.parity.exact import exact
+from ltx2ref.parity.judge import norm
 from ltx2ref.parity.oracles.diffusers import build_diffusers, traced
 from ltx2ref.parity.oracles.ltx_core import LAYOUT as LTX_CORE_LAYOUT
 from ltx2ref.parity.oracles.ltx_core import LTXCore, build_ltx_core, run_ltx_core
 from ltx2ref.parity.probe import probe
+from ltx2ref.parity.run import cast
 from ltx2ref.parity.taps import ADALN_LAYERS, ROPES, Taps, returned, trace
-from ltx2ref.parity.verify import Truth, cast, norm
+from ltx2ref.parity.verify import truth_of
 from ltx2ref.progress import track
 
 TAPS = [f"{name}{part}" for name in ROPES for part in (".cos", ".sin")] + [
@@ -98,7 +100,7 @@ def record_natively(case: Case, dtype: str) -> None:
     taps, again = some(run(model, inputs), case), run(model, inputs)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         sys.exit(f"{case.id} {dtype}: the implementation does not repeat itself")
-    norms = {name: norm(x) for name, x in Truth(case, record.DTYPES[dtype]).of(taps).items()}
+    norms = {name: norm(x) for name, x in truth_of(case, record.DTYPES[dtype]).of(taps).items() if name in taps}
     record.save(case, dtype, taps, inputs, norms, SEED)
 
 

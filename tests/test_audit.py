@@ -24,7 +24,7 @@ from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named, judge
 from ltx2ref.parity.cases import CASES, Inputs
 from ltx2ref.parity.compare import coarser, compare, ulps
-from ltx2ref.parity.isolate import isolate, truth
+from ltx2ref.parity.isolate import isolate
 from ltx2ref.parity.oracles import diffusers
 from ltx2ref.parity.record import DTYPES
 from ltx2ref.parity.report import (
@@ -41,8 +41,9 @@ from ltx2ref.parity.report import (
 )
 from ltx2ref.parity.sketch import sketch
 from ltx2ref.parity.switches import switched
-from ltx2ref.parity.taps import Taps
+from ltx2ref.parity.taps import PHASES, Taps
 from ltx2ref.parity.tracefile import save_trace
+from ltx2ref.parity.truth import truth
 
 CPU = torch.device("cpu")
 BY_ID = {case.id: case for case in CASES}
@@ -289,7 +290,7 @@ def test_more_roundings_than_the_references_are_suspect_at_most(case_id: str, dt
 @pytest.mark.parametrize("shown", [(), ("sample", "audio_sample"), ("proj_in", "sample", "audio_sample")])
 def test_phases_that_a_candidate_does_not_show_may_be_rounded_otherwise(shown: tuple[str, ...]) -> None:
     run = reference("2.3/121-frames", "float32")
-    phases = {name: x.float() for name, x in run.truth.items() if name.endswith(verify.PHASES)}  # rounded once
+    phases = {name: x.float() for name, x in run.truth.items() if name.endswith(PHASES)}  # rounded once
     theirs = verify.run(run.model, run.inputs, phases) | phases
     report = judge(run.model, run.inputs, {name: theirs[name] for name in shown or theirs})
     assert not {DIVERGED, SHAPE, SUSPECT} & {row.verdict for row in report.rows}

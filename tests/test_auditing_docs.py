@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from ltx2ref import cli
 from ltx2ref.parity import compare, report, taps
 from ltx2ref.parity.cases import CASES
-from ltx2ref.parity.verify import FLOOR, SHARE, build, run
+from ltx2ref.parity.judge import FLOOR, SHARE
+from ltx2ref.parity.run import build, run
 
 pytestmark = pytest.mark.slow
 

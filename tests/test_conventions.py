@@ -22,8 +22,9 @@ from ltx2ref import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions, 
 from ltx2ref.config import TransformerConfig
 from ltx2ref.parity import record, verify
 from ltx2ref.parity.cases import LTX_CORE_CASES
+from ltx2ref.parity.judge import FLOOR, SHARE, norm
 from ltx2ref.parity.probe import probe, threads
-from ltx2ref.parity.verify import FLOOR, SHARE, norm
+from ltx2ref.parity.truth import phases
 
 needs_ltx_core = pytest.mark.ltx_core  # skipped where it is not installed: conftest.py
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -190,7 +191,7 @@ def within(model: Any, inputs: Inputs, ours: Pair, theirs: Pair) -> Iterator[boo
     taps = verify.run(model, inputs)
     exact = like(model, model.conventions).double()
     true = verify.run(exact, verify.moved(inputs, lambda x: x.double() if x.is_floating_point() else x),
-                      verify.phases(taps))
+                      phases(taps))
     for name, x, y in zip(("sample", "audio_sample"), ours, theirs, strict=True):
         budget = SHARE * norm(y.double() - true[name]) + FLOOR * norm(true[name])
         yield norm(x.double() - true[name]) <= budget

@@ -19,6 +19,7 @@ import pytest
 
 from ltx2ref.parity.chart import Scale, first_depth, place
 from ltx2ref.parity.html import html
+from ltx2ref.parity.judge import FLOOR, SHARE
 from ltx2ref.parity.markup import number
 from ltx2ref.parity.report import (
     DIVERGED,
@@ -33,7 +34,6 @@ from ltx2ref.parity.report import (
     Report,
     TapRow,
 )
-from ltx2ref.parity.verify import FLOOR, SHARE
 
 ENTRANCE = [
     "video_coords", "audio_coords", *(f"{rope}.{part}" for rope in ("rope", "audio_rope", "cross_attn_rope",

@@ -23,13 +23,13 @@ from ltx2ref.kit import check as checking
 from ltx2ref.kit.cases import COMPONENTS, MODELS
 from ltx2ref.kit.check import check, failures
 from ltx2ref.kit.export import Source, export
-from ltx2ref.parity import generator, record, verify
-from ltx2ref.parity.audit import judge
+from ltx2ref.parity import generator, judge, record, verify
+from ltx2ref.parity.audit import judge as audited
 from ltx2ref.parity.cases import Case
 from ltx2ref.parity.probe import probe
 from ltx2ref.parity.record import DTYPES
 from ltx2ref.parity.report import DIVERGED, IDENTICAL
-from ltx2ref.parity.taps import Taps, trace
+from ltx2ref.parity.taps import PHASES, Taps, trace
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path)
         model = diffusers.build_diffusers(case.config.to_diffusers(), source.model.state_dict(), DTYPES[dtype])
         with torch.no_grad(), trace(model, diffusers.LAYOUT) as taps:
             diffusers.run_diffusers(model, source.inputs)
-        assert judge(source.model, source.inputs, taps).verdict == IDENTICAL
+        assert audited(source.model, source.inputs, taps).verdict == IDENTICAL
         assert verify.verify(case, dtype, cpu, same_bits).verdict in (IDENTICAL, verify.WITHIN)
 
 
@@ -201,7 +201,7 @@ def test_a_last_bit_of_an_angle_is_no_error_of_what_follows(kit: Path, results: 
     case = next(case for case in cases(kit) if case["id"] == "2.3/kit-t2v")
     name, source = case["results"]["float32"], Source(MODELS[1], "float32")
     nudged = {tap: torch.nextafter(x, torch.full_like(x, 2.0)) if tap.endswith(".cos") else x
-              for tap, x in source.taps.items() if tap.endswith(verify.PHASES)}
+              for tap, x in source.taps.items() if tap.endswith(PHASES)}
     taps = verify.run(source.model, source.inputs, nudged)
     save_file({tap: x.numpy() for tap, x in (taps | nudged).items() if tap in case["outputs"]}, tmp_path / name)
     assert check(tmp_path, kit).status == 0
@@ -232,12 +232,12 @@ def test_every_parameter_and_every_input_moves_an_expected_output_by_more_than_t
 
 def beyond(source: Source, name: str) -> float:
     true = source.truth(source.case)[name]
-    return 2 * (verify.SHARE * verify.norm(source.taps[name].double() - true) + verify.FLOOR * verify.norm(true))
+    return 2 * (judge.SHARE * judge.norm(source.taps[name].double() - true) + judge.FLOOR * judge.norm(true))
 
 
 def moves(source: Source, inputs: dict[str, Any], unmoved: Taps, budget: dict[str, float]) -> bool:
     found = verify.run(source.model, inputs)
-    return any(verify.norm(found[name].double() - unmoved[name].double()) > allowed
+    return any(judge.norm(found[name].double() - unmoved[name].double()) > allowed
                for name, allowed in budget.items())
 
 

@@ -29,8 +29,8 @@ from ltx2ref.checkpoint.files import Stored
 from ltx2ref.checkpoint.plan import parameter_shapes
 from ltx2ref.checkpoint.streaming import StreamedTransformer
 from ltx2ref.parity.audit import judge
+from ltx2ref.parity.run import run
 from ltx2ref.parity.sketch import sketch
-from ltx2ref.parity.verify import run
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ltx2ref import cli
-from ltx2ref.parity import generator, record, verify
+from ltx2ref.parity import generator, judge, record, truth, verify
 from ltx2ref.parity.cases import RECORDED, SEED
 from ltx2ref.parity.exact import exact
 from ltx2ref.parity.probe import threads
@@ -130,7 +130,7 @@ def test_one_bit_is_a_failure_under_exact_arithmetic_and_its_size_is_told() -> N
     x.view(torch.int32)[1, 2, 3] ^= 1
     result = verify.compare_exactly(case, "float32", taps)
     assert (result.verdict, result.first, result.differing) == (FAILED, "transformer_blocks.1.attn1.to_v", 1)
-    assert result.distance == pytest.approx(verify.norm(x.double() - before) / verify.norm(x), rel=0.5)
+    assert result.distance == pytest.approx(judge.norm(x.double() - before) / judge.norm(x), rel=0.5)
     del taps["audio_sample"]
     assert verify.compare_exactly(case, "float32", taps).differing == 2
 
@@ -140,7 +140,7 @@ def test_phases_that_round_otherwise_are_no_error_of_what_follows() -> None:
     case, generator_ = BY_ID["2.3/121-frames"], torch.Generator().manual_seed(0)
     model = verify.build(case.config, torch.float32)
     inputs = verify.cast(case.inputs(), torch.float32)
-    phases = verify.phases(verify.run(model, inputs))
+    phases = truth.phases(verify.run(model, inputs))
     for name, x in phases.items():
         up = torch.rand(x.shape, generator=generator_) < 0.5
         phases[name] = torch.where(up, torch.nextafter(x, torch.tensor(2.0)), torch.nextafter(x, torch.tensor(-2.0)))

@@ -21,17 +21,20 @@ from ..model import LTX2VideoTransformer3DModel
 from .cases import Case, Inputs
 from .compare import compare, dtype_name, spread, summary
 from .hints import Evidence, hints
-from .isolate import isolate, repeats, truth
+from .isolate import isolate, repeats
+from .judge import norm
 from .port import port_named
-from .report import IDENTICAL, MISSING, ROUNDING, SUSPECT, Report
+from .report import MISSING, ROUNDING, SUSPECT, Report
+from .run import build, cast, moved, run
 from .sketch import Sketch
 from .switches import conventions_of, explanation
-from .taps import PROJECTED, OutputError, Taps, brief, returned
+from .taps import PHASES, PROJECTED, OutputError, Taps, brief, returned
 from .tracefile import load_trace
-from .verify import build, cast, moved, phases, run
+from .truth import Truth, phases
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
 Fingerprint = dict[str, Any]
+DRAWS = 3  # of phases that a candidate does not show
 
 
 class Setup(NamedTuple):
@@ -86,22 +89,32 @@ def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, t
     if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
         return compare(ours, theirs)
     shown = {name: x for name, x in ours.items() if name in theirs}  # phases that it keeps may be rounded otherwise
-    true = truth(model, inputs, shown)
+    truth = Truth(model, inputs)
+    true = truth.of(shown)
     report = compare(ours, theirs, true, isolate(model, inputs, ours, theirs),
-                     other_truth(model, inputs, shown, theirs, true))
+                     other_truth(truth, shown, theirs, true), truth.bounds, unseen(truth, ours, theirs))
     return explained(report, ours, theirs, true, model, inputs)
 
 
-def other_truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any],
-                true: Taps) -> Taps | None:
-    """The truth of a candidate whose phases only round otherwise. A last bit of an angle of thousands of radians is
-    no error of what follows from it; a phase that is wrong is one."""
-    report = compare(phases(ours), theirs, true)
-    if any(row.verdict not in (IDENTICAL, ROUNDING, MISSING) for row in report.rows) or report.verdict == IDENTICAL:
-        return None
-    other = {name: spread(name, theirs[name], x) for name, x in phases(ours).items()
-             if isinstance(theirs.get(name), Tensor)}
-    return truth(model, inputs, ours | other)
+def other_truth(truth: Truth, ours: Taps, theirs: Mapping[str, Any], true: Taps) -> Taps | None:
+    """The truth under the candidate's own phases, one by one, but for those that are wrong: what follows these is to
+    show that it is, too."""
+    report = compare(phases(ours), theirs, true, bounds=truth.bounds)
+    rounded = [row.name for row in report.rows if row.verdict in (ROUNDING, SUSPECT)]
+    other = {name: spread(name, theirs[name], ours[name]) for name in rounded if isinstance(theirs[name], Tensor)}
+    return truth.of(ours | other) if other else None
+
+
+def unseen(truth: Truth, ours: Taps, theirs: Mapping[str, Any]) -> dict[str, float]:
+    """What phases that the candidate does not show may do to each tap: the largest of a few draws within their bounds,
+    as L2 norms."""
+    missing = {name: x for name, x in phases(ours).items() if name not in theirs}
+    if not missing:
+        return {}
+    draws = [{name: truth.drawn(name, x, seed=99 * i + j) for j, (name, x) in enumerate(missing.items())}
+             for i in range(DRAWS)]
+    plain, drawn = truth.of(ours), [truth.of(ours | draw) for draw in draws]
+    return {name: max(norm(x[name] - y) for x in drawn) for name, y in plain.items() if not name.endswith(PHASES)}
 
 
 def without_effect(model: nn.Module) -> list[str]:

@@ -1,11 +1,8 @@
 """Two implementations compared tap by tap: where they first part, by how much, and whether rounding explains it.
 
-The budget of a tap is `1.5 * err(reference) + 4 * 2^-23 * |truth|`: what the reference itself loses against float64 in
-the same dtype, and half of that again for another order of the same roundings. Nothing else decides between rounding
-and a bug where there is a truth: up to the budget it is rounding, beyond twice the budget a divergence, and between
-them suspect, as more roundings are (a matmul whose partial sums are rounded, too, takes 1.6 budgets), but for phases,
-which have no sums. Where there is no truth, a difference is called a divergence only if it takes half of the digits of
-the coarser dtype (relative L2 above the square root of its epsilon), and else stays suspect.
+Where there is a truth, nothing but the budget of judge.py decides between rounding and a bug. Where there is none, a
+difference is called a divergence only if it takes half of the digits of the coarser dtype (relative L2 above the square
+root of its epsilon), and else stays suspect.
 """
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .judge import FLOOR, SHARE, norm, tolerable
+from .judge import errors as measured
 from .report import (
     DIVERGED,
     IDENTICAL,
@@ -28,12 +27,10 @@ from .report import (
     TapRow,
 )
 from .sketch import Sketch, estimate, sketch
-from .taps import PHASES, PROJECTED
-from .verify import FLOOR, SHARE, norm
+from .taps import PROJECTED
 
 Taps = Mapping[str, Any]  # of tensors, or of sketches
 PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T
-CLEARLY = 2.0  # budgets: what more roundings than the reference's cannot explain
 SAMPLE = 2**20  # elements from which a percentile is taken
 
 
@@ -43,20 +40,31 @@ class Local(NamedTuple):
     truth: Taps
 
 
+class Against(NamedTuple):
+    """What one tap is measured against, as far as it is known."""
+    true: Tensor | None = None             # in float64
+    candidate_true: Tensor | None = None   # where the candidate's phases are not the reference's
+    bound: Tensor | None = None            # of a sinusoid
+    slack: float = 0.0                     # what phases do that the candidate does not show
+
+
 def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: Local | None = None,
-            candidate_truth: Taps | None = None) -> Report:
+            candidate_truth: Taps | None = None, bounds: Taps | None = None,
+            slack: Mapping[str, float] | None = None) -> Report:
     """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence.
 
-    `candidate_truth` is what the candidate is measured against, where its phases are not the reference's.
+    `candidate_truth` is what the candidate is measured against, where its phases are not the reference's. `bounds` are
+    of sinusoids (see truth.py); `slack`, in L2 norms, is added to budgets.
     """
-    true, theirs = truth or {}, candidate_truth or {}
-    rows = [row(name, x, candidate.get(name), true.get(name), theirs.get(name), local)
+    true, theirs, bounds, slack = truth or {}, candidate_truth or {}, bounds or {}, slack or {}
+    rows = [row(name, x, candidate.get(name), local,
+                Against(true.get(name), theirs.get(name), bounds.get(name), slack.get(name, 0.0)))
             for name, x in reference.items() if name in candidate or name not in PROJECTED.values()]
     rows = after_projection(amplified(rows) if local is not None else rows)
     return summary(rows, notes(rows, reference, candidate, truth))
 
 
-def row(name: str, reference: Any, candidate: Any, true: Any, candidate_true: Any, local: Local | None) -> TapRow:
+def row(name: str, reference: Any, candidate: Any, local: Local | None, against: Against) -> TapRow:
     about: dict[str, Any] = {"name": name, "shape": tuple(reference.shape), "dtype": dtype_name(reference)}
     if candidate is None:
         return TapRow(verdict=MISSING, **about)
@@ -66,17 +74,18 @@ def row(name: str, reference: Any, candidate: Any, true: Any, candidate_true: An
     if tuple(candidate.shape) != tuple(reference.shape):
         return TapRow(verdict=SHAPE, **about)
     if isinstance(reference, Sketch) or isinstance(candidate, Sketch):
-        return estimated(about, reference, candidate, true)
+        return estimated(about, reference, candidate, against.true)
     reference, candidate = reference.cpu(), candidate.cpu()
     if candidate.dtype == reference.dtype and torch.equal(candidate, reference):
         return TapRow(verdict=IDENTICAL, equal_rounded=True, max_abs=0.0, relative=0.0, ulp_max=0.0, ulp_p99=0.0,
-                      **about, **errors(reference, candidate, true))
-    numbers = differences(reference, candidate) | errors(reference, candidate, true, candidate_true)
+                      **about, **errors(reference, candidate, Against(against.true)))
+    numbers = differences(reference, candidate) | errors(reference, candidate, against)
     if not same_roundings(reference, candidate):
         numbers.pop("budget", None)
     elif local is not None and name in local.truth:
-        numbers |= locally(name, candidate, local)
-    return TapRow(verdict=judged(name, numbers, coarser(reference, candidate)), **about, **numbers)
+        numbers |= locally(name, candidate, local, against.bound)
+    most = tolerable(coarser(reference, candidate), against.bound is not None)
+    return TapRow(verdict=judged(numbers, coarser(reference, candidate), most), **about, **numbers)
 
 
 def spread(name: str, x: Tensor, like: Any) -> Tensor:
@@ -86,13 +95,13 @@ def spread(name: str, x: Tensor, like: Any) -> Tensor:
     return x
 
 
-def judged(name: str, numbers: Mapping[str, Any], dtype: torch.dtype) -> str:
-    """Rounding, suspect or diverged, for tensors that are not the same."""
+def judged(numbers: Mapping[str, Any], dtype: torch.dtype, most: float) -> str:
+    """Rounding, suspect or diverged, for tensors that are not the same. `most`: budgets, up to which it is suspect."""
     budget = numbers.get("budget")
     if numbers.get("equal_rounded") or (budget is not None and budget <= 1):  # a NaN is not
         return ROUNDING
     if budget is not None:
-        return SUSPECT if budget <= CLEARLY and not name.endswith(PHASES) else DIVERGED  # phases have no sums
+        return SUSPECT if budget <= most else DIVERGED
     return SUSPECT if numbers["relative"] <= torch.finfo(dtype).eps ** 0.5 else DIVERGED
 
 
@@ -112,16 +121,16 @@ def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
         "worst_reference": a.flatten()[worst].item(), "worst_candidate": b.flatten()[worst].item()}
 
 
-def errors(reference: Tensor, candidate: Tensor, true: Tensor | None,
-           candidate_true: Tensor | None = None) -> dict[str, Any]:
-    """Of both against float64, relative to its norm, and the share of the budget that the candidate's takes."""
-    if true is None:
+def errors(reference: Tensor, candidate: Tensor, against: Against) -> dict[str, Any]:
+    """Relative error of each side against float64, and the candidate's error divided by the budget."""
+    if against.true is None:
         return {}
-    true, size = true.cpu(), norm(true)
-    theirs = true if candidate_true is None else candidate_true.cpu()
-    error, own = norm(candidate.double() - theirs), norm(reference.double() - true)
-    return {"error": ratio(error, size), "reference_error": ratio(own, size),
-            "budget": ratio(error, SHARE * own + FLOOR * size)}
+    true = against.true.cpu()
+    theirs = true if against.candidate_true is None else against.candidate_true.cpu()
+    bound = None if against.bound is None or against.bound.shape != true.shape else against.bound
+    found = measured(candidate, reference, theirs, true, bound, against.slack)
+    return {"error": ratio(found.error, found.size), "reference_error": ratio(found.reference, norm(true)),
+            "budget": found.share}
 
 
 def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bool:
@@ -129,9 +138,9 @@ def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bo
     return coarser(reference, candidate) == reference.dtype
 
 
-def locally(name: str, candidate: Tensor, local: Local) -> dict[str, Any]:
+def locally(name: str, candidate: Tensor, local: Local, bound: Tensor | None) -> dict[str, Any]:
     """Whether this stage alone, given the candidate's own inputs, is beyond the budget."""
-    found = errors(local.reference[name].cpu(), candidate, local.truth[name])
+    found = errors(local.reference[name].cpu(), candidate, Against(local.truth[name], bound=bound))
     budget = found["budget"]
     return {"local_error": found["error"], "origin": PROPAGATED if budget is not None and budget <= 1 else ORIGINATED}
 
@@ -166,7 +175,8 @@ def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: An
         error, own = estimate(as_sketch(true), b), estimate(as_sketch(true), a)
         budget = error.low / (SHARE * own.high + FLOOR) if same_roundings(a, b) else None
         numbers |= {"error": error.relative, "reference_error": own.relative, "budget": budget}
-    return TapRow(verdict=judged(about["name"], numbers, coarser(a, b)), estimated=True, **about, **numbers)
+    most = tolerable(coarser(a, b))
+    return TapRow(verdict=judged(numbers, coarser(a, b), most), estimated=True, **about, **numbers)
 
 
 def summary(rows: list[TapRow], remarks: list[str]) -> Report:

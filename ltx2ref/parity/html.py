@@ -14,9 +14,9 @@ from importlib.resources import files
 from typing import Any
 
 from .chart import chart, place
+from .judge import SHARE
 from .markup import number, tag
 from .report import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, VERDICTS, Report, TapRow
-from .verify import SHARE
 
 MEANING = {
     IDENTICAL: "the same bits",

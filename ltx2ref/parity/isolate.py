@@ -4,7 +4,6 @@ Each tap is recorded and then replaced by the candidate's, so that every stage o
 candidate had there: teacher forcing. What is far from the float64 result of that stage originated in it.
 """
 from collections.abc import Mapping
-from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -12,31 +11,15 @@ import torch
 from torch import Tensor
 
 from ..model import LTX2VideoTransformer3DModel
+from .cases import Inputs
 from .compare import Local, spread
+from .run import run
 from .taps import Taps
-from .verify import Inputs, moved, phases, run
+from .truth import doubled, wide
 
 # The residual of one stream through a block: where it enters each sub-layer, and where it leaves.
 CHAINS = (("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.stream", "video"),
           ("audio_attn1.stream", "audio_attn2.stream", "video_to_audio_attn.stream", "audio_ff.stream", "audio"))
-
-
-def doubled(model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
-    return deepcopy(model).double()
-
-
-def wide(inputs: Inputs) -> Inputs:
-    return moved(inputs, lambda x: x.double() if x.is_floating_point() else x)
-
-
-def truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference: Taps) -> Taps:
-    """Each tap of the reference in float64, given those phases that are in `reference`; phases in pure float64.
-
-    Without them a last bit of an angle of thousands of radians counts as an error, of the reference, too.
-    """
-    exact, given = doubled(model), wide(inputs)
-    pure = run(exact, given)
-    return run(exact, given, phases(reference)) | phases(pure)
 
 
 def isolate(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference_taps: Taps,

@@ -5,43 +5,29 @@ has failed; there is no tolerance. This shows that the model computes what the r
 operation by operation.
 
 *native*: in this machine's own arithmetic, whose last bits are its own. Where it computes with the bits of the
-recording machine (see probe.py), anything but identical is a failure. Elsewhere a tap may be as far from its float64
-truth as 1.5 times the recorded tensor is from its own, plus a floor of 4 float32 units in the last place of its norm:
-without the floor, the recorded implementation fails against itself on another CPU.
+recording machine (see probe.py), anything but identical is a failure. Elsewhere a budget decides for each tap, which
+comes from the record's own error against float64.
 
-The truth is the double model given weights and inputs rounded to the dtype, and the phases (RoPE cosines and sines,
-timestep sinusoids) of the side that is judged: its own for the candidate, its own for the record. RoPE angles reach
-15,708 rad, so that one unit in the last place of a float32 angle moves everything that follows by 1e-5, on each machine
-another way, and is no error of what follows. The phases themselves are judged against pure float64: RoPE by the budget,
-sinusoids by what a float32 phase may lose, whoever computes it.
+The truth is conditional on the phases of the side that is judged (see truth.py), and the verdicts are judge.py's.
 """
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import TransformerConfig
-from ..conventions import DIFFUSERS, Conventions
 from ..model import LTX2VideoTransformer3DModel
-from . import generator, record
-from .cases import SEED, Case, Inputs
+from . import record
+from .cases import Case, Inputs
 from .exact import exact
+from .judge import errors, norm, tolerable
 from .machines import machine as machine_named
 from .record import DTYPES, EXACT_DTYPES, OUTPUTS, ExactRecord, Record, RecordError
-from .taps import ADALN_LAYERS, PHASES, Taps, returned, trace
+from .run import build, cast, moved, run
+from .taps import Taps
+from .truth import Truth
 
-SHARE, FLOOR = 1.5, 4 * 2.0**-23  # of the record's own error; of the truth's norm
-PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
-# Up to so many budgets a tap is within, with a note: there are honest ways of computing that round more often than the
-# record's. RoPE angles reduced by one float32 constant take 1.9. In a narrow dtype a matrix product of eight parts is
-# rounded 15 times and not once, and its error grows by the root of that.
-NOTED = {torch.float32: 2.0, torch.bfloat16: 4.0}
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
 IDENTICAL, WITHIN, FAILED, INCONCLUSIVE = "identical", "within budget", "FAILED", "inconclusive"
 
@@ -93,95 +79,20 @@ class CaseResult:
         return {result.verdict for result in (self.exact, self.native) if result is not None}
 
 
-def build(config: TransformerConfig, dtype: torch.dtype,
-          conventions: Conventions = DIFFUSERS) -> LTX2VideoTransformer3DModel:
-    """A model with the generated weights, rounded to `dtype`."""
-    return deepcopy(generated(config, conventions)).to(dtype)
-
-
-@lru_cache(maxsize=2)
-def generated(config: TransformerConfig, conventions: Conventions) -> LTX2VideoTransformer3DModel:
-    with torch.device("meta"):
-        model = LTX2VideoTransformer3DModel(config, conventions)
-    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    model.load_state_dict(generator.weights(shapes, SEED), assign=True)
-    return model.eval()
-
-
-def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """Inputs as a model of `dtype` takes them: noise levels, coordinates and multiplicative masks keep their own."""
-    main = ("hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states")
-    masks = ("encoder_attention_mask", "audio_encoder_attention_mask")
-    biases = [name for name in masks if name in inputs and inputs[name].ndim == 3 and inputs[name].is_floating_point()]
-    return inputs | {name: inputs[name].to(dtype) for name in (*main, *biases, "perturbation_mask") if name in inputs}
-
-
-def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
-    def walk(x: Any) -> Any:
-        return move(x) if isinstance(x, Tensor) else {k: walk(v) for k, v in x.items()} if isinstance(x, dict) else x
-
-    return {name: walk(x) for name, x in inputs.items()}
-
-
-def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None) -> Taps:
-    """All taps, and what the call returned; those in `inject` are replaced after they were recorded."""
-    with torch.no_grad(), trace(model, inject=inject) as taps:
-        output = model(**inputs)
-    return {name: x.cpu() for name, x in (taps | returned(output)).items()}
-
-
-class Truth:
-    """One case in float64, with the values that weights and inputs have in `dtype`."""
-
-    def __init__(self, case: Case, dtype: torch.dtype) -> None:
-        self.dtype, self.model = dtype, build(case.config, dtype, case.conventions).double()
-        self.inputs = moved(cast(case.inputs(), dtype), lambda x: x.double() if x.is_floating_point() else x)
-        self.bounds: Taps = {}  # of the sinusoids, from the timesteps that the model's layers are given
-        layers = {name: layer for name in ADALN_LAYERS if (layer := getattr(self.model, name)) is not None}
-        hooks = [layer.register_forward_pre_hook(partial(self.bound, name)) for name, layer in layers.items()]
-        self.pure = run(self.model, self.inputs)
-        for hook in hooks:
-            hook.remove()
-
-    def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        """What each element may be off: float32 units in the last place of its phase, and one of its own.
-
-        A bound and not a budget, so that it does not depend on how lucky the recorded sinusoid is.
-        """
-        phase = given[0].reshape(-1, 1).abs() * torch.exp(-math.log(10_000) * torch.arange(128).double() / 128)
-        phase, value = torch.cat([phase, phase], -1), torch.cat([phase.cos(), phase.sin()], -1).abs()
-        self.bounds[f"{name}.sinusoid"] = PHASE_ULPS * 2.0**-23 * phase + torch.finfo(self.dtype).eps * value
-
-    def of(self, taps: Taps) -> Taps:
-        """Each of these taps in float64, given the phases that are among them; the phases in pure float64."""
-        conditional = run(self.model, self.inputs, phases(taps))
-        return {name: (self.pure if name.endswith(PHASES) else conditional)[name] for name in taps}
-
-
-def phases(taps: Taps) -> Taps:
-    return {name: x for name, x in taps.items() if name.endswith(PHASES)}
-
-
-def norm(x: Tensor) -> float:
-    return torch.linalg.vector_norm(x.double()).item()
-
-
 def judge(candidate: Tensor, recorded: Tensor, truths: tuple[Tensor, Tensor], name: str = "",
           bound: Tensor | None = None) -> TapResult:
     """Judge one tap. `truths` are the candidate's and the record's; `bound` takes the budget's place."""
     true, record_true = truths
     if not candidate.shape == recorded.shape == true.shape:
         return TapResult(name, FAILED, math.inf, math.inf, math.inf, math.inf)
-    error, record_error, scale = norm(candidate.double() - true), norm(recorded.double() - record_true), norm(true)
-    budget, most = SHARE * record_error + FLOOR * scale, NOTED[recorded.dtype]
-    if bound is not None:
-        budget, most = norm(bound), 1.0
+    found = errors(candidate, recorded, true, record_true, bound)
     if candidate.dtype == recorded.dtype and torch.equal(candidate, recorded):
         verdict = IDENTICAL
-    else:
-        verdict = WITHIN if error <= most * budget else FAILED  # a NaN is not within
+    else:  # a NaN is not within
+        verdict = WITHIN if found.share <= tolerable(recorded.dtype, bound is not None) else FAILED
     difference = norm(candidate.double() - recorded.double())
-    return TapResult(name, verdict, difference / scale, error / scale, record_error / scale, error / budget)
+    return TapResult(name, verdict, difference / found.size, found.error / found.size, found.reference / found.size,
+                     found.share)
 
 
 def verify(case: Case, dtype: str, device: torch.device, same_bits: bool, arithmetic: str | None = None,
@@ -232,15 +143,20 @@ def apart(x: Tensor, recorded: Tensor) -> float | None:
     return norm(record.buckets(x) - recorded) / norm(x) if norm(x) else None
 
 
+def truth_of(case: Case, dtype: torch.dtype) -> Truth:
+    return Truth(build(case.config, dtype, case.conventions), cast(case.inputs(), dtype))
+
+
 def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
     """The verdict on what was computed for a case in native arithmetic."""
     recorded = record.load(case, dtype)
     require_inputs(case, dtype, recorded)
-    truth, theirs = Truth(case, DTYPES[dtype]), {name: taps[name] for name in recorded.taps}
+    truth = truth_of(case, DTYPES[dtype])
+    theirs = {name: taps[name] for name in recorded.taps}
     true, record_true = truth.of(theirs), truth.of(recorded.taps)
     results = [judge(theirs[name], x, (true[name], record_true[name]), name, truth.bounds.get(name))
                for name, x in recorded.taps.items()]
-    return summary(results, same_bits, drifted(record_true, recorded))
+    return summary(results, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
 
 def require_inputs(case: Case, dtype: str, recorded: Record | ExactRecord) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ...config import TransformerConfig
+from ..judge import norm
 from ..taps import PHASES
-from ..verify import norm
 
 NONE: Mapping[str, Tensor] = MappingProxyType({})
 FLAT = (".sinusoid", ".emb", ".linear", "rows")  # taps that come as (B * T|1, ...)

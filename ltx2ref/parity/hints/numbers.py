@@ -5,8 +5,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..judge import norm
 from ..taps import PHASES, PROJECTED
-from ..verify import norm
 from .evidence import SHARE, Evidence, by_head, explains, first, gap, rounding
 
 # Numbers that are fitted.

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...config import TransformerConfig
 from ...embeddings import sinusoid
 from ...rope import audio_positions, rotation, video_positions
-from ..verify import norm
+from ..judge import norm
 from .evidence import Evidence, Guess, gap, mistaken, name_of, rounding
 
 # Noise levels: the sinusoid of another one.

@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..judge import norm
 from ..taps import PHASES
-from ..verify import norm
 from .evidence import (
     SHARE,
     Evidence,

@@ -1,0 +1,52 @@
+"""One forward of this model: with the weights of a conformance case, in a dtype, with every tap."""
+from collections.abc import Callable
+from copy import deepcopy
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import TransformerConfig
+from ..conventions import DIFFUSERS, Conventions
+from ..model import LTX2VideoTransformer3DModel
+from . import generator
+from .cases import SEED, Inputs
+from .taps import Taps, returned, trace
+
+
+def build(config: TransformerConfig, dtype: torch.dtype,
+          conventions: Conventions = DIFFUSERS) -> LTX2VideoTransformer3DModel:
+    """A model with the generated weights, rounded to `dtype`."""
+    return deepcopy(generated(config, conventions)).to(dtype)
+
+
+@lru_cache(maxsize=2)
+def generated(config: TransformerConfig, conventions: Conventions) -> LTX2VideoTransformer3DModel:
+    with torch.device("meta"):
+        model = LTX2VideoTransformer3DModel(config, conventions)
+    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    model.load_state_dict(generator.weights(shapes, SEED), assign=True)
+    return model.eval()
+
+
+def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """Inputs as a model of `dtype` takes them: noise levels, coordinates and multiplicative masks keep their own."""
+    main = ("hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states")
+    masks = ("encoder_attention_mask", "audio_encoder_attention_mask")
+    biases = [name for name in masks if name in inputs and inputs[name].ndim == 3 and inputs[name].is_floating_point()]
+    return inputs | {name: inputs[name].to(dtype) for name in (*main, *biases, "perturbation_mask") if name in inputs}
+
+
+def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
+    def walk(x: Any) -> Any:
+        return move(x) if isinstance(x, Tensor) else {k: walk(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+    return {name: walk(x) for name, x in inputs.items()}
+
+
+def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None) -> Taps:
+    """All taps, and what the call returned; those in `inject` are replaced after they were recorded."""
+    with torch.no_grad(), trace(model, inject=inject) as taps:
+        output = model(**inputs)
+    return {name: x.cpu() for name, x in (taps | returned(output)).items()}

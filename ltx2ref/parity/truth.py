@@ -1,0 +1,77 @@
+"""The float64 truth that both sides of a comparison are measured against.
+
+It is the double model, given the weights and inputs that the model has in its own dtype, and the *phases* (RoPE cosines
+and sines, timestep sinusoids) of the side that is judged. RoPE angles reach 15,708 rad, so that one unit in the last
+place of a float32 angle moves everything that follows by 1e-5, on each machine another way, and is no error of what
+follows. The phases themselves are judged against pure float64.
+"""
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model import LTX2VideoTransformer3DModel
+from .cases import Inputs
+from .judge import SHARE
+from .run import moved, run
+from .taps import ADALN_LAYERS, PHASES, Taps
+
+PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
+
+
+def doubled(model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
+    return deepcopy(model).double()
+
+
+def wide(inputs: Inputs) -> Inputs:
+    return moved(inputs, lambda x: x.double() if x.is_floating_point() else x)
+
+
+def phases(taps: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in taps.items() if name.endswith(PHASES)}
+
+
+def sinusoid_bound(timestep: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what each element of a sinusoid (B * T, 256) may be off: units in the last place of its float32 phase, and
+    one of its own. A bound and not a budget, so that it does not depend on how lucky the reference's sinusoid is."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(128, dtype=torch.float64) / 128)
+    phase = timestep.detach().cpu().double().reshape(-1, 1).abs() * frequencies
+    value = torch.cat([phase.cos(), phase.sin()], -1).abs()
+    return PHASE_ULPS * 2.0**-23 * torch.cat([phase, phase], -1) + torch.finfo(dtype).eps * value
+
+
+class Truth:
+    """A model's forward in float64. `pure` has float64 phases, `bounds` what a sinusoid may be off."""
+
+    def __init__(self, model: LTX2VideoTransformer3DModel, inputs: Inputs) -> None:
+        self.dtype, self.model, self.inputs = model.proj_in.weight.dtype, doubled(model), wide(inputs)
+        self.bounds: Taps = {}
+        layers = {name: layer for name in ADALN_LAYERS if (layer := getattr(self.model, name)) is not None}
+        hooks = [layer.register_forward_pre_hook(partial(self.bound, name)) for name, layer in layers.items()]
+        self.pure = run(self.model, self.inputs)
+        for hook in hooks:
+            hook.remove()
+
+    def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self.bounds[f"{name}.sinusoid"] = sinusoid_bound(given[0], self.dtype)
+
+    def of(self, taps: Mapping[str, Any]) -> Taps:
+        """Every tap in float64, given those phases that are in `taps`; the phases in pure float64."""
+        given = phases(taps)
+        return (run(self.model, self.inputs, given) if given else self.pure) | phases(self.pure)
+
+
+    def drawn(self, name: str, reference: Tensor, seed: int) -> Tensor:
+        """Draw a phase within its bound: of a sinusoid, or of a RoPE table twice the budget around the reference's."""
+        noise = torch.rand(reference.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+        pure = self.pure[name]
+        bound = self.bounds.get(name)
+        return pure + noise * (2 * SHARE * (reference.cpu().double() - pure).abs() if bound is None else bound)
+
+
+def truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference: Mapping[str, Any]) -> Taps:
+    return Truth(model, inputs).of(reference)
