@@ -23,6 +23,7 @@ from ..parity.compare import compare
 from ..parity.record import DTYPES
 from ..parity.report import DIVERGED, MISSING, SHAPE, SUSPECT, Report
 from ..parity.taps import Taps
+from ..parity.truth import sinusoid_bound
 from .export import SCHEMA, export
 
 LIFTED = ("video_self_attention_mask", "video_keyframes_mask")  # arguments that travel in attention_kwargs
@@ -116,8 +117,11 @@ def judge_one(case: Mapping[str, Any], dtype: str, path: Path, kit: Path) -> Res
     if case["operation"] == "model":
         report = judge_model(case, dtype, file, expected, given)
     else:
-        error = part(file, f"{dtype}/error/")
-        report = compare(expected, given, {name: x.double() - error[name].double() for name, x in expected.items()})
+        error, timestep = part(file, f"{dtype}/error/"), part(file, f"{dtype}/inputs/").get("timestep")
+        bounds = {name: sinusoid_bound(timestep, DTYPES[dtype]) for name in expected
+                  if timestep is not None and name.endswith(".sinusoid")}
+        true = {name: x.double() - error[name].double() for name, x in expected.items()}
+        report = compare(expected, given, true, bounds=bounds)
     return Result(case["id"], dtype, replace(report, candidate={"implementation": path.name}))
 
 

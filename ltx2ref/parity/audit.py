@@ -88,11 +88,10 @@ def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, t
     """The same, from taps that the reference computed before, here or elsewhere."""
     if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
         return compare(ours, theirs)
-    shown = {name: x for name, x in ours.items() if name in theirs}  # phases that it keeps may be rounded otherwise
     truth = Truth(model, inputs)
-    true = truth.of(shown)
+    true = truth.of(ours)
     report = compare(ours, theirs, true, isolate(model, inputs, ours, theirs),
-                     other_truth(truth, shown, theirs, true), truth.bounds, unseen(truth, ours, theirs))
+                     other_truth(truth, ours, theirs, true), truth.bounds, unseen(truth, ours, theirs))
     return explained(report, ours, theirs, true, model, inputs)
 
 
@@ -101,7 +100,7 @@ def other_truth(truth: Truth, ours: Taps, theirs: Mapping[str, Any], true: Taps)
     show that it is, too."""
     report = compare(phases(ours), theirs, true, bounds=truth.bounds)
     rounded = [row.name for row in report.rows if row.verdict in (ROUNDING, SUSPECT)]
-    other = {name: spread(name, theirs[name], ours[name]) for name in rounded if isinstance(theirs[name], Tensor)}
+    other = {name: spread(name, theirs[name], ours[name]) for name in rounded if isinstance(theirs.get(name), Tensor)}
     return truth.of(ours | other) if other else None
 
 
