@@ -334,6 +334,17 @@ def test_a_trace_has_what_the_forward_returned_and_what_its_projections_put_out(
     assert not model._forward_hooks and list(taps)[-2:] == ["sample", "audio_sample"]
 
 
+def test_what_is_in_place_of_a_projection_is_returned_and_nothing_is_in_place_of_what_is_returned() -> None:
+    model, inputs = model_of(SMALL), SMALL.inputs()
+    plain = verify.run(model, inputs)
+    other = {name: torch.ones_like(plain[name]) for name in ("proj_out", "sample", "audio_sample")}
+    with torch.no_grad(), trace(model, inject=other) as taps:
+        video, audio = model(**inputs)
+    assert torch.equal(video, other["proj_out"]) and torch.equal(audio, plain["audio_sample"])
+    assert torch.equal(taps["sample"], video) and torch.equal(taps["audio_sample"], audio)
+    assert torch.equal(taps["proj_out"], plain["proj_out"])
+
+
 def test_a_forward_that_no_hook_sees_leaves_the_outputs_missing() -> None:
     """And the result inconclusive, which is not identical."""
     def port(config: Any, state: Any, inputs: Any, dtype: Any) -> Any:
