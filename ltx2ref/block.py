@@ -70,7 +70,7 @@ class StreamLayer:
 
 
 def table(num_rows: int, x: StreamConfig) -> nn.Parameter:
-    """Return learned rows, at first N(0, 1 / dim) as is usual: of zeros, a port that ignores them would pass."""
+    """Return learned rows, at first N(0, 1 / dim) as is usual: with zeros, a port could ignore them."""
     return nn.Parameter(torch.randn(num_rows, x.dim) * x.dim**-0.5)
 
 

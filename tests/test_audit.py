@@ -452,7 +452,7 @@ def test_assert_parity_begins_with_the_first_divergence() -> None:
     assert "everything before it is identical" in said.splitlines()[0] and "originated here" in said
     with pytest.raises(AssertionError, match=r"^first divergence at audio_sample \(diverged\)"):
         assert_parity(run.model, lambda **_: (run.taps["sample"], -run.taps["audio_sample"]), run.inputs)
-    with pytest.raises(ValueError, match="sample: expected a tensor, got list"):
+    with pytest.raises(ValueError, match="sample: expected a floating-point tensor, got list"):
         assert_parity(run.model, lambda **_: {"sample": [1.0]}, run.inputs)
 
 

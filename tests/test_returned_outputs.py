@@ -309,7 +309,9 @@ def test_a_kit_asks_for_each_output_once_whatever_was_recorded() -> None:
     assert PROJECTED.keys() <= expected.keys() and not expected.keys() & {*PROJECTED.values()}
 
 
-def test_an_audit_of_a_trace_without_the_projections_lacks_nothing() -> None:
+def test_an_audit_of_a_trace_without_the_projections_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And needs no float64 model, as of everything that is identical."""
+    monkeypatch.setattr("ltx2ref.parity.audit.truth", lambda *_: pytest.fail("the truth was computed"))
     model = model_of(SMALL)
     taps = verify.run(model, SMALL.inputs())
     report = assert_parity(model, lambda **_: {name: x for name, x in taps.items() if name not in PROJECTED.values()},
@@ -329,6 +331,17 @@ def test_a_trace_has_what_the_forward_returned_and_what_its_projections_put_out(
     assert torch.equal(taps["sample"], video) and torch.equal(taps["audio_sample"], audio)
     assert torch.equal(taps["sample"], 2 * taps["proj_out"]) and torch.equal(taps["audio_proj_out"], audio)
     assert not model._forward_hooks and list(taps)[-2:] == ["sample", "audio_sample"]
+
+
+def test_what_is_in_place_of_a_projection_is_returned_and_nothing_is_in_place_of_what_is_returned() -> None:
+    model, inputs = model_of(SMALL), SMALL.inputs()
+    plain = verify.run(model, inputs)
+    other = {name: torch.ones_like(plain[name]) for name in ("proj_out", "sample", "audio_sample")}
+    with torch.no_grad(), trace(model, inject=other) as taps:
+        video, audio = model(**inputs)
+    assert torch.equal(video, other["proj_out"]) and torch.equal(audio, plain["audio_sample"])
+    assert torch.equal(taps["sample"], video) and torch.equal(taps["audio_sample"], audio)
+    assert torch.equal(taps["proj_out"], plain["proj_out"])
 
 
 def test_a_forward_that_no_hook_sees_leaves_the_outputs_missing() -> None:
