@@ -183,12 +183,14 @@ def test_diffusers_is_identical_at_every_tap(case_id: str, dtype: str) -> None:
     assert report.reference["dtype"] == dtype and report.candidate["implementation"] == "diffusers"
 
 
+@pytest.mark.slow
 @needs_ltx_core
 @pytest.mark.parametrize("case_id", ["2.0/cross-timestep", "2.3/cross-timestep", "2.3/i2v-cross-timestep"])
 def test_ltx_core_is_identical_where_the_exchange_sees_the_other_streams_sigma(case_id: str) -> None:
     assert audit(candidate_named("ltx-core"), BY_ID[case_id], torch.float32, CPU).verdict == IDENTICAL
 
 
+@pytest.mark.slow
 @needs_ltx_core
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/t2v", "2.3/i2v"])
 def test_ltx_core_is_found_to_condition_the_exchange_on_the_other_stream(case_id: str) -> None:
@@ -201,6 +203,7 @@ def test_ltx_core_is_found_to_condition_the_exchange_on_the_other_stream(case_id
     assert "audio_sigma" in report.hints[1] or "audio" in report.hints[1]
 
 
+@pytest.mark.slow
 @needs_ltx_core
 def test_ltx_core_only_rounds_its_rotation_in_bfloat16() -> None:
     report = audit(candidate_named("ltx-core"), BY_ID["2.3/cross-timestep"], torch.bfloat16, CPU)
@@ -209,6 +212,7 @@ def test_ltx_core_only_rounds_its_rotation_in_bfloat16() -> None:
                                       "identical to your candidate after switching `rotation_dtype` to 'model'")
 
 
+@pytest.mark.slow
 @needs_ltx_core
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/stg-one-of-batch", "2.3/fractional-self-mask"])
@@ -217,6 +221,7 @@ def test_ltx_core_is_identical_to_its_conventions_at_every_tap(case_id: str, dty
     assert report.verdict == IDENTICAL and report.reference["implementation"] == "ltx2ref:ltx-core-2026-03"
 
 
+@pytest.mark.slow
 @needs_ltx_core
 def test_all_conventions_of_ltx_core_are_named_together() -> None:
     report = audit(candidate_named("ltx-core"), BY_ID["2.3/fractional-self-mask"], torch.bfloat16, CPU)
@@ -557,6 +562,7 @@ def test_what_cannot_be_run_is_said_in_one_line_and_exits_2(
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @needs_ltx_core
 def test_what_ltx_core_cannot_express_is_said_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = command("audit", "ltx-core", "--release", "2.5", capsys=capsys)

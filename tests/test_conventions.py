@@ -80,6 +80,7 @@ def equal(a: Pair, b: Pair) -> bool:
     return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @needs_ltx_core
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
@@ -99,6 +100,7 @@ def test_both_outputs_have_the_bits_of_ltx_core(release: str, case: str, dtype: 
     assert equal(outputs(ours, inputs | {"use_cross_timestep": True}), theirs), "the argument decides"
 
 
+@pytest.mark.slow
 @needs_ltx_core
 @pytest.mark.parametrize("release", ["2.0", "2.3"])
 def test_a_text_bias_reaches_ltx_core_as_it_is(release: str) -> None:
@@ -197,6 +199,7 @@ def within(model: Any, inputs: Inputs, ours: Pair, theirs: Pair) -> Iterator[boo
         yield norm(x.double() - true[name]) <= budget
 
 
+@pytest.mark.slow
 @needs_extra
 @needs_ltx_core
 def test_all_cases_of_august_2026_have_the_same_bits() -> None:
@@ -228,6 +231,7 @@ def test_another_convention_is_beyond_the_budget_of_august_2026(field: str, valu
         assert not all(within(like(model, LTX_CORE_2026_08), inputs, ours, theirs))
 
 
+@pytest.mark.slow
 @needs_extra
 @needs_ltx_core
 def test_the_rotation_alone_takes_the_bits_of_august_2026() -> None:

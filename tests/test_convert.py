@@ -107,6 +107,7 @@ def listing(folder: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------- the same bits
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 def test_lightricks_to_diffusers_and_back_is_the_same_bits_under_the_published_names(
         release: str, tmp_path: Path) -> None:
@@ -138,6 +139,7 @@ def test_diffusers_loads_the_folder_bit_by_bit(release: str, limit: str | None, 
     assert replace(said, vae_scale_factors=tuple(said.vae_scale_factors)) == config
 
 
+@pytest.mark.slow
 @pytest.mark.ltx_core
 @pytest.mark.parametrize("release", ["2.0", "2.3"])  # ltx-core 1.0.0 has no 2.5
 def test_ltx_core_loads_the_lightricks_file_strictly_by_its_own_config(release: str, tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_a_full_size_model_has_the_published_number_of_parameters_and_tensors(re
     assert all(p.is_meta for p in parameters)
 
 
+@pytest.mark.slow
 @releases
 def test_a_full_size_model_has_the_names_and_shapes_of_the_manifest(release: str) -> None:
     assert state_shapes(full_size(release)) == manifest_shapes(release, diffusers=True)

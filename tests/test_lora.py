@@ -401,6 +401,7 @@ def test_several_loras_are_merged_as_diffusers_fuses_them(tmp_path: Path) -> Non
     assert_equal(load_state(path, config, *loras.items()), theirs, state, changed)
 
 
+@pytest.mark.slow
 @pytest.mark.ltx_core
 def test_ltx_core_adds_the_same_with_more_roundings(tmp_path: Path) -> None:
     """It rounds B * strength, the product and the sum to bfloat16: each time by at most 2^-8."""

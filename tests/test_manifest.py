@@ -66,6 +66,7 @@ def test_the_manifest_fits_its_schema() -> None:
     Draft202012Validator(SCHEMA).validate(MANIFEST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "value"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_manifest_does_not_fit(path: tuple[str | int, ...], value: Any) -> None:
     broken = copy.deepcopy(MANIFEST)

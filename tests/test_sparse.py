@@ -91,6 +91,7 @@ def test_the_connectors_have_the_published_totals(release: str, tensors: int, pa
     assert (len(found), sum(math.prod(spec.shape) for spec in found)) == (tensors, parameters)
 
 
+@pytest.mark.slow
 @names
 def test_sizes_and_numbers_of_tensors_are_the_published_ones(name: str, written: Written) -> None:
     entry, paths = FILES[name], written(name)

@@ -214,6 +214,7 @@ def test_diffusers_has_the_same_taps_to_the_bit(case_id: str) -> None:
     assert_same_taps(verify.run(model, inputs), theirs)
 
 
+@pytest.mark.slow
 @needs_ltx_core
 @pytest.mark.parametrize("case_id", ["2.0/cross-timestep", "2.0/isolated", "2.3/cross-timestep",
                                      "2.3/i2v-cross-timestep", "2.3/stg-one-of-batch", "2.3/interleaved"])

@@ -58,6 +58,7 @@ def test_the_figures_are_there_in_light_and_dark() -> None:
         name for name in used if "-dark" in name}
 
 
+@pytest.mark.slow
 @pytest.mark.matplotlib
 def test_the_figures_are_those_of_the_script(tmp_path: Path) -> None:
     version = importlib.metadata.version("matplotlib")

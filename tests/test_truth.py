@@ -109,6 +109,7 @@ class NothingNarrow(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "everything", "everything, interleaved"])
 @pytest.mark.parametrize("release", RELEASES)
 def test_nothing_in_the_double_model_is_narrower_than_float64(release: str, case: str) -> None:

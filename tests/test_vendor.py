@@ -71,7 +71,7 @@ def test_the_folder_copied_by_hand_verifies_under_another_name(tmp_path: Path) -
         target.write_bytes(file.read_bytes())
     code = f"from parts.{NAME}.cli import main; sys.exit(main(sys.argv[1:]))"
     found = json.loads(run(project, site, code, "verify", "--case", "*/t2v", "--json"))
-    assert len(found["results"]) == 6  # three releases in two dtypes; the exit status was 0
+    assert len(found["results"]) == 9  # three releases in three dtypes; the exit status was 0
     for absent in ("ltx2ref", "diffusers", "rich"):
         assert run(project, site, f"import importlib.util as u; print(u.find_spec({absent!r}))") == "None\n"
 

@@ -36,6 +36,7 @@ def taps_of(case_id: str, dtype: str, mutant: str | None = None) -> Taps:
         return verify.run(model, inputs)
 
 
+@pytest.mark.slow
 def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     status = cli.main(["verify", "--json"])
     report = json.loads(capsys.readouterr().out)
@@ -47,6 +48,7 @@ def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixtur
     assert verdicts == {IDENTICAL} if not report["differing_operations"] else verdicts <= {IDENTICAL, WITHIN}
 
 
+@pytest.mark.slow
 @pytest.mark.ltx_core
 @pytest.mark.parametrize("dtype", EXACT_DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/stg-one-of-batch", "2.5/everything", "2.0/ltx-core-everything"])
@@ -60,6 +62,7 @@ def test_the_recordings_are_what_the_implementation_computes(case_id: str, dtype
 
 @pytest.mark.parametrize("variables", [{"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
                                        {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2"}], ids=str)
+@pytest.mark.slow
 def test_other_arithmetic_is_exactly_identical_and_natively_within_the_budget(variables: dict[str, str]) -> None:
     command = [sys.executable, "-m", "ltx2ref", "verify", "--json", "--case", "2.[35]/[ti]2v"]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
@@ -87,6 +90,7 @@ SHOWN_BY = {
 BELOW_ROUNDING = {("gelu-erf", "bfloat16")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_a_porting_bug_is_beyond_the_budget_at_the_tap_where_it_is(mutant: str, dtype: str) -> None:
@@ -99,6 +103,7 @@ def test_a_porting_bug_is_beyond_the_budget_at_the_tap_where_it_is(mutant: str, 
         assert (result.verdict, result.first) == (FAILED, tap) and result.share > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", EXACT_DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_exact_arithmetic_finds_a_porting_bug_at_its_first_tap_in_every_dtype(mutant: str, dtype: str) -> None:

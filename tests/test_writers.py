@@ -306,6 +306,7 @@ def test_the_decoder_of_gguf_blocks_agrees_with_the_library(kind: str) -> None:
     assert torch.equal(decoded, torch.from_numpy(gguf.quants.dequantize(coded, ggml_type)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", PREFIX])
 def test_the_gguf_library_reads_the_truth(
     prefix: str, state: State, config: TransformerConfig, tmp_path: Path
@@ -338,6 +339,7 @@ def test_a_gguf_file_has_its_architecture_config_and_the_shape_of_what_is_reshap
 
 
 # ---------------------------------------------------------------- configs
+@pytest.mark.slow
 @releases
 def test_the_layers_inside_the_blocks_fit_every_format(release: str) -> None:
     state = random_model(writers.quantisable_config(release)).state_dict()
