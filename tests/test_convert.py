@@ -403,6 +403,7 @@ def test_a_gguf_file_without_quantised_tensors_keeps_its_bits(tmp_path: Path) ->
 
 
 # ---------------------------------------------------------------- all or nothing
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("dialect", ["diffusers", "lightricks"])
 def test_an_interruption_leaves_nothing(
