@@ -18,7 +18,7 @@ from .. import __version__
 from ..model import LTX2VideoTransformer3DModel
 from ..parity import record
 from ..parity.cases import Case, Inputs
-from ..parity.judge import FLOOR, SHARE, norm, tolerable
+from ..parity.judge import CLEARLY, FLOOR, SHARE, norm
 from ..parity.record import DTYPES
 from ..parity.run import build, cast, run
 from ..parity.taps import PROJECTED, Taps
@@ -51,8 +51,7 @@ def export(directory: str | Path) -> dict[str, Any]:
         save_file(tensors, folder / about["file"])
         cases.append(about)
     kit = {"schema": SCHEMA, "ltx2ref": __version__, "recorded": provenance(), "about": ABOUT,
-           "budget": {"share": SHARE, "floor": FLOOR, "suspect_up_to": {
-               dtype: tolerable(kind) for dtype, kind in DTYPES.items()}}, "cases": cases}
+           "budget": {"share": SHARE, "floor": FLOOR, "suspect_up_to": CLEARLY}, "cases": cases}
     (folder / "kit.json").write_text(json.dumps(kit, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text((files(__package__) / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     return kit

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .judge import FLOOR, SHARE, norm, tolerable
+from .judge import CLEARLY, FLOOR, SHARE, norm
 from .judge import errors as measured
 from .report import (
     DIVERGED,
@@ -84,7 +84,7 @@ def row(name: str, reference: Any, candidate: Any, local: Local | None, against:
         numbers.pop("budget", None)
     elif local is not None and name in local.truth:
         numbers |= locally(name, candidate, local, against.bound)
-    most = tolerable(coarser(reference, candidate), against.bound is not None)
+    most = CLEARLY if against.bound is None else 1.0
     return TapRow(verdict=judged(numbers, coarser(reference, candidate), most), **about, **numbers)
 
 
@@ -175,8 +175,7 @@ def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: An
         error, own = estimate(as_sketch(true), b), estimate(as_sketch(true), a)
         budget = error.low / (SHARE * own.high + FLOOR) if same_roundings(a, b) else None
         numbers |= {"error": error.relative, "reference_error": own.relative, "budget": budget}
-    most = tolerable(coarser(a, b))
-    return TapRow(verdict=judged(numbers, coarser(a, b), most), estimated=True, **about, **numbers)
+    return TapRow(verdict=judged(numbers, coarser(a, b), CLEARLY), estimated=True, **about, **numbers)
 
 
 def summary(rows: list[TapRow], remarks: list[str]) -> Report:

@@ -6,8 +6,11 @@ fails against itself on another processor. A timestep's sinusoid has an analytic
 
     share of the budget        verify, kit               audit
     up to 1                    within budget             rounding
-    up to 2, in bfloat16 4     within budget, a note     suspect: rounded more often than the reference
+    up to 2                    within budget, a note     suspect: rounded more often than the reference
     above                      FAILED, diverged          diverged
+
+There are honest ways of computing between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.9, a
+bfloat16 matrix product in two halves that are rounded before they are added 1.6. A bound has no such band.
 """
 from typing import NamedTuple
 
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 SHARE, FLOOR = 1.5, 4 * 2.0**-23  # of the reference's own error; of the truth's norm
+CLEARLY = 2.0  # budgets: what more roundings than the reference's do not explain
 
 
 class Errors(NamedTuple):
@@ -39,13 +43,3 @@ def errors(candidate: Tensor, reference: Tensor, candidate_true: Tensor, true: T
     error, own, size = norm(candidate.double() - candidate_true), norm(reference.double() - true), norm(candidate_true)
     allowed = SHARE * own + FLOOR * norm(true) + slack if bound is None else norm(bound)
     return Errors(error, own, allowed, size)
-
-
-def tolerable(dtype: torch.dtype, bounded: bool = False) -> float:
-    """Return up to how many budgets a difference may be rounding: there are honest ways of computing that round more
-    often than the reference.
-
-    RoPE angles reduced by one float32 constant take 1.9. In a narrow dtype a matrix product of eight parts is rounded
-    15 times and not once, and its error grows by the root of that. A bound has no such ways.
-    """
-    return 1.0 if bounded else 4.0 if torch.finfo(dtype).bits < 32 else 2.0

@@ -21,7 +21,7 @@ from ..model import LTX2VideoTransformer3DModel
 from . import record
 from .cases import Case, Inputs
 from .exact import exact
-from .judge import errors, norm, tolerable
+from .judge import CLEARLY, errors, norm
 from .machines import machine as machine_named
 from .record import DTYPES, EXACT_DTYPES, OUTPUTS, ExactRecord, Record, RecordError
 from .run import build, cast, moved, run
@@ -89,7 +89,7 @@ def judge(candidate: Tensor, recorded: Tensor, truths: tuple[Tensor, Tensor], na
     if candidate.dtype == recorded.dtype and torch.equal(candidate, recorded):
         verdict = IDENTICAL
     else:  # a NaN is not within
-        verdict = WITHIN if found.share <= tolerable(recorded.dtype, bound is not None) else FAILED
+        verdict = WITHIN if found.share <= (CLEARLY if bound is None else 1) else FAILED
     difference = norm(candidate.double() - recorded.double())
     return TapResult(name, verdict, difference / found.size, found.error / found.size, found.reference / found.size,
                      found.share)
