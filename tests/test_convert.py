@@ -18,7 +18,6 @@ import pytest
 import sparse
 import torch
 import writers
-from diffusers import LTX2VideoTransformer3DModel as DiffusersModel
 from safetensors import safe_open
 from tiny import RELEASES, random_model, tiny_config
 from torch import Tensor
@@ -122,10 +121,12 @@ def test_lightricks_to_diffusers_and_back_is_the_same_bits_under_the_published_n
     assert (tmp_path / "b/config.json").read_bytes() == (tmp_path / "d/config.json").read_bytes()
 
 
+@pytest.mark.diffusers
 @pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("limit", [None, "200KB"])
 def test_diffusers_loads_the_folder_bit_by_bit(release: str, limit: str | None, tmp_path: Path) -> None:
+    from diffusers import LTX2VideoTransformer3DModel as DiffusersModel
     state, _ = random_bits(release)
     config = tiny_config(release)
     writers.save(tmp_path / "a.safetensors", writers.renamed(state), lightricks_metadata(config))
@@ -403,6 +404,7 @@ def test_a_gguf_file_without_quantised_tensors_keeps_its_bits(tmp_path: Path) ->
 
 
 # ---------------------------------------------------------------- all or nothing
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("dialect", ["diffusers", "lightricks"])
 def test_an_interruption_leaves_nothing(

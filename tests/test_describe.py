@@ -96,6 +96,7 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
     assert "feed-forward" in printed and "4096 x 16384, 16384 x 4096" in printed
 
 
+@pytest.mark.slow
 def test_the_command_reads_configs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_config("2.3")
     save(random_model(config), tmp_path / "model")

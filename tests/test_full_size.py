@@ -13,7 +13,6 @@ from typing import Any
 import make_manifest
 import pytest
 import torch
-from diffusers import LTX2VideoTransformer3DModel as DiffusersModel
 from tiny import tiny_config
 from torch import nn
 
@@ -74,6 +73,7 @@ def on_meta(config: TransformerConfig) -> LTX2VideoTransformer3DModel:
 
 
 def diffusers_shapes(config: TransformerConfig) -> Shapes:
+    from diffusers import LTX2VideoTransformer3DModel as DiffusersModel
     with torch.device("meta"):
         return state_shapes(DiffusersModel(**config.to_diffusers()))
 
@@ -180,6 +180,7 @@ def test_a_full_size_model_has_the_names_and_shapes_of_the_manifest(release: str
     assert state_shapes(full_size(release)) == manifest_shapes(release, diffusers=True)
 
 
+@pytest.mark.diffusers
 @pytest.mark.slow
 @releases
 def test_a_full_size_model_has_the_names_and_shapes_of_diffusers(release: str) -> None:
@@ -218,6 +219,7 @@ def test_the_sweep_tries_every_combination_of_any_three_flags() -> None:
         assert len({row[i] + row[j] + row[k] for row in DESIGN}) == 8, (FLAGS[i], FLAGS[j], FLAGS[k])
 
 
+@pytest.mark.diffusers
 @pytest.mark.slow
 @pytest.mark.parametrize("row", DESIGN)
 def test_with_any_flags_the_names_and_shapes_are_those_of_diffusers(row: str) -> None:
@@ -226,6 +228,7 @@ def test_with_any_flags_the_names_and_shapes_are_those_of_diffusers(row: str) ->
     assert state_shapes(on_meta(config)) == diffusers_shapes(config)
 
 
+@pytest.mark.diffusers
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"out_channels": None}, {"audio_out_channels": None}, {"rope_type": "interleaved"}, {"num_layers": 3},

@@ -178,6 +178,7 @@ def test_lightricks_own_metadata_scale_nothing(tmp_path: Path) -> None:
     assert_merged(load_state(path, config, (lora, 1)), state, pairs, dict.fromkeys(pairs, 1.0))
 
 
+@pytest.mark.slow
 def test_kohya_names_of_either_dialect_and_comfyui_names_with_up_and_down_are_read(tmp_path: Path) -> None:
     path, config, state = base(tmp_path, "2.3")
     pairs = random_pairs(state, linears(state))
@@ -545,6 +546,7 @@ def test_an_alpha_that_is_not_finite_is_refused(tmp_path: Path, value: float) ->
     assert problems(path, config, lora) == [f"{TO_Q}.alpha BF16 []: not finite"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["A", "B"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_a_merged_weight_that_is_not_finite_is_refused(tmp_path: Path, part: str, value: float) -> None:
@@ -581,6 +583,7 @@ def test_a_config_of_pefts_that_is_more_than_a_lora_is_refused(tmp_path: Path, a
         assert problem.startswith("lora_adapter_metadata: ") and text in problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": NaN}', '{"r": 1, "r": 2}', "[" * 100_000, "\ud800"])
 def test_metadata_that_are_no_json_object_are_refused(tmp_path: Path, text: str) -> None:
     path, config, state = base(tmp_path, "2.3")
@@ -612,6 +615,7 @@ def test_an_alpha_and_a_config_have_to_agree(tmp_path: Path) -> None:
         load_state(path, config, (lora, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [
     lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"\x80" + data[1:], lambda data: b"", None])
 def test_a_damaged_lora_is_a_checkpoint_error(tmp_path: Path, damage: Callable[[bytes], bytes] | None) -> None:

@@ -50,7 +50,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "audio-flags-alone": ({"gated_attn": False, "cross_attn_mod": False}, {"stg": True}),
     "everything": ({}, EVERYTHING),
 }
-FAST = ("text-to-video", "interleaved-everything", "everything")  # the others are `slow`
+# Cases, and bugs, that stand for the others: those are `slow`.
+FAST = ("text-to-video", "interleaved-everything", "everything", "sigma-ignored", "rope-axis-major", "gelu-erf")
 Pair = tuple[Tensor, Tensor]
 
 
@@ -120,8 +121,9 @@ SHOWN_BY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", mutants.MUTANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in mutants.MUTANTS])
 def test_a_known_porting_bug_turns_the_comparison_red(name: str, dtype: str) -> None:
     release, options = SHOWN_BY[name]
     ours, theirs = pair(release, dtype, {}, seed=5)

@@ -132,6 +132,7 @@ def test_as_many_layers_are_quantised_as_published_and_the_metadata_lists_them(n
     assert said is None or json.loads(said)["layers"].keys() == scaled
 
 
+@pytest.mark.slow
 @names
 def test_offsets_leave_no_gap_and_wide_types_come_first(name: str, written: Written) -> None:
     for path in written(name):

@@ -19,6 +19,8 @@ from writers import PREFIX, WRITERS, State, original_name
 
 from ltx2ref import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 
+pytestmark = pytest.mark.slow
+
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SAFETENSORS = [name for name in WRITERS if name != "gguf" and not name.endswith("/")]
@@ -90,7 +92,6 @@ def test_the_marks_of_layers_have_the_published_lengths() -> None:
 
 
 # ---------------------------------------------------------------- files
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "gguf"])
 def test_what_a_file_stores_unquantised_is_the_truth_bit_for_bit(
     name: str, state: State, config: TransformerConfig, tmp_path: Path
@@ -109,7 +110,6 @@ def test_what_a_file_stores_unquantised_is_the_truth_bit_for_bit(
     assert quantised == (0 if plain else len(truth) if name == "fp8_vonkaiser" else 28)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SAFETENSORS)
 def test_truth_is_near_the_state_in_every_dialect(
     name: str, state: State, config: TransformerConfig, tmp_path: Path
@@ -133,7 +133,6 @@ def test_a_single_file_has_tensors_of_every_foreign_prefix(release: str, tmp_pat
     assert any(name.startswith(legacy) for name in foreign) == (release == "2.0")
 
 
-@pytest.mark.slow
 def test_metadata_is_where_the_published_files_have_it(
     state: State, config: TransformerConfig, tmp_path: Path
 ) -> None:
@@ -306,7 +305,6 @@ def test_the_decoder_of_gguf_blocks_agrees_with_the_library(kind: str) -> None:
     assert torch.equal(decoded, torch.from_numpy(gguf.quants.dequantize(coded, ggml_type)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", PREFIX])
 def test_the_gguf_library_reads_the_truth(
     prefix: str, state: State, config: TransformerConfig, tmp_path: Path
@@ -339,7 +337,6 @@ def test_a_gguf_file_has_its_architecture_config_and_the_shape_of_what_is_reshap
 
 
 # ---------------------------------------------------------------- configs
-@pytest.mark.slow
 @releases
 def test_the_layers_inside_the_blocks_fit_every_format(release: str) -> None:
     state = random_model(writers.quantisable_config(release)).state_dict()
