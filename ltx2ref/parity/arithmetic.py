@@ -35,7 +35,7 @@ class Arithmetic:
 
     def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
         """Evaluate a function of the float64 library, whose last bit may differ between machines."""
-        result: Tensor = getattr(torch, name)(x, *more)
+        result: Tensor = getattr(torch, name)(x.contiguous(), *more)
         return result
 
     def fold(self, terms: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Arithmetic:
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Multiply (..., M, K) by (..., K, N), of any dtypes: float64 products, folded over K."""
         batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        a, b = (x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b))
+        a, b = (x.expand(*batch, *x.shape[-2:]).reshape(math.prod(batch), *x.shape[-2:]) for x in (a, b))
         (count, rows, inner), columns = a.shape, b.shape[-1]
         n = min(columns, max(TILE // max(inner, 1), 1))
         m = min(rows, max(TILE // max(inner * n, 1), 1))
@@ -95,7 +95,7 @@ class Nudged(Arithmetic):
         y = super().function(name, x, *more)
         by = torch.randint(-1, 2, y.shape, generator=self.generator)
         toward = torch.where(by < 0, -math.inf, math.inf).double().to(y.device)
-        known = (x == (1 if name.startswith("log") else 0)) | (by == 0).to(y.device)
+        known = (x == (1 if name in ("log", "log2", "log10", "pow") else 0)) | (y == 0) | (by == 0).to(y.device)
         return torch.where(known, y, torch.nextafter(y, toward))
 
 
@@ -127,7 +127,12 @@ def rsub(m: Arithmetic, x: Tensor, y: Tensor | Scalar, alpha: Scalar = 1) -> Ten
 def div(m: Arithmetic, x: Tensor, y: Tensor | Scalar, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode is not None:
         raise NotExact(f"exact arithmetic does not define a division with rounding_mode={rounding_mode!r}")
-    return x / y
+    return x / number(y, x)
+
+
+def number(y: Tensor | Scalar, like: Tensor) -> Tensor:
+    """Make a tensor of a divisor: some devices multiply by the reciprocal of a Python number."""
+    return y if isinstance(y, Tensor) else torch.full((), y, dtype=torch.float64, device=like.device)
 
 
 def addcmul(m: Arithmetic, x: Tensor, a: Tensor, b: Tensor, value: Scalar = 1) -> Tensor:
@@ -144,8 +149,8 @@ def lerp(m: Arithmetic, x: Tensor, y: Tensor, weight: Tensor | Scalar) -> Tensor
 
 def power(m: Arithmetic, x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
     if isinstance(x, Tensor) and isinstance(exponent, int | float):
-        if exponent in (1, 2, 3):
-            return (x, x * x, x * x * x)[int(exponent) - 1]
+        if exponent in range(1, 9):
+            return math.prod([x] * (int(exponent) - 1), start=x)
         if exponent in (-2, -1):
             return 1 / (x if exponent == -1 else x * x)
         if exponent in (-0.5, 0.5):
@@ -177,12 +182,16 @@ def gelu(m: Arithmetic, x: Tensor, approximate: str = "none") -> Tensor:
     """Evaluate 0.5 x (1 + tanh z) as x sigmoid(2 z), which cancels nothing where x is negative."""
     if approximate == "tanh":
         return x * sigmoid(m, 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
-    return x * (0.5 * m.function("erfc", -x / math.sqrt(2)))
+    return x * (0.5 * m.function("erfc", -x / number(math.sqrt(2), x)))
 
 
 def softmax(m: Arithmetic, x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     e = m.function("exp", x - highest(x, dim))
     return e / m.total(e, dim)
+
+
+def safe_softmax(m: Arithmetic, x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    return softmax(m, x, dim).masked_fill(highest(x, dim) == -math.inf, 0.0)
 
 
 def log_softmax(m: Arithmetic, x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
@@ -204,7 +213,7 @@ def mean(m: Arithmetic, x: Tensor, dims: Dims = None, keepdim: bool = False) -> 
 
 def average(m: Arithmetic, x: Tensor, dims: Dims, fewer: Scalar = 0) -> Tensor:
     count = math.prod(x.shape[i] for i in dimensions(x, dims)) - fewer
-    return m.total(x, dims) / count if count > 0 else m.total(x, dims) * math.nan
+    return m.total(x, dims) / number(max(count, 0), x)
 
 
 def var(m: Arithmetic, x: Tensor, dims: Dims = None, correction: Scalar | None = None, keepdim: bool = False) -> Tensor:
@@ -272,7 +281,8 @@ def addmm(m: Arithmetic, x: Tensor, a: Tensor, b: Tensor, beta: Scalar = 1, alph
 
 
 def linear(m: Arithmetic, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y = m.matmul(input.reshape(-1, input.shape[-1]), weight.reshape(-1, weight.shape[-1]).mT)
+    a, b = (x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (input, weight))
+    y = m.matmul(a, b.mT)
     y = y.view(*input.shape[:-1], *weight.shape[:-1])
     return y if bias is None else m.biased(y, bias)
 
@@ -292,12 +302,7 @@ def attention(m: Arithmetic, query: Tensor, key: Tensor, value: Tensor, attn_mas
     batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2], masked)
     query, key, value = (x.expand(*batch, *x.shape[-2:]) for x in (query, key, value))
     mask = None if attn_mask is None else attn_mask.expand(*batch, length, keys)
-    return attend(m, query, key, value, mask, 1 / math.sqrt(width) if scale is None else scale)
-
-
-def flash_attention(m: Arithmetic, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0,
-                    is_causal: bool = False, attn_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-    return attention(m, query, key, value, attn_mask, dropout_p, is_causal, scale)
+    return attend(m, query, key, value, mask, 1 / math.sqrt(max(width, 1)) if scale is None else scale)
 
 
 def attend(m: Arithmetic, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -338,12 +343,11 @@ NARROW: dict[str, Callable[..., Any]] = {
     "rms_norm": rms_norm, "_fused_rms_norm": rms_norm, "mm": mm, "bmm": mm, "mv": mv, "dot": dot, "vdot": dot,
     "addmm": addmm, "baddbmm": addmm, "addmv": addmm, "linear": linear, "scaled_dot_product_attention": attention,
     "linspace": linspace, "logspace": logspace, "arange": arange,
-    "_scaled_dot_product_flash_attention_for_cpu": flash_attention,
 }
 FORMULAS: dict[str, Callable[..., Any]] = NARROW | {
     "add": add, "sub": sub, "rsub": rsub, "mul": lambda m, x, y: x * y, "div": div, "addcmul": addcmul,
     "addcdiv": addcdiv, "lerp": lerp, "pow": power, "square": lambda m, x: x * x, "rsqrt": rsqrt,
     "reciprocal": lambda m, x: 1 / x, "sigmoid": sigmoid, "silu": silu, "gelu": gelu, "_softmax": softmax,
-    "_safe_softmax": softmax, "_log_softmax": log_softmax, "sum": total, "mean": mean, "var": var, "std": std,
+    "_safe_softmax": safe_softmax, "_log_softmax": log_softmax, "sum": total, "mean": mean, "var": var, "std": std,
     "linalg_vector_norm": vector_norm, "native_layer_norm": layer_norm,
 } | {name: lambda m, *x, name=name: m.function(name, *x) for name in FUNCTIONS}

@@ -10,21 +10,18 @@ gone, and two implementations have the same bits if they compute the same operat
 The definition is in arithmetic.py. An operation that it does not know is an error that names it, never a native result.
 """
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from .arithmetic import DTYPES, EXACT, FORMULAS, NARROW, VERSION, Arithmetic, NotExact
-from .taps import Functions as Tracer
 
 # What moves, selects or compares numbers and rounds none of them, or only as a cast does. Views are known as such.
 MOVES = {
@@ -37,29 +34,40 @@ MOVES = {
     "topk", "argsort", "argmax", "argmin", "max", "min", "amax", "amin", "aminmax", "maximum", "minimum",
     "fmax", "fmin", "clamp", "clamp_min", "clamp_max", "relu", "neg", "abs", "sign", "sgn", "floor", "ceil",
     "trunc", "nan_to_num", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "isposinf",
-    "isneginf", "signbit", "logical_not", "logical_and", "logical_or", "logical_xor", "any", "all", "nonzero",
-    "equal", "bucketize", "searchsorted", "unique_dim", "_local_scalar_dense", "is_nonzero", "_assert_async",
-    "_assert_tensor_metadata", "detach", "alias", "resize", "set",
+    "isneginf", "signbit", "logical_not", "logical_and", "logical_or", "round", "index_fill", "count_nonzero",
+    "isin", "logical_xor", "any", "all", "nonzero", "equal", "bucketize", "searchsorted", "unique_dim",
+    "_local_scalar_dense", "is_nonzero", "_assert_async", "_assert_tensor_metadata", "detach", "alias",
+    "resize", "set",
 }
+# Of these a result that is zero is +0: which of two zeros a processor picks depends on the length and the layout.
+EXTREMES = {"max", "min", "amax", "amin", "aminmax", "maximum", "minimum", "fmax", "fmin", "clamp", "clamp_min",
+            "clamp_max"}
+WHOLE = {"linear", "rms_norm", "scaled_dot_product_attention"}  # and not what ATen makes of them, which differs
 LEAVES = {"numpy", "__array__", "__dlpack__", "data_ptr"}  # methods that hand a tensor to something that is not torch
+PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 PLACEMENT = {"dtype", "out", "layout", "device", "pin_memory"}
-DEFINED = {F.linear: "linear", F.rms_norm: "rms_norm", torch.rms_norm: "rms_norm",
-           F.scaled_dot_product_attention: "scaled_dot_product_attention"}
 
 
 @contextmanager
 def exact(arithmetic: Arithmetic = EXACT) -> Iterator[Counter[str]]:
     """Compute everything that torch is asked for within the context in exact arithmetic.
 
-    Yields how often each defined operation was computed, by its name in ATen. Gradients, random numbers, autocast,
-    tensors that leave torch, custom operators, and operations that the definition lacks raise `NotExact`.
+    Yields how often each defined operation was computed, by its name in ATen. Random numbers, autocast, tensors that
+    leave torch or are of a kind of their own, custom operators, and operations that the definition lacks raise
+    `NotExact`. There are no gradients: results do not require them. Other threads are not within the context.
     `arithmetic` is for machines that differ from the definition in one step, to see what that changes.
     """
-    if any(isinstance(mode, Tracer) for mode in torch.overrides._get_current_function_mode_stack()):
-        raise NotExact("exact(): enter it before trace(), which has to see the calls first")
+    refuse_environment()
     dispatched = Dispatched(copy(arithmetic))
-    with Called(dispatched), dispatched:
+    with torch._C._AutoDispatchBelowAutograd(), Called(), dispatched:  # so that operations arrive whole, in every mode
         yield dispatched.operations
+
+
+def refuse_environment() -> None:
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        raise NotExact("exact arithmetic does not define autocast: cast the model instead")
+    if not torch.tensor([2.0**-140]).mul(0.5).item():
+        raise NotExact("exact arithmetic keeps subnormal numbers: expected torch.set_flush_denormal(False)")
 
 
 class Dispatched(TorchDispatchMode):
@@ -72,35 +80,43 @@ class Dispatched(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_in(args, kwargs)
-        if any(x.is_meta for x in tensors):
+        if any(type(x) not in PLAIN for x in tensors):
+            found = next(type(x) for x in tensors if type(x) not in PLAIN)
+            raise NotExact(f"exact arithmetic cannot see into {found.__name__}, a kind of tensor of its own")
+        if func.namespace in ("prim", "profiler") or any(x.is_meta for x in tensors):
             return func(*args, **kwargs)
         if func.namespace != "aten":
             raise NotExact(f"exact arithmetic cannot see into the custom operator {func}")
         name = base_name(func)
-        if name in FORMULAS:
+        if name in WHOLE or (name in FORMULAS and not func._can_decompose()):
             return self.compute(name, func, args, kwargs)
-        if func._can_decompose():  # as a whole it arrives under inference mode only
+        if func._can_decompose():
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
-        moves = (name in MOVES or func.is_view) and not accumulates(name, func, args, kwargs)
-        results = tensors_in(result)  # factories put them on the meta device, too
-        if not moves and any(computes(x) and not x.is_meta for x in (*tensors, *results)):
-            raise NotExact(f"exact arithmetic (version {VERSION}) does not define the operation {func}")
+        results = [x for x in tensors_in(result) if not x.is_meta]  # factories put them on the meta device, too
+        require_defined(name, func, args, kwargs, tensors, results)
+        if name in EXTREMES:
+            for x in filter(computes, results):
+                x.add_(0.0)
         return result
 
     def compute(self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Return what `func` does, in its dtype, shape and strides, with the formula's numbers in it."""
-        overwrites = getattr(func, "_schema", None) is not None and func._schema.is_mutable
-        into = kwargs.get("out", args[0]) if overwrites else None
+        into = kwargs.get("out", args[0]) if func._schema.is_mutable else None
+        if "out" in kwargs and any(computes(x) and x.dtype != kwargs["out"].dtype for x in tensors_in(args)):
+            raise NotExact(f"exact arithmetic does not define {func} with an out= of another dtype")
         values = self.values(name, args, kwargs, into.dtype) if into is not None and computes(into) else ()
         result = func(*args, **kwargs)
         results = tensors_in(result)
         if not computes(results[0]) or results[0].is_meta:
             return result
         require_known(func, results[0])
-        for x, value in zip(results, values or self.values(name, args, kwargs, results[0].dtype), strict=False):
-            x.copy_(self.arithmetic.round(value, x.dtype).expand(x.shape))
+        for x, value in zip(results, values or self.values(name, args, kwargs, results[0].dtype), strict=True):
+            if value.shape != x.shape:
+                raise NotExact(f"exact arithmetic does not define {func} of these arguments: the result has the shape "
+                               f"{tuple(x.shape)}, the formula's {tuple(value.shape)}")
+            x.copy_(self.arithmetic.round(value, x.dtype))
         self.operations[name] += 1
         return result
 
@@ -117,45 +133,18 @@ class Dispatched(TorchDispatchMode):
         if name not in NARROW:
             args, given = tree_map(wide, (args, given))
         value = FORMULAS[name](self.arithmetic, *args, **given)
-        return value if isinstance(value, tuple) else (value,)
+        return (value[0],) if name == "rms_norm" else value if isinstance(value, tuple) else (value,)
 
 
 class Called(TorchFunctionMode):
-    """Catches calls that ATen takes apart in ways that depend on layout, version or mode, and what leaves torch."""
-
-    def __init__(self, dispatched: Dispatched) -> None:
-        super().__init__()
-        self.dispatched = dispatched
+    """Catches what leaves torch, and autocast, which acts before an operation is dispatched."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, DEFINED.get(func)
-        if getattr(func, "__name__", "") in LEAVES and computes(args[0]):
+        if getattr(func, "__name__", "") in LEAVES:
             raise NotExact(f"exact arithmetic cannot see what is computed outside of torch: Tensor.{func.__name__}()")
-        tensors = tensors_in(args, kwargs) if name is not None else []
-        if name is None or any(x.is_meta for x in tensors):
-            return func(*args, **kwargs)
-        if torch.is_autocast_enabled(tensors[0].device.type):
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise NotExact("exact arithmetic does not define autocast: cast the model instead")
-        compute = partial(self.compute, name, func, args, kwargs)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            return WithoutGradient.apply(compute, *tensors)  # type: ignore[no-untyped-call]
-        return compute()
-
-    def compute(self, *operation: Any) -> Any:
-        with torch._C._DisableTorchDispatch():  # what the formula is made of is no operation of the caller's
-            return self.dispatched.compute(*operation)
-
-
-class WithoutGradient(torch.autograd.Function):
-    """A result whose gradient is an error when it is asked for, not silently nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, compute: Callable[[], Tensor], *tensors: Tensor) -> Tensor:
-        return compute()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotExact("exact arithmetic defines no gradients: compute them outside of exact()")
+        return func(*args, **(kwargs or {}))
 
 
 def tensors_in(*given: Any) -> list[Tensor]:
@@ -178,10 +167,19 @@ def base_name(func: Any) -> str:
     return name.removesuffix("_") if not name.startswith("__") else name
 
 
-def accumulates(name: str, func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation that otherwise moves numbers adds them up this time."""
+def require_defined(name: str, func: Any, args: Any, kwargs: Mapping[str, Any], given: list[Tensor],
+                    results: list[Tensor]) -> None:
+    """Refuse an operation, already done, that has no formula and does more than move numbers."""
     put = name == "index_put" and (kwargs.get("accumulate", False) or (len(args) > 3 and args[3]))
-    return put or "reduce" in func._overloadname
+    other = put or {"reduce", "decimals"} & {*func._overloadname.split("_")}
+    moves = (name in MOVES or func.is_view) and not other
+    random = torch.Tag.nondeterministic_seeded in func.tags and bool(results)
+    narrowed = name in ("_to_copy", "copy") and any(computes(x) and x.dtype not in DTYPES for x in results) and any(
+        x.dtype in DTYPES for x in given)
+    complexes = any(x.is_complex() for x in (*given, *results)) and not func.is_view
+    if random or narrowed or complexes or (not moves and any(map(computes, (*given, *results)))):
+        raise NotExact(f"exact arithmetic (version {VERSION}) does not define the operation {func}"
+                       f"{' of random numbers' * random}{' of complex numbers' * complexes}")
 
 
 def require_known(func: Any, x: Tensor) -> None:

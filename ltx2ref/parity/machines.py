@@ -138,6 +138,8 @@ class OnlineSoftmax(Machine):
     """Attends to tiles of keys, rescaling in float32 what it has summed, with weights rounded to the model's dtype."""
 
     def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
+        if not self.narrow:
+            return super().weigh(logits, v)
         most = torch.full_like(logits[..., :1], -math.inf)
         weight, total = torch.zeros_like(most), logits.new_zeros(*logits.shape[:-1], v.shape[-1])
         for i in range(0, logits.shape[-1], KEYS):
