@@ -283,6 +283,7 @@ def test_tracing_inside_and_outside_sees_the_same() -> None:
     assert inside.keys() == outside.keys() and all(torch.equal(x, outside[name]) for name, x in inside.items())
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", ["attention module", "scripted", "operator", "variance", "vector product"])
 def test_what_torch_takes_apart_has_the_same_bits_in_every_mode(name: str) -> None:
     torch.manual_seed(0)
