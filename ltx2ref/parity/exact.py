@@ -25,7 +25,7 @@ from .arithmetic import DTYPES, EXACT, FORMULAS, NARROW, VERSION, Arithmetic, No
 
 # What moves, selects or compares numbers and rounds none of them, or only as a cast does. Views are known as such.
 MOVES = {
-    "_to_copy", "copy", "copy_", "clone", "lift_fresh", "_unsafe_view", "_reshape_alias", "cat", "stack",
+    "_to_copy", "copy", "clone", "lift_fresh", "_unsafe_view", "_reshape_alias", "cat", "stack",
     "constant_pad_nd", "repeat", "roll", "flip", "tril", "triu", "index", "index_select", "index_put",
     "index_copy", "gather", "scatter", "masked_fill", "masked_scatter", "masked_select", "where", "take",
     "embedding", "slice_scatter", "select_scatter", "diagonal_scatter", "split_with_sizes_copy", "fill", "zero",
