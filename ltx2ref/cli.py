@@ -31,6 +31,7 @@ from .parity.audit import audit, candidate_named
 from .parity.cases import CASES, RECORDED
 from .parity.compare import compare
 from .parity.html import html
+from .parity.judge import CLEARLY
 from .parity.machines import MACHINES
 from .parity.probe import probe, threads
 from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
@@ -130,7 +131,8 @@ def run_verify(options: argparse.Namespace) -> int:
         return 0
     if options.machine:
         if options.arithmetic == "exact" or options.device != "cpu":
-            raise ValueError("--machine: a simulated machine is judged natively and runs on the CPU")
+            conflict = "--arithmetic exact" if options.arithmetic == "exact" else f"--device {options.device}"
+            raise ValueError(f"--machine: a simulated machine has a native verdict, on the CPU; leave out {conflict}")
         options.arithmetic = "native"
     recording, device = record.environment(), usable(options.device)
     dtypes = record.DTYPES if options.arithmetic == "native" else record.EXACT_DTYPES
@@ -224,9 +226,11 @@ def print_summary(results: list[CaseResult], recording: dict[str, Any], differin
               f"  {'what' if equal == taps else 'something else than'} {oracles} compute.")
     if native:
         counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in native))]
+        noted = sum(r.verdict == WITHIN and r.share > 1 for r in native)
+        counts += [f"{noted} of them with a note, up to {CLEARLY:.0f} budgets"] if noted else []
         here = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
         here = here if machine is None else f"{machine}, simulated"
-        print(f"native: of {len(native)} runs {', '.join(counts)} ({here}).")
+        print(f"native: {', '.join(counts)}, in {len(native)} runs ({here}).")
         if machine is not None:
             print("  The numbers above are errors against float64, as a share of what is allowed.")
         elif differing:

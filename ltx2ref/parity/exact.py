@@ -179,7 +179,7 @@ def require_defined(name: str, func: Any, args: Any, kwargs: Mapping[str, Any], 
     complexes = any(x.is_complex() for x in (*given, *results)) and not func.is_view
     if random or narrowed or complexes or (not moves and any(map(computes, (*given, *results)))):
         raise NotExact(f"exact arithmetic (version {VERSION}) does not define the operation {func}"
-                       f"{' of random numbers' * random}{' of complex numbers' * complexes}")
+                       f"{': make models and inputs before exact()' * random}{' of complex numbers' * complexes}")
 
 
 def require_known(func: Any, x: Tensor) -> None:

@@ -60,7 +60,8 @@ class Report:
 
     def details(self, count: int = 10) -> str:
         """The sentence, and the first taps that it is about: those beyond rounding, or else the rounded ones."""
-        beyond = [row for row in self.rows if row.verdict not in (IDENTICAL, ROUNDING)]
+        beyond = sorted((row for row in self.rows if row.verdict not in (IDENTICAL, ROUNDING)),
+                        key=lambda row: row.verdict == MISSING)
         lines = [f"  {row.name}: {row.verdict}{f' ({row.origin})' if row.origin else ''}"
                  f"{f', {row.candidate_shape} in place of {row.shape}' if row.verdict == SHAPE else ''}"
                  f"{f', relative difference {row.relative:.2e}' if row.relative is not None else ''}"
