@@ -37,7 +37,7 @@ def MyPort(config, dtype):
 # What the README calls `port` and `inputs`.
 THEIRS = """
 case = next(case for case in ltx2ref.parity.cases.CASES if case.id == "2.3/t2v")
-model, inputs = ltx2ref.parity.verify.build(case.config, torch.float32), case.inputs()
+model, inputs = ltx2ref.parity.run.build(case.config, torch.float32), case.inputs()
 port = lambda **inputs: tuple(x * SCALE for x in model(**inputs, return_dict=False))
 """
 

@@ -14,13 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
+from ..rope import rotation_angles
 from .cases import Inputs
 from .judge import SHARE
 from .run import moved, run
 from .taps import ADALN_LAYERS, PHASES, Taps
 
 PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
+# Of the largest angle that a float32 frequency makes: a linspace off by one unit, which a power of 10,000 makes 9.2,
+# the power itself by two, pi, the middle, the fraction of the largest position, the shift, and the product.
+ANGLE_ULPS = math.log(10_000) + 2 + 5
 
 
 def doubled(model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
@@ -44,8 +49,26 @@ def sinusoid_bound(timestep: Tensor, dtype: torch.dtype) -> Tensor:
     return PHASE_ULPS * 2.0**-23 * torch.cat([phase, phase], -1) + torch.finfo(dtype).eps * value
 
 
+def rope_bounds(config: TransformerConfig, coords: Mapping[str, Tensor], dtype: torch.dtype) -> Taps:
+    """Return what RoPE tables (B, T, H, R) may be off that are made from float32 frequencies: seven roundings, of which
+    one table has more luck than another by more than the budget's half."""
+    video, audio = coords["video_coords"], coords["audio_coords"]
+    spans = config.audio.max_position
+    found: Taps = {}
+    for name, x, most, dim in (("rope", video, config.video.max_position, config.video.dim),
+                               ("audio_rope", audio, spans, config.audio.dim),
+                               ("cross_attn_rope", video[:, :1], spans, config.audio.dim),
+                               ("cross_attn_audio_rope", audio, spans, config.audio.dim)):
+        angles = rotation_angles(x, most, dim, config, torch.float64)
+        largest = rotation_angles(torch.zeros_like(x), most, dim, config, torch.float64).abs() + angles.abs()
+        for part, table in ((".cos", angles.cos()), (".sin", angles.sin())):
+            found[name + part] = ANGLE_ULPS * 2.0**-23 * largest + torch.finfo(dtype).eps * table.abs()
+    return found
+
+
 class Truth:
-    """A model's forward in float64. `pure` has float64 phases, `bounds` what a sinusoid may be off."""
+    """A model's forward in float64. `pure` has float64 phases; `bounds` what phases may be off that have no budget: a
+    sinusoid, and tables made from float32 frequencies."""
 
     def __init__(self, model: LTX2VideoTransformer3DModel, inputs: Inputs) -> None:
         self.dtype, self.model, self.inputs = model.proj_in.weight.dtype, doubled(model), wide(inputs)
@@ -55,6 +78,8 @@ class Truth:
         self.pure = run(self.model, self.inputs)
         for hook in hooks:
             hook.remove()
+        if not model.config.rope_double_precision:
+            self.bounds |= rope_bounds(model.config, self.pure, torch.float32)
 
     def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.bounds[f"{name}.sinusoid"] = sinusoid_bound(given[0], self.dtype)
@@ -63,7 +88,6 @@ class Truth:
         """Every tap in float64, given those phases that are in `taps`; the phases in pure float64."""
         given = phases(taps)
         return (run(self.model, self.inputs, given) if given else self.pure) | phases(self.pure)
-
 
     def drawn(self, name: str, reference: Tensor, seed: int) -> Tensor:
         """Draw a phase within its bound: of a sinusoid, or of a RoPE table twice the budget around the reference's."""
