@@ -39,7 +39,7 @@ from .parity.report import Report as AuditReport
 from .parity.switches import conventions_of
 from .parity.taps import OutputError
 from .parity.tracefile import load_trace
-from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, verify
+from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, How, verify_all
 from .progress import track
 from .vendor import Copy, some, vendor
 from .vendor import check as check_copy
@@ -142,8 +142,8 @@ def run_verify(options: argparse.Namespace) -> int:
     with threads(recording["threads"]):
         here = {} if options.arithmetic == "exact" else probe(device, tuple(record.DTYPES.values()))
         differing = [name for name, digest in recording["probe"].items() if here and here[name] != digest]
-        results = [verify(case, dtype, device, not (differing or options.machine), options.arithmetic, options.machine)
-                   for case, dtype in track(runs, "verifying")]
+    how = How(device, not (differing or options.machine), options.arithmetic, options.machine, recording["threads"])
+    results = list(track(verify_all(runs, how), "verifying", len(runs)))
     if options.json:
         rows: list[dict[str, Any]] = [asdict(result) for result in results]
         print_json({"recording": recording, "here": {"torch": torch.__version__, "probe": here},

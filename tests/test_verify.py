@@ -186,6 +186,28 @@ def test_a_model_that_does_not_repeat_itself_is_inconclusive(
     assert INCONCLUSIVE in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arithmetic", ["exact", "native"])
+def test_processes_side_by_side_say_what_one_says(arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [(BY_ID[case], dtype) for case in ("2.0/t2v", "2.5/everything") for dtype in DTYPES]
+    how = verify.How(torch.device("cpu"), False, arithmetic)
+    alone = list(verify.verify_all(runs, how))
+    monkeypatch.setattr(verify, "MANY", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert list(verify.verify_all(runs, how)) == alone and [r.dtype for r in alone] == [*DTYPES, *DTYPES]
+
+
+def test_tables_of_float32_frequencies_are_judged_by_a_bound() -> None:
+    """Of seven roundings one machine has more luck than another; a wrong frequency is no luck."""
+    for case_id in ("2.0/float32-frequencies", "2.3/float32-frequencies"):
+        faithful, natively = (verify.verify(BY_ID[case_id], "float32", torch.device("cpu"), False, "native", machine)
+                              for machine in ("faithful", None))
+        assert faithful.native and natively.native
+        assert {faithful.native.verdict, natively.native.verdict} == {WITHIN}
+        case, taps = BY_ID[case_id], taps_of(case_id, "float32", "max-pos-frames")
+        assert verify.compare(case, "float32", taps, False).verdict == FAILED
+
+
 def test_recordings_of_other_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "digests", lambda inputs: {"hidden_states": "0"})
     with pytest.raises(RecordError, match=r"2\.0/t2v float32: recorded from other inputs"):

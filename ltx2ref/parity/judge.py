@@ -2,7 +2,8 @@
 
 A candidate's error against its truth may be `1.5 * err(reference) + 4 * 2^-23 * |truth|`: what the reference itself
 loses in the same dtype, and half of that again for another order of the same roundings; without the floor the reference
-fails against itself on another processor. A timestep's sinusoid has an analytic bound in the budget's place.
+fails against itself on another processor. A timestep's sinusoid, and RoPE tables of float32 frequencies, have an
+analytic bound in the budget's place.
 
     share of the budget        verify, kit               audit
     up to 1                    within budget             rounding

@@ -11,8 +11,13 @@ comes from the record's own error against float64.
 The truth is conditional on the phases of the side that is judged (see truth.py), and the verdicts are judge.py's.
 """
 import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import torch
 from torch import Tensor
@@ -23,12 +28,14 @@ from .cases import Case, Inputs
 from .exact import exact
 from .judge import CLEARLY, errors, norm
 from .machines import machine as machine_named
+from .probe import threads
 from .record import DTYPES, EXACT_DTYPES, OUTPUTS, ExactRecord, Record, RecordError
 from .run import build, cast, moved, run
 from .taps import Taps
 from .truth import Truth
 
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
+MANY, MOST_JOBS = 24, 8  # runs that are worth other processes, each of which takes seconds to start; and of those
 IDENTICAL, WITHIN, FAILED, INCONCLUSIVE = "identical", "within budget", "FAILED", "inconclusive"
 
 
@@ -113,6 +120,31 @@ def verify(case: Case, dtype: str, device: torch.device, same_bits: bool, arithm
         else:
             natively = compare(case, dtype, taps, same_bits)
     return CaseResult(case.release, case.name, dtype, exactly, natively)
+
+
+@dataclass(frozen=True)
+class How:
+    """The arguments of `verify` that are the same for all cases."""
+    device: torch.device
+    same_bits: bool
+    arithmetic: str | None = None
+    machine: str | None = None
+    threads: int = 1
+
+
+def verify_all(runs: Sequence[tuple[Case, str]], how: How) -> Iterator[CaseResult]:
+    """Verify each (case, dtype), in their order: on a CPU many of them in a process for each core."""
+    jobs = min(os.cpu_count() or 1, MOST_JOBS)
+    if how.device.type != "cpu" or jobs == 1 or len(runs) < MANY:
+        yield from (verify_one(how, *run) for run in runs)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(record.EXACT_DTYPES))
+
+
+def verify_one(how: How, case: Case, dtype: str) -> CaseResult:
+    with threads(how.threads):
+        return verify(case, dtype, how.device, how.same_bits, how.arithmetic, how.machine)
 
 
 def run_on(machine: str | None, model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
