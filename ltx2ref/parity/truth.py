@@ -61,7 +61,8 @@ def rope_bounds(config: TransformerConfig, coords: Mapping[str, Tensor], dtype: 
                                ("cross_attn_rope", video[:, :1], spans, config.audio.dim),
                                ("cross_attn_audio_rope", audio, spans, config.audio.dim)):
         tables = rotation(x, most, dim, config, torch.float64)
-        fraction = (x.mean(-1) if x.ndim == 4 else x).movedim(1, -1)[..., None, :] / torch.tensor(most)  # (B, T, 1, P), shifted to [-1, 1]
+        middle = x.mean(-1) if x.ndim == 4 else x
+        fraction = middle.movedim(1, -1)[..., None, :] / torch.tensor(most)  # (B, T, 1, P), shifted to [-1, 1]
         frequencies = math.pi / 2 * config.rope_theta ** torch.linspace(0, 1, dim // (2 * len(most))).double()
         largest = (frequencies[:, None] * ((2 * fraction - 1).abs() + 1)).flatten(2)  # in the order of the planes
         largest = F.pad(largest, (dim // 2 - largest.shape[-1], 0)).unflatten(-1, (config.num_attention_heads, -1))
