@@ -163,7 +163,7 @@ def measured(case: Case, dtype: str) -> dict[tuple[str, str], float]:
 
 
 def prepared(case: Case, dtype: str) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
-    return build(case.config, record.DTYPES[dtype]), cast(case.inputs(), record.DTYPES[dtype])
+    return build(case.config, record.DTYPES[dtype], scales=case.scales), cast(case.inputs(), record.DTYPES[dtype])
 
 
 def outputs(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:

@@ -69,7 +69,7 @@ def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
         empty: Any = diffusers.LTX2VideoTransformer3DModel(**config)
     shapes = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
     build = build_diffusers if case.conventions == DIFFUSERS else build_ltx_core
-    model = build(config, generator.weights(shapes, SEED), record.EXACT_DTYPES[dtype])
+    model = build(config, generator.weights(shapes, SEED, case.scales), record.EXACT_DTYPES[dtype])
     return model, cast(case.inputs(), record.EXACT_DTYPES[dtype])
 
 

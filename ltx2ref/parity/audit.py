@@ -61,7 +61,7 @@ def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.de
 
     `reference` is ltx2ref, or ltx2ref:NAME for other conventions than diffusers'.
     """
-    model = build(case.config, dtype, conventions_of(reference)).to(device)
+    model = build(case.config, dtype, conventions_of(reference), case.scales).to(device)
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
     state = {name: x.detach() for name, x in model.state_dict().items()}
     taps, about = run(model, inputs), fingerprint(device, dtype)

@@ -109,7 +109,7 @@ def verify(case: Case, dtype: str, device: torch.device, same_bits: bool, arithm
 
     Raises `RecordError` if there is no usable recording of it.
     """
-    model = build(case.config, EXACT_DTYPES[dtype], case.conventions).to(device)
+    model = build(case.config, EXACT_DTYPES[dtype], case.conventions, case.scales).to(device)
     inputs = moved(cast(case.inputs(), EXACT_DTYPES[dtype]), lambda x: x.to(device))
     exactly = compare_exactly(case, dtype, run_exactly(model, inputs)) if arithmetic != "native" else None
     natively = None
@@ -176,7 +176,7 @@ def apart(x: Tensor, recorded: Tensor) -> float | None:
 
 
 def truth_of(case: Case, dtype: torch.dtype) -> Truth:
-    return Truth(build(case.config, dtype, case.conventions), cast(case.inputs(), dtype))
+    return Truth(build(case.config, dtype, case.conventions, case.scales), cast(case.inputs(), dtype))
 
 
 def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
