@@ -5,7 +5,7 @@ length; unequal noise levels; no weight, table, gate or bias is zero. Then what 
 of diffusers that no case noticed (tests/test_cases.py), and, before all others, the calls that a pipeline makes.
 """
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
 }
 RELEASES = {"2.0": replace(LTX_2_0, **SIZES), "2.3": replace(LTX_2_3, **SIZES), "2.5": replace(LTX_2_5, **SIZES)}
 Inputs = dict[str, Any]
+OUTPUTS = ("sample", "audio_sample")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class Case:
         return f"{self.release}/{self.name}"
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        return OUTPUTS
+
+    def about(self) -> dict[str, Any]:
+        """What a recording holds of the case, besides its inputs."""
+        return {"config": self.config.to_diffusers(), "conventions": asdict(self.conventions)} | (
+            {"scales": [list(x) for x in self.scales]} if self.scales else {})
+
+    @property
     def config(self) -> TransformerConfig:
         return replace(RELEASES[self.release], **self.change)
 
@@ -65,7 +75,8 @@ class Case:
             "encoder_hidden_states": self.draw("encoder_hidden_states", self.batch, TEXT_TOKENS, video.text_dim),
             "audio_encoder_hidden_states": self.draw(
                 "audio_encoder_hidden_states", self.batch, TEXT_TOKENS, audio.text_dim),
-            "timestep": level, "audio_timestep": audio_level, "sigma": level.clone(), "audio_sigma": audio_level.clone(),
+            "timestep": level, "audio_timestep": audio_level,
+            "sigma": level.clone(), "audio_sigma": audio_level.clone(),
             "num_frames": frames, "height": height, "width": width, "audio_num_frames": AUDIO_TOKENS, "fps": 25.0,
         }
         for extra in self.extras:
