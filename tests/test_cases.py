@@ -20,7 +20,7 @@ pytestmark = pytest.mark.diffusers
 BY_ID = {case.id: case for case in CASES}
 OLD = [case for case in CASES if case.native]
 SOME = ("2.0/i2v", "2.3/text-masks-3d", "2.5/everything")
-FAST = ("residual-where-channels-fit-2.3", "fps-default-25", "masked-text-lowest", "self-mask-at-one-half")
+FAST = ("residual-where-channels-fit-2.3", "masked-text-lowest")
 
 
 def changed_taps(mutant: str, case: Case) -> Taps:
@@ -61,8 +61,8 @@ def audited(case: Case, dtype: torch.dtype) -> str:
     return audit.audit(audit.Candidate("changed diffusers", None, run), case, dtype, torch.device("cpu")).verdict
 
 
-@pytest.mark.parametrize("case", [case if case.id in SOME else pytest.param(case, marks=pytest.mark.slow)
-                                  for case in OLD], ids=lambda case: case.id)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OLD, ids=lambda case: case.id)
 def test_no_old_case_shows_a_bfloat16_audit_that_epsilons_are_missing(case: Case) -> None:
     assert audited(case, torch.bfloat16) == ROUNDING
 
