@@ -4,7 +4,7 @@ A component is a part of one of these models. What it is given and what is expec
 that each stage is judged on its own: a port can be built, and checked, from the sinusoid up.
 """
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config import TransformerConfig
@@ -22,6 +22,7 @@ from ..parity.cases import (
     stg_second,
     text_masks,
 )
+from ..parity.record import DTYPES
 
 GRID, LONG_GRID = (3, 2, 4), (16, 1, 1)  # the second: 121 pixel frames
 
@@ -64,6 +65,7 @@ class Component:
     raw: tuple[str, ...] = ()
     arguments: Callable[[TransformerConfig, Inputs], dict[str, Any]] = field(default=lambda config, x: {})
     chain: tuple[tuple[str, str], ...] = ()  # the residual of a stream that is given, and as it leaves
+    natively: tuple[str, ...] = tuple(DTYPES)  # the dtypes in which there is a native level, besides the exact one
 
     @property
     def id(self) -> str:
@@ -178,6 +180,8 @@ COMPONENTS = (
     attention("no-gates", PLAIN, f"{BLOCK}attn1", ("rope", "rope")),
     attention("perturbed", I2V, f"{BLOCK}attn1", ("rope", "rope"), raw=("perturbation_mask",)),
     attention("masked-and-interleaved", NEWEST, f"{SECOND}attn1", ("rope", "rope"), "video_self_attention_mask"),
+    replace(attention("stepped-mask", MASKED, f"{BLOCK}attn1", ("rope", "rope"), "video_self_attention_mask"),
+            natively=("bfloat16",)),
     feed_forward("video", T2V, f"{BLOCK}ff"),
     feed_forward("audio", T2V, f"{BLOCK}audio_ff"),
     feed_forward("no-biases", NEWEST, f"{BLOCK}ff"),
