@@ -61,7 +61,7 @@ def export(directory: str | Path) -> dict[str, Any]:
         save_file(tensors, folder / about["file"])
         cases.append(about)
     kit = {"schema": SCHEMA, "ltx2ref": __version__, "arithmetic": VERSION, "recorded": provenance(), "about": ABOUT,
-           "budget": {"share": SHARE, "floor": FLOOR, "suspect_up_to": CLEARLY}, "cases": cases}
+           "budget": {"share": SHARE, "floor": FLOOR, "with_a_note_up_to": CLEARLY}, "cases": cases}
     (folder / "kit.json").write_text(json.dumps(kit, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text((files(__package__) / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     return kit
