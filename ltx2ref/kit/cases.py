@@ -4,7 +4,7 @@ A component is a part of one of these models. What it is given and what is expec
 that each stage is judged on its own: a port can be built, and checked, from the sinusoid up.
 """
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import TransformerConfig
@@ -22,7 +22,6 @@ from ..parity.cases import (
     stg_second,
     text_masks,
 )
-from ..parity.record import DTYPES
 
 GRID, LONG_GRID = (3, 2, 4), (16, 1, 1)  # the second: 121 pixel frames
 
@@ -34,7 +33,7 @@ def both_self_masks(case: Case, x: Inputs) -> Inputs:
 
 
 def stepped_self_mask(case: Case, x: Inputs) -> Inputs:
-    """Between 1 - 2**-8 and 1 - 3 * 2**-8, so that bfloat16 leaves three steps of it and rounds none to 1."""
+    """From 1 - 3.3 * 2**-8 to 1 - 0.7 * 2**-8: bfloat16 makes three steps of it, and rounds none to 1."""
     tokens = x["hidden_states"].shape[1]
     mask = 1 - (case.draw("mask", BATCH, tokens, tokens) * 0.75 + 2) * 2**-8
     return {"attention_kwargs": {"video_self_attention_mask": mask}}
@@ -46,8 +45,8 @@ I2V = Case("2.3", "kit-i2v", grid=GRID, extras=(per_token, stg_second))
 LONG = Case("2.3", "kit-isolated", grid=LONG_GRID, extras=(isolated,))
 NEWEST = Case("2.5", "kit", INTERLEAVED, grid=GRID, extras=(
     per_token, cross_timestep, text_masks, coords, stg_second, both_self_masks))
-# In bfloat16 the mask of the case above rounds to 1. Of this one nothing is recorded but what diffusers computes under
-# exact arithmetic, and no model in the kit: it is where one component comes from.
+# In bfloat16 the mask of the case above rounds to 1. This one is recorded under exact arithmetic alone, and no model of
+# the kit: a component comes from it, whose expected tensors are the exact ones on the native level, too.
 MASKED = Case("2.3", "kit-self-mask", grid=GRID, extras=(stepped_self_mask,))
 MODELS = (PLAIN, T2V, I2V, LONG, NEWEST)
 
@@ -65,7 +64,6 @@ class Component:
     raw: tuple[str, ...] = ()
     arguments: Callable[[TransformerConfig, Inputs], dict[str, Any]] = field(default=lambda config, x: {})
     chain: tuple[tuple[str, str], ...] = ()  # the residual of a stream that is given, and as it leaves
-    natively: tuple[str, ...] = tuple(DTYPES)  # the dtypes in which there is a native level, besides the exact one
 
     @property
     def id(self) -> str:
@@ -180,8 +178,7 @@ COMPONENTS = (
     attention("no-gates", PLAIN, f"{BLOCK}attn1", ("rope", "rope")),
     attention("perturbed", I2V, f"{BLOCK}attn1", ("rope", "rope"), raw=("perturbation_mask",)),
     attention("masked-and-interleaved", NEWEST, f"{SECOND}attn1", ("rope", "rope"), "video_self_attention_mask"),
-    replace(attention("stepped-mask", MASKED, f"{BLOCK}attn1", ("rope", "rope"), "video_self_attention_mask"),
-            natively=("bfloat16",)),
+    attention("stepped-mask", MASKED, f"{BLOCK}attn1", ("rope", "rope"), "video_self_attention_mask"),
     feed_forward("video", T2V, f"{BLOCK}ff"),
     feed_forward("audio", T2V, f"{BLOCK}audio_ff"),
     feed_forward("no-biases", NEWEST, f"{BLOCK}ff"),

@@ -29,7 +29,7 @@ from ..parity.run import build, cast, run
 from ..parity.taps import PROJECTED, Taps
 from ..parity.truth import doubled, truth, wide
 from ..progress import track
-from .cases import COMPONENTS, MODELS, Component
+from .cases import COMPONENTS, MASKED, MODELS, Component
 
 SCHEMA = 2
 ABOUT = {
@@ -92,12 +92,12 @@ class Source:
         self.double = doubled(self.model)
         self.inputs: Inputs = cast(case.inputs(), DTYPES[dtype])
         self.exact, self.digests = exactly(self.model, self.inputs, case, dtype)
-        self.taps = record.load(case, dtype).taps if case in MODELS else self.exact
+        self.taps = self.exact if case == MASKED else record.load(case, dtype).taps
         self.flat = self.inputs | (self.inputs.get("attention_kwargs") or {})
         self.weights = {name: x.detach() for name, x in self.model.state_dict().items()}
 
     def truth(self, part: "Case | Component") -> Taps:
-        """Of a model given the recorded phases, of a component given its inputs."""
+        """Compute in float64: a model given the recorded phases, a component given its inputs."""
         if isinstance(part, Case):
             return truth(self.model, self.inputs, self.taps)
         given = {name: self.taps[name] for name in part.given}
@@ -108,30 +108,23 @@ class Source:
         return found
 
     def outputs(self, part: "Case | Component") -> tuple[str, ...]:
-        """Of a model all taps but derived ones, and what `sample` says again."""
+        """Name what a port is asked for: of a model all taps but derived ones, and what `sample` says again."""
         return part.outputs if isinstance(part, Component) else tuple(
             name for name in self.taps if not name.endswith(("rows", ".gate")) and name not in PROJECTED.values())
 
     def tensors(self, part: "Case | Component") -> dict[str, Taps]:
-        """What the case's file has of this dtype, by kind."""
-        found: dict[str, Taps] = {"weights": self.weights, "inputs": record.tensors(self.inputs)}
-        if isinstance(part, Component):
-            found = {
-                "weights": {name: x for name, x in self.weights.items() if part.weights and name.startswith(
-                    part.weights)},
-                "inputs": {name: self.taps[name] for name in part.given} | {name: self.flat[name] for name in part.raw},
-                "exact/inputs": {name: self.exact[name] for name in part.given},
-                "exact/expected": {name: self.exact[name] for name in part.outputs}}
-        if self.dtype in natively(part):
-            true, outputs = self.truth(part), self.outputs(part)
-            found |= {"expected": {name: self.taps[name] for name in outputs},
-                      "error": {name: self.taps[name].double() - true[name] for name in outputs}}
-        return found
-
-
-def natively(part: Case | Component) -> tuple[str, ...]:
-    """The dtypes in which there is a native level."""
-    return part.natively if isinstance(part, Component) else tuple(DTYPES)
+        """Return what the case's file has of this dtype, by kind."""
+        more: dict[str, Taps] = {}
+        if isinstance(part, Case):
+            weights, given = self.weights, record.tensors(self.inputs)
+        else:
+            weights = {name: x for name, x in self.weights.items() if part.weights and name.startswith(part.weights)}
+            given = {name: self.taps[name] for name in part.given} | {name: self.flat[name] for name in part.raw}
+            more = {"exact/inputs": {name: self.exact[name] for name in part.given},
+                    "exact/expected": {name: self.exact[name] for name in part.outputs}}
+        true, outputs = self.truth(part), self.outputs(part)
+        return {"weights": weights, "inputs": given, "expected": {name: self.taps[name] for name in outputs},
+                "error": {name: self.taps[name].double() - true[name] for name in outputs}} | more
 
 
 def exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs, case: Case,
@@ -165,12 +158,12 @@ def entry(part: Case | Component, sources: Mapping[str, Source]) -> tuple[dict[s
         "id": part.id, "operation": operation, "module": module, "file": f"{slug}.safetensors",
         "release": case.release, "from": None if isinstance(part, Case) else case.id,
         "config": case.config.to_diffusers(), "arguments": arguments, "inputs": list(tensors[some.dtype]["inputs"]),
-        "outputs": list(outputs), "results": {dtype: results[dtype] for dtype in natively(part)},
+        "outputs": list(outputs), "results": results,
         "exact": {dtype: {"results": f"exact/{results[dtype]}", "digests": {
             name: x.hex() for name, x in source.digests.items() if isinstance(part, Case) or name in outputs}}
             for dtype, source in sources.items()},
         "own_error": {dtype: {name: share(x, found["expected"][name]) for name, x in found["error"].items()}
-                      for dtype, found in tensors.items() if dtype in natively(part)}}
+                      for dtype, found in tensors.items()}}
     return about, stored(tensors)
 
 

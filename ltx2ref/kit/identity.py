@@ -61,4 +61,4 @@ def distance(row: TapRow) -> str:
         return "by how much is not known"
     if not row.max_abs:
         return "in the sign of zeros"
-    return f"relative L2 {row.relative:.2g}, at most {row.ulp_max:,.0f} units in the last place"
+    return f"relative L2 {row.relative:.2g}; 99 % of it within {row.ulp_p99:,.0f} units in the last place"
