@@ -2,6 +2,7 @@
 
     pytest tests/test_kit.py
 """
+import hashlib
 import json
 import shutil
 import subprocess
@@ -129,6 +130,18 @@ def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path)
         assert natively is not None and natively.verdict in (IDENTICAL, verify.WITHIN)
 
 
+def test_a_digest_is_what_the_readme_says(kit: Path) -> None:
+    """Computed without torch from a file's tensors, as in another language."""
+    for case in cases(kit):
+        file = load_file(kit / case["file"])
+        for dtype, said in case["exact"].items():
+            for name, wanted in said["digests"].items() if case["operation"] != "model" else ():
+                x = file[f"{dtype}/exact/expected/{name}"]
+                kind = "bfloat16" if x.dtype == np.uint16 else "float32"
+                text = f"{kind} {','.join(map(str, x.shape))}\n".encode()
+                assert hashlib.sha256(text + x.astype(x.dtype.newbyteorder("<")).tobytes()).hexdigest()[:32] == wanted
+
+
 @pytest.mark.diffusers
 @pytest.mark.parametrize("case", [*MODELS, MASKED], ids=lambda case: case.id)
 def test_the_exact_level_is_what_diffusers_computes_under_exact_arithmetic(case: Case, kit: Path) -> None:
@@ -203,7 +216,9 @@ def test_the_numpy_port_imports_nothing_of_this_and_passes(level: str, word: str
     subprocess.run([sys.executable, "-c", code], check=True)
     verdict = check(tmp_path / "results", kit, level)
     assert verdict.status == 0 and verdict.passed == len(verdict.results) == 2 * len(COMPONENTS + MODELS)
-    assert verdict.summary == f"ltx2ref kit: {word}, {verdict.passed} of {verdict.passed} cases pass"
+    taps = sum(len(result.report.rows) for result in verdict.results if result.report is not None)
+    assert verdict.summary == f"ltx2ref kit: {word}, {verdict.passed} of {verdict.passed} cases pass" + (
+        f", {taps:,} of {taps:,} taps identical" if level == EXACT else "")
     for result in verdict.results:
         assert result.report is not None
         if level == EXACT:
@@ -257,29 +272,30 @@ def bias_after_rounding(w: Any, name: str, x: Any, linear: Any = numpy_port.line
     return numpy_port.r(linear({name + ".weight": w[name + ".weight"]}, name, x) + w.get(name + ".bias", 0.0))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("broken,change,first,natively", [
     ("gelu", erf_gelu, "transformer_blocks.0.ff.activation", 1),
-    ("fold", sum_in_float32, "proj_in", 0),
+    ("fold", sum_in_float32, {"float32": "proj_in", "bfloat16": "transformer_blocks.0.attn1.sdpa"}, 0),
     ("modulate", modulation_of_one_rounding_less, "transformer_blocks.0.attn1.input", 0),
     ("linear", bias_after_rounding, "proj_in", 0),
 ])
 def test_on_the_exact_level_a_port_is_told_where_it_computes_otherwise(
-    broken: str, change: Any, first: str, natively: int, kit: Path, tmp_path: Path
+    broken: str, change: Any, first: Any, natively: int, dtype: str, kit: Path, tmp_path: Path
 ) -> None:
-    """What is a bug is found on both levels, and what only rounds otherwise on this one."""
-    case = case_named(kit, "2.3/kit-t2v")
-    file, name = load_file(kit / case["file"]), case["results"]["float32"]
+    """What is a bug, and what only rounds otherwise. Of these the native level finds the bug, and in float32."""
+    case, first = case_named(kit, "2.3/kit-t2v"), first if isinstance(first, str) else first[dtype]
+    file, name = load_file(kit / case["file"]), case["results"][dtype]
     (tmp_path / EXACT).mkdir()
     with patch.object(numpy_port, broken, change):
         for level in LEVELS:
-            computed = numpy_port.compute(case, file, "float32", level)
-            save_file(computed, tmp_path / (name if level == NATIVE else case["exact"]["float32"]["results"]))
+            computed = numpy_port.compute(case, file, dtype, level)
+            save_file(computed, tmp_path / (name if level == NATIVE else case["exact"][dtype]["results"]))
     verdict = check(tmp_path, kit, EXACT, partial=True)
     (report,) = failures(verdict).values()
     assert verdict.status == 1 and report.first == first
     assert report.sentence.startswith(f"first difference at {first} (relative L2 ")
     assert "taps before it are identical" in report.sentence and report.rows[0].verdict == IDENTICAL
-    assert check(tmp_path, kit, partial=True).status == natively
+    assert check(tmp_path, kit, partial=True).status == (natively if dtype == "float32" else 0)
 
 
 def test_on_the_exact_level_numbers_count_and_not_the_dtype_that_holds_them(
@@ -328,11 +344,12 @@ def test_what_is_missing_is_not_conformant(
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("missing: positions/video float32, positions/video bfloat16, ")
     assert said[0].endswith(f" and {total - 6} more; with --partial what is there is judged alone")
-    assert said[-1] == f"ltx2ref kit: incomplete, 2 of {total} cases pass, {total - 2} not given"
+    taps = ", 6 of 6 taps identical" if level == EXACT else ""
+    assert said[-1] == f"ltx2ref kit: incomplete, 2 of {total} cases pass{taps}, {total - 2} not given"
     assert cli.main([*arguments, "--partial", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["level"], found["partial"], len(found["missing"])) == (level, True, total - 2)
-    assert found["summary"] == f"ltx2ref kit: {right}, 2 of {total} cases pass, {total - 2} not given"
+    assert found["summary"] == f"ltx2ref kit: {right}, 2 of {total} cases pass{taps}, {total - 2} not given"
     path = next(folder.rglob("*.float32.safetensors") if level == NATIVE else (folder / EXACT).glob("*.float32.*"))
     left = load_file(path)
     del left["transformer_blocks.0.ff.activation"]

@@ -25,7 +25,7 @@ from ..parity.compare import compare, summary
 from ..parity.exact import exact
 from ..parity.judge import CLEARLY
 from ..parity.record import DTYPES
-from ..parity.report import DIVERGED, MISSING, ROUNDING, SHAPE, SUSPECT, Report
+from ..parity.report import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report
 from ..parity.run import run
 from ..parity.taps import Taps
 from ..parity.truth import sinusoid_bound
@@ -94,6 +94,9 @@ class Verdict:
         without = len(self.results) - len(self.given)
         lacking = sum(map(bool, (result.missing for result in self.results)))
         counts = [f"{self.passed} of {len(self.results)} cases pass"]
+        if self.level == EXACT:
+            rows = [row for report in self.given for row in report.rows]
+            counts += [f"{sum(row.verdict == IDENTICAL for row in rows):,} of {len(rows):,} taps identical"]
         counts += [f"{without} not given"] if without else []
         counts += [f"{lacking} with outputs missing"] if lacking else []
         return f"ltx2ref kit: {word}, {', '.join(counts)}"
