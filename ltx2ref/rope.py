@@ -35,14 +35,10 @@ def audio_positions(grid: tuple[int, ...], config: TransformerConfig, like: Tens
 
 def rotation(coords: Tensor, max_position: tuple[int, ...], dim: int, config: TransformerConfig,
              dtype: torch.dtype, tables: torch.dtype | None = None) -> Rope:
-    """The rotation of queries or keys of width `dim`, from patch bounds (B, P, T, 2) or positions (B, P, T)."""
-    angles = rotation_angles(coords, max_position, dim, config, dtype)
-    return angles.cos().to(dtype=tables), angles.sin().to(dtype=tables)
+    """The rotation of queries or keys of width `dim`, from patch bounds (B, P, T, 2) or positions (B, P, T).
 
-
-def rotation_angles(coords: Tensor, max_position: tuple[int, ...], dim: int, config: TransformerConfig,
-                    dtype: torch.dtype) -> Tensor:
-    """Radians (B, T, H, R). Coordinates are used in the dtype in which they come: a cast would change the numbers."""
+    Coordinates are used in the dtype in which they come: casting them first would change the numbers.
+    """
     middle = (coords[..., 0] + coords[..., 1]) / 2 if coords.ndim == 4 else coords
     unit = torch.stack([p / m for p, m in zip(middle.unbind(1), max_position, strict=True)], dim=-1) * 2 - 1
     made_in = torch.float64 if config.rope_double_precision else dtype  # on the CPU: MPS has no float64
@@ -51,7 +47,8 @@ def rotation_angles(coords: Tensor, max_position: tuple[int, ...], dim: int, con
     # Frequency-major, axis-minor. The planes left over from D/2 do not rotate, and come first.
     angles = rearrange(unit[..., None, :] * freqs[:, None], "b t f p -> b t (f p)")
     angles = F.pad(angles, (dim // 2 - angles.shape[-1], 0))
-    return rearrange(angles, "b t (h r) -> b t h r", h=config.num_attention_heads)
+    angles = rearrange(angles, "b t (h r) -> b t h r", h=config.num_attention_heads)
+    return angles.cos().to(dtype=tables), angles.sin().to(dtype=tables)
 
 
 def apply_rope(x: Tensor, rope: Rope, layout: str) -> Tensor:

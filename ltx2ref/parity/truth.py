@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
-from ..rope import rotation_angles
+from ..rope import rotation
 from .cases import Inputs
 from .judge import SHARE
 from .run import moved, run
@@ -59,9 +60,13 @@ def rope_bounds(config: TransformerConfig, coords: Mapping[str, Tensor], dtype: 
                                ("audio_rope", audio, spans, config.audio.dim),
                                ("cross_attn_rope", video[:, :1], spans, config.audio.dim),
                                ("cross_attn_audio_rope", audio, spans, config.audio.dim)):
-        angles = rotation_angles(x, most, dim, config, torch.float64)
-        largest = rotation_angles(torch.zeros_like(x), most, dim, config, torch.float64).abs() + angles.abs()
-        for part, table in ((".cos", angles.cos()), (".sin", angles.sin())):
+        tables = rotation(x, most, dim, config, torch.float64)
+        middle = x.mean(-1) if x.ndim == 4 else x
+        fraction = middle.movedim(1, -1)[..., None, :] / torch.tensor(most)  # (B, T, 1, P), shifted to [-1, 1]
+        frequencies = math.pi / 2 * config.rope_theta ** torch.linspace(0, 1, dim // (2 * len(most))).double()
+        largest = (frequencies[:, None] * ((2 * fraction - 1).abs() + 1)).flatten(2)  # in the order of the planes
+        largest = F.pad(largest, (dim // 2 - largest.shape[-1], 0)).unflatten(-1, (config.num_attention_heads, -1))
+        for part, table in zip((".cos", ".sin"), tables, strict=True):
             found[name + part] = ANGLE_ULPS * 2.0**-23 * largest + torch.finfo(dtype).eps * table.abs()
     return found
 
