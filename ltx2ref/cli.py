@@ -591,8 +591,8 @@ def show_kit(verdict: Verdict, wrong: Mapping[str, AuditReport]) -> None:
     if verdict.missing:
         most = 4
         more = f" and {len(verdict.missing) - most} more" if len(verdict.missing) > most else ""
-        print(f"missing: {', '.join(verdict.missing[:most])}{more}"
-              f"{'' if verdict.partial else '; with --partial what is there is judged alone'}")
+        print(f"{len(verdict.missing)} missing: {', '.join(verdict.missing[:most])}{more}"
+              f"{'' if verdict.partial else '; --partial judges what is there alone'}")
     print(verdict.summary)
 
 

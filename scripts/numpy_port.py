@@ -83,7 +83,7 @@ class Numbers:
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """To nearest, ties to even; to 16 bits by way of float32."""
+    """Round to nearest, ties to even; to 16 bits by way of float32."""
     if dtype == "float64":
         return f64(x)
     with np.errstate(over="ignore"):
@@ -104,7 +104,7 @@ def r32(x: Array) -> Array:
 
 
 def fold(x: Array) -> Array:
-    """The sum over the last axis: the last half is added onto the first half, until one term is left."""
+    """Sum over the last axis: the last half is added onto the first half, until one term is left."""
     while (n := x.shape[-1]) > 1:
         half = n // 2
         x = np.concatenate([x[..., :half] + x[..., n - half :], x[..., half : n - half]], axis=-1)
@@ -112,7 +112,7 @@ def fold(x: Array) -> Array:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """(..., M, K) by (N, K), both with K last."""
+    """Multiply (..., M, K) by (N, K), both with K last."""
     return fold(a[..., :, None, :] * b)
 
 
@@ -158,7 +158,7 @@ def softmax(scores: Array) -> Array:
 
 
 def linspace(count: int) -> Array:
-    """From 0 to 1, counted from both ends."""
+    """Count from 0 to 1, from both ends."""
     i, step = np.arange(count), 1.0 / max(count - 1, 1)
     return np.where(i < max(count // 2, 1), step * i, 1.0 - step * (count - 1 - i))
 
@@ -568,7 +568,7 @@ def given(file: dict[str, Array], prefix: str) -> dict[str, Array]:
 
 
 def compute(case: dict[str, Any], file: dict[str, Array], dtype: str, level: str) -> dict[str, Array]:
-    """Every tap of a case that the kit asks for."""
+    """Compute a case, and return every tap that the kit asks for."""
     TAPS.clear()
     Numbers.dtype = dtype if level == "exact" else "float64"
     inputs = given(file, f"{dtype}/inputs/")

@@ -67,7 +67,7 @@ class Verdict:
 
     @property
     def missing(self) -> list[str]:
-        """Cases, and outputs of cases, that the port did not write."""
+        """Name the cases, and then the outputs of cases, that the port did not write."""
         return [result.name for result in self.results if result.report is None] + [
             f"{result.name}: {name}" for result in self.results for name in result.missing]
 
@@ -81,14 +81,14 @@ class Verdict:
 
     @property
     def status(self) -> int:
-        """0 conformant, 1 something is wrong, 2 inconclusive: suspect, or something is missing."""
+        """Return 0 for conformant, 1 for something wrong, 2 for inconclusive: suspect, or something is missing."""
         if any(verdicts(report) & {DIVERGED, SHAPE} for report in self.given):
             return 1
         return 2 if self.suspect or not self.given or (self.missing and not self.partial) else 0
 
     @property
     def summary(self) -> str:
-        """The line for a badge."""
+        """Say it all in one line, for a badge."""
         right = "identical" if self.level == EXACT else "conformant"
         word = (right, f"not {right}", "inconclusive" if self.suspect else "incomplete")[self.status]
         without = len(self.results) - len(self.given)
@@ -111,7 +111,7 @@ def verdicts(report: Report) -> set[str]:
 
 
 def check(results: str | Path, kit: str | Path | None = None, level: str = NATIVE, partial: bool = False) -> Verdict:
-    """All cases of a kit, by default of this version's own, on one level: native or exact.
+    """Judge all cases of a kit, by default of this version's own, on one level: native or exact.
 
     Raises `ValueError` for a folder that is no kit, or that holds no results, and for results that cannot be read.
     """
@@ -139,7 +139,7 @@ def judge_all(folder: Path, kit: Path, level: str) -> list[Result]:
 
 
 def asked(case: Entry, level: str) -> dict[str, str]:
-    """For each dtype the name of the file with the results."""
+    """Return for each dtype the name of the file with the results."""
     return {dtype: said["results"] for dtype, said in case["exact"].items()} if level == EXACT else case["results"]
 
 
@@ -188,7 +188,7 @@ def judge_natively(case: Entry, dtype: str, file: Taps, given: Taps) -> Report:
 
 
 def noted(report: Report) -> Report:
-    """Take what is between one budget and two as within it, with a note, as `verify` does."""
+    """Take what is between one budget and two as within it, with a note, as `verify` does. A bound has no such band."""
     more = {row.name: row.budget for row in report.rows
             if row.verdict == SUSPECT and row.budget is not None and row.budget <= CLEARLY}
     if not more:
@@ -201,7 +201,7 @@ def noted(report: Report) -> Report:
 
 
 def model_of(case: Entry, dtype: str, file: Taps) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
-    """A model with the kit's weights, and its inputs."""
+    """Build a model with the kit's weights, and return it with its inputs."""
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(case["config"]))
     model.load_state_dict(part(file, f"{dtype}/weights/"), assign=True)

@@ -72,7 +72,7 @@ def provenance() -> dict[str, Any]:
 
 
 def everything() -> Iterator[tuple[dict[str, Any], Taps]]:
-    """For each case its entry in kit.json, and the tensors of its file; components before models."""
+    """Yield for each case its entry in kit.json, and the tensors of its file; components before models."""
     parts: list[Case | Component] = [*COMPONENTS, *MODELS]
     cases = {origin(part).id: origin(part) for part in parts}
     sources = {name: {dtype: Source(case, dtype) for dtype in DTYPES} for name, case in cases.items()}

@@ -28,7 +28,7 @@ def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expect
 
 
 def has(x: Tensor, expected: str) -> bool:
-    """Whether a tensor has a digest, as it is or in another of the kit's dtypes that holds its numbers."""
+    """Tell whether a tensor has a digest, as it is or in another of the kit's dtypes that holds its numbers."""
     same = (y for y in map(x.to, DTYPES.values()) if ((y.double() == x.double()) | x.isnan()).all())
     return any(digest(y).hex() == expected for y in same)
 
