@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from ltx2ref.conventions import DIFFUSERS
+from ltx2ref.kit.cases import MASKED
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import generator, record
 from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
@@ -122,7 +123,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     record.DIRECTORY.mkdir(exist_ok=True)
     if options.arithmetic == "exact":
-        chosen = [case for case in RECORDED if fnmatch(case.id, options.case)]
+        chosen = [case for case in (*RECORDED, *KIT, MASKED) if fnmatch(case.id, options.case)]
         for case in track(chosen, "recording"):
             record_exactly(case)
     else:
