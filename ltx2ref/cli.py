@@ -29,10 +29,11 @@ from .parity import record
 from .parity.arithmetic import VERSION as ARITHMETIC
 from .parity.arithmetic import NotExact
 from .parity.audit import audit, candidate_named
-from .parity.cases import CASES, RECORDED
+from .parity.cases import CASES, RECORDED, Case
 from .parity.compare import compare
 from .parity.html import html
 from .parity.judge import CLEARLY
+from .parity.kernels import KERNELS, LONG_KERNELS, Kernel
 from .parity.machines import MACHINES
 from .parity.probe import probe, threads
 from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
@@ -100,10 +101,11 @@ def finite(value: Any) -> Any:
 def add_verify(commands: Any) -> None:
     command = add_command(
         commands, "verify", run_verify,
-        "Run the conformance cases here and compare every tap with what diffusers and ltx-core compute.",
+        "Run the conformance cases and kernel shapes and compare every tap with what diffusers and ltx-core compute.",
         """examples:
   ltx2ref verify                          every case, in exact and in this machine's own arithmetic
-  ltx2ref verify --list                   the cases
+  ltx2ref verify --list                   the cases, and the kernel shapes
+  ltx2ref verify --case 'kernel/*' --all  single operations at the shapes of real models, the long ones, too
   ltx2ref verify --case '2.3/*' --json    the cases of one release, as JSON
   ltx2ref verify --arithmetic exact       identical or not: the same on every machine
   ltx2ref verify --device cuda            on a GPU
@@ -116,13 +118,15 @@ exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable 
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
     command.add_argument("--machine", choices=[*MACHINES], metavar="NAME",
                          help=f"simulated, and native: {', '.join(MACHINES)}")
+    command.add_argument("--all", action="store_true", help="kernel shapes of 1025 tokens, too")
     command.add_argument("--list", action="store_true", help="print the names of the cases, and run none")
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    chosen = [case for case in RECORDED if fnmatch(case.id, options.case)]
+    there: list[Case | Kernel] = [*RECORDED, *KERNELS, *(LONG_KERNELS if options.all else ())]
+    chosen = [case for case in there if fnmatch(case.id, options.case)]
     if not chosen:
-        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in RECORDED)}")
+        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in there)}")
     if options.list:
         names = [case.id for case in chosen]
         if options.json:

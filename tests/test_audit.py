@@ -233,7 +233,7 @@ def test_all_conventions_of_ltx_core_are_named_together() -> None:
 @pytest.mark.slow
 def test_conventions_are_implementations(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "--case", "2.5/*", capsys=capsys)
-    assert code == 1 and out.count("identical to your candidate after switching `exchange` to 'other_gate'") == 3
+    assert code == 1 and out.count("identical to your candidate after switching `exchange` to 'other_gate'") == 5
     code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "ltx2ref:ltx-core-2026-08", "--case", "2.5/t2v",
                            capsys=capsys)
     assert code == 0 and "identical at every tap" in out

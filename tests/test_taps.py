@@ -83,13 +83,13 @@ def inside_a_block() -> Iterator[tuple[str, str]]:
 def fits(shape: str, x: Tensor, case: Case) -> bool:
     v, a = case.config.video, case.config.audio
     tokens = case.grid[0] * case.grid[1] * case.grid[2]
-    sizes = {"B": 2, "T": tokens, "U": 11, "S": 9, "D": v.dim, "H": v.num_heads, "d": v.head_dim, "R": v.head_dim // 2,
-             "E": a.dim, "G": a.num_heads, "e": a.head_dim, "r": a.head_dim // 2, "K": v.mod_rows,
+    sizes = {"B": case.batch, "T": tokens, "U": 11, "S": 9, "D": v.dim, "H": v.num_heads, "d": v.head_dim,
+             "R": v.head_dim // 2, "E": a.dim, "G": a.num_heads, "e": a.head_dim, "r": a.head_dim // 2, "K": v.mod_rows,
              "k": a.mod_rows}
 
     def size(letters: str) -> set[int]:
         if letters in ("N", "M"):  # for each batch element, or for each token of it
-            return {2, 2 * sizes["T" if letters == "N" else "U"]}
+            return {case.batch, case.batch * sizes["T" if letters == "N" else "U"]}
         product = 1
         for letter in letters.split("*"):
             product *= int(letter) if letter.isdigit() else sizes[letter]

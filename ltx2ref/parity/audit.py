@@ -70,7 +70,7 @@ def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.de
     Raises `ValueError` if the candidate has no equivalent of the case, and `NotExact` if it computes what exact
     arithmetic cannot see. `reference` is ltx2ref, or ltx2ref:NAME for other conventions than diffusers'.
     """
-    model = build(case.config, dtype, conventions_of(reference)).to(device)
+    model = build(case.config, dtype, conventions_of(reference), case.scales).to(device)
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
     coords = {name: x for name, x in run(model, inputs).items() if name.endswith("_coords")}
 
