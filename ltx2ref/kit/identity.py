@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..parity.compare import Against, row, spread
+from ..parity.judge import Against, judge_tap, spread
 from ..parity.record import DTYPES, digest
 from ..parity.report import DIVERGED, IDENTICAL, MISSING, SHAPE, Report, TapRow
 from ..parity.taps import Taps
@@ -38,7 +38,7 @@ def differing(name: str, given: Tensor, expected: Tensor | None, wanted: str) ->
         return TapRow(name, DIVERGED, candidate_shape=tuple(given.shape))
     if has(spread(name, given, expected), wanted):
         return TapRow(name, IDENTICAL)
-    found = row(name, expected, given, None, Against())
+    found = judge_tap(name, expected, given, None, Against())
     return found if found.verdict == SHAPE else replace(found, verdict=DIVERGED)
 
 

@@ -22,11 +22,11 @@ from ..model import LTX2VideoTransformer3DModel
 from . import record
 from .arithmetic import VERSION, NotExact
 from .cases import Case, Inputs
-from .compare import compare, dtype_name, spread, summary
+from .compare import compare, summary
 from .exact import exact
 from .hints import Evidence, hints
 from .isolate import isolate, repeats
-from .judge import norm
+from .judge import dtype_name, norm, spread
 from .port import port_named
 from .probe import threads
 from .report import DIVERGED, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
