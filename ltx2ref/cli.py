@@ -23,10 +23,11 @@ from .checkpoint.inspection import Description, inspect
 from .checkpoint.plan import make_plan
 from .config import TransformerConfig
 from .describe import Architecture, Lengths, describe, lengths
-from .kit.check import check, failures, lacking
+from .kit.check import LEVELS, Verdict, check, failures
 from .kit.export import export
 from .parity import record
 from .parity.arithmetic import VERSION as ARITHMETIC
+from .parity.arithmetic import NotExact
 from .parity.audit import audit, candidate_named
 from .parity.cases import CASES, RECORDED, Case
 from .parity.compare import compare
@@ -475,13 +476,17 @@ examples:
   ltx2ref audit my_port:run --case 2.3/t2v --json                 a port of yours, in the current folder or installed
   ltx2ref audit path/to/my_port.py:run --case 2.3/t2v             a port in another folder
   ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core                 against ltx-core's conventions
+  ltx2ref audit diffusers --arithmetic exact --dtype bfloat16     what differs is an operation, and no rounding hides it
 
 exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""")
     command.add_argument("reference", metavar="REFERENCE", nargs="?", default="ltx2ref")
     command.add_argument("candidate", metavar="CANDIDATE")
     command.add_argument("--release", choices=sorted({case.release for case in CASES}), help="default: all")
     command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
-    command.add_argument("--dtype", choices=[*record.DTYPES], default="float32", help="default: float32")
+    command.add_argument("--dtype", choices=[*record.EXACT_DTYPES], default="float32",
+                         help="default: float32; float16 exactly only")
+    command.add_argument("--arithmetic", choices=["native", "exact"], default="native",
+                         help="exact: what differs then differs in operations; default: native")
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
     command.add_argument("--html", metavar="FILE", help="write the report of the first case that differs, or the first")
 
@@ -489,13 +494,18 @@ exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps 
 def run_audit(options: argparse.Namespace) -> int:
     candidate, device = candidate_named(options.candidate), usable(options.device)
     conventions_of(options.reference)
+    if options.arithmetic == "native" and options.dtype not in record.DTYPES:
+        raise ValueError(f"--dtype {options.dtype}: under exact arithmetic only; add --arithmetic exact")
     chosen = [case for case in CASES
               if fnmatch(case.id, options.case) and case.release == (options.release or case.release)]
     reports: dict[str, AuditReport] = {}
     impossible: dict[str, str] = {}
     for case in track(chosen, f"auditing {candidate.name}"):
         try:
-            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device, options.reference)
+            reports[case.id] = audit(candidate, case, record.EXACT_DTYPES[options.dtype], device, options.reference,
+                                     options.arithmetic)
+        except NotExact as error:  # of all cases, most likely
+            raise ValueError(f"{case.id}: {error}") from None
         except OutputError as error:  # not a case that it cannot express: an answer that is none
             raise ValueError(f"{case.id}: {error}") from None
         except ValueError as error:
@@ -548,11 +558,16 @@ exit status: 0 written, 2 unusable folder""")
         actions, "check", run_kit_check, "Judge a folder of results against the kit.",
         """examples:
   ltx2ref kit check results
+  ltx2ref kit check results --level exact               results/exact, to the bit: for a port that rounds as diffusers
+  ltx2ref kit check results --partial                   of some cases, or some outputs
   ltx2ref kit check results --html report.html          the first case that is wrong, as a page
   ltx2ref kit check results --kit kit --json            against a kit that was written before
 
-exit status: 0 conformant in all that was given, 1 something is wrong, 2 inconclusive or unusable results""")
+exit status: 0 conformant, or identical; 1 something is wrong; 2 inconclusive, results missing, or unusable""")
     check.add_argument("results", metavar="RESULTS", help="a folder of result files, as kit.json names them")
+    check.add_argument("--level", choices=LEVELS, default=LEVELS[0],
+                       help="native (default): within rounding of diffusers; exact: its bits under exact arithmetic")
+    check.add_argument("--partial", action="store_true", help="results that are missing were left out on purpose")
     check.add_argument("--kit", metavar="DIR", help="default: the kit that this version exports")
     check.add_argument("--html", metavar="FILE", help="write the report of the first case that is wrong, or the first")
 
@@ -570,20 +585,29 @@ def run_kit_export(options: argparse.Namespace) -> int:
 
 def run_kit_check(options: argparse.Namespace) -> int:
     with threads(1):
-        verdict = check(options.results, options.kit)
+        verdict = check(options.results, options.kit, options.level, options.partial)
     wrong = failures(verdict)
     if options.html and verdict.given:
         Path(options.html).write_text(html(next(iter(wrong.values()), verdict.given[0])), encoding="utf-8")
     if options.json:
         print_json(verdict.to_json())
         return verdict.status
+    show_kit(verdict, wrong)
+    return verdict.status
+
+
+def show_kit(verdict: Verdict, wrong: Mapping[str, AuditReport]) -> None:
     for name, report in wrong.items():
         print(f"{name}: {report.details(5)}")
     for result in verdict.results:
-        if result.report is not None and (count := lacking(result.report)):
-            print(f"{result.case} {result.dtype}: {count} of {len(result.report.rows)} outputs not given")
+        for note in result.report.notes if result.report is not None else ():
+            print(f"{result.name}: {note}")
+    if verdict.missing:
+        most = 4
+        more = f" and {len(verdict.missing) - most} more" if len(verdict.missing) > most else ""
+        print(f"{len(verdict.missing)} missing: {', '.join(verdict.missing[:most])}{more}"
+              f"{'' if verdict.partial else '; --partial judges what is there alone'}")
     print(verdict.summary)
-    return verdict.status
 
 
 def status(reports: Iterable[AuditReport]) -> int:

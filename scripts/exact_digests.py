@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 import ltx2ref
+from ltx2ref.kit.cases import MASKED
+from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
 from ltx2ref.parity.probe import threads
@@ -62,7 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", default="*", metavar="GLOB")
     pattern = parser.parse_args().case
-    cases = [case for case in RECORDED if fnmatch(case.id, pattern)]
+    cases = [case for case in (*RECORDED, *KIT, MASKED) if fnmatch(case.id, pattern)]
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
           f"Python {platform.python_version()}")
     failed = False

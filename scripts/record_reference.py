@@ -29,6 +29,7 @@ from diffusers.models.attention_dispatch import (  # type: ignore[import-untyped
 from torch import nn
 
 from ltx2ref.conventions import DIFFUSERS
+from ltx2ref.kit.cases import MASKED
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import generator, record
 from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
@@ -151,7 +152,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     record.DIRECTORY.mkdir(exist_ok=True)
     if options.arithmetic == "exact":
-        everything: list[Case | Kernel] = [*RECORDED, *KERNELS, *LONG_KERNELS]
+        everything: list[Case | Kernel] = [*RECORDED, *KIT, MASKED, *KERNELS, *LONG_KERNELS]
         for case in track([x for x in everything if fnmatch(x.id, options.case)], "recording"):
             record_exactly(case)
     else:

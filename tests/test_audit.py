@@ -23,8 +23,9 @@ from ltx2ref import DIFFUSERS, LTX2VideoTransformer3DModel, assert_parity, cli
 from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named, judge
 from ltx2ref.parity.cases import CASES, Inputs
-from ltx2ref.parity.compare import coarser, compare, ulps
+from ltx2ref.parity.compare import compare
 from ltx2ref.parity.isolate import isolate
+from ltx2ref.parity.judge import coarser, ulps
 from ltx2ref.parity.oracles import diffusers
 from ltx2ref.parity.record import DTYPES
 from ltx2ref.parity.report import (

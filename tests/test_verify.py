@@ -301,7 +301,7 @@ def test_a_trace_leaves_the_model_as_it_was_and_the_output_bit_identical() -> No
 
 def test_the_recordings_fit_the_package() -> None:
     sizes = {file.name: file.stat().st_size for file in record.DIRECTORY.rglob("*.*")}
-    assert sum(sizes.values()) <= 14_000_000
+    assert sum(sizes.values()) <= 15_000_000  # of the wheel, which is half as large
 
 
 def test_the_generator_is_the_documented_one() -> None:

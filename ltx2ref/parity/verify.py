@@ -17,7 +17,7 @@ The truth is conditional on the phases of the side that is judged (see truth.py)
 """
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,16 +26,17 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from . import record
+from . import record, report
 from .cases import OUTPUTS, Case, Inputs
 from .exact import exact
-from .judge import CLEARLY, errors, norm
+from .judge import Against, judge_tap, norm
 from .kernels import OUTPUT as KERNEL_OUTPUT
 from .kernels import Kernel, KernelTruth
 from .kernels import run as run_kernel
 from .machines import machine as machine_named
 from .probe import threads
 from .record import DTYPES, EXACT_DTYPES, ExactRecord, Record, RecordError
+from .report import DIVERGED, SHAPE, TapRow
 from .run import build, cast, moved, run
 from .taps import Taps
 from .truth import Truth
@@ -44,16 +45,6 @@ DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between mac
 MANY, MOST_JOBS = 24, 8  # runs that are worth other processes, each of which takes seconds to start; and of those
 WRITTEN_OUT = "rounded-logits"  # the machine with whose attention the budget is measured
 IDENTICAL, WITHIN, FAILED, INCONCLUSIVE = "identical", "within budget", "FAILED", "inconclusive"
-
-
-@dataclass(frozen=True)
-class TapResult:
-    name: str
-    verdict: str
-    against_record: float  # relative L2
-    error: float           # against the candidate's truth, relative L2
-    record_error: float    # the recorded tensor's own, against its own truth
-    share: float           # of the budget that the error takes
 
 
 @dataclass(frozen=True)
@@ -91,23 +82,6 @@ class CaseResult:
     @property
     def verdicts(self) -> set[str]:
         return {result.verdict for result in (self.exact, self.native) if result is not None}
-
-
-def judge(candidate: Tensor, recorded: Tensor, truths: tuple[Tensor, Tensor], name: str = "",
-          bound: Tensor | None = None, budgeted: Tensor | None = None) -> TapResult:
-    """Judge one tap. `truths` are the candidate's and the record's; `bound` takes the budget's place. `budgeted` has
-    the error that the budget allows for, and the second truth is its own, if it is not the record."""
-    true, record_true = truths
-    if not candidate.shape == recorded.shape == true.shape:
-        return TapResult(name, FAILED, math.inf, math.inf, math.inf, math.inf)
-    found = errors(candidate, recorded if budgeted is None else budgeted, true, record_true, bound)
-    if candidate.dtype == recorded.dtype and torch.equal(candidate, recorded):
-        verdict = IDENTICAL
-    else:  # a NaN is not within
-        verdict = WITHIN if found.share <= (CLEARLY if bound is None else 1) else FAILED
-    difference = norm(candidate.double() - recorded.double())
-    return TapResult(name, verdict, difference / found.size, found.error / found.size, found.reference / found.size,
-                     found.share)
 
 
 def verify(case: Case | Kernel, dtype: str, device: torch.device, same_bits: bool, arithmetic: str | None = None,
@@ -216,9 +190,9 @@ def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult
     truth = truth_of(case, DTYPES[dtype])
     theirs = {name: taps[name] for name in recorded.taps}
     true, record_true = truth.of(theirs), truth.of(recorded.taps)
-    results = [judge(theirs[name], x, (true[name], record_true[name]), name, truth.bounds.get(name))
-               for name, x in recorded.taps.items()]
-    return summary(results, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
+    rows = [judge_tap(name, x, theirs[name], None, Against(record_true[name], true[name], truth.bounds.get(name)))
+            for name, x in recorded.taps.items()]
+    return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
 
 def compare_with_exact(case: Case | Kernel, dtype: str, taps: Taps, exact_taps: Taps,
@@ -231,14 +205,15 @@ def compare_with_exact(case: Case | Kernel, dtype: str, taps: Taps, exact_taps: 
              if name in exact_taps and record.digest(exact_taps[name]) == digest}
     truth = truth_of(case, DTYPES[dtype])
     true, own = truth.of(taps), truth.of(written_out)
-    results = [judge(taps[name], x, (true[name], own[name]), name, truth.bounds.get(name), written_out[name])
-               for name, x in known.items()]
+    rows = [judge_tap(name, x, taps[name], None, Against(
+                own[name], true[name], truth.bounds.get(name), allowed=written_out[name]))
+            for name, x in known.items()]
     unknown = [name for name in recorded.digests if name not in known]
-    if unknown and not any(result.verdict == FAILED for result in results):
+    if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
         return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, (
             f"{len(unknown)} of {len(recorded.digests)} taps, the first is {unknown[0]}, are not the recorded ones "
             "under exact arithmetic: there is nothing to judge them against"))
-    return summary(results, False, None)
+    return summary(rows, False, None)
 
 
 def require_inputs(case: Case | Kernel, dtype: str, recorded: Record | ExactRecord) -> None:
@@ -252,20 +227,25 @@ def drifted(true: Taps, recorded: Record) -> str | None:
     return next((name for name, x in true.items() if not abs(norm(x) - norms[name]) <= DRIFT * norms[name]), None)
 
 
-def summary(results: list[TapResult], same_bits: bool, drift: str | None) -> NativeResult:
-    first = next((r.name for r in results if r.verdict != IDENTICAL), None)
+def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
+    """The verdict on a case from those on its taps: here what an audit suspects is within the budget, with a note."""
+    first = next((row.name for row in rows if row.verdict != report.IDENTICAL), None)
+    wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
+    shares = {row.name: math.inf if row.verdict == SHAPE else row.budget or 0.0 for row in rows}
+    most = max(shares, key=lambda name: shares[name])
     if first is None and drift is None:
         verdict = IDENTICAL
-    elif drift is not None or same_bits or any(r.verdict == FAILED for r in results):
-        verdict = FAILED
-        first = next((r.name for r in results if r.verdict == FAILED), first)
+    elif drift is not None or same_bits or wrong is not None:
+        verdict, first = FAILED, wrong or first
     else:
         verdict = WITHIN
-    most = max(results, key=lambda r: r.share)
     note = "" if drift is None else f"the float64 truth of {drift} has changed since the recording"
-    if verdict == WITHIN and most.share > 1:
-        note = f"{most.name} takes {most.share:.2f} of its budget: rounded more often than the record"
-    outputs = [r for r in results if r.name in (*OUTPUTS, KERNEL_OUTPUT)]
-    return NativeResult(verdict, first, most.share, max(r.against_record for r in results),
-                        max((r.error for r in outputs), default=math.nan),
-                        max((r.record_error for r in outputs), default=math.nan), note)
+    if verdict == WITHIN and shares[most] > 1:
+        note = f"{most} takes {shares[most]:.2f} of its budget: rounded more often than the record"
+    outputs = [row for row in rows if row.name in (*OUTPUTS, KERNEL_OUTPUT)]
+    return NativeResult(verdict, first, shares[most], largest(row.relative for row in rows),
+                        largest(row.error for row in outputs), largest(row.reference_error for row in outputs), note)
+
+
+def largest(numbers: Iterable[float | None]) -> float:
+    return max((math.inf if x is None else x for x in numbers), default=math.nan)
