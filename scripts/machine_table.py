@@ -179,7 +179,8 @@ def kit_with_bug(task: Task, kit: str) -> dict[str, Found]:
 def checked(s: Subject, dtype: str, theirs: Taps, kit: str) -> Found:
     about = next(x for x in kit_cases(kit) if x["id"] == s.case.id)
     with tempfile.TemporaryDirectory() as results:
-        save_file({name: plain(theirs[name]) for name in about["outputs"]}, f"{results}/{about['results'][dtype]}")
+        save_file({name: plain(theirs[name]) for name in about["outputs"] if name in theirs},  # but gates left out
+                  f"{results}/{about['results'][dtype]}")
         return reported(check(results, kit).given[0])
 
 
@@ -299,8 +300,8 @@ class Cell(NamedTuple):
 def cell(results: Results, command: str, name: str, dtype: str) -> Cell:
     found = [result[command] for kind in ("honest", "kit") if command in KINDS[kind]
              for key, result in results.items() if key.startswith(f"{kind} | {name} | {dtype} | ")]
-    count = [sum(x.verdict == verdict for x in found) for verdict in (FAILED, SUSPECTED, NOTED)]
-    return Cell(len(found), *count, max((x.share or 0.0 for x in found), default=0.0))
+    failed, suspect, noted = (sum(x.verdict == verdict for x in found) for verdict in (FAILED, SUSPECTED, NOTED))
+    return Cell(len(found), failed, suspect, noted, max((x.share or 0.0 for x in found), default=0.0))
 
 
 def bugs_found(results: Results, kind: str, command: str, name: str, dtype: str) -> tuple[list[str], list[str], int]:
