@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -34,7 +34,7 @@ from floor import PeakMemory, Run, recorded_calls, replay, timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltx2ref.parity import record, verify
-from ltx2ref.parity.cases import RECORDED, Case
+from ltx2ref.parity.cases import RECORDED, Case, Inputs
 from ltx2ref.parity.judge import CLEARLY, errors
 from ltx2ref.parity.run import build, cast, moved, run
 
@@ -106,28 +106,44 @@ def kernel_shape(kernels: Any, kernel: Any, dtype: str, device: torch.device) ->
     wide = moved(x, lambda y: y.double() if y.is_floating_point() else y)
     with torch.no_grad():
         true, here = kernels.compute(kernel, wide), kernels.compute(kernel, x)
-        there = kernels.compute(kernel, moved(x, lambda y: y.to(device))).cpu()
+        there = kernels.compute(kernel, placed(x, device)).cpu()
     share = errors(there, here, true, true).share
     return Row("kernel shapes", kernel.name, dtype, PASSED if share <= CLEARLY else FAILED, share=share)
 
 
-def native(case: Case, dtype: str, device: torch.device, section: str = "native", what: str = "",
-           setting: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Row:
-    """Judge a case as `ltx2ref verify` does, computed with a setting that holds for nothing but the forward itself."""
-    what = what or case.id
+def placed(x: Inputs, device: torch.device) -> Inputs:
+    """Move tensors, and leave expanded what is: keys of stride 0."""
+    def move(y: torch.Tensor) -> torch.Tensor:
+        some = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in y.stride())
+        return y[some].to(device).expand(y.shape)
+
+    return moved(x, move)
+
+
+def native(case: Case, dtype: str, device: torch.device) -> Row:
+    result = verify.verify(case, dtype, device, False, "native").native
+    assert result is not None
+    return row("native", case.id, dtype, result)
+
+
+def row(section: str, what: str, dtype: str, result: verify.NativeResult) -> Row:
+    verdict = {verify.FAILED: FAILED, verify.INCONCLUSIVE: INCONCLUSIVE}.get(result.verdict, PASSED)
+    return Row(section, what, dtype, verdict, result.first if verdict == FAILED else None, result.share, result.note)
+
+
+def with_setting(section: str, what: str, case: Case, dtype: str, device: torch.device,
+                 setting: AbstractContextManager[Any]) -> Row:
+    """The same, with a setting that holds for nothing but the forward that is judged."""
     model = build(case.config, record.DTYPES[dtype], case.conventions).to(device)
     inputs = moved(cast(case.inputs(), record.DTYPES[dtype]), lambda x: x.to(device))
     try:
-        with setting():
+        with setting:
             taps, again = run(model, inputs), run(model, inputs)
     except RuntimeError as error:
         return Row(section, what, dtype, UNAVAILABLE, note=reason(error))
     if any(not torch.equal(x, again[name]) for name, x in taps.items()):
         return Row(section, what, dtype, INCONCLUSIVE, note="does not repeat itself")
-    result = verify.compare(case, dtype, taps, same_bits=False)
-    failed = result.verdict == verify.FAILED
-    return Row(section, what, dtype, FAILED if failed else PASSED, result.first if failed else None, result.share,
-               result.note)
+    return row(section, what, dtype, verify.compare(case, dtype, taps, same_bits=False))
 
 
 def exactly(case: Case, dtype: str, device: torch.device) -> Row:
@@ -168,12 +184,11 @@ def with_backend(name: str, case: Case, dtype: str, device: torch.device) -> Row
     what = f"{name}: {case.id}"
     if why is not None:
         return Row("attention", what, dtype, UNAVAILABLE, note=why)
-    return native(case, dtype, device, "attention", what, lambda: sdpa_kernel(BACKENDS[name]))
+    return with_setting("attention", what, case, dtype, device, sdpa_kernel(BACKENDS[name]))
 
 
 def with_tf32(case: Case, dtype: str, device: torch.device) -> Row:
-    found = native(case, dtype, device, "TF32", setting=lambda: tf32(True))
-    return replace(found, verdict=MEASURED)
+    return replace(with_setting("TF32", case.id, case, dtype, device, tf32(True)), verdict=MEASURED)
 
 
 # ---------------------------------------------------------------- speed

@@ -148,10 +148,14 @@ def audited(s: Subject, theirs: Taps) -> Found:
 
 def reported(report: Report) -> Found:
     said = verdicts(report)
-    verdict = FAILED if said & {DIVERGED, SHAPE} else SUSPECTED if SUSPECT in said else PASSED
     shares = {row.name: row.budget for row in report.rows if row.budget is not None}
-    share = max(shares.values(), default=None) if verdict == PASSED else shares.get(report.first or "")
-    return Found(verdict, None if verdict == PASSED else report.first, share)
+    most = max(shares, key=lambda name: shares[name], default=None)
+    if said & {DIVERGED, SHAPE, SUSPECT}:
+        verdict = FAILED if said & {DIVERGED, SHAPE} else SUSPECTED
+        return Found(verdict, report.first, shares.get(report.first or ""))
+    if most is None or shares[most] <= 1:
+        return Found(PASSED, None, shares.get(most or ""))
+    return Found(NOTED, most, shares[most])
 
 
 def by_kit(task: Task, kit: str) -> dict[str, Found]:
