@@ -19,6 +19,7 @@ import re
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -49,7 +50,7 @@ BACKENDS = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION,
             "efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 TYPICAL = ("2.0/text-masks", "2.3/i2v", "2.5/everything")  # masked, unmasked, both
 PASSED, FAILED, INCONCLUSIVE, UNAVAILABLE, MEASURED = "passed", "FAILED", "inconclusive", "not available", "measured"
-MARGIN = 1.5  # of the longest step so far, that must be left for another one
+MARGIN = 1.5  # of the longest of the last steps, that must be left for another one
 BENCH = {"cuda": (4, (16, 16, 16), "bfloat16", 7, 60.0), "cpu": (1, (4, 4, 4), "float32", 3, 30.0)}
 # layers, video latents, dtype, rounds, seconds that it may take
 
@@ -81,16 +82,16 @@ class Clock:
         return self.budget - (time.monotonic() - self.begun)
 
     def steps(self, section: str, work: Sequence[Step], reserve: float = 0.0) -> Iterator[Row]:
-        """Take the steps for which there is time, judging by the longest one so far."""
-        longest = 0.0
+        """Take the steps for which there is time, judging by the last ones."""
+        last: deque[float] = deque(maxlen=5)  # the first takes longer
         for i, (name, step) in enumerate(work):
-            if self.left - reserve < MARGIN * longest or self.left <= 0:
+            if self.left - reserve < MARGIN * max(last, default=0.0) or self.left <= 0:
                 self.left_out.append(f"{section}: {len(work) - i} of {len(work)}, from {name} on")
                 return
             start = time.monotonic()
             row = step()
-            longest = max(longest, seconds := time.monotonic() - start)
-            yield replace(row, seconds=seconds)
+            last.append(time.monotonic() - start)
+            yield replace(row, seconds=last[-1])
 
 
 # ---------------------------------------------------------------- what is checked
