@@ -27,6 +27,7 @@ from .kit.check import check, failures, lacking
 from .kit.export import export
 from .parity import record
 from .parity.arithmetic import VERSION as ARITHMETIC
+from .parity.arithmetic import NotExact
 from .parity.audit import audit, candidate_named
 from .parity.cases import CASES, RECORDED
 from .parity.compare import compare
@@ -471,13 +472,17 @@ examples:
   ltx2ref audit my_port:run --case 2.3/t2v --json                 a port of yours, in the current folder or installed
   ltx2ref audit path/to/my_port.py:run --case 2.3/t2v             a port in another folder
   ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core                 against ltx-core's conventions
+  ltx2ref audit diffusers --arithmetic exact --dtype bfloat16     what differs is an operation, and no rounding hides it
 
 exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""")
     command.add_argument("reference", metavar="REFERENCE", nargs="?", default="ltx2ref")
     command.add_argument("candidate", metavar="CANDIDATE")
     command.add_argument("--release", choices=sorted({case.release for case in CASES}), help="default: all")
     command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
-    command.add_argument("--dtype", choices=[*record.DTYPES], default="float32", help="default: float32")
+    command.add_argument("--dtype", choices=[*record.EXACT_DTYPES], default="float32",
+                         help="default: float32; float16 exactly only")
+    command.add_argument("--arithmetic", choices=["native", "exact"], default="native",
+                         help="exact: what differs then differs in operations; default: native")
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
     command.add_argument("--html", metavar="FILE", help="write the report of the first case that differs, or the first")
 
@@ -485,13 +490,18 @@ exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps 
 def run_audit(options: argparse.Namespace) -> int:
     candidate, device = candidate_named(options.candidate), usable(options.device)
     conventions_of(options.reference)
+    if options.arithmetic == "native" and options.dtype not in record.DTYPES:
+        raise ValueError(f"--dtype {options.dtype}: under exact arithmetic only; add --arithmetic exact")
     chosen = [case for case in CASES
               if fnmatch(case.id, options.case) and case.release == (options.release or case.release)]
     reports: dict[str, AuditReport] = {}
     impossible: dict[str, str] = {}
     for case in track(chosen, f"auditing {candidate.name}"):
         try:
-            reports[case.id] = audit(candidate, case, record.DTYPES[options.dtype], device, options.reference)
+            reports[case.id] = audit(candidate, case, record.EXACT_DTYPES[options.dtype], device, options.reference,
+                                     options.arithmetic)
+        except NotExact as error:  # of all cases, most likely
+            raise ValueError(f"{case.id}: {error}") from None
         except OutputError as error:  # not a case that it cannot express: an answer that is none
             raise ValueError(f"{case.id}: {error}") from None
         except ValueError as error:

@@ -7,6 +7,7 @@ import importlib
 import platform
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,22 +19,27 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..conventions import Conventions
 from ..model import LTX2VideoTransformer3DModel
+from . import record
+from .arithmetic import VERSION, NotExact
 from .cases import Case, Inputs
 from .compare import compare, dtype_name, spread, summary
+from .exact import exact
 from .hints import Evidence, hints
 from .isolate import isolate, repeats
 from .judge import norm
 from .port import port_named
-from .report import MISSING, ROUNDING, SUSPECT, Report
+from .probe import threads
+from .report import DIVERGED, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
 from .run import build, cast, moved, run
 from .sketch import Sketch
-from .switches import conventions_of, explanation
+from .switches import Explanation, conventions_of, explanation
 from .taps import PHASES, PROJECTED, OutputError, Taps, brief, returned
 from .tracefile import load_trace
 from .truth import Truth, phases
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
 Fingerprint = dict[str, Any]
+NATIVE, EXACT = "native", f"exact {VERSION}"  # arithmetic, as a trace file's fingerprint names it
 DRAWS = 3  # of phases that a candidate does not show
 
 
@@ -49,50 +55,151 @@ class Setup(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An implementation: what it computes for a setup, by our names of taps. `ValueError`: it cannot express that."""
+    """An implementation: what it computes for a setup, by our names of taps. `ValueError`: it cannot express that.
+    `made_in`: the arithmetic of a trace file, which nobody can run again."""
     name: str
     version: str | None
     run: Callable[[Setup], Mapping[str, Any]]
+    made_in: str | None = None
 
 
-def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.device,
-          reference: str = "ltx2ref") -> Report:
-    """One conformance case in both. Raises `ValueError` if the candidate has no equivalent of it.
+def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.device, reference: str = "ltx2ref",
+          arithmetic: str = NATIVE) -> Report:
+    """One conformance case in both, in this machine's arithmetic or, with "exact", in exact arithmetic.
 
-    `reference` is ltx2ref, or ltx2ref:NAME for other conventions than diffusers'.
+    Raises `ValueError` if the candidate has no equivalent of the case, and `NotExact` if it computes what exact
+    arithmetic cannot see. `reference` is ltx2ref, or ltx2ref:NAME for other conventions than diffusers'.
     """
     model = build(case.config, dtype, conventions_of(reference)).to(device)
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
-    state = {name: x.detach() for name, x in model.state_dict().items()}
-    taps, about = run(model, inputs), fingerprint(device, dtype)
-    coords = {name: x.to(device) for name, x in taps.items() if name.endswith("_coords")}
-    theirs = candidate.run(Setup(case.config, state, inputs, dtype, device, coords))
-    return replace(judge(model, inputs, theirs, taps), reference={"implementation": reference, **about},
+    coords = {name: x for name, x in run(model, inputs).items() if name.endswith("_coords")}
+
+    def theirs() -> Mapping[str, Any]:
+        state = {name: x.detach().clone() for name, x in model.state_dict().items()}
+        coordinates = {name: x.to(device) for name, x in coords.items()}
+        return candidate.run(Setup(case.config, state, inputs, dtype, device, coordinates))
+
+    about = fingerprint(device, dtype) | {"arithmetic": arithmetic}
+    if arithmetic == NATIVE:
+        report = judge(model, inputs, theirs())
+        report = cleared(report, model, inputs, theirs) if candidate.made_in is None else report
+    elif candidate.made_in not in (None, EXACT):
+        raise NotExact(f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {EXACT}: what its "
+                       "fingerprint says, as docs/trace-format.md has it")
+    else:
+        with threads(1):  # no bit depends on it, and for tensors this small it is the fastest
+            report = judge_exactly(model, inputs, theirs)
+        if dtype != torch.float32 and candidate.made_in is None and not report.failed:
+            report = widened(report, audit(candidate, case, torch.float32, device, reference, arithmetic))
+    return replace(report, reference={"implementation": reference, **about},
                    candidate={"implementation": candidate.name, "version": candidate.version, **about})
 
 
-def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any],
-          taps: Taps | None = None) -> Report:
-    """What another implementation computed with this model's weights from these inputs. `taps` are the model's own,
-    if they are there by now."""
-    ours = run(model, inputs) if taps is None else taps
+def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]) -> Report:
+    """Judge what another implementation computed with this model's weights from these inputs."""
+    ours = run(model, inputs)
     if not repeats(model, inputs, ours):
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
-    shown = {name: x for name, x in ours.items()
-             if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())}
-    report = judge_taps(model, inputs, shown, theirs)
+    report = judge_taps(model, inputs, shown(ours, theirs, inputs), theirs)
     return replace(report, notes=[*report.notes, *without_effect(model)])
 
 
-def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any]) -> Report:
-    """The same, from taps that the reference computed before, here or elsewhere."""
+def judge_exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs,
+                  theirs: Callable[[], Mapping[str, Any]]) -> Report:
+    """The same under exact arithmetic, in which whatever differs differs in operations.
+
+    Raises `NotExact`, of a candidate that does not repeat itself, too: layers may draw the numbers that weights then
+    replace, but nothing may depend on them.
+    """
+    with exact():
+        ours = run(model, inputs)
+    with torch.random.fork_rng(devices=[]), exact(random=True):
+        given, second = theirs(), theirs()
+    changed = [name for name, x in given.items()
+               if isinstance(x, Tensor) and record.digest(x) != record.digest(second[name])]
+    if changed:
+        raise NotExact(f"the candidate does not repeat itself under exact arithmetic, at {changed[0]}: it computes "
+                       "with random numbers, or with memory that nobody has written")
+    report = judge_taps(model, inputs, shown(ours, given, inputs), given, exactly=True)
+    return replace(report, notes=[*report.notes, *without_effect(model)])
+
+
+def shown(ours: Taps, theirs: Mapping[str, Any], inputs: Inputs) -> Taps:
+    """The taps of ours that are compared: those that the candidate has, or should have."""
+    return {name: x for name, x in ours.items()
+            if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())}
+
+
+def cleared(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs,
+            theirs: Callable[[], Mapping[str, Any]]) -> Report:
+    """Compute what is suspect again, under exact arithmetic: with the same operations it is rounding after all."""
+    if report.verdict != SUSPECT or report.first is None:
+        return report
+    try:
+        exactly = judge_exactly(model, inputs, theirs)
+    except NotExact as error:
+        return replace(report, notes=[*report.notes, f"exact arithmetic could not tell more: {error}"])
+    if not exactly.passed:
+        return report
+    most = max(row.budget for row in report.rows if row.verdict == SUSPECT and row.budget is not None)
+    said = f"{report.first} takes {most:.2f} of its budget in this machine's arithmetic"
+    return replace(report, verdict=ROUNDING, sentence=f"rounding: {said}; under exact arithmetic: {exactly.sentence}")
+
+
+def widened(report: Report, wide: Report) -> Report:
+    """The report in a narrow dtype, with what is wrong in float32 and less than the narrow dtype's rounding."""
+    if wide.passed:
+        rows = [replace(row, verdict=ROUNDING) if row.verdict == SUSPECT else row for row in report.rows]
+        said = "what is suspect in this dtype is rounding in float32, and so it is rounding here, at other places"
+        return summary(rows, [*report.notes, said]) if report.verdict == SUSPECT else report
+    wrong = {row.name: row for row in wide.rows if row.verdict in (DIVERGED, SUSPECT) and row.origin != PROPAGATED}
+    rows = [replace(row, verdict=wrong[row.name].verdict, hints=wrong[row.name].hints)
+            if row.name in wrong and row.verdict != MISSING else row for row in report.rows]
+    report = summary(rows, report.notes)
+    hidden = [f"{row.name}: {wrong[row.name].budget:.3g} times the budget in float32, which {row.dtype} hides"
+              for row in report.rows if row.name == report.first and row.name in wrong]
+    return replace(report, notes=[*report.notes, *hidden])
+
+
+def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any],
+               exactly: bool = False) -> Report:
+    """The same, from taps that both computed before, here or elsewhere; `exactly`: under exact arithmetic."""
+    queries = unscaled(ours, theirs)
+    notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
+    theirs = {**theirs, **queries}
     if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
         return compare(ours, theirs)
     truth = Truth(model, inputs)
     true = truth.of(ours)
-    report = compare(ours, theirs, true, isolate(model, inputs, ours, theirs),
-                     other_truth(truth, ours, theirs, true), truth.bounds, unseen(truth, ours, theirs))
-    return explained(report, ours, theirs, true, model, inputs)
+    with exact() if exactly else nullcontext():
+        local = isolate(model, inputs, ours, theirs, exactly)
+    slack = unseen(truth, ours, theirs) | {name: torch.finfo(x.dtype).eps * norm(x) for name, x in queries.items()}
+    report = compare(ours, theirs, true, local, other_truth(truth, ours, theirs, true), truth.bounds, slack)
+    with exact() if exactly else nullcontext():
+        why = explanation(model, inputs, ours, theirs)
+    if exactly:
+        other = [row.name for row in report.rows if row.verdict == ROUNDING and row.origin == ORIGINATED]
+        notes += [f"operations in another order, or rounded at other places: {some(other, model)}"] if other else []
+    return explained(replace(report, notes=[*report.notes, *notes]), ours, theirs, true, model, inputs, why)
+
+
+def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:
+    """Return those queries of theirs that hold the scale of attention already, and whose attention is right, without
+    the scale."""
+    found: Taps = {}
+    for name in (name for name in ours if name.endswith(".q")):
+        at = f"{name.removesuffix('.q')}.sdpa"
+        x, y = theirs.get(name), theirs.get(at)
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and at in ours:
+            scale = x.shape[-1] ** -0.5
+            if close(ours[name].double() * scale, x) and close(ours[at].double(), y):
+                found[name] = (x.double() / scale).to(x.dtype)
+    return found
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether b differs from a, in float64, by less than half of the digits of its dtype."""
+    return a.shape == b.shape and norm(a - b.cpu().double()) <= torch.finfo(b.dtype).eps ** 0.5 * norm(a)
 
 
 def other_truth(truth: Truth, ours: Taps, theirs: Mapping[str, Any], true: Taps) -> Taps | None:
@@ -147,13 +254,12 @@ def unused(name: str, inputs: Inputs) -> bool:
 
 
 def explained(report: Report, ours: Taps, theirs: Mapping[str, Any], true: Taps,
-              model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Report:
+              model: LTX2VideoTransformer3DModel, inputs: Inputs, why: Explanation | None) -> Report:
     """The report with what its first divergence looks like: another convention, a mistake that ports make."""
     found = next((row for row in report.rows if row.name == report.first), None)
     if found is None:
         return report
     said = (*found.hints, *mistakes(found.name, ours, theirs, true, model, inputs))
-    why = explanation(model, inputs, ours, theirs)
     if why is not None and why.beyond(found.name, ours):
         said = (f"another convention, {why}", *said)
     elif why is not None:  # of rounding before the divergence
@@ -176,27 +282,37 @@ def mistakes(name: str, ours: Taps, theirs: Mapping[str, Any], true: Taps, model
         model.config, inputs))
 
 
-def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Callable[..., Outputs],
-                  inputs: Inputs, names: Mapping[str, str] | None = None) -> Report:
+def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Callable[..., Outputs], inputs: Inputs,
+                  names: Mapping[str, str] | None = None, arithmetic: str = NATIVE) -> Report:
     """Raises `AssertionError` with the first divergence if the candidate computes something else from `inputs`.
 
     `candidate` has the same weights. A module with diffusers' names is called with the documented arguments and
     traced; a callable returns taps, by our names or by those that `names` (theirs: ours) translates, or the two
     outputs. Taps that it lacks are no failure, but the outputs are. Of a module the outputs are what the call returned.
+    `arithmetic` is "native" or "exact"; what exact arithmetic cannot see raises `NotExact`.
     """
-    theirs: Mapping[str, Any]
-    if isinstance(candidate, nn.Module) and not isinstance(candidate, LTX2VideoTransformer3DModel):
-        from .oracles import diffusers
-        theirs = diffusers.traced(candidate, inputs)
-    elif isinstance(candidate, LTX2VideoTransformer3DModel):
-        theirs = run(candidate, inputs)
+    def theirs() -> Mapping[str, Any]:
+        return {(names or {}).get(name, name): x for name, x in taps_of(candidate, inputs).items()}
+
+    if arithmetic not in (NATIVE, "exact"):
+        raise ValueError(f"arithmetic: expected 'native' or 'exact', got {arithmetic!r}")
+    if arithmetic == NATIVE:
+        report = cleared(judge(model, inputs, theirs()), model, inputs, theirs)
     else:
-        theirs = as_taps(candidate(**inputs))
-    report = judge(model, inputs, {(names or {}).get(name, name): x for name, x in theirs.items()})
+        report = judge_exactly(model, inputs, theirs)
     outputs = [row.verdict for row in report.rows if row.name in ("sample", "audio_sample")]
     if not report.passed and (report.verdict != MISSING or MISSING in outputs):
         raise AssertionError(report.details())
     return report
+
+
+def taps_of(candidate: nn.Module | Callable[..., Outputs], inputs: Inputs) -> Mapping[str, Any]:
+    if isinstance(candidate, LTX2VideoTransformer3DModel):
+        return run(candidate, inputs)
+    if isinstance(candidate, nn.Module):
+        from .oracles import diffusers
+        return diffusers.traced(candidate, inputs)
+    return as_taps(candidate(**inputs))
 
 
 def as_taps(given: Outputs) -> Mapping[str, Any]:
@@ -221,7 +337,8 @@ def candidate_named(name: str) -> Candidate:
         return oracle(name)
     if Path(name).exists() and not name.endswith(".py"):
         found = load_trace(name)
-        return Candidate(found.implementation or name, None, lambda setup: found.taps)
+        return Candidate(found.implementation or name, None, lambda setup: found.taps,
+                         str(found.fingerprint.get("arithmetic", NATIVE)))
     function = port_named(name)
     return Candidate(name, None, lambda s: as_taps(function(
         config=s.config.to_diffusers(), state=s.state, inputs=s.inputs, dtype=s.dtype)))

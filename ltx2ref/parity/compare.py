@@ -38,6 +38,7 @@ class Local(NamedTuple):
     """The reference run on the candidate's own taps: in its dtype, and in float64."""
     reference: Taps
     truth: Taps
+    same_bits: Taps | None = None  # those of `reference` that the same operations have to the bit, in exact arithmetic
 
 
 class Against(NamedTuple):
@@ -80,12 +81,14 @@ def row(name: str, reference: Any, candidate: Any, local: Local | None, against:
         return TapRow(verdict=IDENTICAL, equal_rounded=True, max_abs=0.0, relative=0.0, ulp_max=0.0, ulp_p99=0.0,
                       **about, **errors(reference, candidate, Against(against.true)))
     numbers = differences(reference, candidate) | errors(reference, candidate, against)
+    most, dtype = CLEARLY if against.bound is None else 1.0, coarser(reference, candidate)
     if not same_roundings(reference, candidate):
         numbers.pop("budget", None)
     elif local is not None and name in local.truth:
-        numbers |= locally(name, candidate, local, against.bound)
-    most = CLEARLY if against.bound is None else 1.0
-    return TapRow(verdict=judged(numbers, coarser(reference, candidate), most), **about, **numbers)
+        numbers |= locally(name, candidate, local, against)
+        if numbers["origin"] == ORIGINATED and local.same_bits is not None:  # an operation that is judged on its own
+            numbers["equal_rounded"] = False
+    return TapRow(verdict=judged(numbers, dtype, most), **about, **numbers)
 
 
 def spread(name: str, x: Tensor, like: Any) -> Tensor:
@@ -138,11 +141,15 @@ def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bo
     return coarser(reference, candidate) == reference.dtype
 
 
-def locally(name: str, candidate: Tensor, local: Local, bound: Tensor | None) -> dict[str, Any]:
-    """Whether this stage alone, given the candidate's own inputs, is beyond the budget."""
-    found = errors(local.reference[name].cpu(), candidate, Against(local.truth[name], bound=bound))
-    budget = found["budget"]
-    return {"local_error": found["error"], "origin": PROPAGATED if budget is not None and budget <= 1 else ORIGINATED}
+def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dict[str, Any]:
+    """Whether this stage alone, given the candidate's own inputs, is beyond the budget; under exact arithmetic, whether
+    it has other bits than the same operations would have."""
+    own = Against(local.truth[name], bound=against.bound, slack=against.slack)
+    found = errors(local.reference[name].cpu(), candidate, own)
+    budget, same = found["budget"], None if local.same_bits is None else local.same_bits.get(name)
+    passed_on = (budget is not None and budget <= 1) if same is None else torch.equal(same.cpu(), candidate)
+    counts = {} if local.same_bits is None or passed_on else {"budget": budget}
+    return {"local_error": found["error"], "origin": PROPAGATED if passed_on else ORIGINATED, **counts}
 
 
 def amplified(rows: list[TapRow]) -> list[TapRow]:

@@ -44,21 +44,23 @@ EXTREMES = {"max", "min", "amax", "amin", "aminmax", "maximum", "minimum", "fmax
             "clamp_max"}
 WHOLE = {"linear", "rms_norm", "scaled_dot_product_attention"}  # and not what ATen makes of them, which differs
 LEAVES = {"numpy", "__array__", "__dlpack__", "data_ptr"}  # methods that hand a tensor to something that is not torch
+LEAVE_WITH_NUMBERS = {"tolist", "__reduce_ex__", "share_memory_"}  # and these, unless it holds integers
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 PLACEMENT = {"dtype", "out", "layout", "device", "pin_memory"}
 
 
 @contextmanager
-def exact(arithmetic: Arithmetic = EXACT) -> Iterator[Counter[str]]:
+def exact(arithmetic: Arithmetic = EXACT, random: bool = False) -> Iterator[Counter[str]]:
     """Compute everything that torch is asked for within the context in exact arithmetic.
 
     Yields how often each defined operation was computed, by its name in ATen. Random numbers, autocast, tensors that
     leave torch or are of a kind of their own, custom operators, and operations that the definition lacks raise
     `NotExact`. There are no gradients: results do not require them. Other threads are not within the context.
-    `arithmetic` is for machines that differ from the definition in one step, to see what that changes.
+    `arithmetic` is for machines that differ from the definition in one step, to see what that changes. `random` lets
+    random numbers through, as layers draw that are built within the context: nothing may depend on them.
     """
     refuse_environment()
-    dispatched = Dispatched(copy(arithmetic))
+    dispatched = Dispatched(copy(arithmetic), random)
     with torch._C._AutoDispatchBelowAutograd(), Called(), dispatched:  # so that operations arrive whole, in every mode
         yield dispatched.operations
 
@@ -73,9 +75,9 @@ def refuse_environment() -> None:
 class Dispatched(TorchDispatchMode):
     """Computes each operation of ATen by its formula."""
 
-    def __init__(self, arithmetic: Arithmetic) -> None:
+    def __init__(self, arithmetic: Arithmetic, random: bool) -> None:
         super().__init__()
-        self.arithmetic, self.operations = arithmetic, Counter[str]()
+        self.arithmetic, self.random, self.operations = arithmetic, random, Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -94,6 +96,8 @@ class Dispatched(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
+        if self.random and torch.Tag.nondeterministic_seeded in func.tags:
+            return result
         results = [x for x in tensors_in(result) if not x.is_meta]  # factories put them on the meta device, too
         require_defined(name, func, args, kwargs, tensors, results)
         if name in EXTREMES:
@@ -140,8 +144,9 @@ class Called(TorchFunctionMode):
     """Catches what leaves torch, and autocast, which acts before an operation is dispatched."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in LEAVES:
-            raise NotExact(f"exact arithmetic cannot see what is computed outside of torch: Tensor.{func.__name__}()")
+        name = getattr(func, "__name__", "")
+        if name in LEAVES or (name in LEAVE_WITH_NUMBERS and computes(args[0])):
+            raise NotExact(f"exact arithmetic cannot see what is computed outside of torch: Tensor.{name}()")
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise NotExact("exact arithmetic does not define autocast: cast the model instead")
         return func(*args, **(kwargs or {}))

@@ -23,17 +23,19 @@ CHAINS = (("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.str
 
 
 def isolate(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference_taps: Taps,
-            candidate: Mapping[str, Any]) -> Local:
-    """Taps that the candidate lacks, or has in another shape, stay the reference's own."""
+            candidate: Mapping[str, Any], exactly: bool = False) -> Local:
+    """Taps that the candidate lacks, or has in another shape, stay the reference's own. `exactly`: under exact
+    arithmetic, where the same operations have the same bits."""
     taps: Taps = {name: spread(name, x, reference_taps[name]) for name, x in candidate.items()
                   if isinstance(x, Tensor) and name in reference_taps}
     taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}
     reference, exact = run(model, inputs, taps), run(doubled(model), wide(inputs), taps)
-    for i in range(len(model.transformer_blocks)):
-        for chain in CHAINS:
-            names = [f"transformer_blocks.{i}.{name}" for name in chain]
-            step(reference, exact, taps, [name for name in names if name in exact])
-    return Local(reference, exact)
+    chains = [[name for part in chain if (name := f"transformer_blocks.{i}.{part}") in exact]
+              for i in range(len(model.transformer_blocks)) for chain in CHAINS]
+    same_bits = {name: x for name, x in reference.items() if not any(name in names[1:] for names in chains)}
+    for names in chains:
+        step(reference, exact, taps, names)
+    return Local(reference, exact, same_bits if exactly else None)
 
 
 def step(reference: Taps, exact: Taps, candidate: Taps, names: list[str]) -> None:

@@ -33,7 +33,8 @@ class TapRow:
     equal_rounded: bool | None = None           # equal after rounding to the coarser dtype
     error: float | None = None                  # of the candidate against float64, relative to its norm
     reference_error: float | None = None        # of the reference, in the dtype that it has
-    budget: float | None = None                 # error / what is allowed: above 1 is beyond rounding
+    budget: float | None = None                 # error / what is allowed: above 1 is beyond rounding. Under exact
+                                                # arithmetic, where an operation differs: local error / what is allowed
     origin: str | None = None                   # ORIGINATED or PROPAGATED, from a run on the candidate's own inputs
     local_error: float | None = None            # of the candidate against float64, given its own inputs
     amplification: float | None = None          # error / local error
@@ -57,6 +58,11 @@ class Report:
     def passed(self) -> bool:
         """Nothing but rounding."""
         return self.verdict in (IDENTICAL, ROUNDING)
+
+    @property
+    def failed(self) -> bool:
+        """Another computation, or none."""
+        return self.verdict in (DIVERGED, SHAPE)
 
     def details(self, count: int = 10) -> str:
         """The sentence, and the first taps that it is about: those beyond rounding, or else the rounded ones."""

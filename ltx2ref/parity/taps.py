@@ -95,6 +95,7 @@ class Recorder:
     earlier: list[Tensor] = field(default_factory=list)
     sublayer: str = ""                            # in which an attention is running
     norms: Iterator[str] = field(default_factory=lambda: iter(()))  # residuals still to be normalised in a block
+    chunks: dict[str, list[Tensor]] = field(default_factory=dict)  # of the queries of a sub-layer's attention, so far
     outputs: int = 0
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
@@ -113,6 +114,7 @@ class Recorder:
         """The residual is what was normalised first since the sub-layer before; both streams of an exchange are
         before its first direction."""
         self.sublayer = sublayer
+        self.chunks.clear()
         if self.streams or self.earlier:
             self(f"{sublayer}.stream", self.streams[0] if self.streams else self.earlier[-1])
         self.earlier, self.streams = self.streams, []
@@ -221,10 +223,22 @@ class Functions(TorchFunctionMode):
         return x if given is None else given.to(x)
 
     def attention(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Attend; one sub-layer may do so once for each chunk of its queries, with the same keys."""
+        chunks = self.recorder.chunks
+        if chunks and chunks["k"][0] is not key:
+            chunks.clear()
+
         def tap(name: str, x: Tensor) -> Tensor:  # (B, H, T, d), in memory (B, T, H, d)
-            seen = self.recorder(f"{self.recorder.sublayer}.{name}", x.transpose(1, 2))
-            return seen.transpose(1, 2)
-        return tap("sdpa", func(tap("q", query), tap("k", key), value, *args, **kwargs))
+            parts = chunks.setdefault(name, [])
+            parts.append(x.transpose(1, 2))
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            seen = self.recorder(f"{self.recorder.sublayer}.{name}", whole)
+            return seen[:, seen.shape[1] - x.shape[2]:].transpose(1, 2)
+
+        if not chunks:
+            chunks["k"] = [key]
+            key = self.recorder(f"{self.recorder.sublayer}.k", key.transpose(1, 2)).transpose(1, 2)
+        return tap("sdpa", func(tap("q", query), key, value, *args, **kwargs))
 
 
 def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
