@@ -65,7 +65,7 @@ NOT_FLOAT32 = "tf32"  # whose float32 is another arithmetic, and is to fail
 HONEST = ("2.0/121-frames", "2.3/t2v", "2.3/i2v-cross-timestep", "2.3/fractional-self-mask", "2.5/everything")
 BY_ID = {case.id: case for case in (*CASES, *MODELS)}
 KINDS = {"honest": ("verify", "audit"), "kit": ("kit",), "bug": ("verify", "audit"), "kit bug": ("kit",),
-         "exact": ("verify",)}
+         "exact": ("verify", "audit")}
 PASSED, NOTED, SUSPECTED, FAILED = "passed", "noted", "suspect", "failed"
 SAVED_EVERY = 20  # seconds
 
@@ -120,19 +120,23 @@ def honest(task: Task, kit: str) -> dict[str, Found]:
     s = subject(task.what, task.dtype)
     with on(task.machine):
         ours = run(s.ours, s.inputs)
-    with on(task.machine):
-        theirs = diffusers.traced(s.theirs, s.inputs)
-    return {"verify": verified(s.case, task.dtype, ours), "audit": audited(s, theirs)}
+    return {"verify": verified(s.case, task.dtype, ours), "audit": audited(s, lambda: right(s), task.machine)}
 
 
 def with_bug(task: Task, kit: str) -> dict[str, Found]:
     s = subject(diffusers_mutants.SHOWN_IN[task.what], task.dtype)
-    theirs = wrong(s, task)
-    return {"verify": verified(s.case, task.dtype, theirs), "audit": audited(s, theirs)}
+    with on(task.machine):
+        theirs = wrong(s, task.what)
+    return {"verify": verified(s.case, task.dtype, theirs),
+            "audit": audited(s, lambda: wrong(s, task.what), task.machine)}
 
 
-def wrong(s: Subject, task: Task) -> Taps:
-    with diffusers_mutants.inject(task.what, s.theirs), on(task.machine):
+def right(s: Subject) -> Taps:
+    return diffusers.traced(s.theirs, s.inputs)
+
+
+def wrong(s: Subject, bug: str) -> Taps:
+    with diffusers_mutants.inject(bug, s.theirs):
         return diffusers.traced(s.theirs, s.inputs)
 
 
@@ -142,15 +146,18 @@ def verified(case: Case, dtype: str, taps: Taps) -> Found:
     return Found(verdict, result.first if verdict == FAILED else result.note.partition(" ")[0] or None, result.share)
 
 
-def audited(s: Subject, theirs: Taps) -> Found:
-    return reported(audit.judge(s.ours, s.inputs, theirs, s.taps))
+def audited(s: Subject, theirs: Callable[[], Taps], name: str) -> Found:
+    """Judge as an audit does: what is suspect is computed again, under exact arithmetic."""
+    with on(name):
+        given = theirs()
+    return reported(audit.cleared(audit.judge(s.ours, s.inputs, given), s.ours, s.inputs, theirs))
 
 
 def reported(report: Report) -> Found:
     said = verdicts(report)
     shares = {row.name: row.budget for row in report.rows if row.budget is not None}
     most = max(shares, key=lambda name: shares[name], default=None)
-    if said & {DIVERGED, SHAPE, SUSPECT}:
+    if report.verdict in (DIVERGED, SHAPE, SUSPECT):
         verdict = FAILED if said & {DIVERGED, SHAPE} else SUSPECTED
         return Found(verdict, report.first, shares.get(report.first or ""))
     if most is None or shares[most] <= 1:
@@ -161,7 +168,7 @@ def reported(report: Report) -> Found:
 def by_kit(task: Task, kit: str) -> dict[str, Found]:
     s = subject(task.what, task.dtype)
     with on(task.machine):
-        theirs = diffusers.traced(s.theirs, s.inputs)
+        theirs = right(s)
     return {"kit": checked(s, task.dtype, theirs, kit)}
 
 
@@ -172,7 +179,7 @@ def kit_with_bug(task: Task, kit: str) -> dict[str, Found]:
         s = subject(case.id, task.dtype)
         if task.what == "prompt-adaln-unmapped" and not hasattr(s.theirs, "prompt_adaln"):
             continue
-        theirs = wrong(s, task)
+        theirs = wrong(s, task.what)
         if any(not torch.equal(s.taps[name], theirs[name]) for name in ("sample", "audio_sample")):
             found = checked(s, task.dtype, theirs, kit)
             if found.verdict == FAILED:
@@ -195,15 +202,26 @@ def kit_cases(kit: str) -> list[dict[str, Any]]:
 
 
 def exactly(task: Task, kit: str) -> dict[str, Found]:
-    """diffusers with a bug, or as it is, against the recorded digests."""
-    s = subject(diffusers_mutants.SHOWN_IN.get(task.what, task.what), task.dtype)
-    if task.what in diffusers_mutants.SHOWN_IN:
-        taps = wrong(s, task)
-    else:
-        with on(EXACT):
-            taps = diffusers.traced(s.theirs, s.inputs)
+    """diffusers with a bug, or as it is: by its digests, and in bfloat16 by an audit, too."""
+    bug = task.what if task.what in diffusers_mutants.SHOWN_IN else None
+    s = subject(task.what if bug is None else diffusers_mutants.SHOWN_IN[bug], task.dtype)
+    with on(EXACT):
+        taps = right(s) if bug is None else wrong(s, bug)
     result = verify.compare_exactly(s.case, task.dtype, taps)
-    return {"verify": Found(FAILED if result.differing else PASSED, result.first, None)}
+    found = {"verify": Found(FAILED if result.differing else PASSED, result.first, None)}
+    if task.dtype != "float32":
+        found["audit"] = reported(audit.audit(candidate(bug), s.case, DTYPES[task.dtype], torch.device("cpu"),
+                                              arithmetic="exact"))
+    return found
+
+
+def candidate(bug: str | None) -> audit.Candidate:
+    def taps(setup: audit.Setup) -> Taps:
+        model = diffusers.build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype)
+        with nullcontext() if bug is None else diffusers_mutants.inject(bug, model):
+            return diffusers.traced(model, setup.inputs)
+
+    return audit.Candidate("diffusers", None, taps)
 
 
 # ---------------------------------------------------------------- all of them
@@ -319,7 +337,7 @@ def bugs_found(results: Results, kind: str, command: str, name: str, dtype: str)
     missed, elsewhere, asked = set(), set(), set()
     for bug, row in mutants.ROWS.items():
         result = results.get(Task(kind, name, dtype, bug).key)
-        if result is None:
+        if result is None or command not in result:
             continue
         asked.add(row)
         found = result[command]
@@ -382,12 +400,14 @@ def sum_row(results: Results, names: list[str]) -> str:
 def beside(results: Results) -> list[str]:
     lines = []
     for dtype in DTYPES:
-        missed, _, of = bugs_found(results, "exact", "verify", EXACT, dtype)
-        right = [x["verify"] for key, x in results.items() if key.startswith(f"exact | {EXACT} | {dtype} | ")
-                 and key.rpartition(" | ")[2] in HONEST]
-        if of:
-            lines.append(f"- under exact arithmetic, {dtype}: {of - len(missed)} of {of} bugs found{said(missed)}; "
-                         f"diffusers itself is identical in {sum(x.verdict == PASSED for x in right)} of {len(right)}")
+        for command, way in (("verify", "digests"), ("audit", "`audit --arithmetic exact`")):
+            missed, _, of = bugs_found(results, "exact", command, EXACT, dtype)
+            right = [x[command] for key, x in results.items() if key.startswith(f"exact | {EXACT} | {dtype} | ")
+                     and key.rpartition(" | ")[2] in HONEST and command in x]
+            if of:
+                lines.append(f"- under exact arithmetic, by {way}, {dtype}: {of - len(missed)} of {of} bugs found"
+                             f"{said(missed)}; diffusers as it is passes in "
+                             f"{sum(x.verdict == PASSED for x in right)} of {len(right)} cases")
         missed, _, of = bugs_found(results, "kit bug", "kit", NATIVE, dtype)
         if of:
             lines.append(f"- by the kit's models, natively, {dtype}: {of - len(missed)} of {of} bugs found"
@@ -462,6 +482,7 @@ def main() -> int:
     add("--results", type=Path, default=Path("machine_table.json"), metavar="FILE", help="(default: %(default)s)")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     add("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    add("--tabulate", action="store_true", help="run nothing: the table of what is in the file of results")
     add("--check", action="store_true", help="exit 1 if the page's table is of other machines, bugs or bounds; runs "
         "nothing")
     options = parser.parse_args()
@@ -474,18 +495,17 @@ def main() -> int:
         machines = chosen(options.machine, [NATIVE, *MACHINES], "--machine")
         cases = [*HONEST] if options.case is None else chosen(options.case, [case.id for case in CASES], "--case")
         tasks = all_tasks(machines, cases, options.only or [*KINDS], options.every_bug)
-        results = work_off(tasks, options.results, options.jobs)
+        results = load(options.results) if options.tabulate else work_off(tasks, options.results, options.jobs)
     except ValueError as error:
         print(f"machine_table.py: {error}", file=sys.stderr)
         return 2
     keys = {task.key for task in tasks}
     results = {key: found for key, found in results.items() if key in keys}
-    undone = [key for key in keys if key not in results]
+    undone = sorted(key for key in keys if key not in results)
     text = tables(results, machines, " ".join(["python", "scripts/machine_table.py", *sys.argv[1:]]))
+    text += f"\n\n{len(undone)} of {len(keys)} runs were not done, such as {undone[0]}." if undone else ""
     print(text)
-    if undone:
-        progress(f"{len(undone)} of {len(keys)} could not be done, such as {undone[0]}")
-    elif options.write:
+    if options.write:
         write(text)
     return int(wrong_results(results) > 0 or bool(undone))
 
