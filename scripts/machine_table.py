@@ -426,17 +426,20 @@ def said(missed: list[str]) -> str:
 
 
 def details(results: Results, machines: Sequence[str]) -> list[str]:
-    """Every false alarm, suspect and note."""
-    lines = []
+    """Every false alarm, suspect and note, those of one machine, command and dtype on one line."""
+    groups: dict[tuple[int, str, str, str, str], list[tuple[float, str, str]]] = {}
     for key, found in results.items():
         kind, name, dtype, case = key.split(" | ")
         for command, x in found.items() if kind in ("honest", "kit") and name in machines else ():
             if x.verdict != PASSED and (name, dtype) != (NOT_FLOAT32, "float32"):
-                share = "no budget" if x.share is None else f"{x.share:.2f} of its budget"
-                lines.append((machines.index(name), f"- {x.verdict}: {name}, {command}, {case} in {dtype}: "
-                              f"`{x.tap}`, {share}"))
-    return ["Everything that did not simply pass, but tf32 in float32:", "",
-            *(line for _, line in sorted(lines, key=lambda x: x[0]))] if lines else []
+                groups.setdefault((machines.index(name), name, command, dtype, x.verdict), []).append(
+                    (x.share or 0.0, x.tap or "", case))
+    lines = []
+    for (_, name, command, dtype, verdict), cases in sorted(groups.items()):
+        share, tap, case = max(cases)
+        lines.append(f"- {name}, {command}, {dtype}: {verdict} in {len(cases)}, most in {case} at `{tap}`, {share:.2f} "
+                     "of its budget")
+    return ["Everything that did not simply pass, but tf32 in float32:", "", *lines] if lines else []
 
 
 def wrong_results(results: Results) -> int:
