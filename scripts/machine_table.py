@@ -382,9 +382,11 @@ def tables(results: Results, machines: Sequence[str], command: str) -> str:
 
 def alarms_row(results: Results, name: str) -> str:
     cells = [cell(results, command, name, dtype) for command, dtype in COLUMNS]
-    shares = [max(x.share for x, (_, of) in zip(cells, COLUMNS, strict=True) if of == dtype) for dtype in DTYPES]
+    most = [max((x.share for x, (_, of) in zip(cells, COLUMNS, strict=True) if of == dtype and x.of), default=None)
+            for dtype in DTYPES]
+    shares = " and ".join("-" if x is None else f"{x:.2f}" for x in most)
     mark = " (its float32 is another arithmetic)" if name == NOT_FLOAT32 else ""
-    return f"| {name}{mark} | {' | '.join(map(str, cells))} | {' and '.join(f'{x:.2f}' for x in shares)} |"
+    return f"| {name}{mark} | {' | '.join(map(str, cells))} | {shares} |"
 
 
 def sum_row(results: Results, names: list[str]) -> str:
@@ -474,6 +476,13 @@ def chosen(patterns: Iterable[str] | None, there: Sequence[str], option: str) ->
     return [name for name in there if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
+def command_line(options: argparse.Namespace) -> str:
+    """The command that gives these results, without what only says how."""
+    words = [word for name in ("machine", "case", "only") for value in getattr(options, name) or ()
+             for word in (f"--{name}", value)]
+    return " ".join(["python", "scripts/machine_table.py", *words, *(["--every-bug"] if options.every_bug else [])])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -505,7 +514,7 @@ def main() -> int:
     keys = {task.key for task in tasks}
     results = {key: found for key, found in results.items() if key in keys}
     undone = sorted(key for key in keys if key not in results)
-    text = tables(results, machines, " ".join(["python", "scripts/machine_table.py", *sys.argv[1:]]))
+    text = tables(results, machines, command_line(options))
     text += f"\n\n{len(undone)} of {len(keys)} runs were not done, such as {undone[0]}." if undone else ""
     print(text)
     if options.write:
