@@ -23,8 +23,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ltx2ref import LTX_2_0, LTX_2_3, LTX2VideoTransformer3DModel, TransformerConfig
-from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
-from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -201,6 +199,8 @@ def peak_flops(dtype: str, args: argparse.Namespace) -> float | None:
 
 def build_forwards(config: TransformerConfig, state: State, dtype: torch.dtype, mode: str) -> dict[str, Any]:
     """Name -> function of the inputs; the models share the tensors of `state`."""
+    from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
+    from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
     with torch.device("meta"):
         ours = LTX2VideoTransformer3DModel(config)
     ours.load_state_dict(state, assign=True)

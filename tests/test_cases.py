@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 import record_reference
 import torch
-from diffusers_mutants import MUTANTS, changed, without_epsilons
+from unnoticed import MUTANTS, changed, without_epsilons
 
 from ltx2ref.parity import audit, record
 from ltx2ref.parity.cases import CASES, MORE_CASES, PIPELINE_CASES, Case

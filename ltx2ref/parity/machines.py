@@ -5,8 +5,8 @@ A verdict that is to hold on every machine is tested on these, and not on the tw
     with ltx2ref.exact(machine("faithful")):
         model(**inputs)
 
-Each is a correct way of computing, but `tf32`, whose matrix products keep 11 bits of their operands. What a float64
-tensor is made of stays as it is. Machines that draw random numbers have a seed of their own, and repeat themselves.
+Each is a correct way of computing, but `tf32`, whose matrix products keep 11 bits of their operands. In float64 nothing
+but the order of sums is another one. Machines that draw random numbers have a seed of their own, and repeat themselves.
 """
 import math
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from .arithmetic import Arithmetic, Scalar, highest
 
 LANES = 16  # of a vector unit that sums in chunks
 KEYS = 32   # in a tile of attention
+PRODUCTS = ("linear", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")  # of matrices
 
 
 def float32(x: Tensor) -> Tensor:
@@ -108,6 +109,8 @@ class Parts(Machine):
         self.count = count
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        if not self.narrow:
+            return super().matmul(a, b)
         size = max(-(-a.shape[-1] // self.count), 1)
         parts = [super(Parts, self).matmul(x, y) for x, y in zip(a.split(size, -1), b.split(size, -2), strict=True)]
         total = parts[0]
@@ -195,6 +198,111 @@ class Recurrence(Machine):
         return torch.stack(powers)
 
 
+# ---------------------------------------------------------------- written after the bounds of judge.py were chosen
+class Pairwise(Summing):
+    """Adds neighbours, and then the sums of neighbours, in float32."""
+
+    def fold(self, terms: Tensor) -> Tensor:
+        terms = float32(terms) if self.narrow else terms
+        while len(terms) > 1:
+            odd = terms[len(terms) - len(terms) % 2:]
+            terms = torch.cat([self.add(terms[:-1:2], terms[1::2]), odd])
+        return terms[0] if len(terms) else terms.new_zeros(terms.shape[1:])
+
+
+class Fused(Summing):
+    """Sums in float32, each product added before it is rounded: fused multiply-add."""
+
+    def fold(self, terms: Tensor) -> Tensor:
+        total = terms.new_zeros(terms.shape[1:])
+        for term in terms:
+            total = self.add(total, term)
+        return total
+
+
+class SplitSum(Fused):
+    """Splits each sum in parts, as a GPU does that has more multiprocessors than results: the parts, in float32, are
+    added in float32."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def fold(self, terms: Tensor) -> Tensor:
+        parts = [super(SplitSum, self).fold(part) for part in terms.tensor_split(self.count)]
+        return self.sequential(torch.stack(parts))
+
+
+class Blocks(Fused):
+    """Sums blocks of terms without rounding, and adds these to a float32 sum."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def fold(self, terms: Tensor) -> Tensor:
+        blocks = [super(Summing, self).fold(part.clone()) for part in terms.split(self.size)]
+        return super().fold(torch.stack(blocks)) if blocks else terms.new_zeros(terms.shape[1:])
+
+
+class Truncating(Blocks):
+    """Has tensor cores: of 8 products and the sum so far, what is beyond float32 is cut off and not rounded."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        total = x + y
+        nearest = float32(total)
+        away = nearest.abs() > total.abs()
+        cut = torch.where(away, float32(nearest - torch.sign(nearest) * ulp(total)), nearest)
+        return cut if self.narrow and self.operation in PRODUCTS else super().add(x, y)
+
+
+class ByExp2(Machine):
+    """Computes exp(x) as exp2(x * log2(e)), with a float32 constant and a float32 product."""
+
+    def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
+        if not self.narrow or name != "exp":
+            return super().function(name, x, *more)
+        log2e = float32(torch.tensor(math.log2(math.e), dtype=torch.float64))
+        return float32(super().function("exp2", float32(float32(x) * log2e)))
+
+
+class Newton(Machine):
+    """Has an inverse square root of 12 bits, improved by one step of Newton's method in float32."""
+
+    def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
+        root = super().function(name, x, *more)
+        if not self.narrow or name != "sqrt" or self.operation == "sqrt":
+            return root
+        mantissa, exponent = torch.frexp(1 / root)
+        y = torch.ldexp((mantissa * 2**12).round(), exponent - 12)
+        correction = float32(1.5 - float32(float32(float32(0.5 * x) * y) * y))
+        return 1 / float32(y * correction)
+
+
+class Unshifted(Machine):
+    """Takes the exponential of logits as they are in attention, where all of a row's are far from overflow."""
+
+    def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
+        most = highest(logits, -1)
+        if not self.narrow or not bool((most.abs() < 60).all()):
+            return super().weigh(logits, v)
+        e = float32(float32(logits).exp())
+        return self.matmul(e, v) / float32(self.total(e, -1))
+
+
+class TanhByExp(Machine):
+    """Computes GELU's tanh z as 1 - 2 / (exp(2 z) + 1) in float32, and adds 1 to that, which cancels where z < 0."""
+
+    def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
+        if not self.narrow or name != "exp" or self.operation != "gelu":
+            return super().function(name, x, *more)
+        tanh = float32(1 - float32(2 / float32(float32(super().function("exp", float32(-x))) + 1)))
+        return (1 - tanh) / (1 + tanh)  # of which the formula makes (1 + tanh) / 2 again, on both sides of 0
+
+
 MACHINES: dict[str, Callable[[], Machine]] = {
     "faithful": Faithful,
     "functions-1ulp": lambda: OtherFunctions(1.0),
@@ -212,6 +320,16 @@ MACHINES: dict[str, Callable[[], Machine]] = {
     "numpy-functions": NumPyFunctions,
     "one-constant-reduction": OneConstant,
     "phases-by-recurrence": Recurrence,
+    "sums-pairwise": Pairwise,
+    "fused-multiply-add": Fused,
+    "split-sums": lambda: SplitSum(4),
+    "blocks-of-8": lambda: Blocks(8),
+    "blocks-of-64": lambda: Blocks(64),
+    "truncated-sums": Truncating,
+    "exp-by-exp2": ByExp2,
+    "newton-rsqrt": Newton,
+    "unshifted-softmax": Unshifted,
+    "tanh-by-exp": TanhByExp,
 }
 
 
