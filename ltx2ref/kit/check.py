@@ -190,7 +190,7 @@ def judge_natively(case: Entry, dtype: str, file: Taps, given: Taps) -> Report:
 def noted(report: Report) -> Report:
     """Take what is between one budget and two as within it, with a note, as `verify` does. A bound has no such band."""
     more = {row.name: row.budget for row in report.rows
-            if row.verdict == SUSPECT and row.budget is not None and row.budget <= CLEARLY}
+            if row.verdict == SUSPECT and row.budget is not None and (row.budget <= CLEARLY or row.machine)}
     if not more:
         return report
     most = max(more, key=lambda name: more[name])

@@ -38,6 +38,7 @@ class TapRow:
     origin: str | None = None                   # ORIGINATED or PROPAGATED, from a run on the candidate's own inputs
     local_error: float | None = None            # of the candidate against float64, given its own inputs
     amplification: float | None = None          # error / local error
+    machine: str | None = None                  # simulated: the reference is as far from float64 there
     hints: tuple[str, ...] = ()
     estimated: bool = False                     # from sketches
 

@@ -37,6 +37,7 @@ from .machines import machine as machine_named
 from .probe import threads
 from .record import DTYPES, EXACT_DTYPES, ExactRecord, Record, RecordError
 from .report import DIVERGED, SHAPE, TapRow
+from .roundings import explained
 from .run import build, cast, moved, run
 from .taps import Taps
 from .truth import Truth
@@ -193,6 +194,7 @@ def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult
     rows = [judge_tap(name, x, theirs[name], None, Against(
                 record_true[name], true[name], truth.bounds.get(name), least=truth.least.get(name, 0.0)))
             for name, x in recorded.taps.items()]
+    rows = explained(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, theirs, true)
     return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
 
@@ -210,6 +212,7 @@ def compare_with_exact(case: Case | Kernel, dtype: str, taps: Taps, exact_taps: 
                 own[name], true[name], truth.bounds.get(name), allowed=written_out[name],
                 least=truth.least.get(name, 0.0)))
             for name, x in known.items()]
+    rows = explained(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, taps, true)
     unknown = [name for name in recorded.digests if name not in known]
     if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
         return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, (
@@ -243,7 +246,9 @@ def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeRes
         verdict = WITHIN
     note = "" if drift is None else f"the float64 truth of {drift} has changed since the recording"
     if verdict == WITHIN and shares[most] > 1:
-        note = f"{most} takes {shares[most]:.2f} of its budget: rounded more often than the record"
+        machine = next((row.machine for row in rows if row.machine is not None), None)
+        note = f"{most} takes {shares[most]:.2f} of its budget: rounded more often than the record" + (
+            "" if machine is None else f", and no more than on the simulated machine {machine}")
     outputs = [row for row in rows if row.name in (*OUTPUTS, KERNEL_OUTPUT)]
     return NativeResult(verdict, first, shares[most], largest(row.relative for row in rows),
                         largest(row.error for row in outputs), largest(row.reference_error for row in outputs), note)

@@ -1,0 +1,53 @@
+"""Does rounding more often explain it? The reference is run on simulated machines that do (machines.py).
+
+What is beyond the band of judge.py may still be an honest way of computing: tensor parallelism rounds each part of a
+matrix product, and a kernel that stores its logits keeps little of them beside a bias of -10,000. How far that leads
+depends on the numbers, so it is measured. It is an explanation, and no wider budget: it is asked for only where a tap
+is beyond the band, it has to hold at all of those, and what it explains is suspect, or a note, and not simply passed.
+"""
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from .exact import exact
+from .judge import FLOOR, SHARE, norm
+from .machines import machine
+from .report import DIVERGED, SUSPECT, TapRow
+from .taps import PHASES, Taps
+
+ROUND_MORE = ("quarters", "eighths", "rounded-logits")
+FAR = 300  # budgets that none of them reaches: not worth the time that exact arithmetic takes
+LARGE = 2**22  # parameters of a model for which it takes too long
+
+
+class InFloat64(Protocol):
+    def of(self, taps: Taps) -> Taps: ...
+
+
+def explained(rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloat64, theirs: Mapping[str, Any],
+              true: Taps) -> list[TapRow]:
+    """Make suspect what diverged, if each of these taps is as wrong as the reference's on a machine, and name that.
+
+    `forward` runs the reference; `true` is what `theirs` are measured against.
+    """
+    wrong = [row.name for row in rows if row.verdict == DIVERGED]
+    budgets = [row.budget or math.inf for row in rows if row.verdict == DIVERGED]
+    if not wrong or any(name.endswith(PHASES) for name in wrong) or not all(budget <= FAR for budget in budgets):
+        return [*rows]
+    lost = {name: errors(forward, truth, name, wrong) for name in ROUND_MORE}
+    found: dict[str, str] = {}
+    for tap in wrong:
+        most = max(lost, key=lambda name: lost[name][tap])
+        if norm(theirs[tap].cpu().double() - true[tap]) <= SHARE * lost[most][tap] + FLOOR * norm(true[tap]):
+            found[tap] = most
+    return [replace(row, verdict=SUSPECT, machine=found[row.name]) if row.name in found else row
+            for row in rows] if len(found) == len(wrong) else [*rows]
+
+
+def errors(forward: Callable[[], Taps], truth: InFloat64, name: str, taps: Sequence[str]) -> dict[str, float]:
+    """Return what the reference loses on a machine, as L2 norms."""
+    with exact(machine(name)):
+        found = forward()
+    true = truth.of(found)
+    return {tap: norm(found[tap].double() - true[tap]) for tap in taps}
