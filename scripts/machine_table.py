@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the bugs
 
-import diffusers_mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+import diffusers_bugs  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 import mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
 from ltx2ref.kit.cases import MODELS  # noqa: E402
@@ -124,7 +124,7 @@ def honest(task: Task, kit: str) -> dict[str, Found]:
 
 
 def with_bug(task: Task, kit: str) -> dict[str, Found]:
-    s = subject(diffusers_mutants.SHOWN_IN[task.what], task.dtype)
+    s = subject(diffusers_bugs.SHOWN_IN[task.what], task.dtype)
     with on(task.machine):
         theirs = wrong(s, task.what)
     return {"verify": verified(s.case, task.dtype, theirs),
@@ -136,7 +136,7 @@ def right(s: Subject) -> Taps:
 
 
 def wrong(s: Subject, bug: str) -> Taps:
-    with diffusers_mutants.inject(bug, s.theirs):
+    with diffusers_bugs.inject(bug, s.theirs):
         return diffusers.traced(s.theirs, s.inputs)
 
 
@@ -203,8 +203,8 @@ def kit_cases(kit: str) -> list[dict[str, Any]]:
 
 def exactly(task: Task, kit: str) -> dict[str, Found]:
     """diffusers with a bug, or as it is: by its digests, and in bfloat16 by an audit, too."""
-    bug = task.what if task.what in diffusers_mutants.SHOWN_IN else None
-    s = subject(task.what if bug is None else diffusers_mutants.SHOWN_IN[bug], task.dtype)
+    bug = task.what if task.what in diffusers_bugs.SHOWN_IN else None
+    s = subject(task.what if bug is None else diffusers_bugs.SHOWN_IN[bug], task.dtype)
     with on(EXACT):
         taps = right(s) if bug is None else wrong(s, bug)
     result = verify.compare_exactly(s.case, task.dtype, taps)
@@ -218,7 +218,7 @@ def exactly(task: Task, kit: str) -> dict[str, Found]:
 def candidate(bug: str | None) -> audit.Candidate:
     def taps(setup: audit.Setup) -> Taps:
         model = diffusers.build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype)
-        with nullcontext() if bug is None else diffusers_mutants.inject(bug, model):
+        with nullcontext() if bug is None else diffusers_bugs.inject(bug, model):
             return diffusers.traced(model, setup.inputs)
 
     return audit.Candidate("diffusers", None, taps)
@@ -298,7 +298,7 @@ def facts() -> dict[str, str]:
 def digest() -> str:
     """Letters that change with the bounds, the machines, the bugs or the cases: then the page's table is old."""
     what = [SHARE, FLOOR, CLEARLY, PHASE_ULPS, ANGLE_ULPS, VERSION, [*MACHINES], HELD_APART, HONEST,
-            diffusers_mutants.SHOWN_IN, [case.id for case in MODELS]]
+            diffusers_bugs.SHOWN_IN, [case.id for case in MODELS]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
