@@ -23,16 +23,17 @@ from .checkpoint.inspection import Description, inspect
 from .checkpoint.plan import make_plan
 from .config import TransformerConfig
 from .describe import Architecture, Lengths, describe, lengths
-from .kit.check import check, failures, lacking
+from .kit.check import LEVELS, Verdict, check, failures
 from .kit.export import export
 from .parity import record
 from .parity.arithmetic import VERSION as ARITHMETIC
 from .parity.arithmetic import NotExact
 from .parity.audit import audit, candidate_named
-from .parity.cases import CASES, RECORDED
+from .parity.cases import CASES, RECORDED, Case
 from .parity.compare import compare
 from .parity.html import html
 from .parity.judge import CLEARLY
+from .parity.kernels import KERNELS, LONG_KERNELS, Kernel
 from .parity.machines import MACHINES
 from .parity.probe import probe, threads
 from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
@@ -100,10 +101,11 @@ def finite(value: Any) -> Any:
 def add_verify(commands: Any) -> None:
     command = add_command(
         commands, "verify", run_verify,
-        "Run the conformance cases here and compare every tap with what diffusers and ltx-core compute.",
+        "Run the conformance cases and kernel shapes and compare every tap with what diffusers and ltx-core compute.",
         """examples:
   ltx2ref verify                          every case, in exact and in this machine's own arithmetic
-  ltx2ref verify --list                   the cases
+  ltx2ref verify --list                   the cases, and the kernel shapes
+  ltx2ref verify --case 'kernel/*' --all  single operations at the shapes of real models, the long ones, too
   ltx2ref verify --case '2.3/*' --json    the cases of one release, as JSON
   ltx2ref verify --arithmetic exact       identical or not: the same on every machine
   ltx2ref verify --device cuda            on a GPU
@@ -116,13 +118,15 @@ exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable 
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
     command.add_argument("--machine", choices=[*MACHINES], metavar="NAME",
                          help=f"simulated, and native: {', '.join(MACHINES)}")
+    command.add_argument("--all", action="store_true", help="kernel shapes of 1025 tokens, too")
     command.add_argument("--list", action="store_true", help="print the names of the cases, and run none")
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    chosen = [case for case in RECORDED if fnmatch(case.id, options.case)]
+    there: list[Case | Kernel] = [*RECORDED, *KERNELS, *(LONG_KERNELS if options.all else ())]
+    chosen = [case for case in there if fnmatch(case.id, options.case)]
     if not chosen:
-        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in RECORDED)}")
+        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in there)}")
     if options.list:
         names = [case.id for case in chosen]
         if options.json:
@@ -554,11 +558,16 @@ exit status: 0 written, 2 unusable folder""")
         actions, "check", run_kit_check, "Judge a folder of results against the kit.",
         """examples:
   ltx2ref kit check results
+  ltx2ref kit check results --level exact               results/exact, to the bit: for a port that rounds as diffusers
+  ltx2ref kit check results --partial                   of some cases, or some outputs
   ltx2ref kit check results --html report.html          the first case that is wrong, as a page
   ltx2ref kit check results --kit kit --json            against a kit that was written before
 
-exit status: 0 conformant in all that was given, 1 something is wrong, 2 inconclusive or unusable results""")
+exit status: 0 conformant, or identical; 1 something is wrong; 2 inconclusive, results missing, or unusable""")
     check.add_argument("results", metavar="RESULTS", help="a folder of result files, as kit.json names them")
+    check.add_argument("--level", choices=LEVELS, default=LEVELS[0],
+                       help="native (default): within rounding of diffusers; exact: its bits under exact arithmetic")
+    check.add_argument("--partial", action="store_true", help="results that are missing were left out on purpose")
     check.add_argument("--kit", metavar="DIR", help="default: the kit that this version exports")
     check.add_argument("--html", metavar="FILE", help="write the report of the first case that is wrong, or the first")
 
@@ -576,20 +585,29 @@ def run_kit_export(options: argparse.Namespace) -> int:
 
 def run_kit_check(options: argparse.Namespace) -> int:
     with threads(1):
-        verdict = check(options.results, options.kit)
+        verdict = check(options.results, options.kit, options.level, options.partial)
     wrong = failures(verdict)
     if options.html and verdict.given:
         Path(options.html).write_text(html(next(iter(wrong.values()), verdict.given[0])), encoding="utf-8")
     if options.json:
         print_json(verdict.to_json())
         return verdict.status
+    show_kit(verdict, wrong)
+    return verdict.status
+
+
+def show_kit(verdict: Verdict, wrong: Mapping[str, AuditReport]) -> None:
     for name, report in wrong.items():
         print(f"{name}: {report.details(5)}")
     for result in verdict.results:
-        if result.report is not None and (count := lacking(result.report)):
-            print(f"{result.case} {result.dtype}: {count} of {len(result.report.rows)} outputs not given")
+        for note in result.report.notes if result.report is not None else ():
+            print(f"{result.name}: {note}")
+    if verdict.missing:
+        most = 4
+        more = f" and {len(verdict.missing) - most} more" if len(verdict.missing) > most else ""
+        print(f"{len(verdict.missing)} missing: {', '.join(verdict.missing[:most])}{more}"
+              f"{'' if verdict.partial else '; --partial judges what is there alone'}")
     print(verdict.summary)
-    return verdict.status
 
 
 def status(reports: Iterable[AuditReport]) -> int:

@@ -36,7 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltx2ref.parity import record, verify
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
-from ltx2ref.parity.judge import CLEARLY, errors
+from ltx2ref.parity.judge import CLEARLY, measure
 from ltx2ref.parity.run import build, cast, moved, run
 
 EXAMPLES = """examples:
@@ -108,7 +108,7 @@ def kernel_shape(kernels: Any, kernel: Any, dtype: str, device: torch.device) ->
     with torch.no_grad():
         true, here = kernels.compute(kernel, wide), kernels.compute(kernel, x)
         there = kernels.compute(kernel, placed(x, device)).cpu()
-    share = errors(there, here, true, true).share
+    share = measure(there, here, true, true).share
     return Row("kernel shapes", kernel.name, dtype, PASSED if share <= CLEARLY else FAILED, share=share)
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 import ltx2ref
+from ltx2ref.kit.cases import MASKED
+from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
 from ltx2ref.parity.probe import threads
@@ -50,7 +52,7 @@ VARIATIONS: dict[str, tuple[Mode, Callable[[Tensor], Tensor], int]] = {
 
 def differing(case: Case, dtype: str, mode: Mode, layout: Callable[[Tensor], Tensor], count: int) -> tuple[int, int]:
     """How many taps are recorded, and how many of them are another here."""
-    model = build(case.config, record.EXACT_DTYPES[dtype], case.conventions)
+    model = build(case.config, record.EXACT_DTYPES[dtype], case.conventions, case.scales)
     inputs: Inputs = moved(cast(case.inputs(), record.EXACT_DTYPES[dtype]), layout)
     with threads(count), mode(), ltx2ref.exact(), trace(model) as taps:
         model(**inputs)
@@ -62,7 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", default="*", metavar="GLOB")
     pattern = parser.parse_args().case
-    cases = [case for case in RECORDED if fnmatch(case.id, pattern)]
+    cases = [case for case in (*RECORDED, *KIT, MASKED) if fnmatch(case.id, pattern)]
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
           f"Python {platform.python_version()}")
     failed = False

@@ -120,15 +120,16 @@ def honest(task: Task, kit: str) -> dict[str, Found]:
     s = subject(task.what, task.dtype)
     with on(task.machine):
         ours = run(s.ours, s.inputs)
-    return {"verify": verified(s.case, task.dtype, ours), "audit": audited(s, lambda: right(s), task.machine)}
+    with on(task.machine):
+        theirs = right(s)
+    return {"verify": verified(s.case, task.dtype, ours), "audit": audited(s, theirs, lambda: right(s))}
 
 
 def with_bug(task: Task, kit: str) -> dict[str, Found]:
     s = subject(diffusers_bugs.SHOWN_IN[task.what], task.dtype)
-    with on(task.machine):
-        theirs = wrong(s, task.what)
-    return {"verify": verified(s.case, task.dtype, theirs),
-            "audit": audited(s, lambda: wrong(s, task.what), task.machine)}
+    with diffusers_bugs.inject(task.what, s.theirs), on(task.machine):  # weights are made before, by no machine
+        theirs = right(s)
+    return {"verify": verified(s.case, task.dtype, theirs), "audit": audited(s, theirs, lambda: wrong(s, task.what))}
 
 
 def right(s: Subject) -> Taps:
@@ -146,11 +147,9 @@ def verified(case: Case, dtype: str, taps: Taps) -> Found:
     return Found(verdict, result.first if verdict == FAILED else result.note.partition(" ")[0] or None, result.share)
 
 
-def audited(s: Subject, theirs: Callable[[], Taps], name: str) -> Found:
+def audited(s: Subject, theirs: Taps, again: Callable[[], Taps]) -> Found:
     """Judge as an audit does: what is suspect is computed again, under exact arithmetic."""
-    with on(name):
-        given = theirs()
-    return reported(audit.cleared(audit.judge(s.ours, s.inputs, given), s.ours, s.inputs, theirs))
+    return reported(audit.cleared(audit.judge(s.ours, s.inputs, theirs), s.ours, s.inputs, again))
 
 
 def reported(report: Report) -> Found:
@@ -205,8 +204,8 @@ def exactly(task: Task, kit: str) -> dict[str, Found]:
     """diffusers with a bug, or as it is: by its digests, and in bfloat16 by an audit, too."""
     bug = task.what if task.what in diffusers_bugs.SHOWN_IN else None
     s = subject(task.what if bug is None else diffusers_bugs.SHOWN_IN[bug], task.dtype)
-    with on(EXACT):
-        taps = right(s) if bug is None else wrong(s, bug)
+    with nullcontext() if bug is None else diffusers_bugs.inject(bug, s.theirs), on(EXACT):
+        taps = right(s)
     result = verify.compare_exactly(s.case, task.dtype, taps)
     found = {"verify": Found(FAILED if result.differing else PASSED, result.first, None)}
     if task.dtype != "float32":

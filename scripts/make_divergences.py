@@ -27,6 +27,7 @@ from ltx2ref.parity.switches import divergence, switched
 from ltx2ref.parity.taps import Taps
 from ltx2ref.progress import track
 
+NATIVE = [case for case in RECORDED if case.native]  # the document's numbers are the recording machine's, as theirs are
 PATH = Path(__file__).parent.parent / "docs" / "divergences.md"
 OUTPUTS = ("sample", "audio_sample")
 
@@ -136,7 +137,7 @@ def main() -> None:
 
 def document() -> str:
     effects = {(case.id, dtype): measured(case, dtype) for case, dtype in
-               track([(case, dtype) for case in RECORDED for dtype in record.DTYPES], "switching")}
+               track([(case, dtype) for case in NATIVE for dtype in record.DTYPES], "switching")}
     return "\n".join([INTRO, *ledger(effects), EXCHANGE + "\n".join(exchanges()), "",
                       *sizes(effects), *proof(), OTHERS]).rstrip() + "\n"
 
@@ -163,7 +164,7 @@ def measured(case: Case, dtype: str) -> dict[tuple[str, str], float]:
 
 
 def prepared(case: Case, dtype: str) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
-    return build(case.config, record.DTYPES[dtype]), cast(case.inputs(), record.DTYPES[dtype])
+    return build(case.config, record.DTYPES[dtype], scales=case.scales), cast(case.inputs(), record.DTYPES[dtype])
 
 
 def outputs(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
@@ -192,7 +193,7 @@ def first(effects: Effects, name: str) -> str:
     for (case_id, dtype), row in effects.items():
         for (field, value), effect in row.items():
             if field == name and effect and value not in found:
-                model, inputs = prepared(next(case for case in RECORDED if case.id == case_id), dtype)
+                model, inputs = prepared(next(case for case in NATIVE if case.id == case_id), dtype)
                 other = switched(model, flipped(DIFFUSERS, name, value))
                 found[value] = divergence(run(model, inputs), run(other, inputs))
     return ", ".join(f"`{tap}`" for tap in found.values()) or "nowhere"
@@ -209,7 +210,7 @@ def sizes(effects: Effects) -> list[str]:
              "Switched alone, from diffusers' conventions. 0: the bits of both outputs are the same.", ""]
     for dtype in record.DTYPES:
         lines += [dtype, "", *table(header, [
-            [case.id, *map(number, effects[case.id, dtype].values())] for case in RECORDED])]
+            [case.id, *map(number, effects[case.id, dtype].values())] for case in NATIVE])]
     return lines
 
 
@@ -219,7 +220,7 @@ def exchanges() -> list[str]:
         "other gate": (replace(DIFFUSERS, exchange="other_gate"), {})}
     pairs = [("own", "other"), ("own", "other gate"), ("other", "other gate")]
     rows = []
-    for case in RECORDED:
+    for case in NATIVE:
         if case.name in ("t2v", "i2v", "keyframes") and case.conventions == DIFFUSERS:
             model, inputs = prepared(case, "float32")
             found = {name: outputs(switched(model, how), inputs | more) for name, (how, more) in choices.items()}

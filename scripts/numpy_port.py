@@ -1,13 +1,20 @@
-"""A second, independent implementation of the LTX-2 forward, in float64 NumPy, which reads the conformance kit.
+"""A second, independent implementation of the LTX-2 forward, in NumPy, which reads the conformance kit.
 
     ltx2ref kit export kit
-    python scripts/numpy_port.py kit results
+    python scripts/numpy_port.py kit results                  float64, which rounds nothing
     ltx2ref kit check results
+    python scripts/numpy_port.py kit results --level exact    rounds as diffusers does, to the bit
+    ltx2ref kit check results --level exact
 
 Written from the equations, by other hands than the package, of which it imports nothing, nor torch. It is there to
 be read, and to be the pattern of a port in another language: attention runs head by head, softmax is spelled out,
-nothing is fused, and every number is float64, from the sinusoid and the rotary angles to the output. Parameter names
+nothing is fused, and every array is float64, from the sinusoid and the rotary angles to the output. Parameter names
 and config keys are those of diffusers.
+
+On the exact level the same equations are rounded where diffusers has an operation that rounds: `r` stands for the
+model's dtype, and `r32` for float32, in which positions, sinusoids, rotations and the insides of an RMS norm are
+computed whatever the model's dtype is. docs/arithmetic.md defines both, and the order of sums. On the native level `r`
+and `r32` do nothing.
 
     sub-layer    x + gate * f(rms(x) * (1 + scale) + shift)     (shift, scale, gate) = table + AdaLN(timestep)
     block        self-attention, text attention, exchange between the streams, feed-forward
@@ -68,31 +75,95 @@ def f64(x: Any) -> Array:
     return np.asarray(x, dtype=np.float64)
 
 
+# ---------------------------------------------------------------- arithmetic
+class Numbers:
+    """The dtype that operations round to."""
+
+    dtype = "float64"  # of the model: float32, bfloat16 or float16 on the exact level
+
+
+def rounded(x: Array, dtype: str) -> Array:
+    """Round to nearest, ties to even; to 16 bits by way of float32."""
+    if dtype == "float64":
+        return f64(x)
+    with np.errstate(over="ignore"):
+        single = f64(x).astype(np.float32)
+        if dtype == "bfloat16":
+            bits = single.view(np.uint32)
+            upper = (bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF0000)
+            single = np.where(np.isnan(single), single, upper.astype(np.uint32).view(np.float32))
+        return f64(single.astype(np.float16) if dtype == "float16" else single)
+
+
+def r(x: Array) -> Array:
+    return rounded(x, Numbers.dtype)
+
+
+def r32(x: Array) -> Array:
+    return rounded(x, "float64" if Numbers.dtype == "float64" else "float32")
+
+
+def fold(x: Array) -> Array:
+    """Sum over the last axis: the last half is added onto the first half, until one term is left."""
+    while (n := x.shape[-1]) > 1:
+        half = n // 2
+        x = np.concatenate([x[..., :half] + x[..., n - half :], x[..., half : n - half]], axis=-1)
+    return x[..., 0]
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Multiply (..., M, K) by (N, K), both with K last."""
+    return fold(a[..., :, None, :] * b)
+
+
 def linear(w: Weights, name: str, x: Array) -> Array:
-    return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)  # some configs have no bias
+    return r(matmul(x, w[name + ".weight"]) + w.get(name + ".bias", 0.0))  # some configs have no bias
 
 
-def rms_norm(x: Array) -> Array:
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPS)
+def rms_norm(x: Array, weight: Array | None = None) -> Array:
+    mean = r32(fold(r32(x * x)) / x.shape[-1])[..., None]
+    y = r32(x * r32(1.0 / np.sqrt(r32(mean + EPS))))
+    return r(y if weight is None else r32(y * weight))
+
+
+def layer_norm(x: Array) -> Array:
+    d = x - (fold(x) / x.shape[-1])[..., None]
+    return r(d / np.sqrt(fold(d * d) / x.shape[-1] + EPS)[..., None])
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:
-    return x * (1.0 + scale) + shift
+    return r(r(x * r(1.0 + scale)) + shift)
+
+
+def residual(x: Array, gate: Array, y: Array) -> Array:
+    return r(x + r(gate * y))
 
 
 def sigmoid(x: Array) -> Array:
-    return 0.5 * (1.0 + np.tanh(0.5 * x))
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+def silu(x: Array) -> Array:
+    return r(x * sigmoid(x))
 
 
 def gelu(x: Array) -> Array:
-    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    return r(x * sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 def softmax(scores: Array) -> Array:
     powers = np.exp(scores - np.maximum(np.max(scores, axis=-1, keepdims=True), -1e300))
-    return powers / np.maximum(np.sum(powers, axis=-1, keepdims=True), 1e-300)  # 0 where nothing is kept
+    return powers / np.maximum(fold(powers)[..., None], 1e-300)  # 0 where nothing is kept
 
 
+def linspace(count: int) -> Array:
+    """Count from 0 to 1, from both ends."""
+    i, step = np.arange(count), 1.0 / max(count - 1, 1)
+    return np.where(i < max(count // 2, 1), step * i, 1.0 - step * (count - 1 - i))
+
+
+# ---------------------------------------------------------------- the model
 def video_positions(config: dict[str, Any], frames: int, height: int, width: int, fps: float) -> Array:
     """The bounds of the patches: (3, T, 2), seconds and pixels, in (frame, height, width) order."""
     sizes, axes = (config["patch_size_t"], config["patch_size"], config["patch_size"]), []
@@ -100,7 +171,7 @@ def video_positions(config: dict[str, Any], frames: int, height: int, width: int
         start, scale = np.arange(0.0, count, sizes[axis]), config["vae_scale_factors"][axis]
         bounds = np.stack([start, start + sizes[axis]], axis=-1) * scale
         if axis == 0:  # causal: the first latent frame stands for fewer frames
-            bounds = np.maximum(bounds + config["causal_offset"] - scale, 0.0) / fps
+            bounds = r32(np.maximum(bounds + config["causal_offset"] - scale, 0.0) / fps)
         axes.append(bounds)
     index = np.meshgrid(*(np.arange(len(bounds)) for bounds in axes), indexing="ij")
     return np.stack([bounds[i.reshape(-1)] for bounds, i in zip(axes, index, strict=True)])
@@ -111,36 +182,38 @@ def audio_positions(config: dict[str, Any], frames: int) -> Array:
     size, scale = config["audio_patch_size_t"], config["audio_scale_factor"]
     start = np.arange(0.0, frames, size)
     mel = np.maximum(np.stack([start, start + size], axis=-1) * scale + config["causal_offset"] - scale, 0.0)
-    return (mel * config["audio_hop_length"] / config["audio_sampling_rate"])[None]
+    return r32(r32(mel * config["audio_hop_length"]) / config["audio_sampling_rate"])[None]
 
 
 def middles(coords: Array) -> Array:
     """Of bounds (B, P, T, 2); points (B, P, T) are taken as they are."""
-    return coords if coords.ndim == 3 else (coords[..., 0] + coords[..., 1]) / 2.0
+    return coords if coords.ndim == 3 else r32(r32(coords[..., 0] + coords[..., 1]) / 2.0)
 
 
-def rope_tables(name: str, middle: Array, maxima: list[float], width: int, heads: int, theta: float) -> Rope:
+def rope_tables(config: dict[str, Any], name: str, middle: Array, maxima: list[float], width: int) -> Rope:
     """(B, P, T) positions -> cosines and sines (B, T, H, R) of D/2 angles: each head gets its own R of them."""
     batch, axes, tokens = middle.shape
     count = width // (2 * axes)
-    frequencies = theta ** np.linspace(0.0, 1.0, count) * math.pi / 2.0
+    f = f64 if config["rope_double_precision"] else r32
+    frequencies = r32(f(f(f(config["rope_theta"] ** f(linspace(count))) * math.pi) / 2.0))
     angles = np.zeros((batch, tokens, width // 2))
     for p in range(axes):
-        u = middle[:, p, :, None] / maxima[p] * 2.0 - 1.0
+        u = r32(r32(middle[:, p, :, None] / maxima[p]) * 2.0 - 1.0)
         first = width // 2 - count * axes + p  # what is left over stays zero, on the left
-        angles[:, :, first::axes] = u * frequencies
-    by_head: Array = angles.reshape(batch, tokens, heads, -1)
-    return tap(name + ".cos", np.cos(by_head)), tap(name + ".sin", np.sin(by_head))
+        angles[:, :, first::axes] = r32(u * frequencies)
+    by_head: Array = angles.reshape(batch, tokens, config["num_attention_heads"], -1)  # the audio has as many
+    return tap(name + ".cos", r32(np.cos(by_head))), tap(name + ".sin", r32(np.sin(by_head)))
 
 
 def rotate(x: Array, rope: Rope, layout: str) -> Array:
-    """x (B, T, H, 2R): "split" turns (r, r + R) of a head together, "interleaved" (2r, 2r + 1)."""
-    (cos, sin), half = rope, x.shape[-1] // 2
-    first, second = (slice(0, half), slice(half, None)) if layout == "split" else (slice(0, None, 2), slice(1, None, 2))
-    out = np.empty_like(x)
-    out[..., first] = x[..., first] * cos - x[..., second] * sin
-    out[..., second] = x[..., second] * cos + x[..., first] * sin
-    return out
+    """x (B, T, H, 2R): "split" turns (i, i + R) of a head together, "interleaved" (2i, 2i + 1)."""
+    (cos, sin), half, split = rope, x.shape[-1] // 2, layout == "split"
+    first, second = (slice(0, half), slice(half, None)) if split else (slice(0, None, 2), slice(1, None, 2))
+    a, b, out = x[..., first], x[..., second], np.empty_like(x)
+    a_sin, b_sin = (a * sin, b * sin) if split else (r32(a * sin), r32(b * sin))  # "split" adds and multiplies in one
+    out[..., first] = r32(r32(a * cos) - b_sin)
+    out[..., second] = r32(r32(b * cos) + a_sin)
+    return r(out)
 
 
 def attention(
@@ -148,28 +221,28 @@ def attention(
     context_rope: Rope | None = None, bias: Array | None = None, keep: Array | None = None,
 ) -> Array:  # fmt: skip
     """x (B, T, .), context (B, S, .). keep (B,): 1 = attention, 0 = v instead (self-attention only)."""
-    q = tap(name + ".norm_q", rms_norm(linear(w, name + ".to_q", x)) * w[name + ".norm_q.weight"])  # over all heads
-    k = tap(name + ".norm_k", rms_norm(linear(w, name + ".to_k", context)) * w[name + ".norm_k.weight"])
+    q = tap(name + ".norm_q", rms_norm(linear(w, name + ".to_q", x), w[name + ".norm_q.weight"]))  # over all heads
+    k = tap(name + ".norm_k", rms_norm(linear(w, name + ".to_k", context), w[name + ".norm_k.weight"]))
     v = tap(name + ".to_v", linear(w, name + ".to_v", context))
     q, k, v = (y.reshape(*y.shape[:2], heads, -1) for y in (q, k, v))
     if x_rope is not None and context_rope is not None:
         q, k = rotate(q, x_rope, layout), rotate(k, context_rope, layout)
     q, k, result = tap(name + ".q", q), tap(name + ".k", k), np.empty_like(q)
     for b in range(q.shape[0]):
-        for h in range(heads):
-            scores = q[b, :, h] @ k[b, :, h].T / math.sqrt(q.shape[-1]) + (0.0 if bias is None else bias[b])
-            result[b, :, h] = softmax(scores) @ v[b, :, h]
+        for h in range(heads):  # from the scores to the result nothing is rounded
+            scores = matmul(q[b, :, h], k[b, :, h]) * (1.0 / math.sqrt(q.shape[-1]))
+            result[b, :, h] = r(matmul(softmax(scores + (0.0 if bias is None else bias[b])), v[b, :, h].T))
     tap(name + ".sdpa", result)
     if keep is not None:
-        result = v + keep[:, None, None, None] * (result - v)
+        result = r(v + keep[:, None, None, None] * (result - v))
     if name + ".to_gate_logits.weight" in w:
         logits = tap(name + ".to_gate_logits", linear(w, name + ".to_gate_logits", x))
-        result = result * tap(name + ".gate", 2.0 * sigmoid(logits))[..., None]
+        result = r(result * tap(name + ".gate", r(2.0 * r(sigmoid(logits))))[..., None])
     return tap(name + ".to_out", linear(w, name + ".to_out.0", result.reshape(*result.shape[:2], -1)))
 
 
 def multiplicative_bias(mask: Array) -> Array:
-    return (1.0 - f64(mask)) * -10000.0
+    return r(r(1.0 - r(mask)) * -10000.0)
 
 
 def text_mask_bias(mask: Array | None) -> Array | None:
@@ -182,19 +255,20 @@ def text_mask_bias(mask: Array | None) -> Array | None:
         return np.where(mask, 0.0, -np.inf)
     if not np.issubdtype(mask.dtype, np.floating):
         raise ValueError(f"text mask of 3 dimensions and dtype {mask.dtype}")
-    return f64(mask)
+    return r(mask)
 
 
 def sinusoid(timestep: Array) -> Array:
-    phases = f64(timestep).reshape(len(timestep), -1, 1) * np.exp(-math.log(10000.0) * np.arange(128) / 128.0)
-    return np.concatenate([np.cos(phases), np.sin(phases)], axis=-1)
+    frequencies = r32(np.exp(r32(-math.log(10000.0) * np.arange(128)) / 128.0))
+    phases = r32(r32(timestep).reshape(len(timestep), -1, 1) * frequencies)
+    return r(r32(np.concatenate([np.cos(phases), np.sin(phases)], axis=-1)))
 
 
 def timestep_embedding(w: Weights, name: str, phases: Array) -> tuple[Array, Array]:
     """(B, 1|T, 256) -> offsets (B, 1|T, K, D) of K rows, and the embedding (B, 1|T, D)."""
     hidden = linear(w, name + ".emb.timestep_embedder.linear_1", phases)
-    embedding = linear(w, name + ".emb.timestep_embedder.linear_2", hidden * sigmoid(hidden))
-    offsets = linear(w, name + ".linear", embedding * sigmoid(embedding))
+    embedding = linear(w, name + ".emb.timestep_embedder.linear_2", silu(hidden))
+    offsets = linear(w, name + ".linear", silu(embedding))
     tap(name + ".emb", flat(embedding)), tap(name + ".linear", flat(offsets))
     return offsets.reshape(*embedding.shape[:2], -1, embedding.shape[-1]), embedding
 
@@ -215,7 +289,7 @@ def rows(name: str, *sources: tuple[Array, Array | None]) -> list[Array]:
     """K rows that broadcast to (B, T, D): the tables' (K, D), plus offsets (B, 1|T, K, D) if any."""
     if any(offsets is None for _, offsets in sources):
         return [row for table, _ in sources for row in table]
-    found = np.concatenate([table + offsets for table, offsets in sources], axis=2)
+    found = np.concatenate([r(table + offsets) for table, offsets in sources], axis=2)
     tap(name, found.reshape(-1, *found.shape[2:]))
     return [found[:, :, k] for k in range(found.shape[2])]
 
@@ -231,19 +305,18 @@ def tokens(config: dict[str, Any], w: Weights, prefix: str, latents: Array, keyf
     """Latents (B, T, C) -> (B, T, D); `keyframes` (B, T, 1) of video in 2.5."""
     x = tap(prefix + "proj_in", linear(w, prefix + "proj_in", latents))
     if keyframes is not None and config["use_keyframes_abs_pos_embedding"]:
-        x = x + (keyframes > 0) * w["keyframes_abs_pos_embedding"]
+        x = r(x + (keyframes > 0) * w["keyframes_abs_pos_embedding"])
     return x
 
 
 def ropes(config: dict[str, Any], prefix: str, coords: Array) -> tuple[Rope, Rope]:
     """For self-attention and for the exchange, which rotates by time alone."""
-    middle, theta, audio_heads = middles(coords), config["rope_theta"], config["audio_num_attention_heads"]
-    heads, width = config[prefix + "num_attention_heads"], config[prefix + "cross_attention_dim"]
+    middle = middles(coords)
     maxima = [config[prefix + "pos_embed_max_pos"], config["base_height"], config["base_width"]]
     seconds = max(config["pos_embed_max_pos"], config["audio_pos_embed_max_pos"])
-    time_width = config["audio_cross_attention_dim"]
-    return (rope_tables(prefix + "rope", middle, maxima, width, heads, theta),
-            rope_tables(f"cross_attn_{prefix}rope", middle[:, :1], [seconds], time_width, audio_heads, theta))
+    return (rope_tables(config, prefix + "rope", middle, maxima, config[prefix + "cross_attention_dim"]),
+            rope_tables(config, f"cross_attn_{prefix}rope", middle[:, :1], [seconds],
+                        config["audio_cross_attention_dim"]))
 
 
 def coordinates(config: dict[str, Any], inputs: dict[str, Any], name: str) -> Array:
@@ -272,7 +345,7 @@ def make_stream(config: dict[str, Any], w: Weights, inputs: dict[str, Any], name
     ratio = config["cross_attn_timestep_scale_multiplier"] / config["timestep_scale_multiplier"]
     offsets, embedding = adaln(w, prefix + "time_embed", timestep)
     scale_shifts, _ = adaln(w, f"av_cross_attn_{name}_scale_shift", exchange_timestep)
-    gate, _ = adaln(w, f"av_cross_attn_{name}_{heard}_gate", exchange_timestep * ratio)
+    gate, _ = adaln(w, f"av_cross_attn_{name}_{heard}_gate", r32(exchange_timestep * ratio))
     modulates_text = config["cross_attn_mod"] or config["audio_cross_attn_mod"]  # one does for both streams
     from_sigma = modulates_text and config["use_prompt_adaln_single"]
     return Stream(
@@ -289,7 +362,7 @@ def self_attention(w: Weights, block: str, s: Stream, layout: str, keep: Array |
     name = f"{block}{s.prefix}attn1"
     shift, scale, gate = rows(name + ".rows", (w[f"{block}{s.prefix}scale_shift_table"][0:3], s.offsets[:, :, 0:3]))
     h = tap(name + ".input", modulate(rms_norm(tap(name + ".stream", s.x)), scale, shift))
-    s.x = s.x + gate * attention(w, name, h, h, s.heads, layout, s.rope, s.rope, s.self_bias, keep)
+    s.x = residual(s.x, gate, attention(w, name, h, h, s.heads, layout, s.rope, s.rope, s.self_bias, keep))
 
 
 def text_attention(w: Weights, block: str, s: Stream) -> None:
@@ -303,7 +376,7 @@ def text_attention(w: Weights, block: str, s: Stream) -> None:
         shift, scale = rows(name + ".context_rows", (w[f"{block}{s.prefix}prompt_scale_shift_table"], s.text_offsets))
         text = modulate(text, scale, shift)
     h, text = tap(name + ".input", h), tap(name + ".context", text)
-    s.x = s.x + gate * attention(w, name, h, text, s.heads, bias=s.text_bias)
+    s.x = residual(s.x, gate, attention(w, name, h, text, s.heads, bias=s.text_bias))
 
 
 def exchange(w: Weights, block: str, video: Stream, audio: Stream, layout: str) -> None:
@@ -320,14 +393,15 @@ def exchange(w: Weights, block: str, video: Stream, audio: Stream, layout: str) 
         heard_rows = (tables[other.prefix][two], other.exchange_offsets[:, :, two])
         scale, shift = rows(name + ".context_rows", heard_rows)
         heard = tap(name + ".context", modulate(rms_norm(before[other.prefix]), scale, shift))
-        s.x = s.x + gate * attention(w, name, h, heard, audio.heads, layout, s.time_rope, other.time_rope)
+        heard = attention(w, name, h, heard, audio.heads, layout, s.time_rope, other.time_rope)
+        s.x = residual(s.x, gate, heard)
 
 
 def feed_forward(w: Weights, block: str, s: Stream) -> None:
     name = f"{block}{s.prefix}ff"
     shift, scale, gate = rows(name + ".rows", (w[f"{block}{s.prefix}scale_shift_table"][3:6], s.offsets[:, :, 3:6]))
     h = tap(name + ".input", modulate(rms_norm(tap(name + ".stream", s.x)), scale, shift))
-    s.x = s.x + gate * mlp(w, name, h)
+    s.x = residual(s.x, gate, mlp(w, name, h))
 
 
 def mlp(w: Weights, name: str, x: Array) -> Array:
@@ -349,10 +423,10 @@ def run_block(w: Weights, i: int, video: Stream, audio: Stream, layout: str, kee
 
 
 def output(w: Weights, prefix: str, x: Array, embedding: Array) -> Array:
-    centred = x - np.mean(x, axis=-1, keepdims=True)  # rms_norm of it is the layer norm
-    shift, scale = (row + embedding for row in w[prefix + "scale_shift_table"])  # the same for both
-    normed = modulate(tap(prefix + "norm_out", rms_norm(centred)), scale, shift)
-    return tap(prefix + "sample", linear(w, prefix + "proj_out", tap(prefix + "proj_out.input", normed)))
+    shift, scale = (r(row + embedding) for row in w[prefix + "scale_shift_table"])  # the same for both
+    normed = modulate(tap(prefix + "norm_out", layer_norm(x)), scale, shift)
+    projected = tap(prefix + "proj_out", linear(w, prefix + "proj_out", tap(prefix + "proj_out.input", normed)))
+    return tap(prefix + "sample", projected)
 
 
 def forward(config: dict[str, Any], weights: Weights, inputs: dict[str, Any]) -> tuple[Array, Array]:
@@ -361,7 +435,7 @@ def forward(config: dict[str, Any], weights: Weights, inputs: dict[str, Any]) ->
         raise ValueError("no checkpoint is like this, and these equations do not cover it")
     video, audio = (make_stream(config, weights, inputs, name) for name in ("video", "audio"))
     perturbed = default(inputs.get("spatio_temporal_guidance_blocks"), []) if config["perturbed_attn"] else []
-    keep = f64(default(inputs.get("perturbation_mask"), np.zeros(len(video.x)))).reshape(-1)
+    keep = r(default(inputs.get("perturbation_mask"), np.zeros(len(video.x)))).reshape(-1)
     for i in range(config["num_layers"]):
         run_block(weights, i, video, audio, config["rope_type"], keep if i in perturbed else None,
                   bool(inputs.get("isolate_modalities")))
@@ -493,19 +567,32 @@ def given(file: dict[str, Array], prefix: str) -> dict[str, Array]:
     return found
 
 
+def compute(case: dict[str, Any], file: dict[str, Array], dtype: str, level: str) -> dict[str, Array]:
+    """Compute a case, and return every tap that the kit asks for."""
+    TAPS.clear()
+    Numbers.dtype = dtype if level == "exact" else "float64"
+    inputs = given(file, f"{dtype}/inputs/")
+    if level == "exact":
+        inputs |= given(file, f"{dtype}/exact/inputs/")
+    OPERATIONS[case["operation"]](case, given(file, f"{dtype}/weights/"), inputs)
+    names = case["exact"][dtype]["digests"] if level == "exact" else case["outputs"]
+    # What has been rounded, to float32 or to fewer bits, a float32 holds as it is.
+    return {name: np.ascontiguousarray(TAPS[name], "float32" if level == "exact" else "float64") for name in names}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kit", type=Path, help="a folder that `ltx2ref kit export` wrote")
     parser.add_argument("results", type=Path, help="a folder for the results")
+    parser.add_argument("--level", choices=["native", "exact"], default="native")
     options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
     for case in json.loads((options.kit / "kit.json").read_text(encoding="utf-8"))["cases"]:
         file = load_file(options.kit / case["file"])
-        for dtype, result in case["results"].items():
-            TAPS.clear()
-            OPERATIONS[case["operation"]](case, given(file, f"{dtype}/weights/"), given(file, f"{dtype}/inputs/"))
-            computed = {name: np.ascontiguousarray(TAPS[name]) for name in case["outputs"]}
-            save_file(computed, options.results / result)
+        exact = {dtype: said["results"] for dtype, said in case["exact"].items()}
+        for dtype, result in (exact if options.level == "exact" else case["results"]).items():
+            path = options.results / result
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(compute(case, file, dtype, options.level), path)
 
 
 if __name__ == "__main__":

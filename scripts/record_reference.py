@@ -7,6 +7,8 @@
 Under exact arithmetic each case runs four times: three times with every result of the float64 library's functions
 moved by up to a unit in the last place. A case whose digests change is not recorded: give it another seed.
 
+So does each kernel shape, under its name: `kernel/*`.
+
 In native arithmetic some 30 taps of the cases that `verify` runs, every tap of those from which the conformance kit is
 made. Nothing in a recording comes from this project's model but the norms of the float64 truth.
 """
@@ -14,21 +16,28 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from importlib.metadata import version
 from typing import Any
 
 import diffusers  # type: ignore[import-untyped, unused-ignore]
 import torch
+from diffusers.models.attention_dispatch import (  # type: ignore[import-untyped, unused-ignore]
+    dispatch_attention_fn,
+)
 from torch import nn
 
 from ltx2ref.conventions import DIFFUSERS
+from ltx2ref.kit.cases import MASKED
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import generator, record
 from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
-from ltx2ref.parity.cases import RECORDED, SEED, Case, Inputs
+from ltx2ref.parity.cases import OUTPUTS, RECORDED, SEED, Case, Inputs
 from ltx2ref.parity.exact import exact
 from ltx2ref.parity.judge import norm
+from ltx2ref.parity.kernels import HEADS, KERNELS, LONG_KERNELS, Kernel
+from ltx2ref.parity.kernels import OUTPUT as KERNEL_OUTPUT
 from ltx2ref.parity.oracles.diffusers import build_diffusers, traced
 from ltx2ref.parity.oracles.ltx_core import LAYOUT as LTX_CORE_LAYOUT
 from ltx2ref.parity.oracles.ltx_core import LTXCore, build_ltx_core, run_ltx_core
@@ -59,7 +68,28 @@ def some(taps: Taps, case: Case) -> Taps:
     """The taps whose tensors are worth storing."""
     return taps if case in KIT else {name: taps[name] for name in TAPS if name in taps} | {
         name: x for name, x in taps.items() if name.endswith((".video", ".audio"))} | {
-        name: taps[name] for name in record.OUTPUTS}
+        name: taps[name] for name in OUTPUTS}
+
+
+def forward_of(case: Case | Kernel, dtype: str) -> tuple[Callable[[], Taps], Inputs]:
+    """What the recorded implementation computes for a case, and the inputs."""
+    if isinstance(case, Kernel):
+        given = case.inputs(record.EXACT_DTYPES[dtype])
+        operation = kernel(case, given)
+        return lambda: {KERNEL_OUTPUT: operation()}, given
+    model, inputs = oracle(case, dtype)
+    return lambda: run(model, inputs), inputs
+
+
+def kernel(case: Kernel, x: Inputs) -> Callable[[], torch.Tensor]:
+    """The operation as diffusers calls it, with a mask for each head."""
+    if case.operation == "linear":
+        columns, rows = x["weight"].shape
+        layer = nn.Linear(rows, columns, bias="bias" in x).requires_grad_(False)
+        layer.load_state_dict({name: x[name] for name in ("weight", "bias") if name in x}, assign=True)
+        return lambda: layer(x["x"])
+    mask = x["mask"].repeat(1, HEADS, 1, 1) if "mask" in x else None
+    return lambda: dispatch_attention_fn(x["q"], x["k"], x["v"], attn_mask=mask)
 
 
 def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
@@ -69,30 +99,30 @@ def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
         empty: Any = diffusers.LTX2VideoTransformer3DModel(**config)
     shapes = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
     build = build_diffusers if case.conventions == DIFFUSERS else build_ltx_core
-    model = build(config, generator.weights(shapes, SEED), record.EXACT_DTYPES[dtype])
+    model = build(config, generator.weights(shapes, SEED, case.scales), record.EXACT_DTYPES[dtype])
     return model, cast(case.inputs(), record.EXACT_DTYPES[dtype])
 
 
-def record_exactly(case: Case) -> None:
+def record_exactly(case: Case | Kernel) -> None:
     """Raises `SystemExit` if a digest depends on the last bit of a float64 function."""
     taps: dict[str, Taps] = {}
     given: dict[str, Inputs] = {}
     for dtype in record.EXACT_DTYPES:
-        model, given[dtype] = oracle(case, dtype)
-        taps[dtype] = run_exactly(model, given[dtype])
+        forward, given[dtype] = forward_of(case, dtype)
+        taps[dtype] = run_exactly(forward)
         for seed in SEEDS:
-            moved = run_exactly(model, given[dtype], Nudged(seed))
+            moved = run_exactly(forward, Nudged(seed))
             changed = [name for name, x in taps[dtype].items() if record.digest(x) != record.digest(moved[name])]
             if changed:
                 sys.exit(f"{case.id} {dtype}: {len(changed)} taps depend on the last bit of a float64 function (seed "
                          f"{seed}), the first is {changed[0]}; give the case another seed")
-    package = "diffusers" if case.conventions == DIFFUSERS else "ltx-core"
+    package = "ltx-core" if isinstance(case, Case) and case.conventions != DIFFUSERS else "diffusers"
     record.save_exact(case, taps, given, f"{package} {version(package)}")
 
 
-def run_exactly(model: Any, inputs: Inputs, arithmetic: Arithmetic = EXACT) -> Taps:
+def run_exactly(forward: Callable[[], Taps], arithmetic: Arithmetic = EXACT) -> Taps:
     with exact(arithmetic):
-        return run(model, inputs)
+        return forward()
 
 
 def record_natively(case: Case, dtype: str) -> None:
@@ -122,12 +152,12 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     record.DIRECTORY.mkdir(exist_ok=True)
     if options.arithmetic == "exact":
-        chosen = [case for case in RECORDED if fnmatch(case.id, options.case)]
-        for case in track(chosen, "recording"):
+        everything: list[Case | Kernel] = [*RECORDED, *KIT, MASKED, *KERNELS, *LONG_KERNELS]
+        for case in track([x for x in everything if fnmatch(x.id, options.case)], "recording"):
             record_exactly(case)
     else:
         (record.DIRECTORY / "recording.json").write_text(json.dumps(environment(), indent=1) + "\n")
-        chosen = [case for case in (*RECORDED, *KIT) if fnmatch(case.id, options.case)]
+        chosen = [case for case in (*RECORDED, *KIT) if case.native and fnmatch(case.id, options.case)]
         for case, dtype in track([(case, dtype) for case in chosen for dtype in record.DTYPES], "recording"):
             record_natively(case, dtype)
     size = sum(file.stat().st_size for file in record.DIRECTORY.rglob("*") if file.is_file())

@@ -14,6 +14,7 @@ from writers import quantisable_config, write_diffusers, write_fp8_scaled, write
 
 from ltx2ref.kit import cases as kit_cases
 from ltx2ref.kit import export
+from ltx2ref.kit.check import LEVELS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ltx2ref" / "kit" / "README.md"]
@@ -78,8 +79,9 @@ def write_files(folder: Path) -> None:
         exec(code["# truth.py"], {})
         save_file(load_file("reference.safetensors"), "port.safetensors")
         export.export("kit")
-        here.setattr(sys, "argv", ["numpy_port.py", "kit", "results"])
-        numpy_port.main()
+        for level in LEVELS:
+            here.setattr(sys, "argv", ["numpy_port.py", "kit", "results", "--level", level])
+            numpy_port.main()
 
 
 def write_checkpoints(folder: Path) -> None:

@@ -61,6 +61,8 @@ def test_a_command_of_the_package_runs_as_shown(
         assert cli.main(arguments[:-1]) == 0
     for cases in ("CASES", "RECORDED"):
         monkeypatch.setattr(cli, cases, [case for case in getattr(cli, cases) if case.name in ("t2v", "i2v")])
+    for kernels in ("KERNELS", "LONG_KERNELS"):
+        monkeypatch.setattr(cli, kernels, getattr(cli, kernels)[-1:])
     with small_kit():
         status = cli.main(arguments)
     out, error = capsys.readouterr()

@@ -33,7 +33,7 @@ CATALOGUE = {
     "caption_projection": "B S D", "audio_caption_projection": "B S E",
     "video": "B T D", "audio": "B U E",
     "norm_out": "B T D", "audio_norm_out": "B U E", "proj_out.input": "B T D", "audio_proj_out.input": "B U E",
-    "proj_out": "B T 5", "audio_proj_out": "B U 4", "sample": "B T 5", "audio_sample": "B U 4",
+    "proj_out": "B T C", "audio_proj_out": "B U c", "sample": "B T C", "audio_sample": "B U c",
 }
 # sub-layer: queries, keys, their widths, heads, width of a head, noise levels of queries, of keys
 ATTENTIONS = {
@@ -83,13 +83,13 @@ def inside_a_block() -> Iterator[tuple[str, str]]:
 def fits(shape: str, x: Tensor, case: Case) -> bool:
     v, a = case.config.video, case.config.audio
     tokens = case.grid[0] * case.grid[1] * case.grid[2]
-    sizes = {"B": 2, "T": tokens, "U": 11, "S": 9, "D": v.dim, "H": v.num_heads, "d": v.head_dim, "R": v.head_dim // 2,
-             "E": a.dim, "G": a.num_heads, "e": a.head_dim, "r": a.head_dim // 2, "K": v.mod_rows,
-             "k": a.mod_rows}
+    sizes = {"B": case.batch, "T": tokens, "U": 11, "S": 9, "D": v.dim, "H": v.num_heads, "d": v.head_dim,
+             "R": v.head_dim // 2, "E": a.dim, "G": a.num_heads, "e": a.head_dim, "r": a.head_dim // 2, "K": v.mod_rows,
+             "k": a.mod_rows, "C": v.out_channels, "c": a.out_channels}
 
     def size(letters: str) -> set[int]:
         if letters in ("N", "M"):  # for each batch element, or for each token of it
-            return {2, 2 * sizes["T" if letters == "N" else "U"]}
+            return {case.batch, case.batch * sizes["T" if letters == "N" else "U"]}
         product = 1
         for letter in letters.split("*"):
             product *= int(letter) if letter.isdigit() else sizes[letter]

@@ -18,6 +18,7 @@ from ltx2ref import cli
 from ltx2ref.parity import generator, judge, record, truth, verify
 from ltx2ref.parity.cases import RECORDED, SEED
 from ltx2ref.parity.exact import exact
+from ltx2ref.parity.kernels import KERNELS
 from ltx2ref.parity.probe import threads
 from ltx2ref.parity.record import DTYPES, EXACT_DTYPES, RecordError
 from ltx2ref.parity.taps import Taps, trace
@@ -42,10 +43,14 @@ def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixtur
     report = json.loads(capsys.readouterr().out)
     exact, native = ([result[kind] for result in report["results"] if result[kind]] for kind in ("exact", "native"))
     assert status == 0
-    assert (len(exact), len(native)) == (len(RECORDED) * len(EXACT_DTYPES), len(RECORDED) * len(DTYPES))
-    assert {result["verdict"] for result in exact} == {IDENTICAL} and sum(result["taps"] for result in exact) > 20_000
+    runs = len(RECORDED) + len(KERNELS)
+    assert (len(exact), len(native)) == (runs * len(EXACT_DTYPES), runs * len(DTYPES))
+    assert {result["verdict"] for result in exact} == {IDENTICAL} and sum(result["taps"] for result in exact) > 30_000
     verdicts = {result["verdict"] for result in native}
-    assert verdicts == {IDENTICAL} if not report["differing_operations"] else verdicts <= {IDENTICAL, WITHIN}
+    assert verdicts <= {IDENTICAL, WITHIN}
+    recorded_here = {f"{x['release']}/{x['case']}": x["native"]["verdict"] for x in report["results"] if x["native"]}
+    if not report["differing_operations"]:
+        assert {recorded_here[case.id] for case in RECORDED if case.native} == {IDENTICAL}
 
 
 @pytest.mark.slow
@@ -54,8 +59,8 @@ def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/stg-one-of-batch", "2.5/everything", "2.0/ltx-core-everything"])
 def test_the_recordings_are_what_the_implementation_computes(case_id: str, dtype: str) -> None:
     import record_reference
-    model, inputs = record_reference.oracle(BY_ID[case_id], dtype)
-    taps, recorded = record_reference.run_exactly(model, inputs), record.load_exact(BY_ID[case_id], dtype)
+    forward, _ = record_reference.forward_of(BY_ID[case_id], dtype)
+    taps, recorded = record_reference.run_exactly(forward), record.load_exact(BY_ID[case_id], dtype)
     assert {name: record.digest(x) for name, x in taps.items()} == recorded.digests
     assert all(torch.equal(taps[name], x) for name, x in recorded.outputs.items())
 
@@ -138,6 +143,48 @@ def test_one_bit_is_a_failure_under_exact_arithmetic_and_its_size_is_told() -> N
     assert result.distance == pytest.approx(judge.norm(x.double() - before) / judge.norm(x), rel=0.5)
     del taps["audio_sample"]
     assert verify.compare_exactly(case, "float32", taps).differing == 2
+
+
+def natively(case_id: str, dtype: str, taps: Taps | None = None, exact_taps: Taps | None = None,
+             machine: str | None = None) -> verify.NativeResult:
+    """The verdict on a case that is recorded under exact arithmetic alone."""
+    case = BY_ID[case_id]
+    forward = verify.prepared(case, dtype, torch.device("cpu"))
+    return verify.compare_with_exact(
+        case, dtype, verify.run_on(machine, forward) if taps is None else taps,
+        verify.run_on("exact", forward) if exact_taps is None else exact_taps,
+        verify.run_on(verify.WRITTEN_OUT, forward))
+
+
+@pytest.mark.parametrize(("case_id", "machine"), [("2.0/empty-text-rows", "online-softmax"),
+                                                  ("2.3/soft-self-mask", None), ("2.3/defaults", "faithful")])
+def test_a_case_without_native_tensors_is_judged_against_the_exact_ones(case_id: str, machine: str | None) -> None:
+    """Beside a bias of -10,000 float32 keeps a thousandth of a logit, which is nobody's error."""
+    result = natively(case_id, "float32", machine=machine)
+    assert result.verdict == WITHIN and result.share < 1 and result.against_record < 1e-3
+
+
+def test_a_bug_in_a_case_without_native_tensors_is_beyond_the_budget() -> None:
+    result = natively("2.3/other-sigma", "float32", taps_of("2.3/other-sigma", "float32", "sigma-ignored"))
+    assert result.verdict == FAILED and result.first == "prompt_adaln.sinusoid"
+
+
+def test_a_tap_that_is_not_the_recorded_one_exactly_cannot_be_judged_natively() -> None:
+    forward = verify.prepared(BY_ID["2.3/defaults"], "float32", torch.device("cpu"))
+    taps = verify.run_on("exact", forward)
+    other = taps | {"sample": taps["sample"] + 1}
+    result = natively("2.3/defaults", "float32", exact_taps=other)
+    assert result.verdict == INCONCLUSIVE and result.note.startswith("1 of 232 taps, the first is sample, are not")
+    wrong = verify.run_on(None, forward)
+    wrong["transformer_blocks.0.attn1.norm_q"] = wrong["transformer_blocks.0.attn1.norm_q"] * 1.01
+    result = natively("2.3/defaults", "float32", wrong, other)
+    assert (result.verdict, result.first) == (FAILED, "transformer_blocks.0.attn1.norm_q")
+
+
+@pytest.mark.slow
+def test_a_case_without_native_tensors_need_not_be_identical_where_all_others_have_to() -> None:
+    result = verify.verify(BY_ID["2.3/defaults"], "float32", torch.device("cpu"), True, "native")
+    assert result.exact is None and result.verdicts == {WITHIN}
 
 
 def test_phases_that_round_otherwise_are_no_error_of_what_follows() -> None:
@@ -223,7 +270,7 @@ def test_recordings_of_another_version_of_exact_arithmetic_are_refused(monkeypat
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--case", "9.9/*"], "--case 9.9/*: no such case; there are 2.0/t2v"),
+    (["--case", "9.9/*"], "--case 9.9/*: no such case; there are 2.0/pipeline-t2v"),
     (["--device", "abacus"], "--device abacus"),
     (["--device", "meta"], "--device meta"),
     (["--arithmetic", "native", "--dtype", "float16"], "--dtype float16: recorded under exact arithmetic only"),
@@ -254,7 +301,7 @@ def test_a_trace_leaves_the_model_as_it_was_and_the_output_bit_identical() -> No
 
 def test_the_recordings_fit_the_package() -> None:
     sizes = {file.name: file.stat().st_size for file in record.DIRECTORY.rglob("*.*")}
-    assert sum(sizes.values()) <= 13_000_000
+    assert sum(sizes.values()) <= 15_000_000  # of the wheel, which is half as large
 
 
 def test_the_generator_is_the_documented_one() -> None:

@@ -2,6 +2,9 @@
 
 What is expected are diffusers' recorded tensors. The truth is this package's float64 model, given what the case gives;
 it is stored as the recorded tensors' own error, `expected - truth`, which in float32 keeps more digits than needed.
+
+On the exact level the digests that diffusers left under exact arithmetic are expected. What a component needs besides,
+tensors with these digests, this package's model computes: if any of its taps had another digest, nothing is written.
 """
 import json
 from collections.abc import Iterator, Mapping
@@ -17,16 +20,18 @@ from torch import Tensor
 from .. import __version__
 from ..model import LTX2VideoTransformer3DModel
 from ..parity import record
+from ..parity.arithmetic import VERSION
 from ..parity.cases import Case, Inputs
+from ..parity.exact import exact
 from ..parity.judge import CLEARLY, FLOOR, SHARE, norm
-from ..parity.record import DTYPES
+from ..parity.record import DTYPES, RecordError
 from ..parity.run import build, cast, run
 from ..parity.taps import PROJECTED, Taps
 from ..parity.truth import doubled, truth, wide
 from ..progress import track
-from .cases import COMPONENTS, MODELS, Component
+from .cases import COMPONENTS, MASKED, MODELS, Component
 
-SCHEMA = 1
+SCHEMA = 2
 ABOUT = {
     "bfloat16": "stored as uint16 bit patterns: the upper half of a float32's bits",
     "tensors": "DTYPE/weights/NAME, DTYPE/inputs/NAME, DTYPE/expected/NAME and DTYPE/error/NAME, with DTYPE float32 or "
@@ -34,13 +39,18 @@ ABOUT = {
     "error": "expected - truth, in float32: of diffusers' own tensors against float64, given the same inputs",
     "results": "a file for each case and dtype, with tensors of the names in outputs: float16, bfloat16 (or its bits "
                "as uint16), float32 or float64",
+    "exact": "what diffusers computes under exact arithmetic, see docs/arithmetic.md: for each dtype the results file "
+             "of a port that computes so, too, and a digest of each tap, the first 16 bytes of the SHA-256 of "
+             "'{dtype} {shape}\\n' and the elements; DTYPE/exact/inputs/NAME takes the place of DTYPE/inputs/NAME "
+             "where there is one, and DTYPE/exact/expected/NAME has a component's digest",
 }
 
 
 def export(directory: str | Path) -> dict[str, Any]:
     """Write the kit into a new or empty folder, and return what is in its kit.json.
 
-    Raises `ValueError` if something is there, and `RecordError` if a recording is missing.
+    Raises `ValueError` if something is there, and `RecordError` if a recording is missing, or is not what this
+    package's model computes under exact arithmetic.
     """
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -50,8 +60,8 @@ def export(directory: str | Path) -> dict[str, Any]:
     for about, tensors in everything():
         save_file(tensors, folder / about["file"])
         cases.append(about)
-    kit = {"schema": SCHEMA, "ltx2ref": __version__, "recorded": provenance(), "about": ABOUT,
-           "budget": {"share": SHARE, "floor": FLOOR, "suspect_up_to": CLEARLY}, "cases": cases}
+    kit = {"schema": SCHEMA, "ltx2ref": __version__, "arithmetic": VERSION, "recorded": provenance(), "about": ABOUT,
+           "budget": {"share": SHARE, "floor": FLOOR, "with_a_note_up_to": CLEARLY}, "cases": cases}
     (folder / "kit.json").write_text(json.dumps(kit, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text((files(__package__) / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     return kit
@@ -62,11 +72,16 @@ def provenance() -> dict[str, Any]:
 
 
 def everything() -> Iterator[tuple[dict[str, Any], Taps]]:
-    """For each case its entry in kit.json, and the tensors of its file; components before models."""
-    sources = {case.id: {dtype: Source(case, dtype) for dtype in DTYPES} for case in MODELS}
+    """Yield for each case its entry in kit.json, and the tensors of its file; components before models."""
     parts: list[Case | Component] = [*COMPONENTS, *MODELS]
+    cases = {origin(part).id: origin(part) for part in parts}
+    sources = {name: {dtype: Source(case, dtype) for dtype in DTYPES} for name, case in cases.items()}
     for part in track(parts, "writing the kit"):
-        yield entry(part, sources[part.id if isinstance(part, Case) else part.case.id])
+        yield entry(part, sources[origin(part).id])
+
+
+def origin(part: Case | Component) -> Case:
+    return part if isinstance(part, Case) else part.case
 
 
 class Source:
@@ -74,54 +89,79 @@ class Source:
     def __init__(self, case: Case, dtype: str) -> None:
         self.case, self.dtype = case, dtype
         self.model: LTX2VideoTransformer3DModel = build(case.config, DTYPES[dtype])
-        self.exact = doubled(self.model)
+        self.double = doubled(self.model)
         self.inputs: Inputs = cast(case.inputs(), DTYPES[dtype])
-        self.taps = record.load(case, dtype).taps
+        self.exact, self.digests = exactly(self.model, self.inputs, case, dtype)
+        self.taps = self.exact if case == MASKED else record.load(case, dtype).taps
         self.flat = self.inputs | (self.inputs.get("attention_kwargs") or {})
         self.weights = {name: x.detach() for name, x in self.model.state_dict().items()}
 
     def truth(self, part: "Case | Component") -> Taps:
-        """Of a model given the recorded phases, of a component given its inputs."""
+        """Compute in float64: a model given the recorded phases, a component given its inputs."""
         if isinstance(part, Case):
             return truth(self.model, self.inputs, self.taps)
         given = {name: self.taps[name] for name in part.given}
         coords = {name: x.double() for name, x in given.items() if name.endswith("_coords")}
-        found = run(self.exact, wide(self.inputs) | coords, given)
+        found = run(self.double, wide(self.inputs) | coords, given)
         for before, after in part.chain:
             found[after] = given[before].double() + found[after] - found[before]
         return found
 
+    def outputs(self, part: "Case | Component") -> tuple[str, ...]:
+        """Name what a port is asked for: of a model all taps but derived ones, and what `sample` says again."""
+        return part.outputs if isinstance(part, Component) else tuple(
+            name for name in self.taps if not name.endswith(("rows", ".gate")) and name not in PROJECTED.values())
+
     def tensors(self, part: "Case | Component") -> dict[str, Taps]:
+        """Return what the case's file has of this dtype, by kind."""
+        more: dict[str, Taps] = {}
         if isinstance(part, Case):
             weights, given = self.weights, record.tensors(self.inputs)
-            outputs = tuple(name for name in self.taps  # but derived ones, and what `sample` says again
-                            if not name.endswith(("rows", ".gate")) and name not in PROJECTED.values())
         else:
             weights = {name: x for name, x in self.weights.items() if part.weights and name.startswith(part.weights)}
             given = {name: self.taps[name] for name in part.given} | {name: self.flat[name] for name in part.raw}
-            outputs = part.outputs
-        true = self.truth(part)
+            more = {"exact/inputs": {name: self.exact[name] for name in part.given},
+                    "exact/expected": {name: self.exact[name] for name in part.outputs}}
+        true, outputs = self.truth(part), self.outputs(part)
         return {"weights": weights, "inputs": given, "expected": {name: self.taps[name] for name in outputs},
-                "error": {name: self.taps[name].double() - true[name] for name in outputs}}
+                "error": {name: self.taps[name].double() - true[name] for name in outputs}} | more
+
+
+def exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs, case: Case,
+            dtype: str) -> tuple[Taps, dict[str, bytes]]:
+    """Compute every tap under exact arithmetic, and return them with diffusers' digests, which are theirs as well.
+
+    Raises `RecordError` if one differs: then nobody has the tensors that diffusers computed.
+    """
+    with exact():
+        taps = run(model, inputs)
+    recorded = record.load_exact(case, dtype).digests
+    other = [name for name, x in recorded.items() if name not in taps or record.digest(taps[name]) != x]
+    if other:
+        raise RecordError(f"{case.id} {dtype}: {len(other)} of {len(recorded)} taps have another digest here than "
+                          f"recorded, the first is {other[0]}")
+    return taps, recorded
 
 
 def entry(part: Case | Component, sources: Mapping[str, Source]) -> tuple[dict[str, Any], Taps]:
     tensors = {dtype: source.tensors(part) for dtype, source in sources.items()}
-    some = next(iter(tensors.values()))
-    flat = next(iter(sources.values())).flat
+    some = next(iter(sources.values()))
+    flat, outputs = some.flat, some.outputs(part)
     if isinstance(part, Case):
-        operation, module, config = "model", "", part.config
+        operation, module = "model", ""
         arguments = {name: x for name, x in flat.items() if not isinstance(x, Tensor | dict) and x is not None}
     else:
-        operation, module, config = part.operation, part.module, part.case.config
-        arguments = part.arguments(config, flat)
-    slug = part.id.replace("/", "-")
+        operation, module, arguments = part.operation, part.module, part.arguments(part.case.config, flat)
+    slug, case = part.id.replace("/", "-"), origin(part)
+    results = {dtype: f"{slug}.{dtype}.safetensors" for dtype in sources}
     about = {
         "id": part.id, "operation": operation, "module": module, "file": f"{slug}.safetensors",
-        "release": part.release if isinstance(part, Case) else part.case.release,
-        "from": None if isinstance(part, Case) else part.case.id,
-        "config": config.to_diffusers(), "arguments": arguments, "inputs": list(some["inputs"]),
-        "outputs": list(some["expected"]), "results": {dtype: f"{slug}.{dtype}.safetensors" for dtype in tensors},
+        "release": case.release, "from": None if isinstance(part, Case) else case.id,
+        "config": case.config.to_diffusers(), "arguments": arguments, "inputs": list(tensors[some.dtype]["inputs"]),
+        "outputs": list(outputs), "results": results,
+        "exact": {dtype: {"results": f"exact/{results[dtype]}", "digests": {
+            name: x.hex() for name, x in source.digests.items() if isinstance(part, Case) or name in outputs}}
+            for dtype, source in sources.items()},
         "own_error": {dtype: {name: share(x, found["expected"][name]) for name, x in found["error"].items()}
                       for dtype, found in tensors.items()}}
     return about, stored(tensors)

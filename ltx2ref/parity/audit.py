@@ -22,11 +22,11 @@ from ..model import LTX2VideoTransformer3DModel
 from . import record
 from .arithmetic import VERSION, NotExact
 from .cases import Case, Inputs
-from .compare import compare, dtype_name, spread, summary
+from .compare import compare, summary
 from .exact import exact
 from .hints import Evidence, hints
 from .isolate import isolate, repeats
-from .judge import norm
+from .judge import dtype_name, norm, spread
 from .port import port_named
 from .probe import threads
 from .report import DIVERGED, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
@@ -70,7 +70,7 @@ def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.de
     Raises `ValueError` if the candidate has no equivalent of the case, and `NotExact` if it computes what exact
     arithmetic cannot see. `reference` is ltx2ref, or ltx2ref:NAME for other conventions than diffusers'.
     """
-    model = build(case.config, dtype, conventions_of(reference)).to(device)
+    model = build(case.config, dtype, conventions_of(reference), case.scales).to(device)
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
     coords = {name: x for name, x in run(model, inputs).items() if name.endswith("_coords")}
 

@@ -1,10 +1,11 @@
 """The conformance cases: for each a configuration, and inputs that do not hide bugs.
 
 Batch 2; frames, height and width odd and different; widths that RoPE has to pad; streams of different width and
-length; unequal noise levels; no weight, table, gate or bias is zero.
+length; unequal noise levels; no weight, table, gate or bias is zero. Then what these do not exercise, found by changes
+of diffusers that no case noticed (tests/test_cases.py), and, before all others, the calls that a pipeline makes.
 """
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from ..config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 from ..conventions import DIFFUSERS, LTX_CORE_2026_03, Conventions
-from .generator import uniform
+from ..rope import audio_positions, video_positions
+from .generator import Scales, uniform
 
 SEED = 20261122
 BATCH, TEXT_TOKENS, AUDIO_TOKENS, GRID = 2, 9, 11, (3, 5, 7)
@@ -24,6 +26,7 @@ SIZES: dict[str, Any] = {
 }
 RELEASES = {"2.0": replace(LTX_2_0, **SIZES), "2.3": replace(LTX_2_3, **SIZES), "2.5": replace(LTX_2_5, **SIZES)}
 Inputs = dict[str, Any]
+OUTPUTS = ("sample", "audio_sample")
 
 
 @dataclass(frozen=True)
@@ -36,35 +39,49 @@ class Case:
     grid: tuple[int, int, int] = GRID
     extras: tuple[Callable[["Case", Inputs], Inputs], ...] = ()
     conventions: Conventions = DIFFUSERS  # of the implementation that is recorded
+    batch: int = BATCH
+    absent: tuple[str, ...] = ()          # arguments that are left to their defaults
+    scales: Scales = ()                   # of the weights
+    seed: int = SEED                      # of the inputs
+    native: bool = True                   # tensors were recorded in native arithmetic, too
 
     @property
     def id(self) -> str:
         return f"{self.release}/{self.name}"
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        return OUTPUTS
+
+    def about(self) -> dict[str, Any]:
+        """What a recording holds of the case, besides its inputs."""
+        return {"config": self.config.to_diffusers(), "conventions": asdict(self.conventions)} | (
+            {"scales": [list(x) for x in self.scales]} if self.scales else {})
+
+    @property
     def config(self) -> TransformerConfig:
         return replace(RELEASES[self.release], **self.change)
 
     def draw(self, name: str, *shape: int) -> Tensor:
-        return uniform(f"{self.id}/{name}", shape, seed=SEED)
+        return uniform(f"{self.id}/{name}", shape, seed=self.seed)
 
     def inputs(self) -> Inputs:
         video, audio, (frames, height, width) = self.config.video, self.config.audio, self.grid
+        level = torch.tensor([731.25, 402.5, 64.5][:self.batch])
+        audio_level = torch.tensor([518.75, 883.0, 240.25][:self.batch])
         base: Inputs = {
-            "hidden_states": self.draw("hidden_states", BATCH, frames * height * width, video.in_channels),
-            "audio_hidden_states": self.draw("audio_hidden_states", BATCH, AUDIO_TOKENS, audio.in_channels),
-            "encoder_hidden_states": self.draw("encoder_hidden_states", BATCH, TEXT_TOKENS, video.text_dim),
+            "hidden_states": self.draw("hidden_states", self.batch, frames * height * width, video.in_channels),
+            "audio_hidden_states": self.draw("audio_hidden_states", self.batch, AUDIO_TOKENS, audio.in_channels),
+            "encoder_hidden_states": self.draw("encoder_hidden_states", self.batch, TEXT_TOKENS, video.text_dim),
             "audio_encoder_hidden_states": self.draw(
-                "audio_encoder_hidden_states", BATCH, TEXT_TOKENS, audio.text_dim),
-            "timestep": torch.tensor([731.25, 402.5]),
-            "audio_timestep": torch.tensor([518.75, 883.0]),
-            "sigma": torch.tensor([731.25, 402.5]),
-            "audio_sigma": torch.tensor([518.75, 883.0]),
+                "audio_encoder_hidden_states", self.batch, TEXT_TOKENS, audio.text_dim),
+            "timestep": level, "audio_timestep": audio_level,
+            "sigma": level.clone(), "audio_sigma": audio_level.clone(),
             "num_frames": frames, "height": height, "width": width, "audio_num_frames": AUDIO_TOKENS, "fps": 25.0,
         }
         for extra in self.extras:
             base |= extra(self, base)
-        return base
+        return {name: x for name, x in base.items() if name not in self.absent}
 
 
 def per_token(case: Case, x: Inputs) -> Inputs:
@@ -89,15 +106,15 @@ def text_masks(case: Case, x: Inputs) -> Inputs:
 
 def text_masks_3d(case: Case, x: Inputs) -> Inputs:
     """A mask of three dimensions is a bias if floating, and True to keep if bool."""
-    bias = case.draw("bias", BATCH, x["hidden_states"].shape[1], TEXT_TOKENS)
-    keep = case.draw("keep", BATCH, 1, TEXT_TOKENS) > -0.8
+    bias = case.draw("bias", case.batch, x["hidden_states"].shape[1], TEXT_TOKENS)
+    keep = case.draw("keep", case.batch, 1, TEXT_TOKENS) > -0.8
     return {"encoder_attention_mask": bias, "audio_encoder_attention_mask": keep}
 
 
 def coords(case: Case, x: Inputs) -> Inputs:
     """Any coordinates, other ones for each row, in place of frame, row and column numbers."""
-    start = (case.draw("video_coords", BATCH, 3, x["hidden_states"].shape[1], 1) + 2) / 4
-    audio = (case.draw("audio_coords", BATCH, 1, AUDIO_TOKENS, 1) + 2) / 4 * 20
+    start = (case.draw("video_coords", case.batch, 3, x["hidden_states"].shape[1], 1) + 2) / 4
+    audio = (case.draw("audio_coords", case.batch, 1, AUDIO_TOKENS, 1) + 2) / 4 * 20
     start = start * torch.tensor([20.0, 1000.0, 2000.0])[:, None, None]
     size = torch.tensor([1 / 3, 32.0, 32.0])[:, None, None]
     return {"video_coords": torch.cat([start, start + size], -1), "audio_coords": torch.cat([audio, audio + 0.04], -1),
@@ -118,21 +135,21 @@ def stg_second(case: Case, x: Inputs) -> Inputs:
 
 def binary_self_mask(case: Case, x: Inputs) -> Inputs:
     tokens = x["hidden_states"].shape[1]
-    mask = case.draw("mask", BATCH, tokens, tokens) > -0.5
+    mask = case.draw("mask", case.batch, tokens, tokens) > -0.5
     return {"attention_kwargs": {"video_self_attention_mask": mask.float()}}
 
 
 def fractional_self_mask(case: Case, x: Inputs) -> Inputs:
     """Near 1, where the bias does not just switch a token off."""
     tokens = x["hidden_states"].shape[1]
-    mask = 1 - (case.draw("mask", BATCH, tokens, tokens) + 1.75).clamp(min=0) * 2**-12
+    mask = 1 - (case.draw("mask", case.batch, tokens, tokens) + 1.75).clamp(min=0) * 2**-12
     return {"attention_kwargs": {"video_self_attention_mask": mask}}
 
 
 def soft_self_mask(case: Case, x: Inputs) -> Inputs:
     """All of [0, 1], and a fifth of it 0."""
     tokens = x["hidden_states"].shape[1]
-    mask = case.draw("mask", BATCH, tokens, tokens) * 0.5 + 0.5
+    mask = case.draw("mask", case.batch, tokens, tokens) * 0.5 + 0.5
     return {"attention_kwargs": {"video_self_attention_mask": mask.clamp(0, 1)}}
 
 
@@ -145,12 +162,96 @@ def empty_text_masks(case: Case, x: Inputs) -> Inputs:
 
 
 def keyframes(case: Case, x: Inputs) -> Inputs:
-    mask = case.draw("mask", BATCH, x["hidden_states"].shape[1], 1) > 0.5
+    mask = case.draw("mask", case.batch, x["hidden_states"].shape[1], 1) > 0.5
     return {"attention_kwargs": {"video_keyframes_mask": mask.float()}}
 
 
+def guided_rows(case: Case, x: Inputs) -> Inputs:
+    """As a pipeline calls it with classifier-free guidance: two rows that differ in their text alone, one noise level,
+    one text mask for both streams, coordinates that it made before, and a grid that it passes all the same."""
+    sigma = x["sigma"][:1].expand(case.batch).clone()
+    like, n = torch.empty(0), case.batch
+    tokens, lengths = torch.arange(TEXT_TOKENS), torch.tensor([[3], [TEXT_TOKENS - 1]])
+    mask = (tokens >= TEXT_TOKENS - lengths).long()  # padded on the left
+    return {"hidden_states": x["hidden_states"][:1].repeat(n, 1, 1),
+            "audio_hidden_states": x["audio_hidden_states"][:1].repeat(n, 1, 1),
+            "timestep": sigma, "sigma": sigma.clone(), "fps": 24.0,
+            "encoder_attention_mask": mask, "audio_encoder_attention_mask": mask.clone(),
+            "video_coords": video_positions(case.grid, 24.0, case.config, like).repeat(n, 1, 1, 1),
+            "audio_coords": audio_positions((AUDIO_TOKENS,), case.config, like).repeat(n, 1, 1, 1)}
+
+
+def first_frame(case: Case, x: Inputs) -> Inputs:
+    """As the image-to-video pipeline calls it: the first frame is clean, the audio has one noise level, and the text
+    is padded with registers, so that its mask is all ones."""
+    noisy = (torch.arange(x["hidden_states"].shape[1]) >= case.grid[1] * case.grid[2]).float()
+    mask = torch.ones_like(x["encoder_attention_mask"])
+    return {"timestep": x["sigma"][:, None] * noisy, "audio_timestep": x["sigma"].clone(),
+            "encoder_attention_mask": mask, "audio_encoder_attention_mask": mask.clone()}
+
+
+def fps_23976(case: Case, x: Inputs) -> Inputs:
+    return {"fps": 23.976}
+
+
+def other_sigma(case: Case, x: Inputs) -> Inputs:
+    """Sigmas that no token has: a third less than the highest timestep."""
+    return {"sigma": x["sigma"] * 0.625, "audio_sigma": x["audio_sigma"] * 0.6875}
+
+
+def video_mask(case: Case, x: Inputs) -> Inputs:
+    """For the video's text alone."""
+    return {"encoder_attention_mask": (torch.arange(TEXT_TOKENS) < 6).long().expand(case.batch, -1).clone()}
+
+
+def audio_mask(case: Case, x: Inputs) -> Inputs:
+    """For the audio's text alone, another length in each row."""
+    lengths = torch.tensor([[5], [8], [2]][:case.batch])
+    return {"audio_encoder_attention_mask": (torch.arange(TEXT_TOKENS) < lengths).long()}
+
+
+def stg_shares(case: Case, x: Inputs) -> Inputs:
+    """Two blocks, perturbed in part, by another part in each row."""
+    return {"spatio_temporal_guidance_blocks": [1, 0], "perturbation_mask": torch.tensor([[[0.75]], [[0.375]]])}
+
+
+def low_self_mask(case: Case, x: Inputs) -> Inputs:
+    """All of [0, 1], and of every other row no more than 3/4: in it everything is masked in part, in each dtype."""
+    mask = soft_self_mask(case, x)["attention_kwargs"]["video_self_attention_mask"]
+    mask[:, 1::2] *= 0.75
+    return {"attention_kwargs": {"video_self_attention_mask": mask}}
+
+
 INTERLEAVED = {"rope_type": "interleaved"}
+SAME_CHANNELS = {"out_channels": SIZES["in_channels"], "audio_out_channels": SIZES["audio_in_channels"]}
+OTHER_RATES = {"audio_hop_length": 256, "audio_sampling_rate": 44100, "audio_scale_factor": 8,
+               "vae_scale_factors": (4, 16, 24), "rope_theta": 5000.0}
+# A stream of 1e-3, and queries and keys of that size, so that each norm's epsilon weighs as much as what it norms.
+SMALL_STREAM: Scales = (("*proj_in.*", 2.0**-10), ("*.to_out.0.*", 2.0**-10), ("*ff.net.2.*", 2.0**-10),
+                        ("*.to_q.*", 2.0**-10), ("*.to_k.*", 2.0**-10))
+LARGE_OUTPUTS: Scales = (("*proj_out.*", 8.0),)
+
+PIPELINE_CASES = (
+    *(Case(release, "pipeline-t2v", SAME_CHANNELS, extras=(guided_rows, *more), native=False,
+           absent=("audio_timestep", "audio_sigma"))
+      for release, more in (("2.0", ()), ("2.3", (cross_timestep,)), ("2.5", (cross_timestep,)))),
+    *(Case(release, "pipeline-i2v", SAME_CHANNELS, extras=(guided_rows, first_frame, *more), native=False,
+           absent=("audio_sigma",))
+      for release, more in (("2.0", ()), ("2.3", (cross_timestep,)), ("2.5", (cross_timestep,)))),
+)
+MORE_CASES = tuple(replace(case, native=False) for case in (
+    Case("2.0", "empty-text-rows", extras=(empty_text_masks,)),
+    Case("2.0", "other-rates", OTHER_RATES, extras=(fps_23976,)),
+    Case("2.3", "defaults", extras=(other_sigma, video_mask), batch=1, absent=("audio_timestep", "audio_sigma", "fps")),
+    Case("2.5", "batch-3", extras=(audio_mask,), batch=3),
+    Case("2.3", "other-sigma", extras=(per_token, other_sigma, cross_timestep)),
+    Case("2.3", "stg-shares", extras=(stg_shares,)),
+    Case("2.3", "soft-self-mask", extras=(low_self_mask,)),
+    Case("2.3", "gates-without-guidance", {"perturbed_attn": False}),
+    Case("2.3", "small-stream-large-outputs", scales=SMALL_STREAM + LARGE_OUTPUTS),
+))
 CASES = (
+    *PIPELINE_CASES,
     Case("2.0", "t2v"),
     Case("2.0", "i2v", extras=(per_token,)),
     Case("2.0", "cross-timestep", extras=(cross_timestep,)),
@@ -181,6 +282,7 @@ CASES = (
     Case("2.5", "keyframes", extras=(per_token, keyframes)),
     Case("2.5", "everything", INTERLEAVED, extras=(
         per_token, cross_timestep, text_masks, coords, stg_second, keyframes)),
+    *MORE_CASES,
 )
 
 LTX_CORE_CASES = tuple(  # each convention shows in one of them, except in float32 what only rounds

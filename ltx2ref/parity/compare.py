@@ -6,19 +6,12 @@ root of its epsilon), and else stays suspect.
 """
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from .judge import CLEARLY, FLOOR, SHARE, norm
-from .judge import errors as measured
+from .judge import Against, Local, Taps, judge_tap
 from .report import (
     DIVERGED,
     IDENTICAL,
     MISSING,
-    ORIGINATED,
     PROPAGATED,
     ROUNDING,
     SHAPE,
@@ -26,27 +19,7 @@ from .report import (
     Report,
     TapRow,
 )
-from .sketch import Sketch, estimate, sketch
 from .taps import PROJECTED
-
-Taps = Mapping[str, Any]  # of tensors, or of sketches
-PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T
-SAMPLE = 2**20  # elements from which a percentile is taken
-
-
-class Local(NamedTuple):
-    """The reference run on the candidate's own taps: in its dtype, and in float64."""
-    reference: Taps
-    truth: Taps
-    same_bits: Taps | None = None  # those of `reference` that the same operations have to the bit, in exact arithmetic
-
-
-class Against(NamedTuple):
-    """What one tap is measured against, as far as it is known."""
-    true: Tensor | None = None             # in float64
-    candidate_true: Tensor | None = None   # where the candidate's phases are not the reference's
-    bound: Tensor | None = None            # of a sinusoid
-    slack: float = 0.0                     # what phases do that the candidate does not show
 
 
 def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: Local | None = None,
@@ -58,98 +31,11 @@ def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: 
     of sinusoids (see truth.py); `slack`, in L2 norms, is added to budgets.
     """
     true, theirs, bounds, slack = truth or {}, candidate_truth or {}, bounds or {}, slack or {}
-    rows = [row(name, x, candidate.get(name), local,
+    rows = [judge_tap(name, x, candidate.get(name), local,
                 Against(true.get(name), theirs.get(name), bounds.get(name), slack.get(name, 0.0)))
             for name, x in reference.items() if name in candidate or name not in PROJECTED.values()]
     rows = after_projection(amplified(rows) if local is not None else rows)
     return summary(rows, notes(rows, reference, candidate, truth))
-
-
-def row(name: str, reference: Any, candidate: Any, local: Local | None, against: Against) -> TapRow:
-    about: dict[str, Any] = {"name": name, "shape": tuple(reference.shape), "dtype": dtype_name(reference)}
-    if candidate is None:
-        return TapRow(verdict=MISSING, **about)
-    about |= {"candidate_shape": tuple(candidate.shape), "candidate_dtype": dtype_name(candidate)}
-    if isinstance(candidate, Tensor):
-        candidate = spread(name, candidate, reference)
-    if tuple(candidate.shape) != tuple(reference.shape):
-        return TapRow(verdict=SHAPE, **about)
-    if isinstance(reference, Sketch) or isinstance(candidate, Sketch):
-        return estimated(about, reference, candidate, against.true)
-    reference, candidate = reference.cpu(), candidate.cpu()
-    if candidate.dtype == reference.dtype and torch.equal(candidate, reference):
-        return TapRow(verdict=IDENTICAL, equal_rounded=True, max_abs=0.0, relative=0.0, ulp_max=0.0, ulp_p99=0.0,
-                      **about, **errors(reference, candidate, Against(against.true)))
-    numbers = differences(reference, candidate) | errors(reference, candidate, against)
-    most, dtype = CLEARLY if against.bound is None else 1.0, coarser(reference, candidate)
-    if not same_roundings(reference, candidate):
-        numbers.pop("budget", None)
-    elif local is not None and name in local.truth:
-        numbers |= locally(name, candidate, local, against)
-        if numbers["origin"] == ORIGINATED and local.same_bits is not None:  # an operation that is judged on its own
-            numbers["equal_rounded"] = False
-    return TapRow(verdict=judged(numbers, dtype, most), **about, **numbers)
-
-
-def spread(name: str, x: Tensor, like: Any) -> Tensor:
-    """Noise levels per batch element, repeated for each token where the other implementation has them per token."""
-    if name.endswith(PER_TOKEN) and tuple(x.shape[1:]) == tuple(like.shape[1:]) and like.shape[0] % len(x) == 0:
-        return x.repeat_interleave(like.shape[0] // len(x), 0)
-    return x
-
-
-def judged(numbers: Mapping[str, Any], dtype: torch.dtype, most: float) -> str:
-    """Rounding, suspect or diverged, for tensors that are not the same. `most`: budgets, up to which it is suspect."""
-    budget = numbers.get("budget")
-    if numbers.get("equal_rounded") or (budget is not None and budget <= 1):  # a NaN is not
-        return ROUNDING
-    if budget is not None:
-        return SUSPECT if budget <= most else DIVERGED
-    return SUSPECT if numbers["relative"] <= torch.finfo(dtype).eps ** 0.5 else DIVERGED
-
-
-def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
-    """Everything that needs no truth. In float64, but ULPs, which are counted in the coarser dtype."""
-    a, b, dtype = reference.double(), candidate.double(), coarser(reference, candidate)
-    gap = (b - a).abs()
-    worst = int(torch.where(gap.isnan(), torch.inf, gap).argmax())
-    rounded = reference.to(dtype), candidate.to(dtype)
-    ulp_max, ulp_p99 = ulps(*rounded)
-    apart, size = norm(gap), norm(a)
-    return {
-        "max_abs": gap.flatten()[worst].item(), "relative": ratio(apart, size), "ulp_max": ulp_max, "ulp_p99": ulp_p99,
-        "sqnr_db": 20 * torch.log10(torch.tensor(size / apart)).item() if apart and size else None,
-        "cosine": ratio((a * b).sum().item(), size * norm(b)), "equal_rounded": torch.equal(*rounded),
-        "worst": tuple(int(i) for i in np.unravel_index(worst, tuple(a.shape))),
-        "worst_reference": a.flatten()[worst].item(), "worst_candidate": b.flatten()[worst].item()}
-
-
-def errors(reference: Tensor, candidate: Tensor, against: Against) -> dict[str, Any]:
-    """Relative error of each side against float64, and the candidate's error divided by the budget."""
-    if against.true is None:
-        return {}
-    true = against.true.cpu()
-    theirs = true if against.candidate_true is None else against.candidate_true.cpu()
-    bound = None if against.bound is None or against.bound.shape != true.shape else against.bound
-    found = measured(candidate, reference, theirs, true, bound, against.slack)
-    return {"error": ratio(found.error, found.size), "reference_error": ratio(found.reference, norm(true)),
-            "budget": found.share}
-
-
-def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bool:
-    """Whether the reference's error tells what the candidate may lose: of a coarser dtype it says nothing."""
-    return coarser(reference, candidate) == reference.dtype
-
-
-def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dict[str, Any]:
-    """Whether this stage alone, given the candidate's own inputs, is beyond the budget; under exact arithmetic, whether
-    it has other bits than the same operations would have."""
-    own = Against(local.truth[name], bound=against.bound, slack=against.slack)
-    found = errors(local.reference[name].cpu(), candidate, own)
-    budget, same = found["budget"], None if local.same_bits is None else local.same_bits.get(name)
-    passed_on = (budget is not None and budget <= 1) if same is None else torch.equal(same.cpu(), candidate)
-    counts = {} if local.same_bits is None or passed_on else {"budget": budget}
-    return {"local_error": found["error"], "origin": PROPAGATED if passed_on else ORIGINATED, **counts}
 
 
 def amplified(rows: list[TapRow]) -> list[TapRow]:
@@ -169,20 +55,6 @@ def after_projection(rows: list[TapRow]) -> list[TapRow]:
     return [replace(row, hints=(
         f"a change after {PROJECTED[row.name]}: what it put out is right, what is returned is not",))
         if PROJECTED.get(row.name) in right and row.verdict in (SUSPECT, DIVERGED, SHAPE) else row for row in rows]
-
-
-def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: Any) -> TapRow:
-    """The same verdicts from sketches, for what they can tell: beyond the budget is what surely is."""
-    a, b = as_sketch(reference), as_sketch(candidate)
-    same = a.same_bits(b)
-    if same or (same is None and a == b):
-        return TapRow(verdict=IDENTICAL, relative=0.0, estimated=True, **about)
-    numbers: dict[str, Any] = {"relative": estimate(a, b).relative}
-    if true is not None:
-        error, own = estimate(as_sketch(true), b), estimate(as_sketch(true), a)
-        budget = error.low / (SHARE * own.high + FLOOR) if same_roundings(a, b) else None
-        numbers |= {"error": error.relative, "reference_error": own.relative, "budget": budget}
-    return TapRow(verdict=judged(numbers, coarser(a, b), CLEARLY), estimated=True, **about, **numbers)
 
 
 def summary(rows: list[TapRow], remarks: list[str]) -> Report:
@@ -221,36 +93,3 @@ def notes(rows: list[TapRow], reference: Taps, candidate: Taps, truth: Taps | No
         remarks.append("without a float64 truth there is no budget: a difference that is not the coarser dtype's "
                        "rounding is called a divergence above the square root of its epsilon, and else suspect")
     return remarks
-
-
-def ulps(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """The largest distance and the 99th percentile, in steps between neighbouring numbers of their dtype."""
-    steps = (ordinal(a) - ordinal(b)).abs().flatten().double()
-    steps = steps[~(a.isnan() & b.isnan()).flatten()]
-    if not len(steps):
-        return 0.0, 0.0
-    some = steps if len(steps) <= SAMPLE else steps[:: len(steps) // SAMPLE]
-    return steps.max().item(), some.quantile(0.99, interpolation="lower").item()
-
-
-def ordinal(x: Tensor) -> Tensor:
-    """Neighbouring floating-point numbers become neighbouring integers, both zeros 0."""
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    bits = x.contiguous().view(kind).long()
-    return torch.where(bits < 0, torch.iinfo(kind).min - bits, bits)
-
-
-def coarser(a: Tensor | Sketch, b: Tensor | Sketch) -> torch.dtype:
-    return max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-
-
-def dtype_name(x: Any) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
-def ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else (0.0 if part == 0 else float("inf"))
-
-
-def as_sketch(x: Any) -> Sketch:
-    return x if isinstance(x, Sketch) else sketch(x)

@@ -10,11 +10,13 @@ The first two factors are exact in float32, uniform in [-1, 1); the last multipl
 """
 import math
 from collections.abc import Mapping
+from fnmatch import fnmatch
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Scales = tuple[tuple[str, float], ...]  # pattern of names, and a power of two that their weights are multiplied by
 UNIT = math.sqrt(3)  # the scale at which a uniform number has variance 1
 
 
@@ -51,6 +53,8 @@ def weight_scale(name: str, shape: tuple[int, ...]) -> float:
     return 0.25 if name.endswith(".bias") else 0.5
 
 
-def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scales: Scales = ()) -> dict[str, Tensor]:
     """Float32 parameters, by diffusers' names."""
-    return {name: uniform(name, shape, weight_scale(name, shape), seed) for name, shape in shapes.items()}
+    return {name: uniform(name, shape, weight_scale(name, shape), seed)
+            * math.prod(factor for pattern, factor in scales if fnmatch(name, pattern))
+            for name, shape in shapes.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..model import LTX2VideoTransformer3DModel
 from .cases import Inputs
-from .compare import Local, spread
+from .judge import Local, spread
 from .run import run
 from .taps import Taps
 from .truth import doubled, wide

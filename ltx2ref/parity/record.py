@@ -23,6 +23,7 @@ from torch import Tensor
 from ..conventions import DIFFUSERS
 from .arithmetic import VERSION
 from .cases import Case, Inputs
+from .kernels import Kernel
 from .probe import sha256
 from .sketch import sketch
 from .taps import Taps
@@ -30,7 +31,6 @@ from .taps import Taps
 DIRECTORY = Path(__file__).parent / "reference"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the recordings in native arithmetic
 EXACT_DTYPES = DTYPES | {"float16": torch.float16}
-OUTPUTS = ("sample", "audio_sample")
 SCHEMA = 1
 
 
@@ -117,7 +117,7 @@ class ExactRecord:
     implementation: str
 
 
-def exact_path(case: Case) -> Path:
+def exact_path(case: Case | Kernel) -> Path:
     return DIRECTORY / "exact" / f"{case.release}-{case.name}.safetensors"
 
 
@@ -139,16 +139,15 @@ def buckets(x: Tensor) -> Tensor:
     return sketch(x).buckets.view(-1, 4).sum(0)
 
 
-def save_exact(case: Case, taps: dict[str, Taps], inputs: dict[str, Inputs], implementation: str) -> None:
+def save_exact(case: Case | Kernel, taps: dict[str, Taps], inputs: dict[str, Inputs], implementation: str) -> None:
     """Write what was computed in each dtype."""
     stored: Taps = {}
     for dtype, found in taps.items():
         stored[f"{dtype}/digests"] = torch.tensor([list(digest(x)) for x in found.values()], dtype=torch.uint8)
         stored[f"{dtype}/buckets"] = torch.stack([buckets(x) for x in found.values()])
-        stored |= {f"{dtype}/{name}": found[name].contiguous() for name in OUTPUTS}
+        stored |= {f"{dtype}/{name}": found[name].contiguous() for name in case.outputs}
     record = {
-        "schema": SCHEMA, "arithmetic": VERSION, "implementation": implementation, "case": case.id,
-        "config": case.config.to_diffusers(), "conventions": asdict(case.conventions),
+        "schema": SCHEMA, "arithmetic": VERSION, "implementation": implementation, "case": case.id, **case.about(),
         "taps": {dtype: list(found) for dtype, found in taps.items()},
         "inputs": {dtype: digests(given) for dtype, given in inputs.items()},
     }
@@ -157,7 +156,7 @@ def save_exact(case: Case, taps: dict[str, Taps], inputs: dict[str, Inputs], imp
     exact_path(case).chmod(0o644)
 
 
-def load_exact(case: Case, dtype: str) -> ExactRecord:
+def load_exact(case: Case | Kernel, dtype: str) -> ExactRecord:
     """Raises `RecordError` if there is no usable recording of this case."""
     path = exact_path(case)
     if not path.exists():
@@ -166,14 +165,14 @@ def load_exact(case: Case, dtype: str) -> ExactRecord:
         record = json.loads(file.metadata()["record"])
         require_same(f"{case.id} {dtype}", "version of exact arithmetic", record["arithmetic"], VERSION)
         require_same(f"{case.id} {dtype}", "schema", record["schema"], SCHEMA)
-        require_same(f"{case.id} {dtype}", "configuration", record["config"], case.config.to_diffusers())
-        require_same(f"{case.id} {dtype}", "conventions", record["conventions"], asdict(case.conventions))
+        for name, here in case.about().items():
+            require_same(f"{case.id} {dtype}", name, record[name], here)
         names = record["taps"][dtype]
         rows = [bytes(row) for row in file.get_tensor(f"{dtype}/digests").tolist()]
         return ExactRecord(
             dict(zip(names, rows, strict=True)),
             dict(zip(names, file.get_tensor(f"{dtype}/buckets"), strict=True)),
-            {name: file.get_tensor(f"{dtype}/{name}") for name in OUTPUTS}, record["inputs"][dtype],
+            {name: file.get_tensor(f"{dtype}/{name}") for name in case.outputs}, record["inputs"][dtype],
             record["implementation"])
 
 

@@ -12,21 +12,22 @@ from ..conventions import DIFFUSERS, Conventions
 from ..model import LTX2VideoTransformer3DModel
 from . import generator
 from .cases import SEED, Inputs
+from .generator import Scales
 from .taps import Taps, returned, trace
 
 
-def build(config: TransformerConfig, dtype: torch.dtype,
-          conventions: Conventions = DIFFUSERS) -> LTX2VideoTransformer3DModel:
+def build(config: TransformerConfig, dtype: torch.dtype, conventions: Conventions = DIFFUSERS,
+          scales: Scales = ()) -> LTX2VideoTransformer3DModel:
     """A model with the generated weights, rounded to `dtype`."""
-    return deepcopy(generated(config, conventions)).to(dtype)
+    return deepcopy(generated(config, conventions, scales)).to(dtype)
 
 
 @lru_cache(maxsize=2)
-def generated(config: TransformerConfig, conventions: Conventions) -> LTX2VideoTransformer3DModel:
+def generated(config: TransformerConfig, conventions: Conventions, scales: Scales) -> LTX2VideoTransformer3DModel:
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(config, conventions)
     shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    model.load_state_dict(generator.weights(shapes, SEED), assign=True)
+    model.load_state_dict(generator.weights(shapes, SEED, scales), assign=True)
     return model.eval()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
 from ..model import LTX2VideoTransformer3DModel
 from .cases import Inputs
-from .compare import spread
+from .judge import spread
 from .run import run
 
 NAMED = {"ltx2ref": DIFFUSERS, "ltx2ref:diffusers": DIFFUSERS, "ltx2ref:ltx-core-2026-03": LTX_CORE_2026_03,

@@ -224,9 +224,10 @@ class Functions(TorchFunctionMode):
 
     def attention(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Attend; one sub-layer may do so once for each chunk of its queries, with the same keys."""
-        chunks = self.recorder.chunks
-        if chunks and chunks["k"][0] is not key:
+        chunks, first = self.recorder.chunks, not self.recorder.chunks or self.recorder.chunks["k"][0] is not key
+        if first:
             chunks.clear()
+            chunks["k"] = [key]
 
         def tap(name: str, x: Tensor) -> Tensor:  # (B, H, T, d), in memory (B, T, H, d)
             parts = chunks.setdefault(name, [])
@@ -235,10 +236,10 @@ class Functions(TorchFunctionMode):
             seen = self.recorder(f"{self.recorder.sublayer}.{name}", whole)
             return seen[:, seen.shape[1] - x.shape[2]:].transpose(1, 2)
 
-        if not chunks:
-            chunks["k"] = [key]
+        query = tap("q", query)
+        if first:
             key = self.recorder(f"{self.recorder.sublayer}.k", key.transpose(1, 2)).transpose(1, 2)
-        return tap("sdpa", func(tap("q", query), key, value, *args, **kwargs))
+        return tap("sdpa", func(query, key, value, *args, **kwargs))
 
 
 def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:

@@ -6,15 +6,19 @@ operation by operation.
 
 *native*: in this machine's own arithmetic, whose last bits are its own. Where it computes with the bits of the
 recording machine (see probe.py), anything but identical is a failure. Elsewhere a budget decides for each tap, which
-comes from the record's own error against float64.
+comes from the record's own error against float64. A case that is recorded under exact arithmetic alone is judged by
+budget everywhere, against the exact taps: those whose digests are the recorded ones are the recorded implementation's
+own tensors, bit for bit. Where a digest is another, the case has failed exactly, and natively it is inconclusive:
+there is nothing to judge that tap against. Exact arithmetic takes attention as one operation, with logits in float64,
+which no kernel does; beside a bias of -10,000 float32 keeps a thousandth of a logit, and bfloat16 nothing of it. So
+the budget is what the recorded operations lose with attention written out: logits and weights in the model's dtype.
 
 The truth is conditional on the phases of the side that is judged (see truth.py), and the verdicts are judge.py's.
 """
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -22,31 +26,25 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from ..model import LTX2VideoTransformer3DModel
-from . import record
-from .cases import Case, Inputs
+from . import record, report
+from .cases import OUTPUTS, Case, Inputs
 from .exact import exact
-from .judge import CLEARLY, errors, norm
+from .judge import Against, judge_tap, norm
+from .kernels import OUTPUT as KERNEL_OUTPUT
+from .kernels import Kernel, KernelTruth
+from .kernels import run as run_kernel
 from .machines import machine as machine_named
 from .probe import threads
-from .record import DTYPES, EXACT_DTYPES, OUTPUTS, ExactRecord, Record, RecordError
+from .record import DTYPES, EXACT_DTYPES, ExactRecord, Record, RecordError
+from .report import DIVERGED, SHAPE, TapRow
 from .run import build, cast, moved, run
 from .taps import Taps
 from .truth import Truth
 
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
 MANY, MOST_JOBS = 24, 8  # runs that are worth other processes, each of which takes seconds to start; and of those
+WRITTEN_OUT = "rounded-logits"  # the machine with whose attention the budget is measured
 IDENTICAL, WITHIN, FAILED, INCONCLUSIVE = "identical", "within budget", "FAILED", "inconclusive"
-
-
-@dataclass(frozen=True)
-class TapResult:
-    name: str
-    verdict: str
-    against_record: float  # relative L2
-    error: float           # against the candidate's truth, relative L2
-    record_error: float    # the recorded tensor's own, against its own truth
-    share: float           # of the budget that the error takes
 
 
 @dataclass(frozen=True)
@@ -86,40 +84,54 @@ class CaseResult:
         return {result.verdict for result in (self.exact, self.native) if result is not None}
 
 
-def judge(candidate: Tensor, recorded: Tensor, truths: tuple[Tensor, Tensor], name: str = "",
-          bound: Tensor | None = None) -> TapResult:
-    """Judge one tap. `truths` are the candidate's and the record's; `bound` takes the budget's place."""
-    true, record_true = truths
-    if not candidate.shape == recorded.shape == true.shape:
-        return TapResult(name, FAILED, math.inf, math.inf, math.inf, math.inf)
-    found = errors(candidate, recorded, true, record_true, bound)
-    if candidate.dtype == recorded.dtype and torch.equal(candidate, recorded):
-        verdict = IDENTICAL
-    else:  # a NaN is not within
-        verdict = WITHIN if found.share <= (CLEARLY if bound is None else 1) else FAILED
-    difference = norm(candidate.double() - recorded.double())
-    return TapResult(name, verdict, difference / found.size, found.error / found.size, found.reference / found.size,
-                     found.share)
-
-
-def verify(case: Case, dtype: str, device: torch.device, same_bits: bool, arithmetic: str | None = None,
+def verify(case: Case | Kernel, dtype: str, device: torch.device, same_bits: bool, arithmetic: str | None = None,
            machine: str | None = None) -> CaseResult:
     """Run one case, exactly, natively or both, and compare all its taps. `same_bits`: natively, nothing but identical
     will do. `machine`: natively, as this simulated machine computes.
 
     Raises `RecordError` if there is no usable recording of it.
     """
-    model = build(case.config, EXACT_DTYPES[dtype], case.conventions).to(device)
-    inputs = moved(cast(case.inputs(), EXACT_DTYPES[dtype]), lambda x: x.to(device))
-    exactly = compare_exactly(case, dtype, run_exactly(model, inputs)) if arithmetic != "native" else None
-    natively = None
-    if arithmetic != "exact" and dtype in DTYPES:
-        taps, again = run_on(machine, model, inputs), run_on(machine, model, inputs)
-        if any(not torch.equal(taps[name], again[name]) for name in taps):
-            natively = NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, "does not repeat itself")
-        else:
-            natively = compare(case, dtype, taps, same_bits)
+    forward = prepared(case, dtype, device)
+    judged, recorded_natively = arithmetic != "exact" and dtype in DTYPES, isinstance(case, Case) and case.native
+    taps = run_on("exact", forward) if arithmetic != "native" or (judged and not recorded_natively) else {}
+    exactly = compare_exactly(case, dtype, taps) if arithmetic != "native" else None
+    natively = natively_judged(case, dtype, forward, taps, same_bits, machine) if judged else None
     return CaseResult(case.release, case.name, dtype, exactly, natively)
+
+
+Forward = Callable[[], Taps]
+
+
+def prepared(case: Case | Kernel, dtype: str, device: torch.device) -> Forward:
+    inputs = moved(inputs_of(case, dtype), lambda x: x.to(device))
+    if isinstance(case, Kernel):
+        return lambda: run_kernel(case, inputs)
+    model = build(case.config, EXACT_DTYPES[dtype], case.conventions, case.scales).to(device)
+    return lambda: run(model, inputs)
+
+
+def inputs_of(case: Case | Kernel, dtype: str) -> Inputs:
+    if isinstance(case, Kernel):
+        return case.inputs(EXACT_DTYPES[dtype])
+    return cast(case.inputs(), EXACT_DTYPES[dtype])
+
+
+def natively_judged(case: Case | Kernel, dtype: str, forward: Forward, exact_taps: Taps, same_bits: bool,
+                    machine: str | None) -> NativeResult:
+    taps, again = run_on(machine, forward), run_on(machine, forward)
+    if any(not torch.equal(taps[name], again[name]) for name in taps):
+        return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, "does not repeat itself")
+    if isinstance(case, Case) and case.native:
+        return compare(case, dtype, taps, same_bits)
+    return compare_with_exact(case, dtype, taps, exact_taps, run_on(WRITTEN_OUT, forward))
+
+
+def run_on(machine: str | None, forward: Forward) -> Taps:
+    """Run natively, under exact arithmetic ("exact"), or as a simulated machine."""
+    if machine is None:
+        return forward()
+    with exact() if machine == "exact" else exact(machine_named(machine)):
+        return forward()
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ class How:
     threads: int = 1
 
 
-def verify_all(runs: Sequence[tuple[Case, str]], how: How) -> Iterator[CaseResult]:
+def verify_all(runs: Sequence[tuple[Case | Kernel, str]], how: How) -> Iterator[CaseResult]:
     """Verify each (case, dtype), in their order: on a CPU many of them in a process for each core."""
     jobs = min(os.cpu_count() or 1, MOST_JOBS)
     if how.device.type != "cpu" or jobs == 1 or len(runs) < MANY:
@@ -142,22 +154,12 @@ def verify_all(runs: Sequence[tuple[Case, str]], how: How) -> Iterator[CaseResul
         yield from pool.map(partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(record.EXACT_DTYPES))
 
 
-def verify_one(how: How, case: Case, dtype: str) -> CaseResult:
+def verify_one(how: How, case: Case | Kernel, dtype: str) -> CaseResult:
     with threads(how.threads):
         return verify(case, dtype, how.device, how.same_bits, how.arithmetic, how.machine)
 
 
-def run_on(machine: str | None, model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
-    with nullcontext() if machine is None else exact(machine_named(machine)):
-        return run(model, inputs)
-
-
-def run_exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
-    with exact():
-        return run(model, inputs)
-
-
-def compare_exactly(case: Case, dtype: str, taps: Taps) -> ExactResult:
+def compare_exactly(case: Case | Kernel, dtype: str, taps: Taps) -> ExactResult:
     """The verdict on what was computed for a case under exact arithmetic: the recorded bits, or not."""
     recorded = record.load_exact(case, dtype)
     require_inputs(case, dtype, recorded)
@@ -175,8 +177,10 @@ def apart(x: Tensor, recorded: Tensor) -> float | None:
     return norm(record.buckets(x) - recorded) / norm(x) if norm(x) else None
 
 
-def truth_of(case: Case, dtype: torch.dtype) -> Truth:
-    return Truth(build(case.config, dtype, case.conventions), cast(case.inputs(), dtype))
+def truth_of(case: Case | Kernel, dtype: torch.dtype) -> Truth | KernelTruth:
+    if isinstance(case, Kernel):
+        return KernelTruth(case, case.inputs(dtype))
+    return Truth(build(case.config, dtype, case.conventions, case.scales), cast(case.inputs(), dtype))
 
 
 def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
@@ -186,13 +190,34 @@ def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult
     truth = truth_of(case, DTYPES[dtype])
     theirs = {name: taps[name] for name in recorded.taps}
     true, record_true = truth.of(theirs), truth.of(recorded.taps)
-    results = [judge(theirs[name], x, (true[name], record_true[name]), name, truth.bounds.get(name))
-               for name, x in recorded.taps.items()]
-    return summary(results, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
+    rows = [judge_tap(name, x, theirs[name], None, Against(record_true[name], true[name], truth.bounds.get(name)))
+            for name, x in recorded.taps.items()]
+    return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
 
-def require_inputs(case: Case, dtype: str, recorded: Record | ExactRecord) -> None:
-    if recorded.input_digests != record.digests(cast(case.inputs(), EXACT_DTYPES[dtype])):
+def compare_with_exact(case: Case | Kernel, dtype: str, taps: Taps, exact_taps: Taps,
+                       written_out: Taps) -> NativeResult:
+    """The verdict on what was computed in native arithmetic for a case that is recorded under exact arithmetic alone.
+    `exact_taps`: what the same model computes there; `written_out`: with attention written out."""
+    recorded = record.load_exact(case, dtype)
+    require_inputs(case, dtype, recorded)
+    known = {name: exact_taps[name] for name, digest in recorded.digests.items()
+             if name in exact_taps and record.digest(exact_taps[name]) == digest}
+    truth = truth_of(case, DTYPES[dtype])
+    true, own = truth.of(taps), truth.of(written_out)
+    rows = [judge_tap(name, x, taps[name], None, Against(
+                own[name], true[name], truth.bounds.get(name), allowed=written_out[name]))
+            for name, x in known.items()]
+    unknown = [name for name in recorded.digests if name not in known]
+    if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
+        return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, (
+            f"{len(unknown)} of {len(recorded.digests)} taps, the first is {unknown[0]}, are not the recorded ones "
+            "under exact arithmetic: there is nothing to judge them against"))
+    return summary(rows, False, None)
+
+
+def require_inputs(case: Case | Kernel, dtype: str, recorded: Record | ExactRecord) -> None:
+    if recorded.input_digests != record.digests(inputs_of(case, dtype)):
         raise RecordError(f"{case.id} {dtype}: recorded from other inputs than this version makes")
 
 
@@ -202,19 +227,25 @@ def drifted(true: Taps, recorded: Record) -> str | None:
     return next((name for name, x in true.items() if not abs(norm(x) - norms[name]) <= DRIFT * norms[name]), None)
 
 
-def summary(results: list[TapResult], same_bits: bool, drift: str | None) -> NativeResult:
-    first = next((r.name for r in results if r.verdict != IDENTICAL), None)
+def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
+    """The verdict on a case from those on its taps: here what an audit suspects is within the budget, with a note."""
+    first = next((row.name for row in rows if row.verdict != report.IDENTICAL), None)
+    wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
+    shares = {row.name: math.inf if row.verdict == SHAPE else row.budget or 0.0 for row in rows}
+    most = max(shares, key=lambda name: shares[name])
     if first is None and drift is None:
         verdict = IDENTICAL
-    elif drift is not None or same_bits or any(r.verdict == FAILED for r in results):
-        verdict = FAILED
-        first = next((r.name for r in results if r.verdict == FAILED), first)
+    elif drift is not None or same_bits or wrong is not None:
+        verdict, first = FAILED, wrong or first
     else:
         verdict = WITHIN
-    most = max(results, key=lambda r: r.share)
     note = "" if drift is None else f"the float64 truth of {drift} has changed since the recording"
-    if verdict == WITHIN and most.share > 1:
-        note = f"{most.name} takes {most.share:.2f} of its budget: rounded more often than the record"
-    outputs = [r for r in results if r.name in OUTPUTS]
-    return NativeResult(verdict, first, most.share, max(r.against_record for r in results),
-                        max(r.error for r in outputs), max(r.record_error for r in outputs), note)
+    if verdict == WITHIN and shares[most] > 1:
+        note = f"{most} takes {shares[most]:.2f} of its budget: rounded more often than the record"
+    outputs = [row for row in rows if row.name in (*OUTPUTS, KERNEL_OUTPUT)]
+    return NativeResult(verdict, first, shares[most], largest(row.relative for row in rows),
+                        largest(row.error for row in outputs), largest(row.reference_error for row in outputs), note)
+
+
+def largest(numbers: Iterable[float | None]) -> float:
+    return max((math.inf if x is None else x for x in numbers), default=math.nan)

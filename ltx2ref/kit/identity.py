@@ -1,0 +1,64 @@
+"""Judges what a port computed under exact arithmetic: each tap has diffusers' digest, or it differs. No tolerance.
+
+A digest says that, and not by how much. What tells it is a component's expected tensor, which the kit has, or of a
+model this package's own forward under exact arithmetic, where that has the digest.
+"""
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..parity.judge import Against, judge_tap, spread
+from ..parity.record import DTYPES, digest
+from ..parity.report import DIVERGED, IDENTICAL, MISSING, SHAPE, Report, TapRow
+from ..parity.taps import Taps
+
+
+def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expected: Callable[[], Taps]) -> Report:
+    """Compare each tap that was given with its digest. Those that are no `outputs` may be left out.
+
+    `expected` is called only if something differs.
+    """
+    other = [name for name, x in given.items() if not has(x, digests[name])]
+    tensors = {name: x for name, x in expected().items() if has(x, digests[name])} if other else {}
+    rows = [TapRow(name, MISSING) if name not in given else TapRow(name, IDENTICAL) if name not in other
+            else differing(name, given[name], tensors.get(name), digests[name])
+            for name in digests if name in given or name in outputs]
+    return verdict(rows)
+
+
+def has(x: Tensor, expected: str) -> bool:
+    """Tell whether a tensor has a digest, as it is or in another of the kit's dtypes that holds its numbers."""
+    same = (y for y in map(x.to, DTYPES.values()) if ((y.double() == x.double()) | x.isnan()).all())
+    return any(digest(y).hex() == expected for y in same)
+
+
+def differing(name: str, given: Tensor, expected: Tensor | None, wanted: str) -> TapRow:
+    if expected is None:
+        return TapRow(name, DIVERGED, candidate_shape=tuple(given.shape))
+    if has(spread(name, given, expected), wanted):
+        return TapRow(name, IDENTICAL)
+    found = judge_tap(name, expected, given, None, Against())
+    return found if found.verdict == SHAPE else replace(found, verdict=DIVERGED)
+
+
+def verdict(rows: list[TapRow]) -> Report:
+    missing = sum(row.verdict == MISSING for row in rows)
+    lacking = f"; {missing} of {len(rows)} taps are missing" if missing else ""
+    first = next((row for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
+    if first is None:
+        said = f"identical at {'every tap' if not missing else f'all of {len(rows) - missing} taps'}{lacking}"
+        return Report(MISSING if missing else IDENTICAL, said, None, rows)
+    before = sum(row.verdict == IDENTICAL for row in rows[:rows.index(first)])
+    said = f"first difference at {first.name} ({distance(first)}); {before} taps before it are identical{lacking}"
+    return Report(first.verdict, said, first.name, rows)
+
+
+def distance(row: TapRow) -> str:
+    if row.verdict == SHAPE:
+        return f"{row.candidate_shape} in place of {row.shape}"
+    if row.relative is None:
+        return "by how much is not known"
+    if not row.max_abs:
+        return "in the sign of zeros"
+    return f"relative L2 {row.relative:.2g}; 99 % of it within {row.ulp_p99:,.0f} units in the last place"
