@@ -46,7 +46,7 @@ from ltx2ref.parity import audit, verify  # noqa: E402
 from ltx2ref.parity.arithmetic import VERSION  # noqa: E402
 from ltx2ref.parity.cases import CASES, Case, Inputs  # noqa: E402
 from ltx2ref.parity.exact import exact  # noqa: E402
-from ltx2ref.parity.judge import CLEARLY, FLOOR, SHARE  # noqa: E402
+from ltx2ref.parity.judge import CLEARLY, FLOOR, SHARE, spread  # noqa: E402
 from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
 from ltx2ref.parity.oracles import diffusers  # noqa: E402
 from ltx2ref.parity.record import DTYPES  # noqa: E402
@@ -129,7 +129,9 @@ def with_bug(task: Task, kit: str) -> dict[str, Found]:
     s = subject(diffusers_bugs.SHOWN_IN[task.what], task.dtype)
     with diffusers_bugs.inject(task.what, s.theirs), on(task.machine):  # weights are made before, by no machine
         theirs = right(s)
-    return {"verify": verified(s.case, task.dtype, theirs), "audit": audited(s, theirs, lambda: wrong(s, task.what))}
+    spread_out = {name: spread(name, x, s.taps[name]) for name, x in theirs.items() if name in s.taps}
+    return {"verify": verified(s.case, task.dtype, spread_out),
+            "audit": audited(s, theirs, lambda: wrong(s, task.what))}
 
 
 def right(s: Subject) -> Taps:
