@@ -126,7 +126,7 @@ def run_verify(options: argparse.Namespace) -> int:
     there: list[Case | Kernel] = [*RECORDED, *KERNELS, *(LONG_KERNELS if options.all else ())]
     chosen = [case for case in there if fnmatch(case.id, options.case)]
     if not chosen:
-        raise ValueError(f"--case {options.case}: no such case; there are {', '.join(case.id for case in there)}")
+        raise ValueError(f"--case {options.case}: no such case; --list names them, and --all adds the long ones")
     if options.list:
         names = [case.id for case in chosen]
         if options.json:

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ import torch
 from floor import PeakMemory, Run, recorded_calls, replay, timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ltx2ref.parity import record, verify
+from ltx2ref.parity import kernels, record, verify
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
 from ltx2ref.parity.judge import CLEARLY, measure
 from ltx2ref.parity.run import build, cast, moved, run
@@ -96,7 +95,6 @@ class Clock:
 
 # ---------------------------------------------------------------- what is checked
 def kernel_shapes(device: torch.device) -> list[Step]:
-    kernels: Any = import_module("ltx2ref.parity.kernels")
     return [(f"{kernel.name} {dtype}", partial(kernel_shape, kernels, kernel, dtype, device))
             for kernel in (*kernels.KERNELS, *kernels.LONG_KERNELS) for dtype in record.DTYPES]
 

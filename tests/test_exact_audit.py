@@ -66,7 +66,8 @@ def test_the_same_operations_are_identical() -> None:
     assert exactly(changed(), NARROW).verdict == IDENTICAL
 
 
-@pytest.mark.parametrize(("name", "first"), [("gelu-erf", "ff.activation"), ("output-norm-bf16", "norm_out")])
+@pytest.mark.parametrize(("name", "first"), [
+    ("gelu-erf", "ff.activation"), pytest.param("output-norm-bf16", "norm_out", marks=pytest.mark.slow)])
 def test_what_bfloat16_hides_is_found_in_bfloat16(name: str, first: str) -> None:
     assert audit(mutant(name), CASE, NARROW, CPU).passed  # natively
     report = exactly(mutant(name), NARROW)
@@ -109,6 +110,7 @@ ORDERS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [WIDE, NARROW])
 @pytest.mark.parametrize("name", ORDERS)
 def test_another_order_is_called_rounding_and_named(name: str, dtype: torch.dtype) -> None:
@@ -125,11 +127,13 @@ def test_attention_in_chunks_of_queries_is_identical(dtype: torch.dtype) -> None
     assert exactly(changed(functional(scaled_dot_product_attention=in_chunks)), dtype).verdict == IDENTICAL
 
 
+@pytest.mark.slow
 def test_a_scale_that_is_applied_twice_is_no_order() -> None:
     report = exactly(changed(functional(scaled_dot_product_attention=scaled_twice)), WIDE)
     assert report.verdict == DIVERGED and not any("divided out" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_an_operation_tells_its_origin_by_its_bits() -> None:
     report = exactly(changed(ORDERS["a bias added after rounding"][0]), WIDE)
     origins = {row.name: row.origin for row in report.rows}
@@ -161,6 +165,7 @@ def test_what_cannot_be_seen_is_refused_by_name(name: str) -> None:
         exactly(port(function), WIDE)
 
 
+@pytest.mark.slow
 def test_layers_may_be_built_within() -> None:
     """Their first weights are random, and replaced."""
     def go(setup: Setup) -> tuple[Tensor, Tensor]:
@@ -172,6 +177,7 @@ def test_layers_may_be_built_within() -> None:
     assert found(exactly(port(go), NARROW)) == {IDENTICAL}
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_and_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,12 +216,14 @@ def on_a_machine(name: str) -> Candidate:
     return Candidate(name, None, go)
 
 
+@pytest.mark.slow
 def test_a_suspect_that_computes_the_same_operations_is_cleared() -> None:
     report = audit(on_a_machine("halves"), CASE, NARROW, CPU)
     assert report.verdict == ROUNDING and "under exact arithmetic: identical at every tap" in report.sentence
     assert any(row.verdict == SUSPECT for row in report.rows)
 
 
+@pytest.mark.slow
 def test_a_suspect_that_cannot_be_seen_stays_one() -> None:
     def hidden(setup: Setup) -> Mapping[str, Tensor]:
         return {name: torch.from_numpy(x.float().numpy()).to(x.dtype) if x.dtype.is_floating_point else x
@@ -224,6 +232,7 @@ def test_a_suspect_that_cannot_be_seen_stays_one() -> None:
     assert report.verdict == SUSPECT and any("could not tell more" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_a_test_can_ask_for_exact_arithmetic() -> None:
     model, inputs = build(CASE.config, WIDE), CASE.inputs()
     assert found(assert_parity(model, lambda **given: model(**given, return_dict=False), inputs,

@@ -53,7 +53,8 @@ def test_a_kernel_shape_is_exactly_identical_and_natively_within_the_budget(name
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_no_honest_machine_fails_at_a_kernel_shape(machine: str, dtype: str) -> None:
-    failed = {kernel.name for kernel in KERNELS if verdicts(kernel, dtype, machine)[1] == FAILED}
+    small = [kernel for kernel in KERNELS if kernel.width == 64 and kernel.length < 192]
+    failed = {kernel.name for kernel in small if verdicts(kernel, dtype, machine)[1] == FAILED}
     assert (failed != set()) == ((machine, dtype) in DISHONEST)
 
 

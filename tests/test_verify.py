@@ -270,7 +270,7 @@ def test_recordings_of_another_version_of_exact_arithmetic_are_refused(monkeypat
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--case", "9.9/*"], "--case 9.9/*: no such case; there are 2.0/pipeline-t2v"),
+    (["--case", "9.9/*"], "--case 9.9/*: no such case; --list names them"),
     (["--device", "abacus"], "--device abacus"),
     (["--device", "meta"], "--device meta"),
     (["--arithmetic", "native", "--dtype", "float16"], "--dtype float16: recorded under exact arithmetic only"),

@@ -92,10 +92,10 @@ MASKS: dict[str, Callable[[Kernel], Tensor]] = {
 LONG = 1025
 # One more than a tile of 32 or 128, a multiple of 64, and with --all one more than 1024. Each mask is at both widths.
 SHAPES = (
-    (64, 33, ("", "bool", "bias-empty")), (64, 129, ("", "bool-row", "bias")),
-    (64, 192, ("bias-row", "bool-empty-row", "expanded")),
-    (128, 33, ("bias-row", "bool-empty-row", "expanded")), (128, 129, ("bool", "bias-empty")),
-    (128, 192, ("", "bool-row", "bias")))
+    (64, 33, ("", "bool", "bias-empty", "bias-row")), (64, 129, ("", "bool-row", "bias")),
+    (64, 192, ("bool-empty-row", "expanded")),
+    (128, 33, ("", "bias-row", "bool-empty-row", "expanded")), (128, 129, ("bool", "bias-empty", "bias")),
+    (128, 192, ("bool-row",)))
 KERNELS = (
     *(Kernel("attention", width, length, kind) for width, length, kinds in SHAPES for kind in kinds),
     *(Kernel("linear", width, length, kind) for width, length, kind in (
