@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the bugs
 
-import diffusers_bugs  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+import diffusers_mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 import mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
 from ltx2ref.kit.cases import MODELS  # noqa: E402
@@ -126,8 +126,8 @@ def honest(task: Task, kit: str) -> dict[str, Found]:
 
 
 def with_bug(task: Task, kit: str) -> dict[str, Found]:
-    s = subject(diffusers_bugs.SHOWN_IN[task.what], task.dtype)
-    with diffusers_bugs.inject(task.what, s.theirs), on(task.machine):  # weights are made before, by no machine
+    s = subject(diffusers_mutants.SHOWN_IN[task.what], task.dtype)
+    with diffusers_mutants.inject(task.what, s.theirs), on(task.machine):  # weights are made before, by no machine
         theirs = right(s)
     spread_out = {name: spread(name, x, s.taps[name]) for name, x in theirs.items() if name in s.taps}
     return {"verify": verified(s.case, task.dtype, spread_out),
@@ -139,7 +139,7 @@ def right(s: Subject) -> Taps:
 
 
 def wrong(s: Subject, bug: str) -> Taps:
-    with diffusers_bugs.inject(bug, s.theirs):
+    with diffusers_mutants.inject(bug, s.theirs):
         return diffusers.traced(s.theirs, s.inputs)
 
 
@@ -204,9 +204,9 @@ def kit_cases(kit: str) -> list[dict[str, Any]]:
 
 def exactly(task: Task, kit: str) -> dict[str, Found]:
     """diffusers with a bug, or as it is: by its digests, and in bfloat16 by an audit, too."""
-    bug = task.what if task.what in diffusers_bugs.SHOWN_IN else None
-    s = subject(task.what if bug is None else diffusers_bugs.SHOWN_IN[bug], task.dtype)
-    with nullcontext() if bug is None else diffusers_bugs.inject(bug, s.theirs), on(EXACT):
+    bug = task.what if task.what in diffusers_mutants.SHOWN_IN else None
+    s = subject(task.what if bug is None else diffusers_mutants.SHOWN_IN[bug], task.dtype)
+    with nullcontext() if bug is None else diffusers_mutants.inject(bug, s.theirs), on(EXACT):
         taps = right(s)
     result = verify.compare_exactly(s.case, task.dtype, taps)
     found = {"verify": Found(FAILED if result.differing else PASSED, result.first, None)}
@@ -219,7 +219,7 @@ def exactly(task: Task, kit: str) -> dict[str, Found]:
 def candidate(bug: str | None) -> audit.Candidate:
     def taps(setup: audit.Setup) -> Taps:
         model = diffusers.build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype)
-        with nullcontext() if bug is None else diffusers_bugs.inject(bug, model):
+        with nullcontext() if bug is None else diffusers_mutants.inject(bug, model):
             return diffusers.traced(model, setup.inputs)
 
     return audit.Candidate("diffusers", None, taps)
@@ -299,7 +299,7 @@ def facts() -> dict[str, str]:
 def digest() -> str:
     """Letters that change with the bounds, the machines, the bugs or the cases: then the page's table is old."""
     what = [SHARE, FLOOR, CLEARLY, PHASE_ULPS, ANGLE_ULPS, VERSION, [*MACHINES], HELD_APART, HONEST,
-            diffusers_bugs.SHOWN_IN, [case.id for case in MODELS]]
+            diffusers_mutants.SHOWN_IN, [case.id for case in MODELS]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
@@ -413,11 +413,12 @@ def beside(results: Results) -> list[str]:
         if of:
             lines.append(f"- by the kit's models, natively, {dtype}: {of - len(missed)} of {of} bugs found"
                          f"{said(missed)}")
-    places = [re.sub(r"^transformer_blocks\.\d+\.", "", found["audit"].tap or "") in mutants.FIRST[key.split(" | ")[3]][0]
-              for key, found in results.items() if key.startswith("bug | ") and found["audit"].verdict == FAILED]
+    named = [(key.split(" | ")[3], found["audit"].tap or "") for key, found in results.items()
+             if key.startswith("bug | ") and found["audit"].verdict == FAILED]
+    places = [re.sub(r"^transformer_blocks\.\d+\.", "", tap) in mutants.FIRST[bug][0] for bug, tap in named]
     if places:
-        lines.append(f"- of {len(places)} bugs that the audit found, on all machines, it named a tap at which the bug is "
-                     f"made in {sum(places)}")
+        lines.append(f"- of {len(places)} times that the audit found a bug, on all machines, it named a tap at which the "
+                     f"bug is made {sum(places)} times")
     missed_on: dict[str, list[str]] = {}
     for key, found in results.items():
         kind, name, dtype, bug = key.split(" | ")
