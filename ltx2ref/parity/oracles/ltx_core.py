@@ -236,7 +236,7 @@ def _perturbations(inputs: Inputs) -> BatchedPerturbationConfig:
     """Per batch element: what is skipped, self-attention in the STG blocks (mask 0), and the exchange."""
     batch, blocks = len(inputs["hidden_states"]), inputs.get("spatio_temporal_guidance_blocks")
     mask = inputs.get("perturbation_mask")
-    kept = [0.0] * batch if mask is None else mask.flatten().tolist()
+    kept = [0.0] * batch if mask is None else [x.item() for x in mask.flatten()]
     if blocks and not set(kept) <= {0.0, 1.0}:
         raise ValueError(f"ltx-core perturbs a batch element or does not: perturbation_mask {kept}")
     isolated = _skips(("A2V_CROSS_ATTN", "V2A_CROSS_ATTN"), None) if inputs.get("isolate_modalities") else []
