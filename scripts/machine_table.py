@@ -417,7 +417,7 @@ def beside(results: Results) -> list[str]:
              if key.startswith("bug | ") and found["audit"].verdict == FAILED]
     places = [re.sub(r"^transformer_blocks\.\d+\.", "", tap) in mutants.FIRST[bug][0] for bug, tap in named]
     if places:
-        lines.append(f"- the audit found a bug {len(places)} times, on all machines, and named a tap at which it is made "
+        lines.append(f"- the audit found a bug {len(places)} times, on all machines, and named a tap where it is made "
                      f"{sum(places)} times")
     missed_on: dict[str, list[str]] = {}
     for key, found in results.items():
