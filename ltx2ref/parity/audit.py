@@ -175,7 +175,8 @@ def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, t
     with exact() if exactly else nullcontext():
         local = isolate(model, inputs, ours, theirs, exactly)
     slack = unseen(truth, ours, theirs) | {name: torch.finfo(x.dtype).eps * norm(x) for name, x in queries.items()}
-    report = compare(ours, theirs, true, local, other_truth(truth, ours, theirs, true), truth.bounds, slack)
+    report = compare(ours, theirs, true, local, other_truth(truth, ours, theirs, true), truth.bounds, slack,
+                     truth.least)
     with exact() if exactly else nullcontext():
         why = explanation(model, inputs, ours, theirs)
     if exactly:
@@ -206,7 +207,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 def other_truth(truth: Truth, ours: Taps, theirs: Mapping[str, Any], true: Taps) -> Taps | None:
     """The truth under the candidate's own phases, one by one, but for those that are wrong: what follows these is to
     show that it is, too."""
-    report = compare(phases(ours), theirs, true, bounds=truth.bounds)
+    report = compare(phases(ours), theirs, true, bounds=truth.bounds, least=truth.least)
     rounded = [row.name for row in report.rows if row.verdict in (ROUNDING, SUSPECT)]
     other = {name: spread(name, theirs[name], ours[name]) for name in rounded if isinstance(theirs.get(name), Tensor)}
     return truth.of(ours | other) if other else None

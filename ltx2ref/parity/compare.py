@@ -24,15 +24,16 @@ from .taps import PROJECTED
 
 def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: Local | None = None,
             candidate_truth: Taps | None = None, bounds: Taps | None = None,
-            slack: Mapping[str, float] | None = None) -> Report:
+            slack: Mapping[str, float] | None = None, least: Mapping[str, float] | None = None) -> Report:
     """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence.
 
     `candidate_truth` is what the candidate is measured against, where its phases are not the reference's. `bounds` are
-    of sinusoids (see truth.py); `slack`, in L2 norms, is added to budgets.
+    of sinusoids, `least` of RoPE tables (see truth.py); `slack`, in L2 norms, is added to budgets.
     """
-    true, theirs, bounds, slack = truth or {}, candidate_truth or {}, bounds or {}, slack or {}
+    true, theirs, bounds, slack, least = truth or {}, candidate_truth or {}, bounds or {}, slack or {}, least or {}
     rows = [judge_tap(name, x, candidate.get(name), local,
-                Against(true.get(name), theirs.get(name), bounds.get(name), slack.get(name, 0.0)))
+                Against(true.get(name), theirs.get(name), bounds.get(name), slack.get(name, 0.0),
+                        least=least.get(name, 0.0)))
             for name, x in reference.items() if name in candidate or name not in PROJECTED.values()]
     rows = after_projection(amplified(rows) if local is not None else rows)
     return summary(rows, notes(rows, reference, candidate, truth))

@@ -44,6 +44,7 @@ class Against(NamedTuple):
     bound: Tensor | None = None            # of a sinusoid
     slack: float = 0.0                     # what phases do that the candidate does not show
     allowed: Tensor | None = None          # whose error the budget is made from, if it is not the reference's
+    least: float = 0.0                     # that error, if it is smaller
 
 
 def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, against: Against) -> TapRow:
@@ -114,7 +115,7 @@ def errors(reference: Tensor, candidate: Tensor, against: Against) -> dict[str, 
     theirs = true if against.candidate_true is None else against.candidate_true.cpu()
     bound = None if against.bound is None or against.bound.shape != true.shape else against.bound
     own = reference if against.allowed is None else against.allowed
-    found = measure(candidate, own, theirs, true, bound, against.slack)
+    found = measure(candidate, own, theirs, true, bound, against.slack, against.least)
     return {"error": ratio(found.error, found.size), "reference_error": ratio(found.reference, norm(true)),
             "budget": found.share}
 
@@ -127,7 +128,7 @@ def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bo
 def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dict[str, Any]:
     """Whether this stage alone, given the candidate's own inputs, is beyond the budget; under exact arithmetic, whether
     it has other bits than the same operations would have."""
-    own = Against(local.truth[name], bound=against.bound, slack=against.slack)
+    own = against._replace(true=local.truth[name], candidate_true=None, allowed=None)
     found = errors(local.reference[name].cpu(), candidate, own)
     budget, same = found["budget"], None if local.same_bits is None else local.same_bits.get(name)
     passed_on = (budget is not None and budget <= 1) if same is None else torch.equal(same.cpu(), candidate)
@@ -167,10 +168,10 @@ def norm(x: Tensor) -> float:
 
 
 def measure(candidate: Tensor, reference: Tensor, candidate_true: Tensor, true: Tensor, bound: Tensor | None = None,
-           slack: float = 0.0) -> Errors:
+            slack: float = 0.0, least: float = 0.0) -> Errors:
     """Measure both sides, each against its own truth. `bound` takes the budget's place, `slack` is added to it."""
     error, own, size = norm(candidate.double() - candidate_true), norm(reference.double() - true), norm(candidate_true)
-    allowed = SHARE * own + FLOOR * norm(true) + slack if bound is None else norm(bound)
+    allowed = SHARE * max(own, least) + FLOOR * norm(true) + slack if bound is None else norm(bound)
     return Errors(error, own, allowed, size)
 
 

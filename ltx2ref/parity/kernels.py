@@ -126,6 +126,7 @@ class KernelTruth:
     def __init__(self, kernel: Kernel, x: Inputs) -> None:
         wide = {name: y.double() if y.is_floating_point() else y for name, y in x.items()}
         self.bounds: Taps = {}
+        self.least: dict[str, float] = {}
         self.pure = run(kernel, wide)
 
     def of(self, taps: Taps) -> Taps:

@@ -19,14 +19,16 @@ from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
 from ..rope import rotation
 from .cases import Inputs
-from .judge import SHARE
+from .judge import SHARE, norm
 from .run import moved, run
 from .taps import ADALN_LAYERS, PHASES, Taps
 
 PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
-# Of the largest angle that a float32 frequency makes: a linspace off by one unit, which a power of 10,000 makes 9.2,
-# the power itself by two, pi, the middle, the fraction of the largest position, the shift, and the product.
+# Of an angle that a float32 frequency makes: a linspace off by one unit, which a power of 10,000 makes 9.2, the power
+# itself by two, pi, the middle, the fraction of the largest position, the shift, and the product.
 ANGLE_ULPS = math.log(10_000) + 2 + 5
+ROUNDED = 0.42 * 2.0**-24  # root mean square of a float32 rounding, relative to the number
+LUCK = 0.6  # of what these roundings lose in a table: no reference is taken to lose less
 
 
 def doubled(model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
@@ -50,30 +52,33 @@ def sinusoid_bound(timestep: Tensor, dtype: torch.dtype) -> Tensor:
     return PHASE_ULPS * 2.0**-23 * torch.cat([phase, phase], -1) + torch.finfo(dtype).eps * value
 
 
-def rope_bounds(config: TransformerConfig, coords: Mapping[str, Tensor], dtype: torch.dtype) -> Taps:
-    """Return what RoPE tables (B, T, H, R) may be off that are made from float32 frequencies: seven roundings, of which
-    one table has more luck than another by more than the budget's half."""
+def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return for each RoPE table (B, T, H, R) in float64 its values, its slope, and what its angles are
+    made from: the norm of the three numbers that are rounded, a fraction of the largest position, that shifted to
+    [-1, 1], and its product with the frequency, all times the frequency."""
     video, audio = coords["video_coords"], coords["audio_coords"]
     spans = config.audio.max_position
-    found: Taps = {}
+    found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for name, x, most, dim in (("rope", video, config.video.max_position, config.video.dim),
                                ("audio_rope", audio, spans, config.audio.dim),
                                ("cross_attn_rope", video[:, :1], spans, config.audio.dim),
                                ("cross_attn_audio_rope", audio, spans, config.audio.dim)):
-        tables = rotation(x, most, dim, config, torch.float64)
+        cos, sin = rotation(x, most, dim, config, torch.float64)
         middle = x.mean(-1) if x.ndim == 4 else x
-        fraction = middle.movedim(1, -1)[..., None, :] / torch.tensor(most)  # (B, T, 1, P), shifted to [-1, 1]
+        fraction = 2 * middle.movedim(1, -1)[..., None, :] / torch.tensor(most)  # (B, T, 1, P)
         frequencies = math.pi / 2 * config.rope_theta ** torch.linspace(0, 1, dim // (2 * len(most))).double()
-        largest = (frequencies[:, None] * ((2 * fraction - 1).abs() + 1)).flatten(2)  # in the order of the planes
-        largest = F.pad(largest, (dim // 2 - largest.shape[-1], 0)).unflatten(-1, (config.num_attention_heads, -1))
-        for part, table in zip((".cos", ".sin"), tables, strict=True):
-            found[name + part] = ANGLE_ULPS * 2.0**-23 * largest + torch.finfo(dtype).eps * table.abs()
+        rounded = (fraction**2 + 2 * (fraction - 1) ** 2).sqrt()
+        made_from = (frequencies[:, None] * rounded).flatten(2)  # in the order of the planes
+        made_from = F.pad(made_from, (dim // 2 - made_from.shape[-1], 0))
+        made_from = made_from.unflatten(-1, (config.num_attention_heads, -1))
+        found |= {f"{name}.cos": (cos, sin.abs(), made_from), f"{name}.sin": (sin, cos.abs(), made_from)}
     return found
 
 
 class Truth:
     """A model's forward in float64. `pure` has float64 phases; `bounds` what phases may be off that have no budget: a
-    sinusoid, and tables made from float32 frequencies."""
+    sinusoid, and tables made from float32 frequencies. `least`, L2 norms: what a table's budget takes a reference to
+    lose that loses less, because its positions happen to be exact in float32."""
 
     def __init__(self, model: LTX2VideoTransformer3DModel, inputs: Inputs) -> None:
         self.dtype, self.model, self.inputs = model.proj_in.weight.dtype, doubled(model), wide(inputs)
@@ -83,8 +88,12 @@ class Truth:
         self.pure = run(self.model, self.inputs)
         for hook in hooks:
             hook.remove()
-        if not model.config.rope_double_precision:
-            self.bounds |= rope_bounds(model.config, self.pure, torch.float32)
+        self.least: dict[str, float] = {}
+        for name, (table, slope, made_from) in rope_tables(model.config, self.pure).items():
+            if model.config.rope_double_precision:
+                self.least[name] = LUCK * norm(slope * made_from) * ROUNDED
+            else:
+                self.bounds[name] = ANGLE_ULPS * 2.0**-23 * made_from + torch.finfo(torch.float32).eps * table.abs()
 
     def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.bounds[f"{name}.sinusoid"] = sinusoid_bound(given[0], self.dtype)

@@ -190,7 +190,8 @@ def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult
     truth = truth_of(case, DTYPES[dtype])
     theirs = {name: taps[name] for name in recorded.taps}
     true, record_true = truth.of(theirs), truth.of(recorded.taps)
-    rows = [judge_tap(name, x, theirs[name], None, Against(record_true[name], true[name], truth.bounds.get(name)))
+    rows = [judge_tap(name, x, theirs[name], None, Against(
+                record_true[name], true[name], truth.bounds.get(name), least=truth.least.get(name, 0.0)))
             for name, x in recorded.taps.items()]
     return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
@@ -206,7 +207,8 @@ def compare_with_exact(case: Case | Kernel, dtype: str, taps: Taps, exact_taps: 
     truth = truth_of(case, DTYPES[dtype])
     true, own = truth.of(taps), truth.of(written_out)
     rows = [judge_tap(name, x, taps[name], None, Against(
-                own[name], true[name], truth.bounds.get(name), allowed=written_out[name]))
+                own[name], true[name], truth.bounds.get(name), allowed=written_out[name],
+                least=truth.least.get(name, 0.0)))
             for name, x in known.items()]
     unknown = [name for name in recorded.digests if name not in known]
     if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
