@@ -46,7 +46,7 @@ from ltx2ref.parity import audit, verify  # noqa: E402
 from ltx2ref.parity.arithmetic import VERSION  # noqa: E402
 from ltx2ref.parity.cases import CASES, Case, Inputs  # noqa: E402
 from ltx2ref.parity.exact import exact  # noqa: E402
-from ltx2ref.parity.judge import CLEARLY, FLOOR, SHARE  # noqa: E402
+from ltx2ref.parity.judge import CLEARLY, FLOOR, SHARE, spread  # noqa: E402
 from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
 from ltx2ref.parity.oracles import diffusers  # noqa: E402
 from ltx2ref.parity.record import DTYPES  # noqa: E402
@@ -120,15 +120,18 @@ def honest(task: Task, kit: str) -> dict[str, Found]:
     s = subject(task.what, task.dtype)
     with on(task.machine):
         ours = run(s.ours, s.inputs)
-    return {"verify": verified(s.case, task.dtype, ours), "audit": audited(s, lambda: right(s), task.machine)}
+    with on(task.machine):
+        theirs = right(s)
+    return {"verify": verified(s.case, task.dtype, ours), "audit": audited(s, theirs, lambda: right(s))}
 
 
 def with_bug(task: Task, kit: str) -> dict[str, Found]:
     s = subject(diffusers_mutants.SHOWN_IN[task.what], task.dtype)
-    with on(task.machine):
-        theirs = wrong(s, task.what)
-    return {"verify": verified(s.case, task.dtype, theirs),
-            "audit": audited(s, lambda: wrong(s, task.what), task.machine)}
+    with diffusers_mutants.inject(task.what, s.theirs), on(task.machine):  # weights are made before, by no machine
+        theirs = right(s)
+    spread_out = {name: spread(name, x, s.taps[name]) for name, x in theirs.items() if name in s.taps}
+    return {"verify": verified(s.case, task.dtype, spread_out),
+            "audit": audited(s, theirs, lambda: wrong(s, task.what))}
 
 
 def right(s: Subject) -> Taps:
@@ -146,11 +149,9 @@ def verified(case: Case, dtype: str, taps: Taps) -> Found:
     return Found(verdict, result.first if verdict == FAILED else result.note.partition(" ")[0] or None, result.share)
 
 
-def audited(s: Subject, theirs: Callable[[], Taps], name: str) -> Found:
+def audited(s: Subject, theirs: Taps, again: Callable[[], Taps]) -> Found:
     """Judge as an audit does: what is suspect is computed again, under exact arithmetic."""
-    with on(name):
-        given = theirs()
-    return reported(audit.cleared(audit.judge(s.ours, s.inputs, given), s.ours, s.inputs, theirs))
+    return reported(audit.cleared(audit.judge(s.ours, s.inputs, theirs), s.ours, s.inputs, again))
 
 
 def reported(report: Report) -> Found:
@@ -205,8 +206,8 @@ def exactly(task: Task, kit: str) -> dict[str, Found]:
     """diffusers with a bug, or as it is: by its digests, and in bfloat16 by an audit, too."""
     bug = task.what if task.what in diffusers_mutants.SHOWN_IN else None
     s = subject(task.what if bug is None else diffusers_mutants.SHOWN_IN[bug], task.dtype)
-    with on(EXACT):
-        taps = right(s) if bug is None else wrong(s, bug)
+    with nullcontext() if bug is None else diffusers_mutants.inject(bug, s.theirs), on(EXACT):
+        taps = right(s)
     result = verify.compare_exactly(s.case, task.dtype, taps)
     found = {"verify": Found(FAILED if result.differing else PASSED, result.first, None)}
     if task.dtype != "float32":
@@ -331,10 +332,10 @@ def cell(results: Results, command: str, name: str, dtype: str) -> Cell:
     return Cell(len(found), failed, suspect, noted, max((x.share or 0.0 for x in found), default=0.0))
 
 
-def bugs_found(results: Results, kind: str, command: str, name: str, dtype: str) -> tuple[list[str], list[str], int]:
-    """Those of the thirty that were missed, those found at another tap than where they are made, and how many were
-    looked for. A bug in two halves counts once, and if both are found."""
-    missed, elsewhere, asked = set(), set(), set()
+def bugs_found(results: Results, kind: str, command: str, name: str, dtype: str) -> tuple[list[str], int]:
+    """Those of the thirty that were missed, and how many were looked for. A bug in two halves counts once, and if both
+    are found."""
+    missed, asked = set(), set()
     for bug, row in mutants.ROWS.items():
         result = results.get(Task(kind, name, dtype, bug).key)
         if result is None or command not in result:
@@ -342,14 +343,12 @@ def bugs_found(results: Results, kind: str, command: str, name: str, dtype: str)
         asked.add(row)
         found = result[command]
         if found.verdict != FAILED:
-            missed.add(row)
-        elif re.sub(r"^transformer_blocks\.\d+\.", "", found.tap or "") not in mutants.FIRST[bug][0]:
-            elsewhere.add(row)
-    return sorted(missed), sorted(elsewhere - missed), len(asked)
+            missed.add(row + " (suspect)" * (found.verdict == SUSPECTED))
+    return sorted(missed), len(asked)
 
 
 def count_found(results: Results, kind: str, command: str, name: str, dtype: str) -> str:
-    missed, _, of = bugs_found(results, kind, command, name, dtype)
+    missed, of = bugs_found(results, kind, command, name, dtype)
     return f"{of - len(missed)}" if of else "-"
 
 
@@ -403,17 +402,23 @@ def beside(results: Results) -> list[str]:
     lines = []
     for dtype in DTYPES:
         for command, way in (("verify", "digests"), ("audit", "`audit --arithmetic exact`")):
-            missed, _, of = bugs_found(results, "exact", command, EXACT, dtype)
+            missed, of = bugs_found(results, "exact", command, EXACT, dtype)
             right = [x[command] for key, x in results.items() if key.startswith(f"exact | {EXACT} | {dtype} | ")
                      and key.rpartition(" | ")[2] in HONEST and command in x]
             if of:
                 lines.append(f"- under exact arithmetic, by {way}, {dtype}: {of - len(missed)} of {of} bugs found"
                              f"{said(missed)}; diffusers as it is passes in "
                              f"{sum(x.verdict == PASSED for x in right)} of {len(right)} cases")
-        missed, _, of = bugs_found(results, "kit bug", "kit", NATIVE, dtype)
+        missed, of = bugs_found(results, "kit bug", "kit", NATIVE, dtype)
         if of:
             lines.append(f"- by the kit's models, natively, {dtype}: {of - len(missed)} of {of} bugs found"
                          f"{said(missed)}")
+    named = [(key.split(" | ")[3], found["audit"].tap or "") for key, found in results.items()
+             if key.startswith("bug | ") and found["audit"].verdict == FAILED]
+    places = [re.sub(r"^transformer_blocks\.\d+\.", "", tap) in mutants.FIRST[bug][0] for bug, tap in named]
+    if places:
+        lines.append(f"- the audit found a bug {len(places)} times, on all machines, and named a tap where it is made "
+                     f"{sum(places)} times")
     missed_on: dict[str, list[str]] = {}
     for key, found in results.items():
         kind, name, dtype, bug = key.split(" | ")
