@@ -51,9 +51,10 @@ from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
 from ltx2ref.parity.oracles import diffusers  # noqa: E402
 from ltx2ref.parity.record import DTYPES  # noqa: E402
 from ltx2ref.parity.report import DIVERGED, SHAPE, SUSPECT, Report  # noqa: E402
+from ltx2ref.parity.roundings import ROUND_MORE
 from ltx2ref.parity.run import build, cast, run  # noqa: E402
 from ltx2ref.parity.taps import Taps  # noqa: E402
-from ltx2ref.parity.truth import ANGLE_ULPS, PHASE_ULPS  # noqa: E402
+from ltx2ref.parity.truth import ANGLE_ULPS, LUCK, PHASE_ULPS  # noqa: E402
 
 PAGE = ROOT / "docs" / "machines.md"
 MARKERS = "<!-- machine_table.py: begin -->", "<!-- machine_table.py: end -->"
@@ -298,7 +299,7 @@ def facts() -> dict[str, str]:
 
 def digest() -> str:
     """Letters that change with the bounds, the machines, the bugs or the cases: then the page's table is old."""
-    what = [SHARE, FLOOR, CLEARLY, PHASE_ULPS, ANGLE_ULPS, VERSION, [*MACHINES], HELD_APART, HONEST,
+    what = [SHARE, FLOOR, CLEARLY, PHASE_ULPS, ANGLE_ULPS, LUCK, ROUND_MORE, VERSION, [*MACHINES], HELD_APART, HONEST,
             diffusers_mutants.SHOWN_IN, [case.id for case in MODELS]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 

@@ -183,9 +183,26 @@ def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, t
     with exact() if exactly else nullcontext():
         why = explanation(model, inputs, ours, theirs)
     if exactly:
+        report = of_other_frequencies(report, model, inputs, theirs)
         other = [row.name for row in report.rows if row.verdict == ROUNDING and row.origin == ORIGINATED]
         notes += [f"operations in another order, or rounded at other places: {some(other, model)}"] if other else []
     return explained(replace(report, notes=[*report.notes, *notes]), ours, theirs, true, model, inputs, why)
+
+
+def of_other_frequencies(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs,
+                         theirs: Mapping[str, Any]) -> Report:
+    """The report under exact arithmetic, in which RoPE tables have diverged whose frequencies are float32 in place of
+    float64, or the other way round. The budget hardly tells them from other ways of rounding an angle; the bits do."""
+    double = model.config.rope_double_precision
+    other = object.__new__(type(model))  # the same parameters, shared: see `switched`
+    other.__dict__ = vars(model) | {"config": replace(model.config, rope_double_precision=not double)}
+    with exact():
+        tables = {name: x for name, x in phases(run(other, inputs)).items() if name.endswith((".cos", ".sin"))}
+    found = {row.name for row in report.rows if row.verdict in (ROUNDING, SUSPECT) and row.name in tables
+             and isinstance(x := theirs.get(row.name), Tensor) and torch.equal(tables[row.name], x.cpu())}
+    hint = f"frequencies computed in float{32 if double else 64}"
+    rows = [replace(row, verdict=DIVERGED, hints=(hint,)) if row.name in found else row for row in report.rows]
+    return summary(rows, report.notes) if found else report
 
 
 def rounded(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, truth: Truth,
