@@ -51,7 +51,7 @@ from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
 from ltx2ref.parity.oracles import diffusers  # noqa: E402
 from ltx2ref.parity.record import DTYPES  # noqa: E402
 from ltx2ref.parity.report import DIVERGED, SHAPE, SUSPECT, Report  # noqa: E402
-from ltx2ref.parity.roundings import ROUND_MORE
+from ltx2ref.parity.roundings import ROUND_MORE  # noqa: E402
 from ltx2ref.parity.run import build, cast, run  # noqa: E402
 from ltx2ref.parity.taps import Taps  # noqa: E402
 from ltx2ref.parity.truth import ANGLE_ULPS, LUCK, PHASE_ULPS  # noqa: E402

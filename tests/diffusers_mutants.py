@@ -140,7 +140,7 @@ def _(model: Model) -> list[Patch]:
 
 
 # ---------------------------------------------------------------- positions
-@mutant("rope-float32-frequencies", "2.0/121-frames")
+@mutant("rope-float32-frequencies", "2.3/t2v")
 def _(model: Model) -> list[Patch]:
     return [patch.object(rope, "double_precision", False) for rope in ropes(model)]
 

@@ -242,3 +242,33 @@ def test_a_test_can_ask_for_exact_arithmetic() -> None:
                       arithmetic="exact")
     with pytest.raises(ValueError, match="arithmetic: expected 'native' or 'exact', got 'exakt'"):
         assert_parity(model, model, inputs, arithmetic="exakt")
+
+
+# ---------------------------------------------------------------- what only the bits tell, and what rounding explains
+@pytest.mark.slow
+@pytest.mark.parametrize("case_id", ["2.3/coords", "2.0/121-frames"])
+def test_frequencies_made_in_float32_are_told_by_their_bits(case_id: str) -> None:
+    """In the first case natively they are within the budget."""
+    case = next(case for case in CASES if case.id == case_id)
+    report = audit(mutant("rope-float32-frequencies"), case, WIDE, CPU, arithmetic="exact")
+    assert (report.verdict, report.first) == (DIVERGED, "rope.cos")
+    assert report.hints[0] == "frequencies computed in float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "case_id"), [("eighths", "2.3/t2v"), ("rounded-logits", "2.0/empty-text-rows")])
+def test_what_rounds_more_often_is_explained_by_a_machine_that_does(name: str, case_id: str) -> None:
+    case = next(case for case in CASES if case.id == case_id)
+    report = audit(on_a_machine(name), case, NARROW, CPU)
+    explained = [row for row in report.rows if row.machine is not None]
+    assert report.verdict == ROUNDING and explained and any(name in note for note in report.notes)
+    assert {row.verdict for row in explained} == {SUSPECT} and all((row.budget or 0) > 2 for row in explained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qk-norm-per-head", "ff-bias-dropped", "mask-ignored"])
+def test_no_machine_explains_a_bug(name: str) -> None:
+    """These are the smallest in bfloat16."""
+    case = next(case for case in CASES if case.id == "2.3/text-masks")
+    report = audit(mutant(name), case, NARROW, CPU)
+    assert report.verdict == DIVERGED and all(row.machine is None for row in report.rows)

@@ -8,7 +8,7 @@ analytic bound in the budget's place.
     share of the budget        verify, kit               audit
     up to 1                    within budget             rounding
     up to 2                    within budget, a note     suspect: rounded more often than the reference
-    above                      FAILED, diverged          diverged
+    above                      FAILED, diverged          diverged, unless roundings.py explains it: as up to 2
 
 There are honest ways of computing between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.9, a
 bfloat16 matrix product in two halves that are rounded before they are added 1.6. A bound has no such band.
