@@ -32,7 +32,6 @@ from .parity.audit import audit, candidate_named
 from .parity.cases import CASES, RECORDED, Case
 from .parity.compare import compare
 from .parity.html import html
-from .parity.judge import CLEARLY
 from .parity.kernels import KERNELS, LONG_KERNELS, Kernel
 from .parity.machines import MACHINES
 from .parity.probe import probe, threads
@@ -232,7 +231,8 @@ def print_summary(results: list[CaseResult], recording: dict[str, Any], differin
     if native:
         counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in native))]
         noted = sum(r.verdict == WITHIN and r.share > 1 for r in native)
-        counts += [f"{noted} of them with a note, up to {CLEARLY:.0f} budgets"] if noted else []
+        most = max((r.share for r in native if r.verdict == WITHIN), default=0.0)
+        counts += [f"{noted} of them with a note, up to {most:.2f} budgets"] if noted else []
         here = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
         here = here if machine is None else f"{machine}, simulated"
         print(f"native: {', '.join(counts)}, in {len(native)} runs ({here}).")

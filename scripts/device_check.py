@@ -133,7 +133,7 @@ def row(section: str, what: str, dtype: str, result: verify.NativeResult) -> Row
 def with_setting(section: str, what: str, case: Case, dtype: str, device: torch.device,
                  setting: AbstractContextManager[Any]) -> Row:
     """The same, with a setting that holds for nothing but the forward that is judged."""
-    model = build(case.config, record.DTYPES[dtype], case.conventions).to(device)
+    model = build(case.config, record.DTYPES[dtype], case.conventions, case.scales).to(device)
     inputs = moved(cast(case.inputs(), record.DTYPES[dtype]), lambda x: x.to(device))
     try:
         with setting:
@@ -242,12 +242,9 @@ def check(device: torch.device, cases: Sequence[Case], sections: Sequence[str], 
         return [(f"{case.id} {dtype}", partial(step, case, dtype, device)) for case in cases for dtype in dtypes]
 
     reserve = BENCH[device.type][-1] if "bench" in sections else 0.0
-    typical = [case for case in cases if case.id in TYPICAL] or [*cases][:1]
+    typical = [case for case in cases if case.id in TYPICAL] or [case for case in cases if case.native][:1]
     if "kernel shapes" in sections:
-        try:
-            yield from clock.steps("kernel shapes", kernel_shapes(device), reserve)
-        except ModuleNotFoundError as error:
-            clock.left_out.append(f"kernel shapes: {error}")
+        yield from clock.steps("kernel shapes", kernel_shapes(device), reserve)
     if "native" in sections:
         yield from clock.steps("native", each(native, cases, [*record.DTYPES]), reserve)
     if "attention" in sections:

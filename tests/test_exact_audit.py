@@ -66,8 +66,9 @@ def test_the_same_operations_are_identical() -> None:
     assert exactly(changed(), NARROW).verdict == IDENTICAL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "first"), [
-    ("gelu-erf", "ff.activation"), pytest.param("output-norm-bf16", "norm_out", marks=pytest.mark.slow)])
+    ("gelu-erf", "ff.activation"), ("output-norm-bf16", "norm_out")])
 def test_what_bfloat16_hides_is_found_in_bfloat16(name: str, first: str) -> None:
     assert audit(mutant(name), CASE, NARROW, CPU).passed  # natively
     report = exactly(mutant(name), NARROW)

@@ -207,6 +207,20 @@ def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -
         assert report.passed, (name, report.sentence)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rope/video", "rope/audio", "rope/video-given", "rope/audio-given"])
+def test_rope_components_have_no_false_alarm(name: str, kit: Path, tmp_path: Path) -> None:
+    """Of one of them the recorded tables happen to be all but exact."""
+    part = next(part for part in COMPONENTS if part.id == name)
+    case, source = case_named(kit, name), Source(part.case, "float32")
+    for other in MACHINES.keys() - {"tf32"}:
+        with exact(machine(other)):
+            taps = run(source.model, source.inputs)
+        save_file({tap: taps[tap].contiguous().numpy() for tap in part.outputs}, tmp_path / case["results"]["float32"])
+        verdict = check(tmp_path, kit, partial=True)
+        assert verdict.status == 0, (other, verdict.given[0].sentence)
+
+
 # ---------------------------------------------------------------- a port
 @pytest.mark.parametrize("level,word", [(NATIVE, "conformant"), (EXACT, "identical")])
 def test_the_numpy_port_imports_nothing_of_this_and_passes(level: str, word: str, kit: Path, tmp_path: Path) -> None:

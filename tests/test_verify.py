@@ -244,6 +244,7 @@ def test_processes_side_by_side_say_what_one_says(arithmetic: str, monkeypatch: 
     assert list(verify.verify_all(runs, how)) == alone and [r.dtype for r in alone] == [*DTYPES, *DTYPES]
 
 
+@pytest.mark.slow
 def test_tables_of_float32_frequencies_are_judged_by_a_bound() -> None:
     """Of seven roundings one machine has more luck than another; a wrong frequency is no luck."""
     for case_id in ("2.0/float32-frequencies", "2.3/float32-frequencies"):

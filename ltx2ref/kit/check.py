@@ -28,7 +28,7 @@ from ..parity.record import DTYPES
 from ..parity.report import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report
 from ..parity.run import run
 from ..parity.taps import Taps
-from ..parity.truth import sinusoid_bound
+from ..parity.truth import least_lost, sinusoid_bound
 from .export import SCHEMA, export
 from .identity import identity
 
@@ -180,15 +180,19 @@ def judge_natively(case: Entry, dtype: str, file: Taps, given: Taps) -> Report:
     expected = {name: part(file, f"{dtype}/expected/")[name] for name in case["outputs"]}
     if case["operation"] == "model":
         return noted(judge_taps(*model_of(case, dtype, file), expected, given))
-    error, timestep = part(file, f"{dtype}/error/"), part(file, f"{dtype}/inputs/").get("timestep")
+    error, inputs = part(file, f"{dtype}/error/"), part(file, f"{dtype}/inputs/")
+    timestep = inputs.get("timestep")
     bounds = {name: sinusoid_bound(timestep, DTYPES[dtype]) for name in expected
               if timestep is not None and name.endswith(".sinusoid")}
     true = {name: x.double() - error[name].double() for name, x in expected.items()}
-    return noted(compare(expected, given, true, bounds=bounds))
+    config = TransformerConfig.from_diffusers(case["config"])
+    least = {name: x for name, x in least_lost(config, inputs).items() if name in expected}
+    return noted(compare(expected, given, true, bounds=bounds, least=least))
 
 
 def noted(report: Report) -> Report:
-    """Take what is between one budget and two as within it, with a note, as `verify` does. A bound has no such band."""
+    """Take what is between one budget and two, or explained by a simulated machine, as within it, with a note, as
+    `verify` does. A bound has no such band."""
     more = {row.name: row.budget for row in report.rows
             if row.verdict == SUSPECT and row.budget is not None and (row.budget <= CLEARLY or row.machine)}
     if not more:

@@ -28,7 +28,8 @@ def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: 
     """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence.
 
     `candidate_truth` is what the candidate is measured against, where its phases are not the reference's. `bounds` are
-    of sinusoids, `least` of RoPE tables (see truth.py); `slack`, in L2 norms, is added to budgets.
+    of sinusoids and tables of float32 frequencies, `least` of other RoPE tables (see truth.py). `slack`, in L2 norms,
+    is added to budgets.
     """
     true, theirs, bounds, slack, least = truth or {}, candidate_truth or {}, bounds or {}, slack or {}, least or {}
     rows = [judge_tap(name, x, candidate.get(name), local,

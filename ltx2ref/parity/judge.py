@@ -7,10 +7,12 @@ analytic bound in the budget's place.
 
     share of the budget        verify, kit               audit
     up to 1                    within budget             rounding
-    up to 2                    within budget, a note     suspect: rounded more often than the reference
-    above                      FAILED, diverged          diverged, unless roundings.py explains it: as up to 2
+    up to 2                    within budget, a note     suspect: rounded more often than the reference; rounding if
+                                                         exact arithmetic shows the same operations
+    above                      FAILED, diverged          diverged
+                               in both, unless roundings.py explains it: as up to 2 (not in the kit's components)
 
-There are honest ways of computing between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.9, a
+There are honest ways of computing between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.8, a
 bfloat16 matrix product in two halves that are rounded before they are added 1.6. A bound has no such band.
 """
 from collections.abc import Mapping
@@ -27,7 +29,7 @@ Taps = Mapping[str, Any]  # of tensors, or of sketches
 PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T
 SAMPLE = 2**20  # elements from which a percentile is taken
 SHARE, FLOOR = 1.5, 4 * 2.0**-23  # of the reference's own error; of the truth's norm
-CLEARLY = 2.0  # budgets: what more roundings than the reference's do not explain
+CLEARLY = 2.0  # budgets, beyond which nothing passes that roundings.py does not explain
 
 
 class Local(NamedTuple):
@@ -41,7 +43,7 @@ class Against(NamedTuple):
     """What one tap is measured against, as far as it is known."""
     true: Tensor | None = None             # in float64
     candidate_true: Tensor | None = None   # where the candidate's phases are not the reference's
-    bound: Tensor | None = None            # of a sinusoid
+    bound: Tensor | None = None            # of a sinusoid, or of a table of float32 frequencies
     slack: float = 0.0                     # what phases do that the candidate does not show
     allowed: Tensor | None = None          # whose error the budget is made from, if it is not the reference's
     least: float = 0.0                     # that error, if it is smaller

@@ -56,13 +56,15 @@ def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict
     """Return for each RoPE table (B, T, H, R) in float64 its values, its slope, and what its angles are
     made from: the norm of the three numbers that are rounded, a fraction of the largest position, that shifted to
     [-1, 1], and its product with the frequency, all times the frequency."""
-    video, audio = coords["video_coords"], coords["audio_coords"]
-    spans = config.audio.max_position
+    video, audio, spans = coords.get("video_coords"), coords.get("audio_coords"), config.audio.max_position
     found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for name, x, most, dim in (("rope", video, config.video.max_position, config.video.dim),
                                ("audio_rope", audio, spans, config.audio.dim),
-                               ("cross_attn_rope", video[:, :1], spans, config.audio.dim),
+                               ("cross_attn_rope", None if video is None else video[:, :1], spans, config.audio.dim),
                                ("cross_attn_audio_rope", audio, spans, config.audio.dim)):
+        if x is None:
+            continue
+        x = x.double()
         cos, sin = rotation(x, most, dim, config, torch.float64)
         middle = x.mean(-1) if x.ndim == 4 else x
         fraction = 2 * middle.movedim(1, -1)[..., None, :] / torch.tensor(most)  # (B, T, 1, P)
@@ -75,10 +77,17 @@ def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict
     return found
 
 
+def least_lost(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return what the budget of each RoPE table takes a reference to lose that loses less, because its positions happen
+    to be exact in float32, as L2 norms; of those tables whose coordinates are there, and none for float32 frequencies.
+    """
+    tables = rope_tables(config, coords) if config.rope_double_precision else {}
+    return {name: LUCK * ROUNDED * norm(slope * made_from) for name, (_, slope, made_from) in tables.items()}
+
+
 class Truth:
     """A model's forward in float64. `pure` has float64 phases; `bounds` what phases may be off that have no budget: a
-    sinusoid, and tables made from float32 frequencies. `least`, L2 norms: what a table's budget takes a reference to
-    lose that loses less, because its positions happen to be exact in float32."""
+    sinusoid, and tables made from float32 frequencies; `least` what a table's reference is taken to lose at least."""
 
     def __init__(self, model: LTX2VideoTransformer3DModel, inputs: Inputs) -> None:
         self.dtype, self.model, self.inputs = model.proj_in.weight.dtype, doubled(model), wide(inputs)
@@ -88,11 +97,9 @@ class Truth:
         self.pure = run(self.model, self.inputs)
         for hook in hooks:
             hook.remove()
-        self.least: dict[str, float] = {}
-        for name, (table, slope, made_from) in rope_tables(model.config, self.pure).items():
-            if model.config.rope_double_precision:
-                self.least[name] = LUCK * norm(slope * made_from) * ROUNDED
-            else:
+        self.least = least_lost(model.config, self.pure)
+        for name, (table, _, made_from) in rope_tables(model.config, self.pure).items():
+            if not model.config.rope_double_precision:
                 self.bounds[name] = ANGLE_ULPS * 2.0**-23 * made_from + torch.finfo(torch.float32).eps * table.abs()
 
     def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -112,4 +119,5 @@ class Truth:
 
 
 def truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference: Mapping[str, Any]) -> Taps:
+    """Return every tap of the model in float64, given the reference's phases."""
     return Truth(model, inputs).of(reference)
