@@ -28,7 +28,7 @@ from ltx2ref.kit.identity import identity
 from ltx2ref.parity import audit, generator, judge, record, verify
 from ltx2ref.parity.arithmetic import VERSION
 from ltx2ref.parity.audit import judge as audited
-from ltx2ref.parity.cases import Case
+from ltx2ref.parity.cases import OUTPUTS, Case
 from ltx2ref.parity.machines import MACHINES, machine
 from ltx2ref.parity.probe import probe
 from ltx2ref.parity.record import DTYPES, RecordError, digest
@@ -430,7 +430,7 @@ def test_phases_that_a_port_does_not_show_are_allowed_for(kit: Path, tmp_path: P
     drawn = {name: truth.drawn(name, x, seed=i).float() for i, (name, x) in enumerate(source.taps.items())
              if name.endswith(".sinusoid")}
     taps = run(source.model, source.inputs, drawn)
-    save_file({name: taps[name].numpy() for name in record.OUTPUTS}, tmp_path / case["results"]["float32"])
+    save_file({name: taps[name].numpy() for name in OUTPUTS}, tmp_path / case["results"]["float32"])
     verdict = check(tmp_path, kit, partial=True)
     assert verdict.status == 0 and verdict.summary.endswith("with outputs missing")
     with patch.object(audit, "unseen", lambda *_: {}):

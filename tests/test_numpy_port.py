@@ -31,7 +31,7 @@ def computed(case: Case, dtype: str) -> dict[str, Any]:
     """Every tap of the port, as float64 arrays."""
     inputs = cast(case.inputs(), EXACT_DTYPES[dtype])
     inputs |= inputs.pop("attention_kwargs", None) or {}
-    weights = build(case.config, EXACT_DTYPES[dtype]).state_dict()
+    weights = build(case.config, EXACT_DTYPES[dtype], scales=case.scales).state_dict()
     numpy_port.TAPS.clear()
     numpy_port.Numbers.dtype = dtype
     numpy_port.forward(case.config.to_diffusers(), {name: wide(x) for name, x in weights.items()},

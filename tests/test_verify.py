@@ -78,7 +78,7 @@ def test_other_arithmetic_is_exactly_identical_and_natively_within_the_budget(va
 
 # bug: case that shows it, and where it first shows among the taps whose native tensors are recorded
 SHOWN_BY = {
-    "rope-float32-frequencies": ("2.0/121-frames", "rope.cos"),
+    "rope-float32-frequencies": ("2.0/121-frames", "cross_attn_rope.cos"),
     "rope-patch-start": ("2.0/t2v", "rope.cos"),
     "rope-right-padding": ("2.0/t2v", "rope.cos"),
     "rope-axis-major": ("2.0/t2v", "rope.cos"),
