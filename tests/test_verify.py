@@ -244,6 +244,18 @@ def test_processes_side_by_side_say_what_one_says(arithmetic: str, monkeypatch: 
     assert list(verify.verify_all(runs, how)) == alone and [r.dtype for r in alone] == [*DTYPES, *DTYPES]
 
 
+def test_without_other_processes_one_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: object, **more: object) -> None:
+        raise OSError("no processes here")
+
+    monkeypatch.setattr(verify, "MANY", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(verify, "ProcessPoolExecutor", broken)
+    runs = [(BY_ID["2.0/t2v"], dtype) for dtype in DTYPES]
+    found = list(verify.verify_all(runs, verify.How(torch.device("cpu"), False, "exact")))
+    assert [x.exact.verdict for x in found if x.exact] == [IDENTICAL] * len(DTYPES)
+
+
 @pytest.mark.slow
 def test_tables_of_float32_frequencies_are_judged_by_a_bound() -> None:
     """Of seven roundings one machine has more luck than another; a wrong frequency is no luck."""

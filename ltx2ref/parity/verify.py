@@ -19,6 +19,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -146,13 +148,16 @@ class How:
 
 
 def verify_all(runs: Sequence[tuple[Case | Kernel, str]], how: How) -> Iterator[CaseResult]:
-    """Verify each (case, dtype), in their order: on a CPU many of them in a process for each core."""
-    jobs = min(os.cpu_count() or 1, MOST_JOBS)
-    if how.device.type != "cpu" or jobs == 1 or len(runs) < MANY:
-        yield from (verify_one(how, *run) for run in runs)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(record.EXACT_DTYPES))
+    """Verify each (case, dtype), in their order: on a CPU many of them in a process for each core, where there can be
+    such processes. An emulator has none."""
+    jobs, done = min(os.cpu_count() or 1, MOST_JOBS), 0
+    if how.device.type == "cpu" and jobs > 1 and len(runs) >= MANY:
+        with suppress(BrokenProcessPool, OSError), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            for result in pool.map(partial(verify_one, how), *zip(*runs, strict=True),
+                                   chunksize=len(record.EXACT_DTYPES)):
+                yield result
+                done += 1
+    yield from (verify_one(how, *run) for run in runs[done:])
 
 
 def verify_one(how: How, case: Case | Kernel, dtype: str) -> CaseResult:
