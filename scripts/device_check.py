@@ -36,6 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ltx2ref.parity import kernels, record, verify
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
 from ltx2ref.parity.judge import CLEARLY, measure
+from ltx2ref.parity.probe import processor
 from ltx2ref.parity.run import build, cast, moved, run
 
 EXAMPLES = """examples:
@@ -271,19 +272,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         diffusers: str | None = version("diffusers")
     except PackageNotFoundError:
         diffusers = None
-    return {"device": torch.cuda.get_device_name(device) if cuda else bench_cpu(), "torch": torch.__version__,
+    return {"device": torch.cuda.get_device_name(device) if cuda else processor(), "torch": torch.__version__,
             "cuda": torch.version.cuda if cuda else None, "cudnn": torch.backends.cudnn.version() if cuda else None,
             "capability": (torch.cuda.get_device_capability(device) if cuda
                            else torch.backends.cpu.get_cpu_capability()),
             "threads": torch.get_num_threads(), "python": platform.python_version(), "diffusers": diffusers}
-
-
-def bench_cpu() -> str:
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def table(rows: Sequence[Row], facts: dict[str, Any], clock: Clock) -> str:

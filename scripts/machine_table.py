@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -50,6 +49,7 @@ from ltx2ref.parity.exact import exact  # noqa: E402
 from ltx2ref.parity.judge import CLEARLY, FLOOR, SHARE, spread  # noqa: E402
 from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
 from ltx2ref.parity.oracles import diffusers  # noqa: E402
+from ltx2ref.parity.probe import processor  # noqa: E402
 from ltx2ref.parity.record import DTYPES  # noqa: E402
 from ltx2ref.parity.report import DIVERGED, SHAPE, SUSPECT, Report  # noqa: E402
 from ltx2ref.parity.roundings import ROUND_MORE  # noqa: E402
@@ -295,7 +295,7 @@ def progress(message: str) -> None:
 
 def facts() -> dict[str, str]:
     """What a result depends on."""
-    return {"judged": digest(), "torch": torch.__version__, "cpu": cpu(),
+    return {"judged": digest(), "torch": torch.__version__, "cpu": processor(),
             "capability": torch.backends.cpu.get_cpu_capability()}
 
 
@@ -304,14 +304,6 @@ def digest() -> str:
     what = [SHARE, FLOOR, CLEARLY, PHASE_ULPS, ANGLE_ULPS, LUCK, ROUND_MORE, VERSION, [*MACHINES], HELD_APART, HONEST,
             diffusers_mutants.SHOWN_IN, [case.id for case in MODELS]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
-
-
-def cpu() -> str:
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 # ---------------------------------------------------------------- the tables
@@ -362,7 +354,7 @@ COLUMNS = [(command, dtype) for command in COMMANDS for dtype in DTYPES]
 def tables(results: Results, machines: Sequence[str], command: str) -> str:
     known = [name for name in machines if name not in HELD_APART]
     apart = [name for name in machines if name in HELD_APART]
-    lines = [f"By `{command}`: torch {torch.__version__}, {cpu()}, judged {digest()}.", ""]
+    lines = [f"By `{command}`: torch {torch.__version__}, {processor()}, judged {digest()}.", ""]
     head = "| machine | " + " | ".join(f"{command}, {dtype}" for command, dtype in COLUMNS) + " | largest share |"
     of = {name: next((cell(results, name, m, "float32").of for m in machines), 0) for name in COMMANDS}
     lines += [f"**False alarms**, of {of['verify']} cases by verify and audit, and of {of['kit']} models by the kit. "

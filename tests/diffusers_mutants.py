@@ -7,8 +7,7 @@ conformance case in which it shows, and mutants.FIRST the taps at which it may f
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.transformers import transformer_ltx2
-from mutants import at_24_fps, norm_in_bfloat16
+from mutants import at_24_fps, norm_in_bfloat16, patched
 from torch import Tensor, nn
 
 Block = transformer_ltx2.LTX2VideoTransformerBlock
@@ -34,12 +33,8 @@ def mutant(name: str, case: str) -> Callable[[Callable[[Model], list[Patch]]], N
     return register
 
 
-@contextmanager
-def inject(name: str, model: Model) -> Iterator[None]:
-    with ExitStack() as stack:
-        for change in MUTANTS[name](model):
-            stack.enter_context(change)
-        yield
+def inject(name: str, model: Model) -> Patch:
+    return patched(MUTANTS[name](model))
 
 
 # ---------------------------------------------------------------- ways to change it

@@ -4,7 +4,7 @@
 `LOADERS[name](folder, seed)` writes a small file and gives the model that is in it, and what the bug makes of it.
 `FIRST` has for each bug the taps, in any block, at which it may first show, and the hints that name it.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -39,11 +39,15 @@ def mutant(name: str) -> Callable[[Callable[[Model], list[Patch]]], None]:
 
 
 @contextmanager
-def inject(name: str, model: Model) -> Iterator[None]:
+def patched(changes: Iterable[Patch]) -> Iterator[None]:
     with ExitStack() as stack:
-        for change in MUTANTS[name](model):
+        for change in changes:
             stack.enter_context(change)
         yield
+
+
+def inject(name: str, model: Model) -> Patch:
+    return patched(MUTANTS[name](model))
 
 
 def config(model: Model, **changes: Any) -> list[Patch]:

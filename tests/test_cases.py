@@ -6,11 +6,11 @@ Changed diffusers runs under exact arithmetic, where there is no tolerance. With
 bits in those old cases that have most of the arguments, and with many changes at a time in all 29.
 """
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 import record_reference
 import torch
+from mutants import patched
 from unnoticed import MUTANTS, changed, without_epsilons
 
 from ltx2ref.parity import audit, record
@@ -30,9 +30,7 @@ def differing(case: Case, *names: str) -> list[str]:
     """The taps of changed diffusers that are not the recorded ones."""
     dtype = MUTANTS[names[0]].dtype
     model, inputs = record_reference.oracle(case, dtype)
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(changed(MUTANTS[name].change, model))
+    with patched(changed(MUTANTS[name].change, model) for name in names):
         taps = record_reference.run_exactly(lambda: traced(model, inputs))
     recorded = record.load_exact(case, dtype).digests
     return [name for name, digest in recorded.items() if name not in taps or record.digest(taps[name]) != digest]

@@ -97,7 +97,7 @@ def test_the_table_has_the_devices_name_and_what_is_left_out(
                                      "--case", CASE.id, "--json", str(file)])
     assert device_check.main() == 0
     said = capsys.readouterr().out
-    assert device_check.bench_cpu() in said.splitlines()[0]
+    assert device_check.processor() in said.splitlines()[0]
     assert "| native | float32 | 1 of 1 | 0 | 0 |" in said and "not available: on: it is a GPU's" in said
     assert '"rows"' in file.read_text() and '"left_out": []' in file.read_text()
     monkeypatch.setattr("sys.argv", ["device_check.py", "--device", "cpu", "--only", "exact", "--budget", "0"])

@@ -4,7 +4,6 @@
 """
 import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,9 +37,7 @@ NARROW, WIDE = torch.bfloat16, torch.float32
 def changed(*patches: Callable[[], Any]) -> Candidate:
     """This project's model, with something else in it."""
     def go(setup: Setup) -> Mapping[str, Tensor]:
-        with ExitStack() as stack:
-            for make in patches:
-                stack.enter_context(make())
+        with mutants.patched(make() for make in patches):
             return run(ours(setup, conventions_of("ltx2ref")), setup.inputs)
     return Candidate("a port", None, go)
 

@@ -2,13 +2,14 @@
 
 A change is made at run time, of a model's arguments, attributes or layers: `changed(change, model)` is a context.
 """
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from mutants import patched
 from torch import Tensor, nn
 
 Given = dict[str, Any]
@@ -32,12 +33,8 @@ def mutant(name: str, case: str, tap: str, dtype: str = "float32") -> Callable[[
     return add
 
 
-@contextmanager
-def changed(change: Change, model: nn.Module) -> Iterator[None]:
-    with ExitStack() as stack:
-        for each in change(model):
-            stack.enter_context(each)
-        yield
+def changed(change: Change, model: nn.Module) -> AbstractContextManager[None]:
+    return patched(change(model))
 
 
 def arguments(change: Callable[[Given], Given]) -> Change:

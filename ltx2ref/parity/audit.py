@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..conventions import Conventions
 from ..model import LTX2VideoTransformer3DModel
-from . import record, roundings
+from . import record
 from .arithmetic import VERSION, NotExact
 from .cases import Case, Inputs
 from .compare import compare, summary
@@ -30,10 +30,10 @@ from .judge import dtype_name, norm, spread
 from .port import port_named
 from .probe import threads
 from .report import DIVERGED, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
-from .roundings import LARGE
+from .roundings import LARGE, explained_by_machines
 from .run import build, cast, moved, run
 from .sketch import Sketch
-from .switches import Explanation, conventions_of, explanation
+from .switches import Explanation, conventions_of, explanation, switched
 from .taps import PHASES, PROJECTED, OutputError, Taps, brief, returned
 from .tracefile import load_trace
 from .truth import Truth, phases
@@ -56,8 +56,8 @@ class Setup(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An implementation: what it computes for a setup, by our names of taps. `ValueError`: it cannot express that.
-    `made_in`: the arithmetic of a trace file, which nobody can run again."""
+    """An implementation. `run` computes taps, by our names, for a setup, or raises `ValueError` if it cannot express
+    that. `made_in` is the arithmetic of a trace file, which nobody can run again."""
     name: str
     version: str | None
     run: Callable[[Setup], Mapping[str, Any]]
@@ -66,7 +66,7 @@ class Candidate(NamedTuple):
 
 def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.device, reference: str = "ltx2ref",
           arithmetic: str = NATIVE) -> Report:
-    """One conformance case in both, in this machine's arithmetic or, with "exact", in exact arithmetic.
+    """Run one conformance case in both, in this machine's arithmetic or, with "exact", in exact arithmetic.
 
     Raises `ValueError` if the candidate has no equivalent of the case, and `NotExact` if it computes what exact
     arithmetic cannot see. `reference` is ltx2ref, or ltx2ref:NAME for other conventions than diffusers'.
@@ -108,7 +108,7 @@ def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[st
 
 def judge_exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs,
                   theirs: Callable[[], Mapping[str, Any]]) -> Report:
-    """The same under exact arithmetic, in which whatever differs differs in operations.
+    """Run both under exact arithmetic, in which whatever differs differs in operations, and judge that.
 
     Raises `NotExact`, of a candidate that does not repeat itself, too: layers may draw the numbers that weights then
     replace, but nothing may depend on them.
@@ -127,7 +127,7 @@ def judge_exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs,
 
 
 def shown(ours: Taps, theirs: Mapping[str, Any], inputs: Inputs) -> Taps:
-    """The taps of ours that are compared: those that the candidate has, or should have."""
+    """Return the taps of ours that are compared: those that the candidate has, or should have."""
     return {name: x for name, x in ours.items()
             if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())}
 
@@ -150,7 +150,7 @@ def cleared(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs,
 
 
 def widened(report: Report, wide: Report) -> Report:
-    """The report in a narrow dtype, with what is wrong in float32 and less than the narrow dtype's rounding."""
+    """Put into the report in a narrow dtype what is wrong in float32, and less than the narrow dtype's rounding."""
     if wide.passed:
         rows = [replace(row, verdict=ROUNDING) if row.verdict == SUSPECT else row for row in report.rows]
         said = "what is suspect in this dtype is rounding in float32, and so it is rounding here, at other places"
@@ -166,7 +166,7 @@ def widened(report: Report, wide: Report) -> Report:
 
 def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any],
                exactly: bool = False) -> Report:
-    """The same, from taps that both computed before, here or elsewhere; `exactly`: under exact arithmetic."""
+    """Judge taps that both computed before, here or elsewhere; `exactly`: under exact arithmetic."""
     queries = unscaled(ours, theirs)
     notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
     theirs = {**theirs, **queries}
@@ -192,11 +192,10 @@ def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, t
 
 def of_other_frequencies(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs,
                          theirs: Mapping[str, Any]) -> Report:
-    """The report under exact arithmetic, in which RoPE tables have diverged whose frequencies are float32 in place of
-    float64, or the other way round. The budget hardly tells them from other ways of rounding an angle; the bits do."""
+    """Call RoPE tables diverged whose frequencies are float32 in place of float64, or the other way round, under exact
+    arithmetic. The budget hardly tells them from other ways of rounding an angle; the bits do."""
     double = model.config.rope_double_precision
-    other = object.__new__(type(model))  # the same parameters, shared: see `switched`
-    other.__dict__ = vars(model) | {"config": replace(model.config, rope_double_precision=not double)}
+    other = switched(model, config=replace(model.config, rope_double_precision=not double))
     with exact():
         tables = {name: x for name, x in phases(run(other, inputs)).items() if name.endswith((".cos", ".sin"))}
     found = {row.name for row in report.rows if row.verdict in (ROUNDING, SUSPECT) and row.name in tables
@@ -208,8 +207,8 @@ def of_other_frequencies(report: Report, model: LTX2VideoTransformer3DModel, inp
 
 def rounded(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, truth: Truth,
             theirs: Mapping[str, Any], true: Taps) -> Report:
-    """The report, in which what rounding more often explains is suspect, with a note that says how often."""
-    rows = roundings.explained(report.rows, lambda: run(model, inputs), truth, theirs, true)
+    """Make suspect, with a note, what simulated machines explain that round more often."""
+    rows = explained_by_machines(report.rows, lambda: run(model, inputs), truth, theirs, true)
     found = sorted({row.machine for row in rows if row.machine is not None})
     said = f"no farther from float64 than ltx2ref on simulated machines that round more often: {', '.join(found)}"
     return summary(rows, [*report.notes, said]) if found else report
@@ -230,7 +229,7 @@ def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether b differs from a, in float64, by less than half of the digits of its dtype."""
+    """Tell whether b differs from a, in float64, by less than half of the digits of its dtype."""
     return a.shape == b.shape and norm(a - b.cpu().double()) <= torch.finfo(b.dtype).eps ** 0.5 * norm(a)
 
 
@@ -276,7 +275,8 @@ def some(names: list[str], model: nn.Module, count: int = 12) -> str:
 
 
 def unused(name: str, inputs: Inputs) -> bool:
-    """Of a block all of whose self-attention is perturbed: nothing but its values matters, and diffusers skips it."""
+    """Tell whether a tap has no effect: it belongs to a self-attention that is perturbed in all rows, of which nothing
+    but the values matters; diffusers skips it."""
     block, _, tap = name.removeprefix("transformer_blocks.").partition(".")
     mask = inputs.get("perturbation_mask")
     perturbed = int(block) in (inputs.get("spatio_temporal_guidance_blocks") or ()) if block.isdigit() else False

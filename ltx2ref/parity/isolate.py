@@ -24,8 +24,8 @@ CHAINS = (("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.str
 
 def isolate(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference_taps: Taps,
             candidate: Mapping[str, Any], exactly: bool = False) -> Local:
-    """Taps that the candidate lacks, or has in another shape, stay the reference's own. `exactly`: under exact
-    arithmetic, where the same operations have the same bits."""
+    """Run the reference on the candidate's taps. Those that the candidate lacks, or has in another shape, stay the
+    reference's own. `exactly`: under exact arithmetic, where the same operations have the same bits."""
     taps: Taps = {name: spread(name, x, reference_taps[name]) for name, x in candidate.items()
                   if isinstance(x, Tensor) and name in reference_taps}
     taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}

@@ -77,14 +77,14 @@ def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, ag
 
 
 def spread(name: str, x: Tensor, like: Any) -> Tensor:
-    """Noise levels per batch element, repeated for each token where the other implementation has them per token."""
+    """Repeat noise levels per batch element for each token where the other implementation has them per token."""
     if name.endswith(PER_TOKEN) and tuple(x.shape[1:]) == tuple(like.shape[1:]) and like.shape[0] % len(x) == 0:
         return x.repeat_interleave(like.shape[0] // len(x), 0)
     return x
 
 
 def judged(numbers: Mapping[str, Any], dtype: torch.dtype, most: float) -> str:
-    """Rounding, suspect or diverged, for tensors that are not the same. `most`: budgets, up to which it is suspect."""
+    """Call tensors that are not the same rounding, suspect up to `most` budgets, or diverged."""
     budget = numbers.get("budget")
     if numbers.get("equal_rounded") or (budget is not None and budget <= 1):  # a NaN is not
         return ROUNDING
@@ -94,7 +94,7 @@ def judged(numbers: Mapping[str, Any], dtype: torch.dtype, most: float) -> str:
 
 
 def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
-    """Everything that needs no truth. In float64, but ULPs, which are counted in the coarser dtype."""
+    """Compute everything that needs no truth, in float64; ULPs are counted in the coarser dtype."""
     a, b, dtype = reference.double(), candidate.double(), coarser(reference, candidate)
     gap = (b - a).abs()
     worst = int(torch.where(gap.isnan(), torch.inf, gap).argmax())
@@ -110,7 +110,7 @@ def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
 
 
 def errors(reference: Tensor, candidate: Tensor, against: Against) -> dict[str, Any]:
-    """Relative error of each side against float64, and the candidate's error divided by the budget."""
+    """Return the relative error of each side against float64, and the candidate's error divided by the budget."""
     if against.true is None:
         return {}
     true = against.true.cpu()
@@ -123,13 +123,13 @@ def errors(reference: Tensor, candidate: Tensor, against: Against) -> dict[str, 
 
 
 def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bool:
-    """Whether the reference's error tells what the candidate may lose: of a coarser dtype it says nothing."""
+    """Tell whether the reference's error says what the candidate may lose: of a coarser dtype it says nothing."""
     return coarser(reference, candidate) == reference.dtype
 
 
 def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dict[str, Any]:
-    """Whether this stage alone, given the candidate's own inputs, is beyond the budget; under exact arithmetic, whether
-    it has other bits than the same operations would have."""
+    """Tell whether this stage alone, given the candidate's own inputs, is beyond the budget; under exact arithmetic,
+    whether it has other bits than the same operations would have."""
     own = against._replace(true=local.truth[name], candidate_true=None, allowed=None)
     found = errors(local.reference[name].cpu(), candidate, own)
     budget, same = found["budget"], None if local.same_bits is None else local.same_bits.get(name)
@@ -139,7 +139,7 @@ def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dic
 
 
 def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: Any) -> TapRow:
-    """The same verdicts from sketches, for what they can tell: beyond the budget is what surely is."""
+    """Give the same verdicts from sketches, for what they can tell: beyond the budget is what surely is."""
     a, b = as_sketch(reference), as_sketch(candidate)
     same = a.same_bits(b)
     if same or (same is None and a == b):
@@ -178,7 +178,7 @@ def measure(candidate: Tensor, reference: Tensor, candidate_true: Tensor, true: 
 
 
 def ulps(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """The largest distance and the 99th percentile, in steps between neighbouring numbers of their dtype."""
+    """Return the largest distance and the 99th percentile, in steps between neighbouring numbers of their dtype."""
     steps = (ordinal(a) - ordinal(b)).abs().flatten().double()
     steps = steps[~(a.isnan() & b.isnan()).flatten()]
     if not len(steps):
@@ -188,7 +188,7 @@ def ulps(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def ordinal(x: Tensor) -> Tensor:
-    """Neighbouring floating-point numbers become neighbouring integers, both zeros 0."""
+    """Number floating-point numbers so that neighbours are neighbouring integers, and both zeros 0."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     bits = x.contiguous().view(kind).long()
     return torch.where(bits < 0, torch.iinfo(kind).min - bits, bits)

@@ -4,8 +4,11 @@ Bits depend on the processor's vector units, the BLAS library, the number of thr
 and for one operation on its sizes: so each is probed at several of those that the conformance cases have.
 """
 import hashlib
+import platform
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +60,15 @@ OPERATIONS: dict[str, Callable[[Callable[[Tensor], Tensor]], list[Tensor]]] = {
     "lerp": pointwise(lambda x: torch.lerp(x, x * x, x.cos())),
     "modulation": pointwise(lambda x: x * (1 + x) + x),
 }
+
+
+def processor() -> str:
+    """Return the processor's name, or what its system calls its kind."""
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def data(x: Tensor) -> bytes:

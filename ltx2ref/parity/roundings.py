@@ -1,4 +1,4 @@
-"""Does rounding more often explain it? The reference is run on simulated machines that do (machines.py).
+"""Explains what rounding more often does: the reference is run on simulated machines that round so (machines.py).
 
 What is beyond the band of judge.py may still be an honest way of computing: tensor parallelism rounds each part of a
 matrix product, and a kernel that stores its logits keeps little of them beside a bias of -10,000. How far that leads
@@ -25,9 +25,9 @@ class InFloat64(Protocol):
     def of(self, taps: Taps) -> Taps: ...
 
 
-def explained(rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloat64, theirs: Mapping[str, Any],
-              true: Taps) -> list[TapRow]:
-    """Make suspect what diverged, if each of these taps is as wrong as the reference's on a machine, and name that.
+def explained_by_machines(rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloat64,
+                          theirs: Mapping[str, Any], true: Taps) -> list[TapRow]:
+    """Make suspect what diverged, with a machine's name, if the reference is as wrong on a machine at each such tap.
 
     `forward` runs the reference; `true` is what `theirs` are measured against.
     """
@@ -41,8 +41,9 @@ def explained(rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloa
         most = max(lost, key=lambda name: lost[name][tap])
         if norm(theirs[tap].cpu().double() - true[tap]) <= SHARE * lost[most][tap] + FLOOR * norm(true[tap]):
             found[tap] = most
-    return [replace(row, verdict=SUSPECT, machine=found[row.name]) if row.name in found else row
-            for row in rows] if len(found) == len(wrong) else [*rows]
+    if len(found) < len(wrong):
+        return [*rows]
+    return [replace(row, verdict=SUSPECT, machine=found[row.name]) if row.name in found else row for row in rows]
 
 
 def errors(forward: Callable[[], Taps], truth: InFloat64, name: str, taps: Sequence[str]) -> dict[str, float]:

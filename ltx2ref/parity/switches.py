@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from ..config import TransformerConfig
 from ..conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
 from ..model import LTX2VideoTransformer3DModel
 from .cases import Inputs
@@ -38,10 +39,11 @@ def conventions_of(implementation: str) -> Conventions:
     return NAMED[implementation]
 
 
-def switched(model: LTX2VideoTransformer3DModel, conventions: Conventions) -> LTX2VideoTransformer3DModel:
-    """The same parameters, shared, under other conventions."""
-    other = object.__new__(type(model))
-    other.__dict__ = vars(model) | {"conventions": conventions}  # `copy` asks a streamed model for its state
+def switched(model: LTX2VideoTransformer3DModel, conventions: Conventions | None = None,
+             config: TransformerConfig | None = None) -> LTX2VideoTransformer3DModel:
+    """Return a model with the same parameters, shared, under other conventions, or of another configuration."""
+    other = object.__new__(type(model))  # `copy` asks a streamed model for its state
+    other.__dict__ = vars(model) | {"conventions": conventions or model.conventions, "config": config or model.config}
     return other
 
 

@@ -53,9 +53,9 @@ def sinusoid_bound(timestep: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Return for each RoPE table (B, T, H, R) in float64 its values, its slope, and what its angles are
-    made from: the norm of the three numbers that are rounded, a fraction of the largest position, that shifted to
-    [-1, 1], and its product with the frequency, all times the frequency."""
+    """Return for each RoPE table (B, T, H, R), in float64, its values, its slopes, and the size of what is rounded on
+    the way to its angles: the root of the squares of the fraction of the largest position, of that shifted to [-1, 1],
+    and of the product, all in radians."""
     video, audio, spans = coords.get("video_coords"), coords.get("audio_coords"), config.audio.max_position
     found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for name, x, most, dim in (("rope", video, config.video.max_position, config.video.dim),
@@ -98,9 +98,9 @@ class Truth:
         for hook in hooks:
             hook.remove()
         self.least = least_lost(model.config, self.pure)
-        for name, (table, _, made_from) in rope_tables(model.config, self.pure).items():
-            if not model.config.rope_double_precision:
-                self.bounds[name] = ANGLE_ULPS * 2.0**-23 * made_from + torch.finfo(torch.float32).eps * table.abs()
+        if not model.config.rope_double_precision:
+            self.bounds |= {name: ANGLE_ULPS * 2.0**-23 * made_from + torch.finfo(torch.float32).eps * table.abs()
+                            for name, (table, _, made_from) in rope_tables(model.config, self.pure).items()}
 
     def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.bounds[f"{name}.sinusoid"] = sinusoid_bound(given[0], self.dtype)

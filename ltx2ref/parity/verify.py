@@ -39,7 +39,7 @@ from .machines import machine as machine_named
 from .probe import threads
 from .record import DTYPES, EXACT_DTYPES, ExactRecord, Record, RecordError
 from .report import DIVERGED, SHAPE, TapRow
-from .roundings import explained
+from .roundings import explained_by_machines
 from .run import build, cast, moved, run
 from .taps import Taps
 from .truth import Truth
@@ -166,7 +166,7 @@ def verify_one(how: How, case: Case | Kernel, dtype: str) -> CaseResult:
 
 
 def compare_exactly(case: Case | Kernel, dtype: str, taps: Taps) -> ExactResult:
-    """The verdict on what was computed for a case under exact arithmetic: the recorded bits, or not."""
+    """Judge what was computed for a case under exact arithmetic: the recorded bits, or not."""
     recorded = record.load_exact(case, dtype)
     require_inputs(case, dtype, recorded)
     missing = [name for name in recorded.digests if name not in taps]
@@ -190,7 +190,7 @@ def truth_of(case: Case | Kernel, dtype: torch.dtype) -> Truth | KernelTruth:
 
 
 def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
-    """The verdict on what was computed for a case in native arithmetic."""
+    """Judge what was computed for a case in native arithmetic."""
     recorded = record.load(case, dtype)
     require_inputs(case, dtype, recorded)
     truth = truth_of(case, DTYPES[dtype])
@@ -199,13 +199,13 @@ def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult
     rows = [judge_tap(name, x, theirs[name], None, Against(
                 record_true[name], true[name], truth.bounds.get(name), least=truth.least.get(name, 0.0)))
             for name, x in recorded.taps.items()]
-    rows = explained(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, theirs, true)
+    rows = explained_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, theirs, true)
     return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
 
 def compare_with_exact(case: Case | Kernel, dtype: str, taps: Taps, exact_taps: Taps,
                        written_out: Taps) -> NativeResult:
-    """The verdict on what was computed in native arithmetic for a case that is recorded under exact arithmetic alone.
+    """Judge what was computed in native arithmetic for a case that is recorded under exact arithmetic alone.
     `exact_taps`: what the same model computes there; `written_out`: with attention written out."""
     recorded = record.load_exact(case, dtype)
     require_inputs(case, dtype, recorded)
@@ -217,7 +217,7 @@ def compare_with_exact(case: Case | Kernel, dtype: str, taps: Taps, exact_taps: 
                 own[name], true[name], truth.bounds.get(name), allowed=written_out[name],
                 least=truth.least.get(name, 0.0)))
             for name, x in known.items()]
-    rows = explained(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, taps, true)
+    rows = explained_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, taps, true)
     unknown = [name for name in recorded.digests if name not in known]
     if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
         return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, (
@@ -238,7 +238,8 @@ def drifted(true: Taps, recorded: Record) -> str | None:
 
 
 def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
-    """The verdict on a case from those on its taps: here what an audit suspects is within the budget, with a note."""
+    """Give the verdict on a case from those on its taps: what an audit suspects is within the budget here, with a note.
+    """
     first = next((row.name for row in rows if row.verdict != report.IDENTICAL), None)
     wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
     shares = {row.name: math.inf if row.verdict == SHAPE else row.budget or 0.0 for row in rows}
