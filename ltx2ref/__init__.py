@@ -1,4 +1,5 @@
 """The LTX-2 audio-video diffusion transformer as a reference, bit-identical to the published implementations."""
+
 __version__ = "0.1.0"
 
 from . import describe as describe  # modules: `ltx2ref.interop.for_diffusers` needs no import of its own
@@ -16,7 +17,23 @@ from .parity.exact import exact
 from .parity.taps import trace
 
 __all__ = [
-    "DIFFUSERS", "LTX_2_0", "LTX_2_3", "LTX_2_5", "LTX_CORE_2026_03", "LTX_CORE_2026_08", "AudioVisualModelOutput",
-    "CheckpointError", "ConfigError", "Conventions", "LTX2VideoTransformer3DModel", "TransformerConfig",
-    "assert_parity", "compare", "exact", "load", "save", "stream", "trace",
+    "DIFFUSERS",
+    "LTX_2_0",
+    "LTX_2_3",
+    "LTX_2_5",
+    "LTX_CORE_2026_03",
+    "LTX_CORE_2026_08",
+    "AudioVisualModelOutput",
+    "CheckpointError",
+    "ConfigError",
+    "Conventions",
+    "LTX2VideoTransformer3DModel",
+    "TransformerConfig",
+    "assert_parity",
+    "compare",
+    "exact",
+    "load",
+    "save",
+    "stream",
+    "trace",
 ]

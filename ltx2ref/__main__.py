@@ -1,4 +1,5 @@
 """`python -m ltx2ref` is `ltx2ref`."""
+
 import sys
 
 from .cli import main

@@ -1,4 +1,5 @@
 """The two kinds of layer that a block is made of."""
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -29,6 +30,7 @@ class Attention(nn.Module):
     q and k are normalised over the whole inner width, before the heads are split. `keep` (B, 1, 1) is the
     share of attention in the result; the rest is the values as they are (spatio-temporal guidance).
     """
+
     def __init__(self, dim: int, kv_dim: int, num_heads: int, head_dim: int, gated: bool, layout: str):
         super().__init__()
         inner, self.num_heads, self.layout = num_heads * head_dim, num_heads, layout
@@ -37,8 +39,14 @@ class Attention(nn.Module):
         self.to_gate_logits = nn.Linear(dim, num_heads) if gated else None
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
 
-    def forward(self, x: Tensor, kv: Tensor, ropes: tuple[Rope, Rope] | None = None,
-                mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        kv: Tensor,
+        ropes: tuple[Rope, Rope] | None = None,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(kv)), self.to_v(kv)
         q, k, v = (rearrange(t, "b t (h d) -> b t h d", h=self.num_heads) for t in (q, k, v))
         if ropes is not None:

@@ -1,4 +1,5 @@
 """One block: two streams, the same code, that listen to each other."""
+
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,29 +16,31 @@ A2V, V2A = slice(0, 2), slice(2, 4)  # the rows of each direction in the exchang
 
 class Conditioning(NamedTuple):
     """What one stream carries unchanged through all blocks."""
-    mod: Tensor               # (B, T|1, 6|9, D)
-    text: Tensor              # (B, S, D)
-    text_mod: Tensor | None   # (B, 1, 2, D)
+
+    mod: Tensor  # (B, T|1, 6|9, D)
+    text: Tensor  # (B, S, D)
+    text_mod: Tensor | None  # (B, 1, 2, D)
     text_mask: Tensor | None  # (B, 1, 1|T, S)
     self_mask: Tensor | None  # (B, 1, T, T)
-    cross_mod: Tensor         # (B, T|1, 4, D)
-    cross_gate: Tensor        # (B, T|1, 1, D)
-    rope: Rope                # (B|1, T, H, R)
-    cross_rope: Rope          # (B|1, T, H, R of audio): of time, the one axis that both streams have
-    isolated: bool            # no exchange
+    cross_mod: Tensor  # (B, T|1, 4, D)
+    cross_gate: Tensor  # (B, T|1, 1, D)
+    rope: Rope  # (B|1, T, H, R)
+    cross_rope: Rope  # (B|1, T, H, R of audio): of time, the one axis that both streams have
+    isolated: bool  # no exchange
 
 
 @dataclass(frozen=True)
 class StreamLayer:
     """One stream's weights in one block, and the sub-layers they compute. Video and audio are both this."""
+
     self_attn: Attention
     text_attn: Attention
-    cross_attn: Attention      # queries: this stream; keys and values: the other one
+    cross_attn: Attention  # queries: this stream; keys and values: the other one
     ff: FeedForward
-    table: Tensor              # (6|9, D)
+    table: Tensor  # (6|9, D)
     text_table: Tensor | None  # (2, D)
-    cross_table: Tensor        # (5, D)
-    listens: slice             # the direction in which this stream is the listener
+    cross_table: Tensor  # (5, D)
+    listens: slice  # the direction in which this stream is the listener
 
     def attend(self, x: Tensor, c: Conditioning, keep: Tensor | None) -> Tensor:
         shift, scale, gate = rows(self.table[0:3], c.mod[:, :, 0:3])
@@ -76,6 +79,7 @@ def table(num_rows: int, x: StreamConfig) -> nn.Parameter:
 
 class Block(nn.Module):
     """Parameters under diffusers' names; `video` and `audio` are the legend from those names to roles."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         v, a = config.video, config.audio
@@ -96,20 +100,32 @@ class Block(nn.Module):
     @property
     def video(self) -> StreamLayer:
         return StreamLayer(
-            self_attn=self.attn1, text_attn=self.attn2, cross_attn=self.audio_to_video_attn, ff=self.ff,
-            table=self.scale_shift_table, text_table=self.prompt_scale_shift_table,
-            cross_table=self.video_a2v_cross_attn_scale_shift_table, listens=A2V)
+            self_attn=self.attn1,
+            text_attn=self.attn2,
+            cross_attn=self.audio_to_video_attn,
+            ff=self.ff,
+            table=self.scale_shift_table,
+            text_table=self.prompt_scale_shift_table,
+            cross_table=self.video_a2v_cross_attn_scale_shift_table,
+            listens=A2V,
+        )
 
     @property
     def audio(self) -> StreamLayer:
         return StreamLayer(
-            self_attn=self.audio_attn1, text_attn=self.audio_attn2, cross_attn=self.video_to_audio_attn,
-            ff=self.audio_ff, table=self.audio_scale_shift_table,
+            self_attn=self.audio_attn1,
+            text_attn=self.audio_attn2,
+            cross_attn=self.video_to_audio_attn,
+            ff=self.audio_ff,
+            table=self.audio_scale_shift_table,
             text_table=self.audio_prompt_scale_shift_table,
-            cross_table=self.audio_a2v_cross_attn_scale_shift_table, listens=V2A)
+            cross_table=self.audio_a2v_cross_attn_scale_shift_table,
+            listens=V2A,
+        )
 
-    def forward(self, vx: Tensor, ax: Tensor, vc: Conditioning, ac: Conditioning,
-                keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, vx: Tensor, ax: Tensor, vc: Conditioning, ac: Conditioning, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         video, audio = self.video, self.audio
         vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)
         vx, ax = video.read(vx, vc), audio.read(ax, ac)

@@ -1,4 +1,5 @@
 """The command line: one function per command."""
+
 import argparse
 import json
 import math
@@ -74,11 +75,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str,
-                examples: str) -> Command:
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], what: str, examples: str
+) -> Command:
     command: Command = commands.add_parser(
-        name, help=what[0].lower() + what[1:].rstrip("."), description=what, epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        name,
+        help=what[0].lower() + what[1:].rstrip("."),
+        description=what,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.set_defaults(run=run)
     return command
@@ -99,7 +105,9 @@ def finite(value: Any) -> Any:
 
 def add_verify(commands: Any) -> None:
     command = add_command(
-        commands, "verify", run_verify,
+        commands,
+        "verify",
+        run_verify,
         "Run the conformance cases and kernel shapes and compare every tap with what diffusers and ltx-core compute.",
         """examples:
   ltx2ref verify                          every case, in exact and in this machine's own arithmetic
@@ -110,13 +118,15 @@ def add_verify(commands: Any) -> None:
   ltx2ref verify --device cuda            on a GPU
   ltx2ref verify --machine faithful       as a simulated machine computes, natively
 
-exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable input""")
+exit status: 0 identical or within budget, 1 failed, 2 inconclusive or unusable input""",
+    )
     command.add_argument("--case", default="*", metavar="GLOB", help="RELEASE/NAME; default: all")
     command.add_argument("--dtype", choices=[*record.EXACT_DTYPES], help="default: all; float16 exactly only")
     command.add_argument("--arithmetic", choices=["exact", "native"], help="default: both")
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
-    command.add_argument("--machine", choices=[*MACHINES], metavar="NAME",
-                         help=f"simulated, and native: {', '.join(MACHINES)}")
+    command.add_argument(
+        "--machine", choices=[*MACHINES], metavar="NAME", help=f"simulated, and native: {', '.join(MACHINES)}"
+    )
     command.add_argument("--all", action="store_true", help="kernel shapes of 1025 tokens, too")
     command.add_argument("--list", action="store_true", help="print the names of the cases, and run none")
 
@@ -150,8 +160,15 @@ def run_verify(options: argparse.Namespace) -> int:
     results = list(track(verify_all(runs, how), "verifying", len(runs)))
     if options.json:
         rows: list[dict[str, Any]] = [asdict(result) for result in results]
-        print_json({"recording": recording, "here": {"torch": torch.__version__, "probe": here},
-                    "arithmetic": ARITHMETIC, "differing_operations": differing, "results": rows})
+        print_json(
+            {
+                "recording": recording,
+                "here": {"torch": torch.__version__, "probe": here},
+                "arithmetic": ARITHMETIC,
+                "differing_operations": differing,
+                "results": rows,
+            }
+        )
     else:
         print_results(results)
         print_failures(results)
@@ -184,8 +201,11 @@ def print_results(results: list[CaseResult]) -> None:
     shown = [key for key in columns if any(key in row for row in rows.values())]
     failed = [any(verdict in (FAILED, INCONCLUSIVE) for verdict in row.values()) for row in rows.values()]
     header = ["native" if key.endswith(" native") and key.removesuffix(" native") in shown else key for key in shown]
-    print_table(["case", *header], [[name, *(row.get(key, "") for key in shown)] for name, row in rows.items()],
-                ["bold red" if bad else None for bad in failed])
+    print_table(
+        ["case", *header],
+        [[name, *(row.get(key, "") for key in shown)] for name, row in rows.items()],
+        ["bold red" if bad else None for bad in failed],
+    )
 
 
 def print_failures(results: list[CaseResult]) -> None:
@@ -194,8 +214,10 @@ def print_failures(results: list[CaseResult]) -> None:
         if result.exact and result.exact.verdict == FAILED:
             far = f", about {result.exact.distance:.1e} apart" if result.exact.distance is not None else ""
             note = f"; {result.exact.note}" if result.exact.note else ""
-            print(f"{at}: exact: first differs at {result.exact.first}{far}; {result.exact.differing} of "
-                  f"{result.exact.taps} taps differ{note}")
+            print(
+                f"{at}: exact: first differs at {result.exact.first}{far}; {result.exact.differing} of "
+                f"{result.exact.taps} taps differ{note}"
+            )
         if result.native and result.native.verdict in (FAILED, INCONCLUSIVE):
             first = f" at {result.native.first}, {result.native.share:.3g} of the budget" if result.native.first else ""
             print(f"{at}: native: {result.native.verdict}{first}{'; ' * bool(result.native.note)}{result.native.note}")
@@ -216,8 +238,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
     Console(width=None if sys.stdout.isatty() else 120, markup=False).print(table)
 
 
-def print_summary(results: list[CaseResult], recording: dict[str, Any], differing: list[str],
-                  machine: str | None) -> None:
+def print_summary(
+    results: list[CaseResult], recording: dict[str, Any], differing: list[str], machine: str | None
+) -> None:
     exact = [result.exact for result in results if result.exact]
     native = [result.native for result in results if result.native]
     oracles = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']}"
@@ -226,8 +249,10 @@ def print_summary(results: list[CaseResult], recording: dict[str, Any], differin
         same, taps = sum(x.verdict == IDENTICAL for x in exact), sum(x.taps for x in exact)
         equal = taps - sum(x.differing for x in exact)
         print(f"exact: {same} of {len(exact)} runs identical, {equal:,} of {taps:,} taps.")
-        print("  In arithmetic that is the same on every machine, this code computes\n"
-              f"  {'what' if equal == taps else 'something else than'} {oracles} compute.")
+        print(
+            "  In arithmetic that is the same on every machine, this code computes\n"
+            f"  {'what' if equal == taps else 'something else than'} {oracles} compute."
+        )
     if native:
         counts = [f"{n} {verdict}" for verdict in COLOURS if (n := sum(r.verdict == verdict for r in native))]
         noted = sum(r.verdict == WITHIN and r.share > 1 for r in native)
@@ -240,22 +265,28 @@ def print_summary(results: list[CaseResult], recording: dict[str, Any], differin
             print("  The numbers above are errors against float64, as a share of what is allowed.")
         elif differing:
             there = f"torch {recording['torch']}, {recording['cpu_capability']}"
-            print(f"  {len(differing)} of {len(recording['probe'])} probed operations have other bits here than on the "
-                  f"recording machine\n  ({there}). The numbers above are errors against float64,\n"
-                  f"  as a share of what is allowed; the largest is {max(r.share for r in native):.2f}.")
+            print(
+                f"  {len(differing)} of {len(recording['probe'])} probed operations have other bits here than on the "
+                f"recording machine\n  ({there}). The numbers above are errors against float64,\n"
+                f"  as a share of what is allowed; the largest is {max(r.share for r in native):.2f}."
+            )
         else:
             print("  This machine has the bits of the recording one: nothing but identical passes.")
 
 
 def add_inspect(commands: Any) -> None:
     command = add_command(
-        commands, "inspect", run_inspect, "Say what a checkpoint is, from the headers of its files alone.",
+        commands,
+        "inspect",
+        run_inspect,
+        "Say what a checkpoint is, from the headers of its files alone.",
         """examples:
   ltx2ref inspect ltx-2.3-22b-dev.safetensors             release, dialect, formats, config, published file
   ltx2ref inspect transformer/ --json                     a diffusers folder, as JSON
   ltx2ref inspect model.safetensors --sha256 --stats      read it all: the digest, and tensors that look damaged
 
-exit status: 0 understood, 1 a transformer with problems, for which it would not be loaded, 2 unusable input""")
+exit status: 0 understood, 1 a transformer with problems, for which it would not be loaded, 2 unusable input""",
+    )
     command.add_argument("path", metavar="PATH", help="a .safetensors or .gguf file, or a folder")
     command.add_argument("--sha256", action="store_true", help="compare the digest with the published ones, too")
     command.add_argument("--stats", action="store_true", help="look for non-finite values, zeros and outliers")
@@ -272,13 +303,17 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def print_description(d: Description) -> None:
     print(f"{d.path}: {d.kind}{f', release {d.release}' if d.release else ''}")
-    print(f"  {d.bytes:,} bytes in {d.files} {d.container} file{'s' * (d.files > 1)}, {d.tensors:,} tensors; "
-          f"metadata: {', '.join(d.metadata) or 'none'}")
+    print(
+        f"  {d.bytes:,} bytes in {d.files} {d.container} file{'s' * (d.files > 1)}, {d.tensors:,} tensors; "
+        f"metadata: {', '.join(d.metadata) or 'none'}"
+    )
     if d.kind == "transformer":
         shapes = "those of the published release" if d.published_shapes else "not those of a published release"
         print(f"  {d.dialect}; {d.parameters:,} parameters; names and shapes: {shapes}\n")
-        rows = [[row["layers"], row["blocks"] or "", row["format"], f"{row['tensors']:,}", f"{row['bytes']:,}"]
-                for row in d.formats]
+        rows = [
+            [row["layers"], row["blocks"] or "", row["format"], f"{row['tensors']:,}", f"{row['bytes']:,}"]
+            for row in d.formats
+        ]
         print_table(["layers", "blocks", "format", "tensors", "bytes"], rows, [None] * len(rows))
         print()
         for origin in dict.fromkeys(fact["origin"] for fact in d.config.values()):
@@ -295,15 +330,28 @@ def print_description(d: Description) -> None:
         print("".join(f"{title}: {line}\n" for line in lines), end="")
     if d.stats is not None:
         print(f"suspicious tensors: {len(d.stats)}")
-        print_table(["tensor", "non-finite", "all zero", "rms", "times the median of the other blocks"], [
-            [row["name"], f"{row['nonfinite']}", "yes" if row["all_zero"] else "", f"{row['rms']:.3g}",
-             f"{row['times_the_median']:.3g}" if row["times_the_median"] is not None else ""]
-            for row in d.stats], [None] * len(d.stats))
+        print_table(
+            ["tensor", "non-finite", "all zero", "rms", "times the median of the other blocks"],
+            [
+                [
+                    row["name"],
+                    f"{row['nonfinite']}",
+                    "yes" if row["all_zero"] else "",
+                    f"{row['rms']:.3g}",
+                    f"{row['times_the_median']:.3g}" if row["times_the_median"] is not None else "",
+                ]
+                for row in d.stats
+            ],
+            [None] * len(d.stats),
+        )
 
 
 def add_convert(commands: Any) -> None:
     command = add_command(
-        commands, "convert", run_convert, "Write a checkpoint's transformer in the other dialect or another dtype.",
+        commands,
+        "convert",
+        run_convert,
+        "Write a checkpoint's transformer in the other dialect or another dtype.",
         """examples:
   ltx2ref convert ltx-2.3-22b-dev.safetensors transformer --to diffusers --max-shard-size 5GB
   ltx2ref convert transformer ltx-2.3-transformer.safetensors --to lightricks
@@ -312,7 +360,8 @@ def add_convert(commands: Any) -> None:
 Tensors keep their dtypes and bits unless --dtype is given, which a quantised checkpoint needs. Nothing is at DST until
 all is; an existing DST is never touched. What DST does not have is listed: other models, unknown metadata.
 
-exit status: 0 written, 2 unusable input""")
+exit status: 0 written, 2 unusable input""",
+    )
     command.add_argument("source", metavar="SRC", help="a .safetensors or .gguf file, or a folder")
     command.add_argument("destination", metavar="DST", help="a new folder for diffusers, a new file for lightricks")
     command.add_argument("--to", required=True, choices=["diffusers", "lightricks"], help="the dialect of DST")
@@ -322,9 +371,13 @@ exit status: 0 written, 2 unusable input""")
 
 def run_convert(options: argparse.Namespace) -> int:
     with ended_by_exceptions():
-        report = convert(options.source, options.destination, dialect=options.to,
-                         dtype=getattr(torch, options.dtype) if options.dtype else None,
-                         max_shard_size=options.max_shard_size)
+        report = convert(
+            options.source,
+            options.destination,
+            dialect=options.to,
+            dtype=getattr(torch, options.dtype) if options.dtype else None,
+            max_shard_size=options.max_shard_size,
+        )
     if options.json:
         print_json(report._asdict())
     else:
@@ -355,7 +408,10 @@ def print_report(report: Report) -> None:
 
 def add_describe(commands: Any) -> None:
     command = add_command(
-        commands, "describe", run_describe, "Say what the architecture is made of, and what one forward costs.",
+        commands,
+        "describe",
+        run_describe,
+        "Say what the architecture is made of, and what one forward costs.",
         """examples:
   ltx2ref describe 2.3                                              121 frames of 768 x 512 and their audio
   ltx2ref describe 2.0 --frames 241 --width 1280 --height 704 --seconds 10
@@ -364,9 +420,15 @@ def add_describe(commands: Any) -> None:
 FLOPs are 2 for each multiplication with an addition, of matrix products and attention alone. Memory is that of a
 forward without gradients, one noise level per video, and attention and RMSNorm that hold nothing but their result.
 
-exit status: 0 described, 2 unusable input""")
-    command.add_argument("what", nargs="?", default="2.3", metavar="RELEASE|PATH",
-                         help=f"{', '.join(RELEASES)}, a checkpoint, or a diffusers config.json; default: 2.3")
+exit status: 0 described, 2 unusable input""",
+    )
+    command.add_argument(
+        "what",
+        nargs="?",
+        default="2.3",
+        metavar="RELEASE|PATH",
+        help=f"{', '.join(RELEASES)}, a checkpoint, or a diffusers config.json; default: 2.3",
+    )
     command.add_argument("--frames", type=int, default=121, help="of the video; default: 121")
     command.add_argument("--height", type=int, default=512, help="in pixels; default: 512")
     command.add_argument("--width", type=int, default=768, help="in pixels; default: 768")
@@ -375,15 +437,27 @@ exit status: 0 described, 2 unusable input""")
     command.add_argument("--text", type=int, default=1024, metavar="TOKENS", help="default: 1024")
     command.add_argument("--batch", type=int, default=1, help="default: 1")
     command.add_argument("--tokens", type=int, nargs=3, metavar=("VIDEO", "AUDIO", "TEXT"), help="in place of sizes")
-    command.add_argument("--dtype", choices=["float64", "float32", "bfloat16", "float16"], default="bfloat16",
-                         help="default: bfloat16")
+    command.add_argument(
+        "--dtype", choices=["float64", "float32", "bfloat16", "float16"], default="bfloat16", help="default: bfloat16"
+    )
 
 
 def run_describe(options: argparse.Namespace) -> int:
     config = config_named(options.what)
-    n = Lengths._make([*options.tokens, options.batch]) if options.tokens else lengths(
-        config, options.frames, options.height, options.width, options.seconds, options.fps, options.text,
-        options.batch)
+    n = (
+        Lengths._make([*options.tokens, options.batch])
+        if options.tokens
+        else lengths(
+            config,
+            options.frames,
+            options.height,
+            options.width,
+            options.seconds,
+            options.fps,
+            options.text,
+            options.batch,
+        )
+    )
     described = describe(config, n, getattr(torch, options.dtype))
     if options.json:
         print_json(asdict(described) | {"lengths": n._asdict()})
@@ -407,17 +481,33 @@ def config_named(what: str) -> TransformerConfig:
 
 def print_architecture(what: str, d: Architecture) -> None:
     v, a = d.config.video, d.config.audio
-    print(f"{what}: {d.config.num_layers} blocks; video {v.dim} wide, {v.num_heads} heads of {v.head_dim}; "
-          f"audio {a.dim} wide, {a.num_heads} heads of {a.head_dim}")
-    print(f"{d.parameters:,} parameters, {gib(d.weight_bytes)} in {d.dtype}; of one forward with {d.lengths.video:,} "
-          f"video, {d.lengths.audio:,} audio and {d.lengths.text:,} text tokens in a batch of {d.lengths.batch}: "
-          f"{d.flops / 1e12:,.4g} TFLOP, {gib(d.activation_bytes)} of activations\n")
-    rows = [[row.step, row.stream, f"{row.parameters:,}", f"{row.parameters / d.parameters:.1%}",
-             f"{row.flops / 1e12:,.3f}", f"{row.flops / d.flops:.1%}",
-             f"{held / 2**30:.2f}" if (held := d.activation_bytes_in.get(row.step)) and row.stream == "video" else "",
-             ", ".join(row.matrices[:3]) + ", ..." * (len(row.matrices) > 3)] for row in d.rows]
-    print_table(["step", "stream", "parameters", "share", "TFLOP", "share", "GiB", "matrices, in x out"],
-                rows, [None] * len(rows))
+    print(
+        f"{what}: {d.config.num_layers} blocks; video {v.dim} wide, {v.num_heads} heads of {v.head_dim}; "
+        f"audio {a.dim} wide, {a.num_heads} heads of {a.head_dim}"
+    )
+    print(
+        f"{d.parameters:,} parameters, {gib(d.weight_bytes)} in {d.dtype}; of one forward with {d.lengths.video:,} "
+        f"video, {d.lengths.audio:,} audio and {d.lengths.text:,} text tokens in a batch of {d.lengths.batch}: "
+        f"{d.flops / 1e12:,.4g} TFLOP, {gib(d.activation_bytes)} of activations\n"
+    )
+    rows = [
+        [
+            row.step,
+            row.stream,
+            f"{row.parameters:,}",
+            f"{row.parameters / d.parameters:.1%}",
+            f"{row.flops / 1e12:,.3f}",
+            f"{row.flops / d.flops:.1%}",
+            f"{held / 2**30:.2f}" if (held := d.activation_bytes_in.get(row.step)) and row.stream == "video" else "",
+            ", ".join(row.matrices[:3]) + ", ..." * (len(row.matrices) > 3),
+        ]
+        for row in d.rows
+    ]
+    print_table(
+        ["step", "stream", "parameters", "share", "TFLOP", "share", "GiB", "matrices, in x out"],
+        rows,
+        [None] * len(rows),
+    )
 
 
 def gib(size: int) -> str:
@@ -426,16 +516,21 @@ def gib(size: int) -> str:
 
 def add_vendor(commands: Any) -> None:
     command = add_command(
-        commands, "vendor", run_vendor, "Copy this package, or the model alone, into another project.",
+        commands,
+        "vendor",
+        run_vendor,
+        "Copy this package, or the model alone, into another project.",
         """examples:
   ltx2ref vendor myproject --as ltx2_reference             to myproject/ltx2_reference; or replace an unchanged copy
   ltx2ref vendor myproject --as ltx2_model --model         the architecture files, which need torch and einops alone
   ltx2ref vendor myproject --as ltx2_reference --check     what was changed there since, and what is newer here
 
-exit status: 0 copied, or the same as here; 1 (of --check) changed there or outdated; 2 unusable input""")
+exit status: 0 copied, or the same as here; 1 (of --check) changed there or outdated; 2 unusable input""",
+    )
     command.add_argument("parent", metavar="DIR", help="the folder in which the copy is to stand")
-    command.add_argument("--as", dest="name", required=True, metavar="NAME",
-                         help="the copy's name, as in `import NAME`")
+    command.add_argument(
+        "--as", dest="name", required=True, metavar="NAME", help="the copy's name, as in `import NAME`"
+    )
     action = command.add_mutually_exclusive_group()
     action.add_argument("--model", action="store_true", help="the model alone: no checkpoints, verify, audit, ...")
     action.add_argument("--check", action="store_true", help="compare only")
@@ -464,7 +559,10 @@ def print_copy(copy: Copy) -> None:
 
 def add_audit(commands: Any) -> None:
     command = add_command(
-        commands, "audit", run_audit, "Run another implementation with the same weights and compare every tap.",
+        commands,
+        "audit",
+        run_audit,
+        "Run another implementation with the same weights and compare every tap.",
         """CANDIDATE is diffusers or ltx-core (1.0.0), if it is installed; a trace file (docs/trace-format.md) of one
 case; module:callable or path/to/file.py:callable, which is given config, state, inputs and dtype, and returns taps by
 name, or both outputs; or this model under other conventions: ltx2ref:ltx-core-2026-03, ltx2ref:ltx-core-2026-08 or
@@ -478,15 +576,21 @@ examples:
   ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core                 against ltx-core's conventions
   ltx2ref audit diffusers --arithmetic exact --dtype bfloat16     what differs is an operation, and no rounding hides it
 
-exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""")
+exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or nothing could be run""",
+    )
     command.add_argument("reference", metavar="REFERENCE", nargs="?", default="ltx2ref")
     command.add_argument("candidate", metavar="CANDIDATE")
     command.add_argument("--release", choices=sorted({case.release for case in CASES}), help="default: all")
     command.add_argument("--case", default="*", metavar="GLOB", help="of RELEASE/NAME; default: all")
-    command.add_argument("--dtype", choices=[*record.EXACT_DTYPES], default="float32",
-                         help="default: float32; float16 exactly only")
-    command.add_argument("--arithmetic", choices=["native", "exact"], default="native",
-                         help="exact: what differs then differs in operations; default: native")
+    command.add_argument(
+        "--dtype", choices=[*record.EXACT_DTYPES], default="float32", help="default: float32; float16 exactly only"
+    )
+    command.add_argument(
+        "--arithmetic",
+        choices=["native", "exact"],
+        default="native",
+        help="exact: what differs then differs in operations; default: native",
+    )
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
     command.add_argument("--html", metavar="FILE", help="write the report of the first case that differs, or the first")
 
@@ -496,14 +600,16 @@ def run_audit(options: argparse.Namespace) -> int:
     conventions_of(options.reference)
     if options.arithmetic == "native" and options.dtype not in record.DTYPES:
         raise ValueError(f"--dtype {options.dtype}: under exact arithmetic only; add --arithmetic exact")
-    chosen = [case for case in CASES
-              if fnmatch(case.id, options.case) and case.release == (options.release or case.release)]
+    chosen = [
+        case for case in CASES if fnmatch(case.id, options.case) and case.release == (options.release or case.release)
+    ]
     reports: dict[str, AuditReport] = {}
     impossible: dict[str, str] = {}
     for case in track(chosen, f"auditing {candidate.name}"):
         try:
-            reports[case.id] = audit(candidate, case, record.EXACT_DTYPES[options.dtype], device, options.reference,
-                                     options.arithmetic)
+            reports[case.id] = audit(
+                candidate, case, record.EXACT_DTYPES[options.dtype], device, options.reference, options.arithmetic
+            )
         except NotExact as error:  # of all cases, most likely
             raise ValueError(f"{case.id}: {error}") from None
         except OutputError as error:  # not a case that it cannot express: an answer that is none
@@ -519,12 +625,16 @@ def run_audit(options: argparse.Namespace) -> int:
 
 def add_compare(commands: Any) -> None:
     command = add_command(
-        commands, "compare", run_compare, "Compare two trace files tap by tap.",
+        commands,
+        "compare",
+        run_compare,
+        "Compare two trace files tap by tap.",
         """examples:
   ltx2ref compare reference.safetensors port.safetensors
   ltx2ref compare reference.safetensors port.safetensors --truth float64.safetensors --html report.html
 
-exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or unusable input""")
+exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps missing, or unusable input""",
+    )
     command.add_argument("reference", metavar="REFERENCE", help="a trace file (docs/trace-format.md)")
     command.add_argument("candidate", metavar="CANDIDATE", help="another one")
     command.add_argument("--truth", metavar="FILE", help="the same taps from float64: with it there is a budget")
@@ -534,28 +644,39 @@ exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps 
 def run_compare(options: argparse.Namespace) -> int:
     reference, candidate = load_trace(options.reference), load_trace(options.candidate)
     truth = load_trace(options.truth).taps if options.truth else None
-    report = replace(compare(reference.taps, candidate.taps, truth),
-                     reference={"implementation": reference.implementation, **reference.fingerprint},
-                     candidate={"implementation": candidate.implementation, **candidate.fingerprint})
+    report = replace(
+        compare(reference.taps, candidate.taps, truth),
+        reference={"implementation": reference.implementation, **reference.fingerprint},
+        candidate={"implementation": candidate.implementation, **candidate.fingerprint},
+    )
     show_reports({Path(options.candidate).name: report}, {}, options)
     return status([report])
 
 
 def add_kit(commands: Any) -> None:
     kit = commands.add_parser(
-        "kit", help="conformance of a port in any language: write the kit, judge its results",
-        description="Conformance of a port in any language: write the kit, judge the results that the port computed.")
+        "kit",
+        help="conformance of a port in any language: write the kit, judge its results",
+        description="Conformance of a port in any language: write the kit, judge the results that the port computed.",
+    )
     actions = kit.add_subparsers(required=True, metavar="ACTION")
     export = add_command(
-        actions, "export", run_kit_export, "Write kit.json, a safetensors file for each case, and a README.",
+        actions,
+        "export",
+        run_kit_export,
+        "Write kit.json, a safetensors file for each case, and a README.",
         """examples:
   ltx2ref kit export kit
   ltx2ref kit export kit --json > cases.json
 
-exit status: 0 written, 2 unusable folder""")
+exit status: 0 written, 2 unusable folder""",
+    )
     export.add_argument("directory", metavar="DIR", help="a new or empty folder")
     check = add_command(
-        actions, "check", run_kit_check, "Judge a folder of results against the kit.",
+        actions,
+        "check",
+        run_kit_check,
+        "Judge a folder of results against the kit.",
         """examples:
   ltx2ref kit check results
   ltx2ref kit check results --level exact               results/exact, to the bit: for a port that rounds as diffusers
@@ -563,10 +684,15 @@ exit status: 0 written, 2 unusable folder""")
   ltx2ref kit check results --html report.html          the first case that is wrong, as a page
   ltx2ref kit check results --kit kit --json            against a kit that was written before
 
-exit status: 0 conformant, or identical; 1 something is wrong; 2 inconclusive, results missing, or unusable""")
+exit status: 0 conformant, or identical; 1 something is wrong; 2 inconclusive, results missing, or unusable""",
+    )
     check.add_argument("results", metavar="RESULTS", help="a folder of result files, as kit.json names them")
-    check.add_argument("--level", choices=LEVELS, default=LEVELS[0],
-                       help="native (default): within rounding of diffusers; exact: its bits under exact arithmetic")
+    check.add_argument(
+        "--level",
+        choices=LEVELS,
+        default=LEVELS[0],
+        help="native (default): within rounding of diffusers; exact: its bits under exact arithmetic",
+    )
     check.add_argument("--partial", action="store_true", help="results that are missing were left out on purpose")
     check.add_argument("--kit", metavar="DIR", help="default: the kit that this version exports")
     check.add_argument("--html", metavar="FILE", help="write the report of the first case that is wrong, or the first")
@@ -605,8 +731,10 @@ def show_kit(verdict: Verdict, wrong: Mapping[str, AuditReport]) -> None:
     if verdict.missing:
         most = 4
         more = f" and {len(verdict.missing) - most} more" if len(verdict.missing) > most else ""
-        print(f"{len(verdict.missing)} missing: {', '.join(verdict.missing[:most])}{more}"
-              f"{'' if verdict.partial else '; --partial judges what is there alone'}")
+        print(
+            f"{len(verdict.missing)} missing: {', '.join(verdict.missing[:most])}{more}"
+            f"{'' if verdict.partial else '; --partial judges what is there alone'}"
+        )
     print(verdict.summary)
 
 
@@ -615,14 +743,16 @@ def status(reports: Iterable[AuditReport]) -> int:
     return 1 if verdicts & {DIVERGED, SHAPE} else 2 if verdicts & {SUSPECT, MISSING} else 0
 
 
-def show_reports(reports: Mapping[str, AuditReport], impossible: Mapping[str, str],
-                 options: argparse.Namespace) -> None:
+def show_reports(
+    reports: Mapping[str, AuditReport], impossible: Mapping[str, str], options: argparse.Namespace
+) -> None:
     shown = next((report for report in reports.values() if not report.passed), next(iter(reports.values())))
     if options.html:
         Path(options.html).write_text(html(shown), encoding="utf-8")
     if options.json:
-        print_json({"reports": {name: report.to_json() for name, report in reports.items()},
-                    "not_expressible": impossible})
+        print_json(
+            {"reports": {name: report.to_json() for name, report in reports.items()}, "not_expressible": impossible}
+        )
         return
     for name, report in reports.items():
         print(f"{name}: {report.verdict}: {report.details() if len(reports) == 1 else report.sentence}")

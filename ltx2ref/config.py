@@ -1,4 +1,5 @@
 """Sizes and presence facts of a transformer."""
+
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +19,7 @@ def fits(value: Any, like: Any) -> bool:
 
 class StreamConfig(NamedTuple):
     """One stream's share of a `TransformerConfig`."""
+
     in_channels: int
     out_channels: int
     num_heads: int
@@ -37,6 +39,7 @@ class TransformerConfig:
     The defaults are those of the diffusers class, because shipped 2.0 files rely on them: mind `rope_type`.
     Raises `ConfigError` for a wrong type, and for sizes that the oracles refuse or compute nonsense with.
     """
+
     in_channels: int = 128
     out_channels: int | None = 128  # None: as in_channels
     num_attention_heads: int = 32
@@ -91,16 +94,36 @@ class TransformerConfig:
         channels, heads, head_dim = self.in_channels, self.num_attention_heads, self.attention_head_dim
         dim, rows = heads * head_dim, 9 if self.cross_attn_mod else 6
         text_dim = self.caption_channels if self.use_prompt_embeddings else dim
-        return StreamConfig(channels, self.out_channels or channels, heads, head_dim, dim, rows,
-                            self.gated_attn, self.ff_bias, text_dim, (20, 2048, 2048))
+        return StreamConfig(
+            channels,
+            self.out_channels or channels,
+            heads,
+            head_dim,
+            dim,
+            rows,
+            self.gated_attn,
+            self.ff_bias,
+            text_dim,
+            (20, 2048, 2048),
+        )
 
     @property
     def audio(self) -> StreamConfig:
         channels, heads = self.audio_in_channels, self.audio_num_attention_heads
         head_dim, rows = self.audio_attention_head_dim, 9 if self.audio_cross_attn_mod else 6
         text_dim = self.caption_channels if self.use_prompt_embeddings else heads * head_dim
-        return StreamConfig(channels, self.audio_out_channels or channels, heads, head_dim, heads * head_dim,
-                            rows, self.audio_gated_attn, self.audio_ff_bias, text_dim, (20,))
+        return StreamConfig(
+            channels,
+            self.audio_out_channels or channels,
+            heads,
+            head_dim,
+            heads * head_dim,
+            rows,
+            self.audio_gated_attn,
+            self.audio_ff_bias,
+            text_dim,
+            (20,),
+        )
 
     @property
     def modulated_text(self) -> bool:
@@ -124,7 +147,15 @@ class TransformerConfig:
         """The inverse of `from_lightricks`; `ConfigError` for what that format cannot say."""
         return formats.write_lightricks(asdict(self))
 
+
 LTX_2_0 = TransformerConfig(rope_type="split")
-LTX_2_3 = replace(LTX_2_0, gated_attn=True, audio_gated_attn=True, cross_attn_mod=True,
-                  audio_cross_attn_mod=True, use_prompt_embeddings=False, perturbed_attn=True)
+LTX_2_3 = replace(
+    LTX_2_0,
+    gated_attn=True,
+    audio_gated_attn=True,
+    cross_attn_mod=True,
+    audio_cross_attn_mod=True,
+    use_prompt_embeddings=False,
+    perturbed_attn=True,
+)
 LTX_2_5 = replace(LTX_2_3, ff_bias=False, use_keyframes_abs_pos_embedding=True)

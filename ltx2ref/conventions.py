@@ -1,4 +1,5 @@
 """Where the published implementations differ, so that one model can be any of them (docs/divergences.md)."""
+
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -6,6 +7,7 @@ from typing import Literal, get_args
 @dataclass(frozen=True)
 class Conventions:
     """The defaults are what diffusers 0.42.1 does, and documents. `ValueError` for values that nobody has."""
+
     rotation_dtype: Literal["float32", "model"] = "float32"
     """RoPE's tables and products: float32 or wider. ltx-core: the model's. Shows in bfloat16, at rope.cos."""
     positions_dtype: Literal["float32", "model"] = "float32"
@@ -23,6 +25,7 @@ class Conventions:
         for field in fields(self):
             if (value := getattr(self, field.name)) not in get_args(field.type):
                 raise ValueError(f"{field.name}: expected one of {get_args(field.type)}, got {value!r}")
+
 
 DIFFUSERS = Conventions()
 LTX_CORE_2026_03 = Conventions("model", "model", "lowest", "log", "other", "always")  # published as 1.0.0

@@ -3,6 +3,7 @@
 Everything is derived from the parameters' shapes, and from a run of one block on the meta device, where tensors have
 shapes and no data: a model of any size is described in seconds.
 """
+
 import math
 import weakref
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,8 @@ STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "input": (("proj_in", "keyframes_abs_pos_embedding"), ("audio_proj_in",)),
     "noise levels": (
         ("time_embed", "prompt_adaln", "av_cross_attn_video_scale_shift", "av_cross_attn_video_a2v_gate"),
-        ("audio_time_embed", "audio_prompt_adaln", "av_cross_attn_audio_scale_shift", "av_cross_attn_audio_v2a_gate")),
+        ("audio_time_embed", "audio_prompt_adaln", "av_cross_attn_audio_scale_shift", "av_cross_attn_audio_v2a_gate"),
+    ),
     "text projection": (("caption_projection",), ("audio_caption_projection",)),
     "self-attention": (("attn1",), ("audio_attn1",)),
     "text attention": (("attn2",), ("audio_attn2",)),
@@ -35,7 +37,8 @@ STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "feed-forward": (("ff",), ("audio_ff",)),
     "modulation tables": (
         ("scale_shift_table", "prompt_scale_shift_table", "video_a2v_cross_attn_scale_shift_table"),
-        ("audio_scale_shift_table", "audio_prompt_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table")),
+        ("audio_scale_shift_table", "audio_prompt_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table"),
+    ),
     "output": (("scale_shift_table", "proj_out"), ("audio_scale_shift_table", "audio_proj_out")),
 }
 IN_BLOCKS = ("self-attention", "text attention", "exchange", "feed-forward", "modulation tables")
@@ -44,6 +47,7 @@ ATTENTIONS = {"self-attention": ("video", "audio"), "text attention": ("text", "
 
 class Lengths(NamedTuple):
     """Tokens of each kind in one element of the batch."""
+
     video: int
     audio: int
     text: int
@@ -53,17 +57,19 @@ class Lengths(NamedTuple):
 @dataclass(frozen=True)
 class Row:
     """One stream's share of a step, of all blocks together."""
+
     step: str
     stream: str  # of the exchange: the one that listens
     modules: list[str]
     matrices: list[str]  # of these modules, each size once: in x out
     parameters: int
-    flops: int       # of one forward: 2 for each multiplication with an addition, matrix products alone
+    flops: int  # of one forward: 2 for each multiplication with an addition, matrix products alone
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What `ltx2ref describe` knows. Memory is in bytes, above the weights and the inputs."""
+
     config: TransformerConfig
     lengths: Lengths
     dtype: str
@@ -71,12 +77,20 @@ class Architecture:
     parameters: int
     flops: int
     weight_bytes: int
-    activation_bytes: int              # most that is held at a time
+    activation_bytes: int  # most that is held at a time
     activation_bytes_in: dict[str, int]  # most that is held during each step
 
 
-def lengths(config: TransformerConfig, frames: int, height: int, width: int, seconds: float | None = None,
-            fps: float = 24.0, text: int = 1024, batch: int = 1) -> Lengths:
+def lengths(
+    config: TransformerConfig,
+    frames: int,
+    height: int,
+    width: int,
+    seconds: float | None = None,
+    fps: float = 24.0,
+    text: int = 1024,
+    batch: int = 1,
+) -> Lengths:
     """Tokens of a video of so many pixels, with audio as long as the video if `seconds` is None.
 
     Raises `ValueError` for sizes that are not whole numbers of latent frames, rows and columns.
@@ -96,14 +110,25 @@ def describe(config: TransformerConfig, lengths: Lengths, dtype: torch.dtype = t
         if n < 1:
             raise ValueError(f"{name}: expected a positive number, got {n}")
     shapes = parameter_shapes(config)
-    rows = [row for step in STEPS for i, stream in enumerate(("video", "audio"))
-            if (row := make_row(config, shapes, step, i, stream, lengths)) is not None]
+    rows = [
+        row
+        for step in STEPS
+        for i, stream in enumerate(("video", "audio"))
+        if (row := make_row(config, shapes, step, i, stream, lengths)) is not None
+    ]
     parameters, memory = sum(map(math.prod, shapes.values())), activation_memory(config, lengths, dtype)
     assert parameters == sum(row.parameters for row in rows)
     return Architecture(
-        config=config, lengths=lengths, dtype=str(dtype).removeprefix("torch."), rows=rows, parameters=parameters,
-        flops=sum(row.flops for row in rows), weight_bytes=parameters * dtype.itemsize,
-        activation_bytes=max(memory.values()), activation_bytes_in=memory)
+        config=config,
+        lengths=lengths,
+        dtype=str(dtype).removeprefix("torch."),
+        rows=rows,
+        parameters=parameters,
+        flops=sum(row.flops for row in rows),
+        weight_bytes=parameters * dtype.itemsize,
+        activation_bytes=max(memory.values()),
+        activation_bytes_in=memory,
+    )
 
 
 def make_row(config: TransformerConfig, shapes: Shapes, step: str, i: int, stream: str, n: Lengths) -> Row | None:
@@ -114,14 +139,16 @@ def make_row(config: TransformerConfig, shapes: Shapes, step: str, i: int, strea
         return None
     tensors = {name: shape for found in own.values() for name, shape in found.items()}
     matrices = {name: shape for name, shape in tensors.items() if name.endswith(".weight") and len(shape) == 2}
-    flops = sum(2 * math.prod(shape) * getattr(n, passing(name, step, i, stream), 1)
-                for name, shape in matrices.items())
+    flops = sum(
+        2 * math.prod(shape) * getattr(n, passing(name, step, i, stream), 1) for name, shape in matrices.items()
+    )
     if step in ATTENTIONS:  # queries times keys, and probabilities times values
         (inner, _), keys = matrices[f"{prefix}{STEPS[step][i][0]}.to_q.weight"], getattr(n, ATTENTIONS[step][i])
         flops += 2 * 2 * getattr(n, stream) * keys * inner
     widths = dict.fromkeys(f"{fan_in} x {fan_out}" for fan_out, fan_in in matrices.values())
-    return Row(step, stream, list(own), list(widths), times * sum(map(math.prod, tensors.values())),
-               times * n.batch * flops)
+    return Row(
+        step, stream, list(own), list(widths), times * sum(map(math.prod, tensors.values())), times * n.batch * flops
+    )
 
 
 def tensors_of(module: str, shapes: Shapes) -> Shapes:
@@ -191,7 +218,13 @@ def blank_inputs(config: TransformerConfig, n: Lengths, dtype: torch.dtype) -> d
         "audio_hidden_states": torch.empty(n.batch, n.audio, a.in_channels, dtype=dtype),
         "encoder_hidden_states": torch.empty(n.batch, n.text, v.text_dim, dtype=dtype),
         "audio_encoder_hidden_states": torch.empty(n.batch, n.text, a.text_dim, dtype=dtype),
-        "timestep": level, "sigma": level, "num_frames": n.video, "height": 1, "width": 1, "audio_num_frames": n.audio}
+        "timestep": level,
+        "sigma": level,
+        "num_frames": n.video,
+        "height": 1,
+        "width": 1,
+        "audio_num_frames": n.audio,
+    }
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """Noise levels and text features as vectors of a stream's width."""
+
 import math
 
 import torch
@@ -28,6 +29,7 @@ class TimestepEmbedding(nn.Module):
 class AdaLayerNormSingle(nn.Module):
     """Timesteps (B,) or (B, T) to offsets of K modulation rows (B, T|1, K, D), and an embedding (B, T|1, D).
     One layer serves all blocks, each of which adds a table of its own (AdaLN-single, PixArt-alpha)."""
+
     def __init__(self, dim: int, num_rows: int) -> None:
         super().__init__()
         self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(dim)})
@@ -40,6 +42,7 @@ class AdaLayerNormSingle(nn.Module):
 
 class TextProjection(nn.Module):
     """Text features (B, S, E) to the stream's width, (B, S, D): release 2.0."""
+
     def __init__(self, text_channels: int, dim: int) -> None:
         super().__init__()
         self.linear_1, self.linear_2 = nn.Linear(text_channels, dim), nn.Linear(dim, dim)

@@ -3,6 +3,7 @@
 Field names are diffusers', in whose format a config is a dict of fields. A Lightricks file says the same facts
 with other keys, fewer flags and some other values.
 """
+
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy

@@ -1,4 +1,5 @@
 """The checks at the model's boundary: of shapes and types alone, so that compiled graphs stay whole."""
+
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -11,14 +12,15 @@ from .config import StreamConfig, TransformerConfig
 
 class StreamInputs(NamedTuple):
     """One stream's share of the documented arguments, whose names begin with `prefix`."""
+
     prefix: str
-    latent: Tensor                   # (B, T, C)
-    text: Tensor                     # (B, S, E)
-    timestep: Tensor                 # (B,), (B, 1) or (B, T)
-    sigma: Any                       # (B,) or (B, 1), or None where nothing needs it
-    text_mask: Tensor | None         # (B, S) multiplicative; (B, 1|T, S) a bias, or if bool True to keep
-    coords: Tensor | None            # (B, P, T, 2) patch bounds, or (B, P, T) positions
-    grid: tuple[Any, ...]            # latent frames[, rows, columns], for want of coords
+    latent: Tensor  # (B, T, C)
+    text: Tensor  # (B, S, E)
+    timestep: Tensor  # (B,), (B, 1) or (B, T)
+    sigma: Any  # (B,) or (B, 1), or None where nothing needs it
+    text_mask: Tensor | None  # (B, S) multiplicative; (B, 1|T, S) a bias, or if bool True to keep
+    coords: Tensor | None  # (B, P, T, 2) patch bounds, or (B, P, T) positions
+    grid: tuple[Any, ...]  # latent frames[, rows, columns], for want of coords
     self_mask: Tensor | None = None  # (B, T, T) in [0, 1]
     keyframes: Tensor | None = None  # (B, T, 1)
 
@@ -31,8 +33,10 @@ def expect(name: str, x: object, *shapes: tuple[int | str, ...], dtype: torch.dt
     """`x` is a tensor of `dtype` and of one of `shapes`, in which a string stands for any size but 0."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    if not any(len(s) == x.ndim and all(n > 0 if isinstance(m, str) else m == n
-                                        for m, n in zip(s, x.shape, strict=True)) for s in shapes):
+    if not any(
+        len(s) == x.ndim and all(n > 0 if isinstance(m, str) else m == n for m, n in zip(s, x.shape, strict=True))
+        for s in shapes
+    ):
         expected = " or ".join(f"({', '.join(map(str, s))})" for s in shapes) + ", not empty" * (0 in x.shape)
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(x.shape)}")
     if dtype is not None and x.dtype != dtype:
@@ -59,15 +63,21 @@ def check_stream(s: StreamInputs, stream: StreamConfig, batch: int | str, dtype:
     if not (kind.is_floating_point or kind == torch.bool):
         raise ValueError(f"{mask}: with 3 dimensions, expected floating or bool, got {kind}")
     if s.coords is None:
-        for name, n in zip(("num_frames", "height", "width")[:len(s.grid)], s.grid, strict=True):
+        for name, n in zip(("num_frames", "height", "width")[: len(s.grid)], s.grid, strict=True):
             if not isinstance(n, (int, torch.SymInt)) or n < 1:
                 raise ValueError(f"{s.prefix}{name}: expected a positive integer or {coords}, got {n!r}")
         if math.prod(s.grid) != t:
             raise ValueError(f"{s.prefix}hidden_states: {t} tokens, expected {math.prod(s.grid)}, {s.grid}")
 
 
-def check_options(config: TransformerConfig, video: StreamInputs, fps: float, blocks: list[int] | None,
-                  perturbation_mask: Tensor | None, guided: bool) -> None:
+def check_options(
+    config: TransformerConfig,
+    video: StreamInputs,
+    fps: float,
+    blocks: list[int] | None,
+    perturbation_mask: Tensor | None,
+    guided: bool,
+) -> None:
     if not isinstance(fps, (int, float)):
         raise TypeError(f"fps: expected a number, got {type(fps).__name__}")
     if not 0 < fps < math.inf:

@@ -7,6 +7,7 @@ Afterwards and not as an argument of `from_pretrained`, which takes nothing ther
 LoRAs are loaded by `load`, not by the pipeline; what diffusers adds to its own models (caches, offloading of single
 layers, quantisation, context parallelism) is not here. `enable_model_cpu_offload` works, as for any module.
 """
+
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -48,14 +49,22 @@ class Coordinates:
     def __init__(self, config: TransformerConfig) -> None:
         self.config = config
 
-    def prepare_video_coords(self, batch_size: int, num_frames: int, height: int, width: int,
-                             device: torch.device | str | None = None, fps: float = 24.0) -> Tensor:
+    def prepare_video_coords(
+        self,
+        batch_size: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        device: torch.device | str | None = None,
+        fps: float = 24.0,
+    ) -> Tensor:
         """(B, 3, T, 2): seconds, pixels, pixels."""
         like = torch.empty(0, dtype=torch.float32, device=device)
         return video_positions((num_frames, height, width), fps, self.config, like).repeat(batch_size, 1, 1, 1)
 
-    def prepare_audio_coords(self, batch_size: int, num_frames: int, device: torch.device | str | None = None,
-                             shift: int = 0) -> Tensor:
+    def prepare_audio_coords(
+        self, batch_size: int, num_frames: int, device: torch.device | str | None = None, shift: int = 0
+    ) -> Tensor:
         """(B, 1, T, 2): seconds, of `num_frames` latent frames from number `shift` on."""
         like = torch.empty(0, dtype=torch.float32, device=device)
         return audio_positions((shift, shift + num_frames), self.config, like).repeat(batch_size, 1, 1, 1)
@@ -80,8 +89,13 @@ class PipelineTransformer(LTX2VideoTransformer3DModel):
         """There are no caches here: nothing."""
         return nullcontext()
 
-    def forward(self, *args: Any, video_self_attention_mask: Tensor | None = None,
-                video_keyframes_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        *args: Any,
+        video_self_attention_mask: Tensor | None = None,
+        video_keyframes_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """The documented arguments; the masks, which newer diffusers takes by name, join `attention_kwargs`."""
         masks = {"video_self_attention_mask": video_self_attention_mask, "video_keyframes_mask": video_keyframes_mask}
         given = {name: mask for name, mask in masks.items() if mask is not None}

@@ -1,4 +1,5 @@
 """The model: two streams enter, pass through the blocks together, and leave."""
+
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from .rope import audio_positions, rotation, video_positions
 
 class AudioVisualModelOutput(NamedTuple):
     """The velocities of both streams, (B, Tv, C) and (B, Ta, C): by attribute, by key or by index."""
+
     sample: Tensor
     audio_sample: Tensor
 
@@ -31,20 +33,22 @@ class AudioVisualModelOutput(NamedTuple):
 @dataclass(frozen=True)
 class StreamEnds:
     """One stream's way into the blocks and out of them. Video and audio are both this."""
+
     config: TransformerConfig
     stream: StreamConfig
     proj_in: nn.Linear
-    keyframes: Tensor | None                 # (1, D), added to the tokens of keyframes
+    keyframes: Tensor | None  # (1, D), added to the tokens of keyframes
     text_projection: TextProjection | None
-    time_embed: AdaLayerNormSingle           # 6|9 rows
+    time_embed: AdaLayerNormSingle  # 6|9 rows
     prompt_embed: AdaLayerNormSingle | None  # 2 rows
-    cross_embed: AdaLayerNormSingle          # 4 rows
-    gate_embed: AdaLayerNormSingle           # 1 row
-    table: Tensor                            # (2, D)
+    cross_embed: AdaLayerNormSingle  # 4 rows
+    gate_embed: AdaLayerNormSingle  # 1 row
+    table: Tensor  # (2, D)
     proj_out: nn.Linear
 
-    def enter(self, s: StreamInputs, coords: Tensor, cross: list[Tensor], how: Conventions,
-              isolated: bool) -> tuple[Tensor, Tensor, Conditioning]:
+    def enter(
+        self, s: StreamInputs, coords: Tensor, cross: list[Tensor], how: Conventions, isolated: bool
+    ) -> tuple[Tensor, Tensor, Conditioning]:
         """Tokens (B, T, D), timestep embedding (B, T|1, D), and what stays the same through all blocks."""
         config, dtype, wide = self.config, s.latent.dtype, torch.promote_types(s.latent.dtype, torch.float32)
         dtypes = wide, dtype if how.rotation_dtype == "model" else None  # of frequencies, of RoPE tables
@@ -53,18 +57,24 @@ class StreamEnds:
             x = torch.where(s.keyframes > 0, x + self.keyframes, x)
         # 1 in every checkpoint. A port with a code's default, 1/1000, sounded garbled for months.
         gate_factor = config.cross_attn_timestep_scale_multiplier / config.timestep_scale_multiplier
-        return x, emb, Conditioning(
-            mod=mod,
-            text=s.text if self.text_projection is None else self.text_projection(s.text),
-            text_mod=None if self.prompt_embed is None else self.prompt_embed(s.sigma)[0],
-            text_mask=None if s.text_mask is None else text_mask(s.text_mask, dtype, how.text_mask_bias),
-            self_mask=None if s.self_mask is None
-            else attention_bias(s.self_mask, dtype, how.self_mask_bias)[:, None],
-            cross_mod=self.cross_embed(cross[0])[0],
-            cross_gate=self.gate_embed(cross[1] * gate_factor)[0],
-            rope=rotation(coords, self.stream.max_position, self.stream.dim, config, *dtypes),
-            cross_rope=rotation(coords[:, :1], config.audio.max_position, config.audio.dim, config, *dtypes),
-            isolated=isolated)
+        return (
+            x,
+            emb,
+            Conditioning(
+                mod=mod,
+                text=s.text if self.text_projection is None else self.text_projection(s.text),
+                text_mod=None if self.prompt_embed is None else self.prompt_embed(s.sigma)[0],
+                text_mask=None if s.text_mask is None else text_mask(s.text_mask, dtype, how.text_mask_bias),
+                self_mask=None
+                if s.self_mask is None
+                else attention_bias(s.self_mask, dtype, how.self_mask_bias)[:, None],
+                cross_mod=self.cross_embed(cross[0])[0],
+                cross_gate=self.gate_embed(cross[1] * gate_factor)[0],
+                rope=rotation(coords, self.stream.max_position, self.stream.dim, config, *dtypes),
+                cross_rope=rotation(coords[:, :1], config.audio.max_position, config.audio.dim, config, *dtypes),
+                isolated=isolated,
+            ),
+        )
 
     def leave(self, x: Tensor, emb: Tensor) -> Tensor:
         shift, scale = rows(self.table, emb[:, :, None])  # the same emb for both rows
@@ -73,6 +83,7 @@ class StreamEnds:
 
 class LTX2VideoTransformer3DModel(nn.Module):
     """The LTX-2 audio-video diffusion transformer, releases 2.0, 2.3 and 2.5, under diffusers' names."""
+
     def __init__(self, config: TransformerConfig, conventions: Conventions = DIFFUSERS) -> None:
         super().__init__()
         self.config, self.conventions = config, conventions
@@ -98,27 +109,59 @@ class LTX2VideoTransformer3DModel(nn.Module):
     @property
     def video(self) -> StreamEnds:
         return StreamEnds(
-            self.config, self.config.video, self.proj_in, self.keyframes_abs_pos_embedding,
-            self.caption_projection, self.time_embed, self.prompt_adaln, self.av_cross_attn_video_scale_shift,
-            self.av_cross_attn_video_a2v_gate, self.scale_shift_table, self.proj_out)
+            self.config,
+            self.config.video,
+            self.proj_in,
+            self.keyframes_abs_pos_embedding,
+            self.caption_projection,
+            self.time_embed,
+            self.prompt_adaln,
+            self.av_cross_attn_video_scale_shift,
+            self.av_cross_attn_video_a2v_gate,
+            self.scale_shift_table,
+            self.proj_out,
+        )
 
     @property
     def audio(self) -> StreamEnds:
         return StreamEnds(
-            self.config, self.config.audio, self.audio_proj_in, None, self.audio_caption_projection,
-            self.audio_time_embed, self.audio_prompt_adaln, self.av_cross_attn_audio_scale_shift,
-            self.av_cross_attn_audio_v2a_gate, self.audio_scale_shift_table, self.audio_proj_out)
+            self.config,
+            self.config.audio,
+            self.audio_proj_in,
+            None,
+            self.audio_caption_projection,
+            self.audio_time_embed,
+            self.audio_prompt_adaln,
+            self.av_cross_attn_audio_scale_shift,
+            self.av_cross_attn_audio_v2a_gate,
+            self.audio_scale_shift_table,
+            self.audio_proj_out,
+        )
 
     def forward(
-        self, hidden_states: Tensor, audio_hidden_states: Tensor, encoder_hidden_states: Tensor,
-        audio_encoder_hidden_states: Tensor, timestep: LongTensor, audio_timestep: LongTensor | None = None,
-        sigma: Tensor | None = None, audio_sigma: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None, audio_encoder_attention_mask: Tensor | None = None,
-        num_frames: int | None = None, height: int | None = None, width: int | None = None, fps: float = 24.0,
-        audio_num_frames: int | None = None, video_coords: Tensor | None = None,
-        audio_coords: Tensor | None = None, isolate_modalities: bool = False,
-        spatio_temporal_guidance_blocks: list[int] | None = None, perturbation_mask: Tensor | None = None,
-        use_cross_timestep: bool = False, attention_kwargs: dict[str, Any] | None = None,
+        self,
+        hidden_states: Tensor,
+        audio_hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        audio_encoder_hidden_states: Tensor,
+        timestep: LongTensor,
+        audio_timestep: LongTensor | None = None,
+        sigma: Tensor | None = None,
+        audio_sigma: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        audio_encoder_attention_mask: Tensor | None = None,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        fps: float = 24.0,
+        audio_num_frames: int | None = None,
+        video_coords: Tensor | None = None,
+        audio_coords: Tensor | None = None,
+        isolate_modalities: bool = False,
+        spatio_temporal_guidance_blocks: list[int] | None = None,
+        perturbation_mask: Tensor | None = None,
+        use_cross_timestep: bool = False,
+        attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> AudioVisualModelOutput | tuple[Tensor, Tensor]:
         """Predict both velocities from the documented arguments; for shapes see `StreamInputs`.
@@ -129,13 +172,26 @@ class LTX2VideoTransformer3DModel(nn.Module):
         """
         config, how, dtype = self.config, self.conventions, self.proj_in.weight.dtype
         video = StreamInputs(
-            "", hidden_states, encoder_hidden_states, timestep, sigma, encoder_attention_mask, video_coords,
-            (num_frames, height, width), **attention_masks(attention_kwargs))
+            "",
+            hidden_states,
+            encoder_hidden_states,
+            timestep,
+            sigma,
+            encoder_attention_mask,
+            video_coords,
+            (num_frames, height, width),
+            **attention_masks(attention_kwargs),
+        )
         audio = StreamInputs(
-            "audio_", audio_hidden_states, audio_encoder_hidden_states,
+            "audio_",
+            audio_hidden_states,
+            audio_encoder_hidden_states,
             timestep if audio_timestep is None else audio_timestep,
             sigma if audio_sigma is None else audio_sigma,
-            audio_encoder_attention_mask, audio_coords, (audio_num_frames,))
+            audio_encoder_attention_mask,
+            audio_coords,
+            (audio_num_frames,),
+        )
         check_stream(video, config.video, "B", dtype)
         check_stream(audio, config.audio, len(hidden_states), dtype)
         guided = config.perturbed_attn or how.guidance == "always"

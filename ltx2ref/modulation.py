@@ -1,14 +1,15 @@
 """Adaptive normalisation, and the legend of who uses which row: the trap that every port meets.
 
-    block scale_shift_table, audio_...                      0-2  self-attention: shift, scale, gate
-                                                            3-5  feed-forward: shift, scale, gate
-                                                            6-8  text attention: shift, scale, gate (2.3 on)
-    prompt_scale_shift_table, audio_...                     0-1  text keys and values: shift, scale (2.3 on)
-    video_a2v_cross_attn_scale_shift_table, audio_a2v_...   0-1  audio to video: scale, shift
-                                                            2-3  video to audio: scale, shift
-                                                            4    gate of what this stream hears
-    top-level scale_shift_table, audio_...                  0-1  output: shift, scale
+block scale_shift_table, audio_...                      0-2  self-attention: shift, scale, gate
+                                                        3-5  feed-forward: shift, scale, gate
+                                                        6-8  text attention: shift, scale, gate (2.3 on)
+prompt_scale_shift_table, audio_...                     0-1  text keys and values: shift, scale (2.3 on)
+video_a2v_cross_attn_scale_shift_table, audio_a2v_...   0-1  audio to video: scale, shift
+                                                        2-3  video to audio: scale, shift
+                                                        4    gate of what this stream hears
+top-level scale_shift_table, audio_...                  0-1  output: shift, scale
 """
+
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,4 +1,5 @@
 """Progress of long work: a bar on a terminal's standard error, if rich is installed."""
+
 import sys
 from collections.abc import Iterable, Sized
 from typing import TypeVar
@@ -15,5 +16,6 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     except ModuleNotFoundError:
         return items
     total = len(items) if total is None and isinstance(items, Sized) else total
-    return rich_track(items, description, total=total, console=Console(stderr=True), transient=True,
-                      disable=not sys.stderr.isatty())
+    return rich_track(
+        items, description, total=total, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    )

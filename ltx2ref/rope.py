@@ -2,6 +2,7 @@
 
 A position is the middle of a token's patch: seconds in time, pixels in space. Tokens are ordered (frame,
 height, width). The D/2 rotation planes are spread over all heads, so that no two heads rotate alike."""
+
 import math
 
 import torch
@@ -33,8 +34,14 @@ def audio_positions(grid: tuple[int, ...], config: TransformerConfig, like: Tens
     return rearrange(mel * config.audio_hop_length / config.audio_sampling_rate, "t bounds -> 1 1 t bounds")
 
 
-def rotation(coords: Tensor, max_position: tuple[int, ...], dim: int, config: TransformerConfig,
-             dtype: torch.dtype, tables: torch.dtype | None = None) -> Rope:
+def rotation(
+    coords: Tensor,
+    max_position: tuple[int, ...],
+    dim: int,
+    config: TransformerConfig,
+    dtype: torch.dtype,
+    tables: torch.dtype | None = None,
+) -> Rope:
     """The rotation of queries or keys of width `dim`, from patch bounds (B, P, T, 2) or positions (B, P, T).
 
     Coordinates are used in the dtype in which they come: casting them first would change the numbers.

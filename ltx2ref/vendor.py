@@ -3,6 +3,7 @@
 A copy may have any name and lie in any package, for all imports here are relative. It holds the licence, and a record
 of the version and of each file's sha256, by which later changes are told apart: theirs from ours.
 """
+
 import ast
 import hashlib
 import json
@@ -32,12 +33,13 @@ __version__ = "{version}"
 @dataclass(frozen=True)
 class Copy:
     """A copy in another project, and how it differs from its record and from this package."""
+
     folder: str
     version: str
     commit: str | None
     model_only: bool
     files: int
-    changed: list[str]   # there since, or removed there
+    changed: list[str]  # there since, or removed there
     outdated: list[str]  # here since: another version of ltx2ref
 
     @property
@@ -57,8 +59,13 @@ def vendor(parent: str | Path, name: str, *, model_only: bool = False) -> Copy:
     if target.exists() and (changed := check(target).changed):
         raise ValueError(f"{target}: not replaced, for it was changed after it was made: {some(changed)}")
     contents = model_contents() if model_only else package_contents()
-    record = {"package": "ltx2ref", "version": __version__, "commit": commit(), "model_only": model_only,
-              "files": {path: sha256(data) for path, data in sorted(contents.items())}}
+    record = {
+        "package": "ltx2ref",
+        "version": __version__,
+        "commit": commit(),
+        "model_only": model_only,
+        "files": {path: sha256(data) for path, data in sorted(contents.items())},
+    }
     contents[RECORD] = (json.dumps(record, indent=1) + "\n").encode()
     write(target, contents)
     return check(target)
@@ -76,8 +83,9 @@ def check(target: str | Path) -> Copy:
     there = {path: sha256(file.read_bytes()) for path, file in walk(target) if path != RECORD}
     contents = model_contents() if model_only else package_contents()
     here = {path: sha256(data) for path, data in contents.items()}
-    return Copy(str(target), version, made_from, model_only, len(there), differing(recorded, there),
-                differing(recorded, here))
+    return Copy(
+        str(target), version, made_from, model_only, len(there), differing(recorded, there), differing(recorded, here)
+    )
 
 
 def differing(a: dict[str, str], b: dict[str, str]) -> list[str]:
@@ -107,8 +115,12 @@ def imported(name: str) -> Iterable[str]:
 
 def beside() -> dict[str, bytes]:
     checkout = [PACKAGE.parent] if (PACKAGE.parent / "pyproject.toml").is_file() else []
-    found = {name: (folder / name).read_bytes() for name in BESIDE for folder in [*checkout, PACKAGE]
-             if (folder / name).is_file()}
+    found = {
+        name: (folder / name).read_bytes()
+        for name in BESIDE
+        for folder in [*checkout, PACKAGE]
+        if (folder / name).is_file()
+    }
     if "LICENSE" not in found:
         raise ValueError(f"{PACKAGE}: its LICENSE is missing, without which it may not be copied")
     return found
@@ -126,8 +138,13 @@ def commit() -> str | None:
     if not (PACKAGE.parent / ".git").exists():
         return None
     try:
-        found = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"], check=True,
-                               cwd=PACKAGE.parent, capture_output=True, text=True)
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
+            check=True,
+            cwd=PACKAGE.parent,
+            capture_output=True,
+            text=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -39,8 +39,13 @@ AUDIO_LATENTS_PER_SECOND = 25
 # What is measured if nothing else is asked for. Video latents FxHxW: 4096, 14,080 and 30,464 tokens on a GPU.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"layers": 2, "dtype": list(DTYPES), "tokens": [(16, 4, 8)], "mode": [EAGER], "repeats": 3},
-    "cuda": {"layers": 8, "dtype": ["bfloat16"], "tokens": [(16, 16, 16), (16, 22, 40), (16, 34, 56)],
-             "mode": [EAGER, COMPILED], "repeats": 10},
+    "cuda": {
+        "layers": 8,
+        "dtype": ["bfloat16"],
+        "tokens": [(16, 16, 16), (16, 22, 40), (16, 34, 56)],
+        "mode": [EAGER, COMPILED],
+        "repeats": 10,
+    },
 }
 # Dense bfloat16 TFLOP/s as NVIDIA states them, by the name that the driver gives.
 PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0}
@@ -125,16 +130,29 @@ def parse_arguments() -> argparse.Namespace:
     add("--layers", type=positive, help="transformer blocks (default: 2, on a GPU 8)")
     add("--release", choices=RELEASES, default="2.3", help="which config (default: 2.3)")
     add("--dtype", choices=DTYPES, nargs="+", help="one or more (default: both, on a GPU bfloat16)")
-    add("--tokens", type=latent_size, nargs="+", metavar="FxHxW",
-        help="video latents (default: 16x4x8, on a GPU 16x16x16 16x22x40 16x34x56)")
-    add("--mode", choices=(EAGER, COMPILED), nargs="+",
-        help="one or more; compiled: each block by torch.compile (default: eager, on a GPU both)")
+    add(
+        "--tokens",
+        type=latent_size,
+        nargs="+",
+        metavar="FxHxW",
+        help="video latents (default: 16x4x8, on a GPU 16x16x16 16x22x40 16x34x56)",
+    )
+    add(
+        "--mode",
+        choices=(EAGER, COMPILED),
+        nargs="+",
+        help="one or more; compiled: each block by torch.compile (default: eager, on a GPU both)",
+    )
     add("--batch", type=positive, default=1, help="batch size (default: 1)")
     add("--repeats", type=positive, help="rounds, one run of each in each (default: 3, on a GPU 10)")
     add("--peak-tflops", type=float, help="of the device, for the utilisation (default: known GPUs', in bfloat16)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
-    add("--return-memory", action="store_true", help="CPU: let the C library give freed memory back to the system, its "
-        "default, so that large tensors are paged in each time (default: it keeps it, if it is glibc)")
+    add(
+        "--return-memory",
+        action="store_true",
+        help="CPU: let the C library give freed memory back to the system, its "
+        "default, so that large tensors are paged in each time (default: it keeps it, if it is glibc)",
+    )
     add("--operators", action="store_true", help="profile one run of each, and print the time of each operator, too")
     add("--json", action="store_true", help="print every measured number as JSON instead of the tables")
     args = parser.parse_args()
@@ -184,9 +202,20 @@ def measure(config: TransformerConfig, dtype: str, args: argparse.Namespace) -> 
         calls = recorded_calls(bind(forwards[EAGER][OURS], inputs))
         runs[FLOOR] = bind(replay, calls)
         seconds, own_calls = time_in_turns(runs, args.repeats, args.device, mode, label)
-        yield Result(dtype, "x".join(map(str, tokens)), timesteps, mode, seconds, own_calls, peak, differences(outputs),
-                     len(calls), sum(map(flops, calls)), peak_flops(dtype, args),
-                     {name: operators(run, args.device) for name, run in runs.items() if args.operators})
+        yield Result(
+            dtype,
+            "x".join(map(str, tokens)),
+            timesteps,
+            mode,
+            seconds,
+            own_calls,
+            peak,
+            differences(outputs),
+            len(calls),
+            sum(map(flops, calls)),
+            peak_flops(dtype, args),
+            {name: operators(run, args.device) for name, run in runs.items() if args.operators},
+        )
 
 
 def peak_flops(dtype: str, args: argparse.Namespace) -> float | None:
@@ -201,6 +230,7 @@ def build_forwards(config: TransformerConfig, state: State, dtype: torch.dtype, 
     """Name -> function of the inputs; the models share the tensors of `state`."""
     from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
     from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
+
     with torch.device("meta"):
         ours = LTX2VideoTransformer3DModel(config)
     ours.load_state_dict(state, assign=True)
@@ -291,7 +321,10 @@ def random_state(config: TransformerConfig, dtype: torch.dtype, device: str) -> 
 
 
 def random_inputs(
-    config: TransformerConfig, dtype: torch.dtype, timesteps: str, tokens: tuple[int, int, int],
+    config: TransformerConfig,
+    dtype: torch.dtype,
+    timesteps: str,
+    tokens: tuple[int, int, int],
     args: argparse.Namespace,
 ) -> Inputs:
     """The documented forward's arguments: text-to-video (per-batch) or image-to-video (per-token)."""
@@ -371,15 +404,21 @@ def report(results: list[Result], facts: Mapping[str, Any]) -> None:
         rows = [(result.dtype, result.tokens, result.timesteps, result.mode, *cells(result)) for result in results]
         print_table(title, ("dtype", "tokens", "timesteps", "mode", *columns), rows)
     for result in results if any(result.operators for result in results) else ():
-        print_table(f"Operators that take {NOTED:.1%} or more, seconds of their own: {result.dtype}, {result.tokens}, "
-                    f"{result.timesteps}, {result.mode}", ("operator", *result.operators), by_operator(result))
+        print_table(
+            f"Operators that take {NOTED:.1%} or more, seconds of their own: {result.dtype}, {result.tokens}, "
+            f"{result.timesteps}, {result.mode}",
+            ("operator", *result.operators),
+            by_operator(result),
+        )
 
 
 def by_operator(result: Result) -> list[tuple[str, ...]]:
     ours, *others = result.operators.values()
     least = NOTED * sum(ours.values())
-    names = sorted({name for found in (ours, *others) for name, seconds in found.items() if seconds >= least},
-                   key=lambda name: -ours.get(name, 0.0))
+    names = sorted(
+        {name for found in (ours, *others) for name, seconds in found.items() if seconds >= least},
+        key=lambda name: -ours.get(name, 0.0),
+    )
     return [(name, *(f"{found.get(name, 0.0):.4f}" for found in result.operators.values())) for name in names]
 
 

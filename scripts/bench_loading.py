@@ -38,8 +38,9 @@ RUNS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="for the files; default: a temporary one")
@@ -79,6 +80,7 @@ def repeated(noise: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 def write_fp8(path: Path, state: dict[str, torch.Tensor], config: ltx2ref.TransformerConfig) -> None:
     """As the published fp8 files: the Linear layers of the blocks in e4m3, with a scale each."""
     from safetensors.torch import save_file
+
     stored: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         module, _, leaf = (PREFIX + to_lightricks(name)).rpartition(".")
@@ -98,19 +100,24 @@ def run(folder: Path, repeats: int) -> dict[str, Any]:
             print(f"round {turn}: {name}: {result}", file=sys.stderr)
             if turn:
                 rows[name].append(result)
-    medians = {name: {key: statistics.median(row[key] for row in found) for key in found[0]}
-               for name, found in rows.items()}
+    medians = {
+        name: {key: statistics.median(row[key] for row in found) for key in found[0]} for name, found in rows.items()
+    }
     first = next(iter(medians.values()))
-    return {name: {"median": row, "over diffusers": {key: row[key] / first[key] for key in row}}
-            for name, row in medians.items()}
+    return {
+        name: {"median": row, "over diffusers": {key: row[key] / first[key] for key in row}}
+        for name, row in medians.items()
+    }
 
 
 def measure(who: str, path: str) -> dict[str, float]:
     """Seconds, and the peak in MiB above what the process had before, until loaded and until all is read."""
     import time
+
     before = peak()
     if who == "diffusers":
         from diffusers import LTX2VideoTransformer3DModel as Theirs
+
         load: Any = Theirs.from_pretrained
     else:
         load = ltx2ref.LTX2VideoTransformer3DModel.from_pretrained
@@ -121,8 +128,12 @@ def measure(who: str, path: str) -> dict[str, float]:
     for parameter in model.parameters():
         parameter.detach().flatten().view(torch.uint8)[::4096].sum()  # a byte of each page
     read = time.perf_counter()
-    return {"seconds": loaded - start, "seconds, all read": read - start,
-            "peak MiB": (at_load - before) / 1024, "peak MiB, all read": (peak() - before) / 1024}
+    return {
+        "seconds": loaded - start,
+        "seconds, all read": read - start,
+        "peak MiB": (at_load - before) / 1024,
+        "peak MiB, all read": (peak() - before) / 1024,
+    }
 
 
 def peak() -> int:

@@ -4,6 +4,7 @@ Real widths, few tokens, random weights. All blocks share the tensors of one, wh
 cache, so that 48 layers fit in memory and still read their weights as they would. Each block is a module of its own:
 hooks on one block that stands 48 times in a list would fire 48 times in each of its runs, under all 48 names.
 """
+
 import argparse
 import json
 import statistics
@@ -46,8 +47,10 @@ Inputs = dict[str, Any]
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    found: dict[str, Any] = {"machine": fingerprint(torch.device(args.device), DTYPES[args.dtype]),
-                             "options": vars(args)}
+    found: dict[str, Any] = {
+        "machine": fingerprint(torch.device(args.device), DTYPES[args.dtype]),
+        "options": vars(args),
+    }
     with torch.no_grad():
         state = one_block(RELEASES[args.release], DTYPES[args.dtype], args.device)
         if args.rounds:
@@ -59,7 +62,8 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--release", choices=RELEASES, default="2.3", help="which config (default: 2.3)")
     add("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
@@ -97,9 +101,15 @@ def overhead(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str, An
             cpu[name].append(used)
         progress(f"round {turn + 1}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()))
     taps, elements, size = held[FULL]
-    return {"seconds": seconds, "cpu_seconds": cpu, "taps": taps, "elements": elements, "full_bytes": size,
-            "ratios": {name: ratios(seconds[name], seconds[UNTRACED]) for name in KEEP},
-            "cpu_ratios": {name: ratios(cpu[name], cpu[UNTRACED]) for name in KEEP}}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "taps": taps,
+        "elements": elements,
+        "full_bytes": size,
+        "ratios": {name: ratios(seconds[name], seconds[UNTRACED]) for name in KEEP},
+        "cpu_ratios": {name: ratios(cpu[name], cpu[UNTRACED]) for name in KEEP},
+    }
 
 
 def taps_of(model: Any, inputs: Inputs, name: str, plain: tuple[Tensor, Tensor]) -> tuple[int, int, int]:
@@ -133,8 +143,12 @@ def synchronize(device: str) -> None:
 def ratios(these: list[float], those: list[float]) -> dict[str, float]:
     """The median of the rounds' ratios, their range, and that of the fastest runs."""
     each = [a / b for a, b in zip(these, those, strict=True)]
-    return {"median": statistics.median(each), "least": min(each), "most": max(each),
-            "fastest": min(these) / min(those)}
+    return {
+        "median": statistics.median(each),
+        "least": min(each),
+        "most": max(each),
+        "fastest": min(these) / min(those),
+    }
 
 
 # ---------------------------------------------------------------- the file
@@ -151,12 +165,18 @@ def sketch_file(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str,
         start = time.perf_counter()
         report = compare(reference, bug)
         return {
-            "layers": args.file_layers, "taps": len(reference), "sizes": [path.stat().st_size for path in paths],
+            "layers": args.file_layers,
+            "taps": len(reference),
+            "sizes": [path.stat().st_size for path in paths],
             "all_sketches": all(isinstance(x, Sketch) for x in reference.values()),
-            "distinct_blocks": len({x.checksum for name, x in reference.items()
-                                    if name.endswith(".video") and isinstance(x, Sketch)}),
-            "again": compare(reference, again).sentence, "bug": report.sentence, "bug_at": f"block {middle}, ff",
-            "compare_seconds": time.perf_counter() - start}
+            "distinct_blocks": len(
+                {x.checksum for name, x in reference.items() if name.endswith(".video") and isinstance(x, Sketch)}
+            ),
+            "again": compare(reference, again).sentence,
+            "bug": report.sentence,
+            "bug_at": f"block {middle}, ff",
+            "compare_seconds": time.perf_counter() - start,
+        }
 
 
 @contextmanager
@@ -173,16 +193,22 @@ def twice(layer: Any) -> Iterator[None]:
 def save(path: Path, model: Any, inputs: Inputs, args: argparse.Namespace) -> None:
     with trace(model, keep=sketch) as taps:
         forward(model, inputs)
-    save_trace(path, taps, implementation="ltx2ref", config=model.config.to_diffusers(),
-               fingerprint=fingerprint(torch.device(args.device), DTYPES[args.dtype]))
+    save_trace(
+        path,
+        taps,
+        implementation="ltx2ref",
+        config=model.config.to_diffusers(),
+        fingerprint=fingerprint(torch.device(args.device), DTYPES[args.dtype]),
+    )
 
 
 # ---------------------------------------------------------------- model and inputs
 def one_block(config: TransformerConfig, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     """Random parameters of a model of one block, at scales that keep activations near 1."""
     with torch.device("meta"):
-        shapes = {name: x.shape for name, x in LTX2VideoTransformer3DModel(
-            replace(config, num_layers=1)).state_dict().items()}
+        shapes = {
+            name: x.shape for name, x in LTX2VideoTransformer3DModel(replace(config, num_layers=1)).state_dict().items()
+        }
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(name: str, shape: torch.Size) -> Tensor:
@@ -198,8 +224,10 @@ def build(state: dict[str, Tensor], layers: int, args: argparse.Namespace) -> LT
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(replace(RELEASES[args.release], num_layers=layers))
     first = "transformer_blocks.0."
-    shared = {name: state[f"{first}{name.split('.', 2)[2]}" if name.startswith("transformer_blocks.") else name]
-              for name in model.state_dict()}
+    shared = {
+        name: state[f"{first}{name.split('.', 2)[2]}" if name.startswith("transformer_blocks.") else name]
+        for name in model.state_dict()
+    }
     model.load_state_dict(shared, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -219,8 +247,16 @@ def random_inputs(args: argparse.Namespace) -> Inputs:
         "audio_hidden_states": noise(audio_frames, config.audio.in_channels),
         "encoder_hidden_states": noise(TEXT_TOKENS, config.video.text_dim),
         "audio_encoder_hidden_states": noise(TEXT_TOKENS, config.audio.text_dim),
-        "timestep": sigma, "audio_timestep": sigma, "sigma": sigma, "audio_sigma": sigma,
-        "num_frames": frames, "height": height, "width": width, "audio_num_frames": audio_frames, "fps": FPS}
+        "timestep": sigma,
+        "audio_timestep": sigma,
+        "sigma": sigma,
+        "audio_sigma": sigma,
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "audio_num_frames": audio_frames,
+        "fps": FPS,
+    }
 
 
 def forward(model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -237,17 +273,23 @@ def said(found: dict[str, Any]) -> str:
     lines = [", ".join(f"{key} {value}" for key, value in (found["options"] | found["machine"]).items())]
     if "overhead" in found:
         x = found["overhead"]
-        lines.append(f"untraced forward: {statistics.median(x['seconds'][UNTRACED]):.2f} s; {x['taps']} taps of "
-                     f"{x['elements']:,} elements, {x['full_bytes'] / 1e6:.0f} MB as tensors")
-        lines += [f"{name}: {r['median']:.3f} times the untraced forward ({r['least']:.3f} to {r['most']:.3f}; "
-                  f"fastest runs {r['fastest']:.3f}); of processor time {x['cpu_ratios'][name]['median']:.3f}"
-                  for name, r in x["ratios"].items()]
+        lines.append(
+            f"untraced forward: {statistics.median(x['seconds'][UNTRACED]):.2f} s; {x['taps']} taps of "
+            f"{x['elements']:,} elements, {x['full_bytes'] / 1e6:.0f} MB as tensors"
+        )
+        lines += [
+            f"{name}: {r['median']:.3f} times the untraced forward ({r['least']:.3f} to {r['most']:.3f}; "
+            f"fastest runs {r['fastest']:.3f}); of processor time {x['cpu_ratios'][name]['median']:.3f}"
+            for name, r in x["ratios"].items()
+        ]
     if "file" in found:
         x = found["file"]
-        lines += [f"sketch trace of {x['layers']} layers: {x['taps']} taps, {max(x['sizes']) / 1e6:.2f} MB; "
-                  f"{x['distinct_blocks']} different video streams",
-                  f"the same run again: {x['again']}",
-                  f"feed-forward doubled in {x['bug_at']}: {x['bug']} ({x['compare_seconds']:.1f} s)"]
+        lines += [
+            f"sketch trace of {x['layers']} layers: {x['taps']} taps, {max(x['sizes']) / 1e6:.2f} MB; "
+            f"{x['distinct_blocks']} different video streams",
+            f"the same run again: {x['again']}",
+            f"feed-forward doubled in {x['bug_at']}: {x['bug']} ({x['compare_seconds']:.1f} s)",
+        ]
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ about layouts that it loads right while they are good; the table says which thes
 right config from a folder beside it: what spoils only the config inside a single file does not count for it.
 ltx-core reads single files with its `SingleGPUModelBuilder`, float8 ones with its own fp8 operations.
 """
+
 import argparse
 import json
 import os
@@ -67,14 +68,15 @@ State = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class Result:
     """One loader's outcomes."""
+
     loader: str
-    good: list[str]                # layouts that it loads right while they are good
-    bad: dict[str, str]            # the others, and what happens
+    good: list[str]  # layouts that it loads right while they are good
+    bad: dict[str, str]  # the others, and what happens
     counts: dict[str, Counter[str]]  # kind: outcome: how many
-    cases: list[dict[str, Any]]    # everything but rejections and right loads
+    cases: list[dict[str, Any]]  # everything but rejections and right loads
     skipped: int
-    slow: int                      # more than 2 s
-    large: int                     # more than 200 MB
+    slow: int  # more than 2 s
+    large: int  # more than 200 MB
 
 
 # ---------------------------------------------------------------- command
@@ -83,8 +85,17 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     results = [compare(loader, args.count, args.seed) for loader in args.loader]
     if args.json:
-        print(json.dumps({"versions": versions(), "count": args.count, "seed": args.seed,
-                          "results": [vars(result) for result in results]}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "versions": versions(),
+                    "count": args.count,
+                    "seed": args.seed,
+                    "results": [vars(result) for result in results],
+                },
+                indent=1,
+            )
+        )
     else:
         report(results, args)
 
@@ -156,10 +167,18 @@ def summed(result: Result, reports: list[Report], count: int) -> Result:
         result.counts.setdefault(found.mutation.kind, Counter())[outcome] += 1
         if outcome not in (REJECTED, RIGHT):
             mutant = found.mutation
-            result.cases.append({
-                "index": mutant.index, "kind": mutant.kind, "base": mutant.base, "detail": mutant.detail,
-                "expected": mutant.expected, "outcome": found.outcome, "error": found.error,
-                "message": found.message[:300]})
+            result.cases.append(
+                {
+                    "index": mutant.index,
+                    "kind": mutant.kind,
+                    "base": mutant.base,
+                    "detail": mutant.detail,
+                    "expected": mutant.expected,
+                    "outcome": found.outcome,
+                    "error": found.error,
+                    "message": found.message[:300],
+                }
+            )
     slow = sum(found.seconds > 2 for found in reports)
     large = sum(found.megabytes > 200 for found in reports)
     return replace(result, skipped=count - len(reports), slow=slow, large=large)
@@ -174,6 +193,7 @@ def column(found: Report) -> str:
 # ---------------------------------------------------------------- loaders
 def by_ltx2ref(mutant: Mutation) -> State:
     import ltx2ref
+
     state: State = ltx2ref.load(mutant.path).state_dict()
     return state
 
@@ -181,6 +201,7 @@ def by_ltx2ref(mutant: Mutation) -> State:
 def by_diffusers(mutant: Mutation) -> State:
     os.environ["HF_HUB_OFFLINE"] = "1"
     from diffusers import LTX2VideoTransformer3DModel
+
     if mutant.base.split()[1] in FOLDERS and mutant.path.suffix != ".safetensors":
         model = LTX2VideoTransformer3DModel.from_pretrained(mutant.path, local_files_only=True)
     else:
@@ -195,6 +216,7 @@ def by_ltx_core(mutant: Mutation) -> State:
     from ltx_core.loader import SDOps, SingleGPUModelBuilder
     from ltx_core.model.transformer.model_configurator import LTXV_MODEL_COMFY_RENAMING_MAP, LTXModelConfigurator
     from ltx_core.quantization import FP8_PREPARE_MODULE_OPS, FP8_TRANSPOSE_SD_OPS
+
     release, layout = mutant.base.split()
     if layout in FOLDERS:
         raise NotImplementedError("ltx-core reads single files")
@@ -202,7 +224,9 @@ def by_ltx_core(mutant: Mutation) -> State:
     renaming = LTXV_MODEL_COMFY_RENAMING_MAP
     operations = SDOps("fp8", renaming.mapping + FP8_TRANSPOSE_SD_OPS.mapping) if quantised else renaming
     model = SingleGPUModelBuilder(
-        model_class_configurator=LTXModelConfigurator, model_path=str(mutant.path), model_sd_ops=operations,
+        model_class_configurator=LTXModelConfigurator,
+        model_path=str(mutant.path),
+        model_sd_ops=operations,
         module_ops=(FP8_PREPARE_MODULE_OPS,) if quantised else (),
     ).build(device=torch.device("cpu"))
     state = dict(model.state_dict())
@@ -216,7 +240,10 @@ def by_ltx_core(mutant: Mutation) -> State:
 
 
 FUNCTIONS: dict[str, Callable[[Mutation], State]] = {
-    "ltx2ref": by_ltx2ref, "diffusers": by_diffusers, "ltx-core": by_ltx_core}
+    "ltx2ref": by_ltx2ref,
+    "diffusers": by_diffusers,
+    "ltx-core": by_ltx_core,
+}
 
 
 # ---------------------------------------------------------------- table
@@ -225,8 +252,10 @@ def report(results: list[Result], args: argparse.Namespace) -> None:
     for name, meaning in COLUMNS.items():
         print(f"  {name:9} {meaning}")
     for result in results:
-        print(f"\n{result.loader}: {args.count - result.skipped} mutations, {result.skipped} not applicable;"
-              f" {result.slow} took more than 2 s, {result.large} more than 200 MB")
+        print(
+            f"\n{result.loader}: {args.count - result.skipped} mutations, {result.skipped} not applicable;"
+            f" {result.slow} took more than 2 s, {result.large} more than 200 MB"
+        )
         print(f"  loads these layouts while they are good: {', '.join(result.good)}")
         for layout, why in result.bad.items():
             print(f"  does not load {layout}: {why}")

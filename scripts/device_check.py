@@ -12,6 +12,7 @@ In this order, until the time is up; what does not fit is named:
 Settings are as they were when it is done. The exit status is 1 if something failed, 2 if a check does not repeat itself
 or was left out, and else 0.
 """
+
 import argparse
 import json
 import platform
@@ -46,8 +47,12 @@ EXAMPLES = """examples:
   python scripts/device_check.py --only native --only exact
 """
 SECTIONS = ("kernel shapes", "native", "attention", "TF32", "bench", "exact")
-BACKENDS = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION,
-            "efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+BACKENDS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 TYPICAL = ("2.0/text-masks", "2.3/i2v", "2.5/everything")  # masked, unmasked, both
 PASSED, FAILED, INCONCLUSIVE, UNAVAILABLE, MEASURED = "passed", "FAILED", "inconclusive", "not available", "measured"
 MARGIN = 1.5  # of the longest of the last steps, that must be left for another one
@@ -61,8 +66,8 @@ class Row:
     what: str
     dtype: str
     verdict: str
-    first: str | None = None     # wrong tap
-    share: float | None = None   # of a budget, the largest
+    first: str | None = None  # wrong tap
+    share: float | None = None  # of a budget, the largest
     note: str = ""
     seconds: float = 0.0
 
@@ -73,6 +78,7 @@ Step = tuple[str, Callable[[], Row]]
 @dataclass
 class Clock:
     """What is left of the time, and what was left out for want of it."""
+
     budget: float
     begun: float = field(default_factory=time.monotonic)
     left_out: list[str] = field(default_factory=list)
@@ -96,8 +102,11 @@ class Clock:
 
 # ---------------------------------------------------------------- what is checked
 def kernel_shapes(device: torch.device) -> list[Step]:
-    return [(f"{kernel.name} {dtype}", partial(kernel_shape, kernels, kernel, dtype, device))
-            for kernel in (*kernels.KERNELS, *kernels.LONG_KERNELS) for dtype in record.DTYPES]
+    return [
+        (f"{kernel.name} {dtype}", partial(kernel_shape, kernels, kernel, dtype, device))
+        for kernel in (*kernels.KERNELS, *kernels.LONG_KERNELS)
+        for dtype in record.DTYPES
+    ]
 
 
 def kernel_shape(kernels: Any, kernel: Any, dtype: str, device: torch.device) -> Row:
@@ -113,6 +122,7 @@ def kernel_shape(kernels: Any, kernel: Any, dtype: str, device: torch.device) ->
 
 def placed(x: Inputs, device: torch.device) -> Inputs:
     """Move tensors, and leave expanded what is: keys of stride 0."""
+
     def move(y: torch.Tensor) -> torch.Tensor:
         some = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in y.stride())
         return y[some].to(device).expand(y.shape)
@@ -131,8 +141,9 @@ def row(section: str, what: str, dtype: str, result: verify.NativeResult) -> Row
     return Row(section, what, dtype, verdict, result.first if verdict == FAILED else None, result.share, result.note)
 
 
-def with_setting(section: str, what: str, case: Case, dtype: str, device: torch.device,
-                 setting: AbstractContextManager[Any]) -> Row:
+def with_setting(
+    section: str, what: str, case: Case, dtype: str, device: torch.device, setting: AbstractContextManager[Any]
+) -> Row:
     """The same, with a setting that holds for nothing but the forward that is judged."""
     model = build(case.config, record.DTYPES[dtype], case.conventions, case.scales).to(device)
     inputs = moved(cast(case.inputs(), record.DTYPES[dtype]), lambda x: x.to(device))
@@ -150,8 +161,14 @@ def exactly(case: Case, dtype: str, device: torch.device) -> Row:
     result = verify.verify(case, dtype, device, False, "exact").exact
     assert result is not None
     identical = result.verdict == verify.IDENTICAL
-    return Row("exact", case.id, dtype, PASSED if identical else FAILED, result.first, note=result.note if identical
-               else f"{result.differing} of {result.taps} taps differ")
+    return Row(
+        "exact",
+        case.id,
+        dtype,
+        PASSED if identical else FAILED,
+        result.first,
+        note=result.note if identical else f"{result.differing} of {result.taps} taps differ",
+    )
 
 
 def reason(error: RuntimeError) -> str:
@@ -197,8 +214,9 @@ def measured(device: torch.device) -> Row:
     layers, tokens, dtype, rounds, _ = BENCH[device.type]
     config = replace(bench.RELEASES["2.3"], num_layers=layers)
     state = bench.random_state(config, record.DTYPES[dtype], device.type)
-    inputs = bench.random_inputs(config, record.DTYPES[dtype], bench.TIMESTEPS[0], tokens, argparse.Namespace(
-        device=device.type, batch=1))
+    inputs = bench.random_inputs(
+        config, record.DTYPES[dtype], bench.TIMESTEPS[0], tokens, argparse.Namespace(device=device.type, batch=1)
+    )
     with torch.no_grad():
         runs = forwards(config, state, dtype, inputs)
         peaks = {}
@@ -212,13 +230,16 @@ def measured(device: torch.device) -> Row:
         times: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(rounds):
             names = [*runs]
-            for name in names[turn % len(names):] + names[:turn % len(names)]:
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 times[name].append(timed(runs[name], device.type))
     middle = {name: statistics.median(x) for name, x in times.items()}
-    said = ", ".join(f"{name} {x * 1e3:.1f} ms" + (f" and {peaks[name]:.0f} MiB" if name in peaks else "")
-                     for name, x in middle.items())
-    ratios = ", ".join(f"{middle['ltx2ref'] / x:.3f} of {name}'s time" for name, x in middle.items()
-                       if name != "ltx2ref")
+    said = ", ".join(
+        f"{name} {x * 1e3:.1f} ms" + (f" and {peaks[name]:.0f} MiB" if name in peaks else "")
+        for name, x in middle.items()
+    )
+    ratios = ", ".join(
+        f"{middle['ltx2ref'] / x:.3f} of {name}'s time" for name, x in middle.items() if name != "ltx2ref"
+    )
     what = f"2.3, {layers} layers, {tokens[0] * tokens[1] * tokens[2]} video tokens"
     return Row("bench", what, dtype, MEASURED, note=f"{said}; ltx2ref takes {ratios}; medians of {rounds}")
 
@@ -250,8 +271,9 @@ def check(device: torch.device, cases: Sequence[Case], sections: Sequence[str], 
         yield from clock.steps("native", each(native, cases, [*record.DTYPES]), reserve)
     if "attention" in sections:
         for name in BACKENDS:
-            yield from clock.steps(f"attention, {name}", each(partial(with_backend, name), typical, [*record.DTYPES]),
-                                   reserve)
+            yield from clock.steps(
+                f"attention, {name}", each(partial(with_backend, name), typical, [*record.DTYPES]), reserve
+            )
     if "TF32" in sections and device.type == "cuda":
         yield from clock.steps("TF32", each(with_tf32, typical, ["float32"]), reserve)
     elif "TF32" in sections:
@@ -272,18 +294,27 @@ def environment(device: torch.device) -> dict[str, Any]:
         diffusers: str | None = version("diffusers")
     except PackageNotFoundError:
         diffusers = None
-    return {"device": torch.cuda.get_device_name(device) if cuda else processor(), "torch": torch.__version__,
-            "cuda": torch.version.cuda if cuda else None, "cudnn": torch.backends.cudnn.version() if cuda else None,
-            "capability": (torch.cuda.get_device_capability(device) if cuda
-                           else torch.backends.cpu.get_cpu_capability()),
-            "threads": torch.get_num_threads(), "python": platform.python_version(), "diffusers": diffusers}
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "capability": (torch.cuda.get_device_capability(device) if cuda else torch.backends.cpu.get_cpu_capability()),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "diffusers": diffusers,
+    }
 
 
 def table(rows: Sequence[Row], facts: dict[str, Any], clock: Clock) -> str:
-    lines = [f"{facts['device']}, torch {facts['torch']}" + (f", CUDA {facts['cuda']}" if facts["cuda"] else "")
-             + f"; {clock.budget - clock.left:.0f} s", "",
-             "| check | dtype | passed | failed | not available | largest share of a budget | seconds |",
-             "|---" * 7 + "|"]
+    lines = [
+        f"{facts['device']}, torch {facts['torch']}"
+        + (f", CUDA {facts['cuda']}" if facts["cuda"] else "")
+        + f"; {clock.budget - clock.left:.0f} s",
+        "",
+        "| check | dtype | passed | failed | not available | largest share of a budget | seconds |",
+        "|---" * 7 + "|",
+    ]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         group = row.section + (f", {row.what.partition(':')[0]}" if row.section == "attention" else "")
@@ -292,12 +323,18 @@ def table(rows: Sequence[Row], facts: dict[str, Any], clock: Clock) -> str:
         count = {verdict: sum(row.verdict == verdict for row in found) for verdict in (PASSED, FAILED, UNAVAILABLE)}
         worst = max((row.share for row in found if row.share is not None), default=None)
         passed = "measured" if found[0].verdict == MEASURED else f"{count[PASSED]} of {len(found)}"
-        lines.append(f"| {group} | {dtype} | {passed} | {count[FAILED]} | {count[UNAVAILABLE]} | "
-                     f"{'-' if worst is None else f'{worst:.2f}'} | {sum(row.seconds for row in found):.0f} |")
+        lines.append(
+            f"| {group} | {dtype} | {passed} | {count[FAILED]} | {count[UNAVAILABLE]} | "
+            f"{'-' if worst is None else f'{worst:.2f}'} | {sum(row.seconds for row in found):.0f} |"
+        )
     lines.append("")
-    lines += [f"- {row.section}, {row.what}, {row.dtype}: {row.verdict}"
-              + (f" at {row.first}" if row.first else "") + (f": {row.note}" if row.note else "")
-              for row in rows if row.verdict in (FAILED, INCONCLUSIVE, MEASURED)]
+    lines += [
+        f"- {row.section}, {row.what}, {row.dtype}: {row.verdict}"
+        + (f" at {row.first}" if row.first else "")
+        + (f": {row.note}" if row.note else "")
+        for row in rows
+        if row.verdict in (FAILED, INCONCLUSIVE, MEASURED)
+    ]
     gone = {(row.what.partition(":")[0], row.note) for row in rows if row.verdict == UNAVAILABLE}
     lines += [f"- not available: {what}: {note}" for what, note in sorted(gone)]
     lines += [f"- left out, for want of time or of a part: {what}" for what in clock.left_out]
@@ -321,19 +358,33 @@ def main() -> int:
     with tf32(False):
         for row in check(device, cases, options.only, clock):
             rows.append(row)
-            print(f"{clock.budget - clock.left:5.0f} s  {row.section}, {row.what}, {row.dtype}: {row.verdict}",
-                  file=sys.stderr, flush=True)
+            print(
+                f"{clock.budget - clock.left:5.0f} s  {row.section}, {row.what}, {row.dtype}: {row.verdict}",
+                file=sys.stderr,
+                flush=True,
+            )
     if options.json:
-        options.json.write_text(json.dumps({
-            "environment": facts, "status": status(rows, clock), "rows": [asdict(row) for row in rows],
-            "left_out": clock.left_out}, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps(
+                {
+                    "environment": facts,
+                    "status": status(rows, clock),
+                    "rows": [asdict(row) for row in rows],
+                    "left_out": clock.left_out,
+                },
+                indent=1,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
     print(table(rows, facts, clock))
     return status(rows, clock)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--device", default="cuda", choices=[*BENCH], help="(default: %(default)s)")
     add("--budget", type=float, default=440.0, metavar="SECONDS", help="(default: %(default)s)")

@@ -1,4 +1,5 @@
 """What mkdocs.yml adds to docs/: the README as the first page, and the source files that pages link to by line."""
+
 import html
 import re
 from pathlib import Path
@@ -24,7 +25,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def source_page(path: str) -> str:
     code = (ROOT / f"{path}.py").read_text(encoding="utf-8")
-    return f"# {path}.py\n\n````python linenums=\"1\"\n{code}````\n"
+    return f'# {path}.py\n\n````python linenums="1"\n{code}````\n'
 
 
 def on_page_markdown(text: str, page: Any, **_: Any) -> str:
@@ -33,5 +34,6 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> str:
         return text.replace("](docs/", "](")
     # As HTML, for mkdocs does not know the anchors of code lines; tests/test_docs_site.py checks them.
     up = "../" * page.file.src_uri.count("/")
-    return SOURCE.sub(lambda m: f'<a href="{up}source/{m[2]}.html#__codelineno-0-{m[3]}"><code>{html.escape(m[1])}'
-                                "</code></a>", text)
+    return SOURCE.sub(
+        lambda m: f'<a href="{up}source/{m[2]}.html#__codelineno-0-{m[3]}"><code>{html.escape(m[1])}</code></a>', text
+    )

@@ -7,6 +7,7 @@
 
 The exit status is 1 if one differs.
 """
+
 import argparse
 import platform
 import sys
@@ -65,8 +66,10 @@ def main() -> int:
     parser.add_argument("--case", default="*", metavar="GLOB")
     pattern = parser.parse_args().case
     cases = [case for case in (*RECORDED, *KIT, MASKED) if fnmatch(case.id, pattern)]
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
-          f"Python {platform.python_version()}")
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"Python {platform.python_version()}"
+    )
     failed = False
     for name, variation in VARIATIONS.items():
         runs = [(case, dtype) for case in cases for dtype in record.EXACT_DTYPES]

@@ -5,6 +5,7 @@ own the model is streamed (`ltx2ref.stream`), once as it is, once with a sketch 
 memory above the idle process, mapped pages counted; time; and its share of the limit, which is the larger of the time
 to read the file from the disk and the time of the matmuls and attention calls alone. Linux only.
 """
+
 import argparse
 import json
 import os
@@ -44,9 +45,9 @@ is not, and 2 if nothing could be measured.
 """
 PREFIX = "model.diffusion_model."
 POOL = 2**24 + 1  # normal numbers, of which each tensor takes its own from another place on
-PIECE = 2**22     # elements that are written at a time
-SPARE = 2**30     # bytes that are left free on the disk
-ALLOWED = 1.10    # peak, over what has to be in memory
+PIECE = 2**22  # elements that are written at a time
+SPARE = 2**30  # bytes that are left free on the disk
+ALLOWED = 1.10  # peak, over what has to be in memory
 TEXT_TOKENS, AUDIO_FRAMES = 128, 64
 
 
@@ -74,12 +75,19 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("folder", type=folder, metavar="DIR", help="a folder on the disk that is to be measured")
     add("--layers", type=int, default=48, help="transformer blocks (default: 48)")
-    add("--tokens", type=int, nargs=3, default=[8, 4, 8], metavar=("F", "H", "W"),
-        help="video latent (default: 8 4 8, which is 256 tokens)")
+    add(
+        "--tokens",
+        type=int,
+        nargs=3,
+        default=[8, 4, 8],
+        metavar=("F", "H", "W"),
+        help="video latent (default: 8 4 8, which is 256 tokens)",
+    )
     add("--checkpoint", type=Path, help="measure this file, and write none")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--measure", type=Path, help=argparse.SUPPRESS)
@@ -100,8 +108,10 @@ def progress(message: str) -> None:
 def write(path: Path, config: TransformerConfig) -> str | None:
     """Published names, shapes, dtypes and order. Returns what is wrong if there is no room for it."""
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0))
-    tensors = {name: Entry(dtype, shape, numbers(name, shape, TORCH[dtype], pool, place))
-               for place, (name, dtype, shape) in enumerate(published(config))}
+    tensors = {
+        name: Entry(dtype, shape, numbers(name, shape, TORCH[dtype], pool, place))
+        for place, (name, dtype, shape) in enumerate(published(config))
+    }
     metadata = {"config": json.dumps({"transformer": config.to_lightricks()})}
     size = len(header(tensors, metadata)) + sum(entry.size for entry in tensors.values())
     free = shutil.disk_usage(path.parent).free
@@ -128,7 +138,7 @@ def numbers(name: str, shape: tuple[int, ...], dtype: torch.dtype, pool: Tensor,
     offset = 1.0 if "_norm." in name else 0.0
     left, start = torch.Size(shape).numel(), place * 7919 % POOL
     while left:
-        some = pool[start:start + min(left, PIECE)]
+        some = pool[start : start + min(left, PIECE)]
         yield (some * scale + offset).to(dtype).view(torch.uint8).numpy().data
         left, start = left - len(some), (start + len(some)) % POOL
 
@@ -148,32 +158,55 @@ def measure(path: Path, folder: Path, tokens: list[int]) -> dict[str, Any]:
             raise RuntimeError("the outputs are not finite: what was measured means nothing")
         traced, taps, calls = trace(model, inputs, output)
         traced_peak = resident("VmHWM") - idle
-        save_trace(folder / "trace.safetensors", taps, implementation="ltx2ref", config=model.config.to_diffusers(),
-                   fingerprint=fingerprint(torch.device("cpu"), model.proj_in.weight.dtype))
+        save_trace(
+            folder / "trace.safetensors",
+            taps,
+            implementation="ltx2ref",
+            config=model.config.to_diffusers(),
+            fingerprint=fingerprint(torch.device("cpu"), model.proj_in.weight.dtype),
+        )
         progress("the matmuls and attention calls alone")
         start = time.perf_counter()
         replay(calls)
         matmuls = time.perf_counter() - start
     read, there = read_seconds(path), in_memory(model, inputs)
     return {
-        "machine": fingerprint(torch.device("cpu"), model.proj_in.weight.dtype), "layers": model.config.num_layers,
-        "video tokens": inputs["hidden_states"].shape[1], "file": path.stat().st_size,
-        "seconds": seconds, "seconds, traced": traced, "seconds, reading the file": read, "seconds, matmuls": matmuls,
-        "share of the limit": max(read, matmuls) / seconds, "peak": peak, "peak, traced": traced_peak,
-        "has to be there": there, "peak over what has to be there": peak / sum(there.values()),
-        "taps": len(taps), "trace": (folder / "trace.safetensors").stat().st_size}
+        "machine": fingerprint(torch.device("cpu"), model.proj_in.weight.dtype),
+        "layers": model.config.num_layers,
+        "video tokens": inputs["hidden_states"].shape[1],
+        "file": path.stat().st_size,
+        "seconds": seconds,
+        "seconds, traced": traced,
+        "seconds, reading the file": read,
+        "seconds, matmuls": matmuls,
+        "share of the limit": max(read, matmuls) / seconds,
+        "peak": peak,
+        "peak, traced": traced_peak,
+        "has to be there": there,
+        "peak over what has to be there": peak / sum(there.values()),
+        "taps": len(taps),
+        "trace": (folder / "trace.safetensors").stat().st_size,
+    }
 
 
 def random_inputs(config: TransformerConfig, dtype: torch.dtype, tokens: list[int]) -> dict[str, Any]:
     frames, height, width = tokens
     generator, sigma = torch.Generator().manual_seed(1), torch.tensor([700.0])
-    shapes = {"hidden_states": (frames * height * width, config.in_channels),
-              "audio_hidden_states": (AUDIO_FRAMES, config.audio_in_channels),
-              "encoder_hidden_states": (TEXT_TOKENS, config.video.text_dim),
-              "audio_encoder_hidden_states": (TEXT_TOKENS, config.audio.text_dim)}
+    shapes = {
+        "hidden_states": (frames * height * width, config.in_channels),
+        "audio_hidden_states": (AUDIO_FRAMES, config.audio_in_channels),
+        "encoder_hidden_states": (TEXT_TOKENS, config.video.text_dim),
+        "audio_encoder_hidden_states": (TEXT_TOKENS, config.audio.text_dim),
+    }
     latents = {name: torch.randn(1, *shape, generator=generator).to(dtype) for name, shape in shapes.items()}
-    return latents | {"timestep": sigma, "sigma": sigma, "num_frames": frames, "height": height, "width": width,
-                      "audio_num_frames": AUDIO_FRAMES}
+    return latents | {
+        "timestep": sigma,
+        "sigma": sigma,
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "audio_num_frames": AUDIO_FRAMES,
+    }
 
 
 def forward(model: StreamedTransformer, inputs: dict[str, Any], title: str) -> tuple[float, tuple[Tensor, Tensor]]:
@@ -183,8 +216,9 @@ def forward(model: StreamedTransformer, inputs: dict[str, Any], title: str) -> t
     return time.perf_counter() - start, output
 
 
-def trace(model: StreamedTransformer, inputs: dict[str, Any],
-          expected: tuple[Tensor, Tensor]) -> tuple[float, dict[str, Any], list[Call]]:
+def trace(
+    model: StreamedTransformer, inputs: dict[str, Any], expected: tuple[Tensor, Tensor]
+) -> tuple[float, dict[str, Any], list[Call]]:
     """Seconds, sketches of all taps, and the matmuls and attention calls, of a forward with the same outputs.
 
     The calls share what memory there is for two blocks: replayed, they take what they took, whatever it holds.
@@ -240,17 +274,20 @@ def said(found: dict[str, Any]) -> str:
         return f"{reached:.2f} of it reached" if reached <= 1.02 else "unknown, the machine was busy with other things"
 
     there = ", ".join(f"{name} {gigabytes(size)}" for name, size in found["has to be there"].items())
-    return "\n".join([
-        f"{found['layers']} layers, {found['video tokens']} video tokens, file {gigabytes(found['file'])}, "
-        f"torch {found['machine']['torch']}, {found['machine']['threads']} threads",
-        f"peak resident memory   {gigabytes(found['peak'])} ({found['peak'] / 2**30:.2f} GiB), "
-        f"{found['peak over what has to be there']:.3f} times what has to be there",
-        f"                       ({there})",
-        f"                       {gigabytes(found['peak, traced'])} with the traced forward",
-        f"time                   {found['seconds']:.1f} s, traced {found['seconds, traced']:.1f} s",
-        f"limit                  {share(found['share of the limit'])}: the file is read in "
-        f"{found['seconds, reading the file']:.1f} s, the matmuls take {found['seconds, matmuls']:.1f} s",
-        f"sketch trace           {found['taps']} taps, {found['trace'] / 1e6:.1f} MB"])
+    return "\n".join(
+        [
+            f"{found['layers']} layers, {found['video tokens']} video tokens, file {gigabytes(found['file'])}, "
+            f"torch {found['machine']['torch']}, {found['machine']['threads']} threads",
+            f"peak resident memory   {gigabytes(found['peak'])} ({found['peak'] / 2**30:.2f} GiB), "
+            f"{found['peak over what has to be there']:.3f} times what has to be there",
+            f"                       ({there})",
+            f"                       {gigabytes(found['peak, traced'])} with the traced forward",
+            f"time                   {found['seconds']:.1f} s, traced {found['seconds, traced']:.1f} s",
+            f"limit                  {share(found['share of the limit'])}: the file is read in "
+            f"{found['seconds, reading the file']:.1f} s, the matmuls take {found['seconds, matmuls']:.1f} s",
+            f"sketch trace           {found['taps']} taps, {found['trace'] / 1e6:.1f} MB",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ what was interrupted goes on.
 The exit status is 1 if something right has failed, or if a bug is missed in float32 or under exact arithmetic, but for
 the one of `HARDLY_TOLD`.
 """
+
 import argparse
 import hashlib
 import json
@@ -61,14 +62,29 @@ PAGE = ROOT / "docs" / "machines.md"
 MARKERS = "<!-- machine_table.py: begin -->", "<!-- machine_table.py: end -->"
 NATIVE, EXACT = "native", "exact"  # this machine; exact arithmetic, which is none
 # Written after the bounds of judge.py and truth.py were chosen, and not looked at until they stood.
-HELD_APART = ("sums-pairwise", "fused-multiply-add", "split-sums", "blocks-of-8", "blocks-of-64", "truncated-sums",
-              "exp-by-exp2", "newton-rsqrt", "unshifted-softmax", "tanh-by-exp")
+HELD_APART = (
+    "sums-pairwise",
+    "fused-multiply-add",
+    "split-sums",
+    "blocks-of-8",
+    "blocks-of-64",
+    "truncated-sums",
+    "exp-by-exp2",
+    "newton-rsqrt",
+    "unshifted-softmax",
+    "tanh-by-exp",
+)
 HARDLY_TOLD = ("one-constant-reduction", "rope-float32-frequencies")  # whose error is hardly larger than the machine's
 NOT_FLOAT32 = "tf32"  # whose float32 is another arithmetic, and is to fail
 HONEST = ("2.0/121-frames", "2.3/t2v", "2.3/i2v-cross-timestep", "2.3/fractional-self-mask", "2.5/everything")
 BY_ID = {case.id: case for case in (*CASES, *MODELS)}
-KINDS = {"honest": ("verify", "audit"), "kit": ("kit",), "bug": ("verify", "audit"), "kit bug": ("kit",),
-         "exact": ("verify", "audit")}
+KINDS = {
+    "honest": ("verify", "audit"),
+    "kit": ("kit",),
+    "bug": ("verify", "audit"),
+    "kit bug": ("kit",),
+    "exact": ("verify", "audit"),
+}
 PASSED, NOTED, SUSPECTED, FAILED = "passed", "noted", "suspect", "failed"
 SAVED_EVERY = 20  # seconds
 
@@ -86,6 +102,7 @@ class Task(NamedTuple):
 
 class Found(NamedTuple):
     """What one command said: how, where first, and the largest share of a budget, or that of the first."""
+
     verdict: str
     tap: str | None
     share: float | None
@@ -115,7 +132,12 @@ def on(name: str) -> Any:
 def done(kit: str, task: Task) -> dict[str, Found]:
     torch.set_num_threads(1)
     work: dict[str, Callable[[Task, str], dict[str, Found]]] = {
-        "honest": honest, "kit": by_kit, "bug": with_bug, "kit bug": kit_with_bug, "exact": exactly}
+        "honest": honest,
+        "kit": by_kit,
+        "bug": with_bug,
+        "kit bug": kit_with_bug,
+        "exact": exactly,
+    }
     return work[task.kind](task, kit)
 
 
@@ -133,8 +155,10 @@ def with_bug(task: Task, kit: str) -> dict[str, Found]:
     with diffusers_mutants.inject(task.what, s.theirs), on(task.machine):  # weights are made before, by no machine
         theirs = right(s)
     spread_out = {name: spread(name, x, s.taps[name]) for name, x in theirs.items() if name in s.taps}
-    return {"verify": verified(s.case, task.dtype, spread_out),
-            "audit": audited(s, theirs, lambda: wrong(s, task.what))}
+    return {
+        "verify": verified(s.case, task.dtype, spread_out),
+        "audit": audited(s, theirs, lambda: wrong(s, task.what)),
+    }
 
 
 def right(s: Subject) -> Taps:
@@ -194,8 +218,10 @@ def kit_with_bug(task: Task, kit: str) -> dict[str, Found]:
 def checked(s: Subject, dtype: str, theirs: Taps, kit: str) -> Found:
     about = next(x for x in kit_cases(kit) if x["id"] == s.case.id)
     with tempfile.TemporaryDirectory() as results:
-        save_file({name: plain(theirs[name]) for name in about["outputs"] if name in theirs},  # but gates left out
-                  f"{results}/{about['results'][dtype]}")
+        save_file(
+            {name: plain(theirs[name]) for name in about["outputs"] if name in theirs},  # but gates left out
+            f"{results}/{about['results'][dtype]}",
+        )
         return reported(check(results, kit).given[0])
 
 
@@ -214,8 +240,9 @@ def exactly(task: Task, kit: str) -> dict[str, Found]:
     result = verify.compare_exactly(s.case, task.dtype, taps)
     found = {"verify": Found(FAILED if result.differing else PASSED, result.first, None)}
     if task.dtype != "float32":
-        found["audit"] = reported(audit.audit(candidate(bug), s.case, DTYPES[task.dtype], torch.device("cpu"),
-                                              arithmetic="exact"))
+        found["audit"] = reported(
+            audit.audit(candidate(bug), s.case, DTYPES[task.dtype], torch.device("cpu"), arithmetic="exact")
+        )
     return found
 
 
@@ -240,8 +267,12 @@ def all_tasks(machines: Sequence[str], cases: Sequence[str], only: Sequence[str]
         found += [Task("exact", EXACT, dtype, what) for what in (*cases, *bugs)]
         found += [Task("kit bug", NATIVE, dtype, bug) for bug in bugs]
     for name in sorted(machines, key=lambda name: (name != NATIVE, name not in HELD_APART)):
-        found += [Task("bug", name, dtype, bug) for dtype in DTYPES for bug in bugs if (name, dtype) != (
-            NOT_FLOAT32, "float32") and (dtype == "float32" or name == NATIVE or every_bug)]
+        found += [
+            Task("bug", name, dtype, bug)
+            for dtype in DTYPES
+            for bug in bugs
+            if (name, dtype) != (NOT_FLOAT32, "float32") and (dtype == "float32" or name == NATIVE or every_bug)
+        ]
     return [task for task in found if task.kind in only]
 
 
@@ -269,8 +300,10 @@ def work_off(tasks: list[Task], path: Path, jobs: int) -> Results:
                 if now - saved > SAVED_EVERY or count == len(left):
                     saved = now
                     save(path, results)
-                    progress(f"{count} of {len(left)}, {(now - begun) / 60:.1f} min, about "
-                             f"{(now - begun) / 60 * (len(left) / count - 1):.1f} left")
+                    progress(
+                        f"{count} of {len(left)}, {(now - begun) / 60:.1f} min, about "
+                        f"{(now - begun) / 60 * (len(left) / count - 1):.1f} left"
+                    )
     return results
 
 
@@ -295,20 +328,38 @@ def progress(message: str) -> None:
 
 def facts() -> dict[str, str]:
     """What a result depends on."""
-    return {"judged": digest(), "torch": torch.__version__, "cpu": processor(),
-            "capability": torch.backends.cpu.get_cpu_capability()}
+    return {
+        "judged": digest(),
+        "torch": torch.__version__,
+        "cpu": processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def digest() -> str:
     """Letters that change with the bounds, the machines, the bugs or the cases: then the page's table is old."""
-    what = [SHARE, FLOOR, CLEARLY, PHASE_ULPS, ANGLE_ULPS, LUCK, ROUND_MORE, VERSION, [*MACHINES], HELD_APART, HONEST,
-            diffusers_mutants.SHOWN_IN, [case.id for case in MODELS]]
+    what = [
+        SHARE,
+        FLOOR,
+        CLEARLY,
+        PHASE_ULPS,
+        ANGLE_ULPS,
+        LUCK,
+        ROUND_MORE,
+        VERSION,
+        [*MACHINES],
+        HELD_APART,
+        HONEST,
+        diffusers_mutants.SHOWN_IN,
+        [case.id for case in MODELS],
+    ]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
 # ---------------------------------------------------------------- the tables
 class Cell(NamedTuple):
     """Of right results: how many, and how many of them are not simply passed."""
+
     of: int
     failed: int
     suspect: int
@@ -321,8 +372,13 @@ class Cell(NamedTuple):
 
 
 def cell(results: Results, command: str, name: str, dtype: str) -> Cell:
-    found = [result[command] for kind in ("honest", "kit") if command in KINDS[kind]
-             for key, result in results.items() if key.startswith(f"{kind} | {name} | {dtype} | ")]
+    found = [
+        result[command]
+        for kind in ("honest", "kit")
+        if command in KINDS[kind]
+        for key, result in results.items()
+        if key.startswith(f"{kind} | {name} | {dtype} | ")
+    ]
     failed, suspect, noted = (sum(x.verdict == verdict for x in found) for verdict in (FAILED, SUSPECTED, NOTED))
     return Cell(len(found), failed, suspect, noted, max((x.share or 0.0 for x in found), default=0.0))
 
@@ -357,27 +413,41 @@ def tables(results: Results, machines: Sequence[str], command: str) -> str:
     lines = [f"By `{command}`: torch {torch.__version__}, {processor()}, judged {digest()}.", ""]
     head = "| machine | " + " | ".join(f"{command}, {dtype}" for command, dtype in COLUMNS) + " | largest share |"
     of = {name: next((cell(results, name, m, "float32").of for m in machines), 0) for name in COMMANDS}
-    lines += [f"**False alarms**, of {of['verify']} cases by verify and audit, and of {of['kit']} models by the kit. "
-              "The largest share of a budget is of float32 and bfloat16.", ""]
+    lines += [
+        f"**False alarms**, of {of['verify']} cases by verify and audit, and of {of['kit']} models by the kit. "
+        "The largest share of a budget is of float32 and bfloat16.",
+        "",
+    ]
     for title, names in (("the bounds were chosen on these", known), ("held apart", apart)):
         lines += [head.replace("machine", title), "|---" * (len(COLUMNS) + 2) + "|"]
         lines += [alarms_row(results, name) for name in names]
         if len(names) > 1:
             lines.append(sum_row(results, [name for name in names if name != NOT_FLOAT32]))
         lines.append("")
-    lines += ["**Bugs found**, of 30.", "",
-              "| machine | verify, float32 | verify, bfloat16 | audit, float32 | audit, bfloat16 |", "|---" * 5 + "|"]
+    lines += [
+        "**Bugs found**, of 30.",
+        "",
+        "| machine | verify, float32 | verify, bfloat16 | audit, float32 | audit, bfloat16 |",
+        "|---" * 5 + "|",
+    ]
     for name in (*known, *apart):
-        lines.append(f"| {name} | " + " | ".join(count_found(results, "bug", command, name, dtype)
-                                                for command in ("verify", "audit") for dtype in DTYPES) + " |")
+        lines.append(
+            f"| {name} | "
+            + " | ".join(
+                count_found(results, "bug", command, name, dtype) for command in ("verify", "audit") for dtype in DTYPES
+            )
+            + " |"
+        )
     lines += ["", *beside(results)]
     return "\n".join([*lines, "", *details(results, machines)])
 
 
 def alarms_row(results: Results, name: str) -> str:
     cells = [cell(results, command, name, dtype) for command, dtype in COLUMNS]
-    most = [max((x.share for x, (_, of) in zip(cells, COLUMNS, strict=True) if of == dtype and x.of), default=None)
-            for dtype in DTYPES]
+    most = [
+        max((x.share for x, (_, of) in zip(cells, COLUMNS, strict=True) if of == dtype and x.of), default=None)
+        for dtype in DTYPES
+    ]
     shares = " and ".join("-" if x is None else f"{x:.2f}" for x in most)
     mark = " (its float32 is another arithmetic)" if name == NOT_FLOAT32 else ""
     return f"| {name}{mark} | {' | '.join(map(str, cells))} | {shares} |"
@@ -387,8 +457,13 @@ def sum_row(results: Results, names: list[str]) -> str:
     sums = []
     for command, dtype in COLUMNS:
         cells = [cell(results, command, name, dtype) for name in names]
-        total = Cell(sum(x.of for x in cells), sum(x.failed for x in cells), sum(x.suspect for x in cells),
-                     sum(x.noted for x in cells), max(x.share for x in cells))
+        total = Cell(
+            sum(x.of for x in cells),
+            sum(x.failed for x in cells),
+            sum(x.suspect for x in cells),
+            sum(x.noted for x in cells),
+            max(x.share for x in cells),
+        )
         sums.append(f"**{total}** of {total.of}")
     return f"| all of them{' but tf32' if names[0] not in HELD_APART else ''} | {' | '.join(sums)} | |"
 
@@ -398,22 +473,35 @@ def beside(results: Results) -> list[str]:
     for dtype in DTYPES:
         for command, way in (("verify", "digests"), ("audit", "`audit --arithmetic exact`")):
             missed, of = bugs_found(results, "exact", command, EXACT, dtype)
-            right = [x[command] for key, x in results.items() if key.startswith(f"exact | {EXACT} | {dtype} | ")
-                     and key.rpartition(" | ")[2] in HONEST and command in x]
+            right = [
+                x[command]
+                for key, x in results.items()
+                if key.startswith(f"exact | {EXACT} | {dtype} | ")
+                and key.rpartition(" | ")[2] in HONEST
+                and command in x
+            ]
             if of:
-                lines.append(f"- under exact arithmetic, by {way}, {dtype}: {of - len(missed)} of {of} bugs found"
-                             f"{said(missed)}; diffusers as it is passes in "
-                             f"{sum(x.verdict == PASSED for x in right)} of {len(right)} cases")
+                lines.append(
+                    f"- under exact arithmetic, by {way}, {dtype}: {of - len(missed)} of {of} bugs found"
+                    f"{said(missed)}; diffusers as it is passes in "
+                    f"{sum(x.verdict == PASSED for x in right)} of {len(right)} cases"
+                )
         missed, of = bugs_found(results, "kit bug", "kit", NATIVE, dtype)
         if of:
-            lines.append(f"- by the kit's models, natively, {dtype}: {of - len(missed)} of {of} bugs found"
-                         f"{said(missed)}")
-    named = [(key.split(" | ")[3], found["audit"].tap or "") for key, found in results.items()
-             if key.startswith("bug | ") and found["audit"].verdict == FAILED]
+            lines.append(
+                f"- by the kit's models, natively, {dtype}: {of - len(missed)} of {of} bugs found{said(missed)}"
+            )
+    named = [
+        (key.split(" | ")[3], found["audit"].tap or "")
+        for key, found in results.items()
+        if key.startswith("bug | ") and found["audit"].verdict == FAILED
+    ]
     places = [re.sub(r"^transformer_blocks\.\d+\.", "", tap) in mutants.FIRST[bug][0] for bug, tap in named]
     if places:
-        lines.append(f"- the audit found a bug {len(places)} times, on all machines, and named a tap where it is made "
-                     f"{sum(places)} times")
+        lines.append(
+            f"- the audit found a bug {len(places)} times, on all machines, and named a tap where it is made "
+            f"{sum(places)} times"
+        )
     missed_on: dict[str, list[str]] = {}
     for key, found in results.items():
         kind, name, dtype, bug = key.split(" | ")
@@ -435,12 +523,15 @@ def details(results: Results, machines: Sequence[str]) -> list[str]:
         for command, x in found.items() if kind in ("honest", "kit") and name in machines else ():
             if x.verdict != PASSED and (name, dtype) != (NOT_FLOAT32, "float32"):
                 groups.setdefault((machines.index(name), name, command, dtype, x.verdict), []).append(
-                    (x.share or 0.0, x.tap or "", case))
+                    (x.share or 0.0, x.tap or "", case)
+                )
     lines = []
     for (_, name, command, dtype, verdict), cases in sorted(groups.items()):
         share, tap, case = max(cases)
-        lines.append(f"- {name}, {command}, {dtype}: {verdict} in {len(cases)}, most in {case} at `{tap}`, {share:.2f} "
-                     "of its budget")
+        lines.append(
+            f"- {name}, {command}, {dtype}: {verdict} in {len(cases)}, most in {case} at `{tap}`, {share:.2f} "
+            "of its budget"
+        )
     return ["Everything that did not simply pass, but tf32 in float32:", "", *lines] if lines else []
 
 
@@ -478,8 +569,12 @@ def chosen(patterns: Iterable[str] | None, there: Sequence[str], option: str) ->
 
 def command_line(options: argparse.Namespace) -> str:
     """The command that gives these results, without what only says how."""
-    words = [word for name in ("machine", "case", "only") for value in getattr(options, name) or ()
-             for word in (f"--{name}", value)]
+    words = [
+        word
+        for name in ("machine", "case", "only")
+        for value in getattr(options, name) or ()
+        for word in (f"--{name}", value)
+    ]
     return " ".join(["python", "scripts/machine_table.py", *words, *(["--every-bug"] if options.every_bug else [])])
 
 
@@ -489,19 +584,29 @@ def main() -> int:
     add("--machine", action="append", metavar="GLOB", help=f"of {NATIVE}, {', '.join(MACHINES)} (default: all)")
     add("--case", action="append", metavar="GLOB", help=f"for false alarms (default: {', '.join(HONEST)})")
     add("--only", action="append", choices=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
-    add("--every-bug", action="store_true", help="bugs in bfloat16 on simulated machines, too, which takes half as "
-        "long again (default: in float32, and natively in both)")
+    add(
+        "--every-bug",
+        action="store_true",
+        help="bugs in bfloat16 on simulated machines, too, which takes half as "
+        "long again (default: in float32, and natively in both)",
+    )
     add("--results", type=Path, default=Path("machine_table.json"), metavar="FILE", help="(default: %(default)s)")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     add("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     add("--tabulate", action="store_true", help="run nothing: the table of what is in the file of results")
-    add("--check", action="store_true", help="exit 1 if the page's table is of other machines, bugs or bounds; runs "
-        "nothing")
+    add(
+        "--check",
+        action="store_true",
+        help="exit 1 if the page's table is of other machines, bugs or bounds; runs nothing",
+    )
     options = parser.parse_args()
     if options.check:
         if not is_current():
-            print(f"{PAGE.relative_to(ROOT)}: its table was made with other bounds, machines, bugs or cases: run "
-                  "scripts/machine_table.py --write", file=sys.stderr)
+            print(
+                f"{PAGE.relative_to(ROOT)}: its table was made with other bounds, machines, bugs or cases: run "
+                "scripts/machine_table.py --write",
+                file=sys.stderr,
+            )
         return int(not is_current())
     try:
         machines = chosen(options.machine, [NATIVE, *MACHINES], "--machine")

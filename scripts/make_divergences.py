@@ -6,6 +6,7 @@
 Every number is a relative L2 distance between outputs on the inputs of a conformance case, the larger one of the two
 streams. Nothing but this package runs: what ltx-core computed is in the recorded cases.
 """
+
 import argparse
 import sys
 import warnings
@@ -34,6 +35,7 @@ OUTPUTS = ("sample", "audio_sample")
 
 class Row(NamedTuple):
     """What a convention is, in words, and what to pick."""
+
     diffusers: str
     march: str
     august: str
@@ -43,31 +45,43 @@ class Row(NamedTuple):
 ROWS = {
     "rotation_dtype": Row(
         "tables, queries and keys in float32 (or wider), rounded once",
-        "tables and products in the model's dtype", "the same",
-        "Only bfloat16 and float16 see it, as rounding: follow the implementation that you compare with."),
+        "tables and products in the model's dtype",
+        "the same",
+        "Only bfloat16 and float16 see it, as rounding: follow the implementation that you compare with.",
+    ),
     "positions_dtype": Row(
-        "float32", "computed in float32, then rounded to the model's dtype (video alone: audio's stay float32)",
+        "float32",
+        "computed in float32, then rounded to the model's dtype (video alone: audio's stay float32)",
         "float32, since 2026-05-11",
         "Keep float32: in bfloat16 the rounded times turn the fast RoPE planes by radians; pick `model` only to "
-        "reproduce what ltx-core up to 1.0.0, or a port frozen from it, made."),
+        "reproduce what ltx-core up to 1.0.0, or a port frozen from it, made.",
+    ),
     "text_mask_bias": Row(
-        "-10000 on masked tokens", "the lowest number of the dtype",
+        "-10000 on masked tokens",
+        "the lowest number of the dtype",
         "the same, by its description: the tensors at hand always keep a token",
         "No difference as long as each row keeps a token; never give a row that keeps none, for its result is "
-        "this constant's."),
+        "this constant's.",
+    ),
     "self_mask_bias": Row(
         "`(1 - m) * -10000`: at m = 0.999 a weight is divided by 22,000 already",
-        "`log(m)`: m is a factor of the attention weight; 0 is the lowest number", "the same",
-        "Binary masks are safe in both; fractional ones mean what they say in ltx-core alone."),
+        "`log(m)`: m is a factor of the attention weight; 0 is the lowest number",
+        "the same",
+        "Binary masks are safe in both; fractional ones mean what they say in ltx-core alone.",
+    ),
     "exchange": Row(
         "own timestep; the other stream's sigma with `use_cross_timestep=True`",
-        "the other stream's sigma, always", "scale and shift: own timestep; gate: the other stream's sigma",
+        "the other stream's sigma, always",
+        "scale and shift: own timestep; gate: the other stream's sigma",
         "Take what your checkpoint's own pipeline does (next section); it matters as soon as the two streams' noise "
-        "levels differ or, with image conditioning, differ by token."),
+        "levels differ or, with image conditioning, differ by token.",
+    ),
     "guidance": Row(
-        "ignored without `perturbed_attn` (here with a warning)", "applied to any model",
+        "ignored without `perturbed_attn` (here with a warning)",
+        "applied to any model",
         "taken to be the same: no tensors of it are at hand",
-        "A model whose config lacks `perturbed_attn` (2.0) is guided in ltx-core alone."),
+        "A model whose config lacks `perturbed_attn` (2.0) is guided in ltx-core alone.",
+    ),
 }
 INTRO = """# Where the published implementations differ
 
@@ -136,10 +150,16 @@ def main() -> None:
 
 
 def document() -> str:
-    effects = {(case.id, dtype): measured(case, dtype) for case, dtype in
-               track([(case, dtype) for case in NATIVE for dtype in record.DTYPES], "switching")}
-    return "\n".join([INTRO, *ledger(effects), EXCHANGE + "\n".join(exchanges()), "",
-                      *sizes(effects), *proof(), OTHERS]).rstrip() + "\n"
+    effects = {
+        (case.id, dtype): measured(case, dtype)
+        for case, dtype in track([(case, dtype) for case in NATIVE for dtype in record.DTYPES], "switching")
+    }
+    return (
+        "\n".join(
+            [INTRO, *ledger(effects), EXCHANGE + "\n".join(exchanges()), "", *sizes(effects), *proof(), OTHERS]
+        ).rstrip()
+        + "\n"
+    )
 
 
 Effects = dict[tuple[str, str], dict[tuple[str, str], float]]
@@ -159,8 +179,10 @@ def measured(case: Case, dtype: str) -> dict[tuple[str, str], float]:
     """Of each switch alone: how far the outputs move."""
     model, inputs = prepared(case, dtype)
     plain = outputs(model, inputs)
-    return {(name, value): distance(outputs(switched(model, flipped(DIFFUSERS, name, value)), inputs), plain)
-            for name, value in switches()}
+    return {
+        (name, value): distance(outputs(switched(model, flipped(DIFFUSERS, name, value)), inputs), plain)
+        for name, value in switches()
+    }
 
 
 def prepared(case: Case, dtype: str) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
@@ -177,13 +199,40 @@ def distance(a: Taps, b: Taps) -> float:
 
 
 def ledger(effects: Effects) -> list[str]:
-    lines = ["## The ledger", "", *table(
-        ["`Conventions.`", "diffusers 0.42.1", "ltx-core 1.0.0 (March 2026)", "ltx-core in August 2026",
-         "first shows at", "float32", "bfloat16"],
-        [[f"`{name}`", row.diffusers, row.march, row.august, first(effects, name),
-          *(largest(effects, name, dtype) for dtype in record.DTYPES)] for name, row in ROWS.items()])]
-    lines += ["The last two columns are the largest effect on an output in any conformance case, switched alone from "
-              "diffusers'", "conventions; the tables below have all of them.", "", "What to pick:", ""]
+    lines = [
+        "## The ledger",
+        "",
+        *table(
+            [
+                "`Conventions.`",
+                "diffusers 0.42.1",
+                "ltx-core 1.0.0 (March 2026)",
+                "ltx-core in August 2026",
+                "first shows at",
+                "float32",
+                "bfloat16",
+            ],
+            [
+                [
+                    f"`{name}`",
+                    row.diffusers,
+                    row.march,
+                    row.august,
+                    first(effects, name),
+                    *(largest(effects, name, dtype) for dtype in record.DTYPES),
+                ]
+                for name, row in ROWS.items()
+            ],
+        ),
+    ]
+    lines += [
+        "The last two columns are the largest effect on an output in any conformance case, switched alone from "
+        "diffusers'",
+        "conventions; the tables below have all of them.",
+        "",
+        "What to pick:",
+        "",
+    ]
     return [*lines, *(f"- `{name}`: {row.advice}" for name, row in ROWS.items()), ""]
 
 
@@ -200,24 +249,40 @@ def first(effects: Effects, name: str) -> str:
 
 
 def largest(effects: Effects, name: str, dtype: str) -> str:
-    return number(max(effect for (_, at), row in effects.items() if at == dtype
-                      for (field, _), effect in row.items() if field == name))
+    return number(
+        max(
+            effect
+            for (_, at), row in effects.items()
+            if at == dtype
+            for (field, _), effect in row.items()
+            if field == name
+        )
+    )
 
 
 def sizes(effects: Effects) -> list[str]:
     header = ["case", *(f"{name} = {value}" for name, value in switches())]
-    lines = ["## Effect of each switch, case by case", "",
-             "Switched alone, from diffusers' conventions. 0: the bits of both outputs are the same.", ""]
+    lines = [
+        "## Effect of each switch, case by case",
+        "",
+        "Switched alone, from diffusers' conventions. 0: the bits of both outputs are the same.",
+        "",
+    ]
     for dtype in record.DTYPES:
-        lines += [dtype, "", *table(header, [
-            [case.id, *map(number, effects[case.id, dtype].values())] for case in NATIVE])]
+        lines += [
+            dtype,
+            "",
+            *table(header, [[case.id, *map(number, effects[case.id, dtype].values())] for case in NATIVE]),
+        ]
     return lines
 
 
 def exchanges() -> list[str]:
     choices: dict[str, tuple[Conventions, dict[str, Any]]] = {
-        "own": (DIFFUSERS, {}), "other": (DIFFUSERS, {"use_cross_timestep": True}),
-        "other gate": (replace(DIFFUSERS, exchange="other_gate"), {})}
+        "own": (DIFFUSERS, {}),
+        "other": (DIFFUSERS, {"use_cross_timestep": True}),
+        "other gate": (replace(DIFFUSERS, exchange="other_gate"), {}),
+    }
     pairs = [("own", "other"), ("own", "other gate"), ("other", "other gate")]
     rows = []
     for case in NATIVE:
@@ -244,14 +309,19 @@ def proof() -> list[str]:
             rows.append([*row, f"{same} of {len(recorded)}"])
     names = [field.name for field in fields(Conventions)]
     differ = [name for name in names if getattr(LTX_CORE_2026_03, name) != getattr(LTX_CORE_2026_08, name)]
-    return ["## All of them together: nothing is left", "",
-            "Distance from what ltx-core 1.0.0 computed (recorded), with diffusers' conventions, and with one",
-            "convention after the other switched to `LTX_CORE_2026_03`, from left to right. The last column counts the",
-            "recorded taps whose bits are then the same.", "",
-            *table(["case", "dtype", "diffusers", *(f"+ {name}" for name in names), "identical taps"], rows),
-            f"`LTX_CORE_2026_08` differs from it in {' and '.join(f'`{name}`' for name in differ)}. That state cannot",
-            "be installed: `tests/test_conventions.py` compares it with tensors that ltx-core 1.2.0 computed, where",
-            "`LTX2REF_EXTRA_CASES` names the folder that has them.", ""]
+    return [
+        "## All of them together: nothing is left",
+        "",
+        "Distance from what ltx-core 1.0.0 computed (recorded), with diffusers' conventions, and with one",
+        "convention after the other switched to `LTX_CORE_2026_03`, from left to right. The last column counts the",
+        "recorded taps whose bits are then the same.",
+        "",
+        *table(["case", "dtype", "diffusers", *(f"+ {name}" for name in names), "identical taps"], rows),
+        f"`LTX_CORE_2026_08` differs from it in {' and '.join(f'`{name}`' for name in differ)}. That state cannot",
+        "be installed: `tests/test_conventions.py` compares it with tensors that ltx-core 1.2.0 computed, where",
+        "`LTX2REF_EXTRA_CASES` names the folder that has them.",
+        "",
+    ]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

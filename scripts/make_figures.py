@@ -1,8 +1,9 @@
 """The figures of docs/architecture.md, from the model's own functions: docs/figures/NAME-light.svg and -dark.svg.
 
-    python scripts/make_figures.py              write them (needs the extra `report`: matplotlib)
-    python scripts/make_figures.py --out DIR    to another folder
+python scripts/make_figures.py              write them (needs the extra `report`: matplotlib)
+python scripts/make_figures.py --out DIR    to another folder
 """
+
 import argparse
 import math
 from collections.abc import Callable
@@ -24,6 +25,7 @@ WIDTH = 9.0  # inches
 
 class Look(NamedTuple):
     """Colours that are told apart with the common colour blindnesses, on white and on black."""
+
     ink: str
     faint: str
     paper: str
@@ -40,14 +42,34 @@ LOOKS = {
 
 
 def box(ax: Any, x: float, y: float, w: float, h: float, label: str, colour: str, look: Look, size: float = 9) -> None:
-    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.08", linewidth=1.2,
-                                edgecolor=colour, facecolor=colour + "22"))
+    ax.add_patch(
+        FancyBboxPatch(
+            (x, y),
+            w,
+            h,
+            boxstyle="round,pad=0,rounding_size=0.08",
+            linewidth=1.2,
+            edgecolor=colour,
+            facecolor=colour + "22",
+        )
+    )
     ax.text(x + w / 2, y + h / 2, label, ha="center", va="center", fontsize=size, color=look.ink)
 
 
 def arrow(ax: Any, start: tuple[float, float], end: tuple[float, float], colour: str, bend: float = 0.0) -> None:
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 0,
-                                            "connectionstyle": f"arc3,rad={bend}"})
+    ax.annotate(
+        "",
+        end,
+        start,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": colour,
+            "lw": 1.2,
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "connectionstyle": f"arc3,rad={bend}",
+        },
+    )
 
 
 def canvas(width: float, height: float) -> tuple[Any, Any]:
@@ -68,9 +90,12 @@ def draw_block(look: Look) -> Any:
     for y, colour, label, stream in ((2.75, look.video, "video", v), (0.55, look.audio, "audio", a)):
         ax.text(0.08, y + 0.47, label, fontsize=10, color=colour, weight="bold", va="center")
         ax.text(0.08, y + 0.20, f"{stream.dim} wide", fontsize=8, color=look.faint, va="center")
-        what = (f"self-attention\n{stream.num_heads} heads of {stream.head_dim}\nRoPE", "text attention\nno RoPE",
-                f"the other stream\n{a.num_heads} heads of {a.head_dim}\nRoPE of time",
-                f"{4 * stream.dim} wide\ntanh-GELU")
+        what = (
+            f"self-attention\n{stream.num_heads} heads of {stream.head_dim}\nRoPE",
+            "text attention\nno RoPE",
+            f"the other stream\n{a.num_heads} heads of {a.head_dim}\nRoPE of time",
+            f"{4 * stream.dim} wide\ntanh-GELU",
+        )
         for x, name, says in zip(xs, names, what, strict=True):
             box(ax, x, y - 0.12, 1.45, 0.85, "", colour, look)
             ax.text(x + 0.725, y + 0.58, name, ha="center", va="center", fontsize=9, color=look.ink, weight="bold")
@@ -86,8 +111,16 @@ def draw_block(look: Look) -> Any:
     box(ax, 3.1, 1.72, 1.45, 0.46, "text", look.text, look)
     arrow(ax, (3.82, 2.18), (3.82, 2.63), look.text)
     arrow(ax, (3.82, 1.72), (3.82, 1.28), look.text)
-    ax.text(WIDTH / 2, 3.72, "each box:  x + gate * f(rms_norm(x) * (1 + scale) + shift)", ha="center", fontsize=9,
-            color=look.ink, family="monospace", va="center")
+    ax.text(
+        WIDTH / 2,
+        3.72,
+        "each box:  x + gate * f(rms_norm(x) * (1 + scale) + shift)",
+        ha="center",
+        fontsize=9,
+        color=look.ink,
+        family="monospace",
+        va="center",
+    )
     return figure
 
 
@@ -106,22 +139,32 @@ def draw_rope(look: Look) -> Any:
     near.set_xticks([0, 5, 10, 15], ["plane 0", "5", "10", "15"], fontsize=7.5)
     near.set_yticks([1.55, 1.6, 1.65], ["1.55", "1.60", "1.65"], fontsize=7.5)
     near.set_title(f"the first planes: {still} (x) do not turn", fontsize=8, color=look.ink)
-    top.set(yscale="log", xlim=(0, planes), ylabel="f, radians per unit of u",
-            title="split RoPE of video's self-attention: one spectrum over all 32 heads, the axes in turns")
+    top.set(
+        yscale="log",
+        xlim=(0, planes),
+        ylabel="f, radians per unit of u",
+        title="split RoPE of video's self-attention: one spectrum over all 32 heads, the axes in turns",
+    )
     top.set_xticks(range(0, planes + 1, planes // 8), [f"head {i}" for i in range(0, 32, 4)] + [""])
     legend = top.legend(loc="lower right", frameon=False, markerscale=3)
     for label in legend.get_texts():
         label.set_color(look.ink)
     like = torch.empty(0)
     for y, positions, colour, name in (
-            (1, video_positions((5, 1, 1), 24.0, config, like)[0, 0], look.video, "video, latent frames at 24 fps"),
-            (0, audio_positions((0, 34), config, like)[0, 0], look.audio, "audio, latent frames")):
+        (1, video_positions((5, 1, 1), 24.0, config, like)[0, 0], look.video, "video, latent frames at 24 fps"),
+        (0, audio_positions((0, 34), config, like)[0, 0], look.audio, "audio, latent frames"),
+    ):
         for i, (start, end) in enumerate(positions.tolist()):
             low.barh(y, end - start, left=start, height=0.5, color=colour + ("66" if i % 2 else "33"), edgecolor=colour)
             low.plot([(start + end) / 2], [y], "|", color=look.ink, ms=7)
         low.text(0, y + 0.36, name, color=colour, fontsize=8.5)
-    low.set(xlim=(-0.02, 1.4), ylim=(-0.5, 1.75), yticks=[], xlabel="seconds; a token's position is the middle of its "
-            "patch", title="both streams have positions on one clock")
+    low.set(
+        xlim=(-0.02, 1.4),
+        ylim=(-0.5, 1.75),
+        yticks=[],
+        xlabel="seconds; a token's position is the middle of its patch",
+        title="both streams have positions on one clock",
+    )
     figure.tight_layout(h_pad=1.6)
     return figure
 
@@ -130,8 +173,10 @@ def turning(axis: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The planes that turn with one axis, and by how much from its middle to its end, found by rotating."""
     config, ends = LTX_2_3, torch.tensor([[10.0], [1024.0], [1024.0]], dtype=torch.float64)
     ends[axis] *= 2
-    cos, sin = (x[0, 0].flatten() for x in rotation(
-        ends[None], config.video.max_position, config.video.dim, config, torch.float64))
+    cos, sin = (
+        x[0, 0].flatten()
+        for x in rotation(ends[None], config.video.max_position, config.video.dim, config, torch.float64)
+    )
     index = ((cos != 1) | (sin != 0)).nonzero().flatten()
     freqs = config.rope_theta ** torch.linspace(0, 1, len(index), dtype=torch.float64) * math.pi / 2
     assert torch.equal(cos[index], freqs.cos()) and torch.equal(sin[index], freqs.sin())
@@ -164,11 +209,27 @@ def draw_modulation(look: Look) -> Any:
         ax.text(6.2, y, does, fontsize=8, color=look.ink, va="center")
         arrow(ax, (1.45, sources[source]), (2.75, y + 0.06), colours[source])
         if crossed:
-            ax.annotate("", (2.75, y - 0.08), (1.45, sources[crossed]), arrowprops={
-                "arrowstyle": "-|>", "color": colours[crossed], "lw": 0.9, "ls": (0, (3, 3)), "shrinkA": 0,
-                "shrinkB": 0})
-    ax.text(0.1, 4.78, "dashed: in place of the solid line with use_cross_timestep", fontsize=8, color=look.faint,
-            va="center")
+            ax.annotate(
+                "",
+                (2.75, y - 0.08),
+                (1.45, sources[crossed]),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": colours[crossed],
+                    "lw": 0.9,
+                    "ls": (0, (3, 3)),
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                },
+            )
+    ax.text(
+        0.1,
+        4.78,
+        "dashed: in place of the solid line with use_cross_timestep",
+        fontsize=8,
+        color=look.faint,
+        va="center",
+    )
     return figure
 
 
@@ -179,15 +240,21 @@ def share(d: Architecture, step: str, stream: str, what: str) -> float:
 
 def draw_cost(look: Look) -> Any:
     """Where parameters and FLOPs are, for three lengths of video."""
-    sizes = {"97 frames, 512 x 320": (97, 320, 512), "121 frames, 768 x 512": (121, 512, 768),
-             "257 frames, 1280 x 704": (257, 704, 1280)}
+    sizes = {
+        "97 frames, 512 x 320": (97, 320, 512),
+        "121 frames, 768 x 512": (121, 512, 768),
+        "257 frames, 1280 x 704": (257, 704, 1280),
+    }
     found = {name: describe(LTX_2_3, lengths(LTX_2_3, *size)) for name, size in sizes.items()}
     first = next(iter(found.values()))
     bars = [("parameters", first, f"parameters\n{first.parameters / 1e9:.2f} billion")] + [
-        ("flops", d, f"FLOPs\n{name}\n{d.lengths.video:,} tokens, {d.flops / 1e12:,.0f} T")
-        for name, d in found.items()]
-    parts = [(step, stream) for step in ("self-attention", "text attention", "exchange", "feed-forward")
-             for stream in ("video", "audio")]
+        ("flops", d, f"FLOPs\n{name}\n{d.lengths.video:,} tokens, {d.flops / 1e12:,.0f} T") for name, d in found.items()
+    ]
+    parts = [
+        (step, stream)
+        for step in ("self-attention", "text attention", "exchange", "feed-forward")
+        for stream in ("video", "audio")
+    ]
     figure, ax = plt.subplots(figsize=(WIDTH, 3.9))
     shades = {"self-attention": "ff", "text attention": "c0", "exchange": "88", "feed-forward": "55"}
     for y, (what, d, _) in enumerate(bars):
@@ -197,8 +264,15 @@ def draw_cost(look: Look) -> Any:
             colour = look.video if stream == "video" else look.audio
             ax.barh(y, wide, left=left, height=0.62, color=colour + shades[step], edgecolor=look.paper, linewidth=1)
             if wide > 0.009 * len(step):
-                ax.text(left + wide / 2, y, f"{step}\n{wide:.0%}", ha="center", va="center", fontsize=7.5,
-                        color=look.paper if shades[step] in ("ff", "c0") else look.ink)
+                ax.text(
+                    left + wide / 2,
+                    y,
+                    f"{step}\n{wide:.0%}",
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color=look.paper if shades[step] in ("ff", "c0") else look.ink,
+                )
             left += wide
         ax.barh(y, 1 - left, left=left, height=0.62, color=look.faint + "88", edgecolor=look.paper, linewidth=1)
     ax.set_yticks(range(len(bars)), [label for *_, label in bars])
@@ -210,14 +284,31 @@ def draw_cost(look: Look) -> Any:
 
 
 FIGURES: dict[str, Callable[[Look], Any]] = {
-    "block": draw_block, "rope": draw_rope, "modulation": draw_modulation, "cost": draw_cost}
+    "block": draw_block,
+    "rope": draw_rope,
+    "modulation": draw_modulation,
+    "cost": draw_cost,
+}
 
 
 def style(look: Look) -> dict[Any, Any]:
-    return {"svg.hashsalt": "ltx2ref", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9,
-            "text.color": look.ink, "axes.labelcolor": look.ink, "axes.edgecolor": look.faint, "axes.titlesize": 10,
-            "xtick.color": look.ink, "ytick.color": look.ink, "axes.facecolor": "none", "figure.facecolor": "none",
-            "savefig.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False}
+    return {
+        "svg.hashsalt": "ltx2ref",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.color": look.ink,
+        "axes.labelcolor": look.ink,
+        "axes.edgecolor": look.faint,
+        "axes.titlesize": 10,
+        "xtick.color": look.ink,
+        "ytick.color": look.ink,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
 
 
 def main() -> None:

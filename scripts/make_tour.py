@@ -8,6 +8,7 @@ that file which contains the code. `tap`: 2.3 `(...)`, tiny `(...)` are the shap
 forward of release 2.3 at full width, on the meta device, and of the conformance case 2.3/t2v. And each python block
 is run, in one namespace, and followed by what it prints as a text block.
 """
+
 import argparse
 import contextlib
 import difflib

@@ -314,9 +314,10 @@ def ropes(config: dict[str, Any], prefix: str, coords: Array) -> tuple[Rope, Rop
     middle = middles(coords)
     maxima = [config[prefix + "pos_embed_max_pos"], config["base_height"], config["base_width"]]
     seconds = max(config["pos_embed_max_pos"], config["audio_pos_embed_max_pos"])
-    return (rope_tables(config, prefix + "rope", middle, maxima, config[prefix + "cross_attention_dim"]),
-            rope_tables(config, f"cross_attn_{prefix}rope", middle[:, :1], [seconds],
-                        config["audio_cross_attention_dim"]))
+    return (
+        rope_tables(config, prefix + "rope", middle, maxima, config[prefix + "cross_attention_dim"]),
+        rope_tables(config, f"cross_attn_{prefix}rope", middle[:, :1], [seconds], config["audio_cross_attention_dim"]),
+    )
 
 
 def coordinates(config: dict[str, Any], inputs: dict[str, Any], name: str) -> Array:
@@ -332,8 +333,13 @@ def coordinates(config: dict[str, Any], inputs: dict[str, Any], name: str) -> Ar
 
 def make_stream(config: dict[str, Any], w: Weights, inputs: dict[str, Any], name: str) -> Stream:
     prefix, other, heard = ("", "audio", "a2v") if name == "video" else ("audio_", "video", "v2a")
-    x = tokens(config, w, prefix, f64(inputs[prefix + "hidden_states"]),
-               inputs.get("video_keyframes_mask") if name == "video" else None)
+    x = tokens(
+        config,
+        w,
+        prefix,
+        f64(inputs[prefix + "hidden_states"]),
+        inputs.get("video_keyframes_mask") if name == "video" else None,
+    )
     coords = coordinates(config, inputs, name)
     tap(name + "_coords", np.broadcast_to(coords, (len(x), *coords.shape[1:])))
     rope, time_rope = ropes(config, prefix, np.broadcast_to(coords, (len(x), *coords.shape[1:])))
@@ -381,11 +387,15 @@ def text_attention(w: Weights, block: str, s: Stream) -> None:
 
 def exchange(w: Weights, block: str, video: Stream, audio: Stream, layout: str) -> None:
     # Five rows: a2v (scale, shift), v2a (scale, shift), gate. In all other tables shift is first.
-    tables = {"": w[block + "video_a2v_cross_attn_scale_shift_table"],
-              "audio_": w[block + "audio_a2v_cross_attn_scale_shift_table"]}
+    tables = {
+        "": w[block + "video_a2v_cross_attn_scale_shift_table"],
+        "audio_": w[block + "audio_a2v_cross_attn_scale_shift_table"],
+    }
     before = {"": video.x, "audio_": audio.x}  # both read the streams as they were
-    for name, s, other, two in (("audio_to_video_attn", video, audio, slice(0, 2)),
-                                ("video_to_audio_attn", audio, video, slice(2, 4))):
+    for name, s, other, two in (
+        ("audio_to_video_attn", video, audio, slice(0, 2)),
+        ("video_to_audio_attn", audio, video, slice(2, 4)),
+    ):
         name, table, offsets = block + name, tables[s.prefix], s.exchange_offsets
         sources = (table[two], offsets[:, :, two]), (table[4:5], offsets[:, :, 4:5])
         scale, shift, gate = rows(name + ".rows", *sources)
@@ -409,8 +419,9 @@ def mlp(w: Weights, name: str, x: Array) -> Array:
     return tap(name + ".output", linear(w, name + ".net.2", hidden))
 
 
-def run_block(w: Weights, i: int, video: Stream, audio: Stream, layout: str, keep: Array | None,
-              isolated: bool) -> None:
+def run_block(
+    w: Weights, i: int, video: Stream, audio: Stream, layout: str, keep: Array | None, isolated: bool
+) -> None:
     block = f"transformer_blocks.{i}."
     for stream in (video, audio):
         self_attention(w, block, stream, layout, keep)
@@ -437,8 +448,15 @@ def forward(config: dict[str, Any], weights: Weights, inputs: dict[str, Any]) ->
     perturbed = default(inputs.get("spatio_temporal_guidance_blocks"), []) if config["perturbed_attn"] else []
     keep = r(default(inputs.get("perturbation_mask"), np.zeros(len(video.x)))).reshape(-1)
     for i in range(config["num_layers"]):
-        run_block(weights, i, video, audio, config["rope_type"], keep if i in perturbed else None,
-                  bool(inputs.get("isolate_modalities")))
+        run_block(
+            weights,
+            i,
+            video,
+            audio,
+            config["rope_type"],
+            keep if i in perturbed else None,
+            bool(inputs.get("isolate_modalities")),
+        )
     return output(weights, "", video.x, video.embedding), output(weights, "audio_", audio.x, audio.embedding)
 
 
@@ -454,7 +472,7 @@ def positions_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
 
 
 def rope_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
-    (name, coords), = x.items()
+    ((name, coords),) = x.items()
     ropes(case["config"], "audio_" if name == "audio_coords" else "", coords)
 
 
@@ -487,8 +505,18 @@ def attention_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
     mask = x.get(given["mask"])
     bias = multiplicative_bias(mask) if mask is not None and mask.ndim == 3 else text_mask_bias(mask)
     h = x[name + ".input"]
-    attention(w, name, h, x.get(name + ".context", h), heads, config["rope_type"], rope, context_rope, bias,
-              x.get("perturbation_mask"))
+    attention(
+        w,
+        name,
+        h,
+        x.get(name + ".context", h),
+        heads,
+        config["rope_type"],
+        rope,
+        context_rope,
+        bias,
+        x.get("perturbation_mask"),
+    )
 
 
 def feed_forward_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
@@ -549,10 +577,20 @@ def output_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
 
 
 OPERATIONS = {
-    "model": model, "positions": positions_case, "rope": rope_case, "sinusoid": sinusoid_case,
-    "timestep embedding": timestep_embedding_case, "rows": rows_case, "rotation": rotation_case,
-    "attention": attention_case, "feed-forward": feed_forward_case, "text projection": text_case,
-    "tokens": tokens_case, "exchange": exchange_case, "block": block_case, "output": output_case,
+    "model": model,
+    "positions": positions_case,
+    "rope": rope_case,
+    "sinusoid": sinusoid_case,
+    "timestep embedding": timestep_embedding_case,
+    "rows": rows_case,
+    "rotation": rotation_case,
+    "attention": attention_case,
+    "feed-forward": feed_forward_case,
+    "text projection": text_case,
+    "tokens": tokens_case,
+    "exchange": exchange_case,
+    "block": block_case,
+    "output": output_case,
 }
 
 

@@ -12,6 +12,7 @@ So does each kernel shape, under its name: `kernel/*`.
 In native arithmetic some 30 taps of the cases that `verify` runs, every tap of those from which the conformance kit is
 made. Nothing in a recording comes from this project's model but the norms of the float64 truth.
 """
+
 import argparse
 import json
 import platform
@@ -48,7 +49,8 @@ from ltx2ref.parity.verify import truth_of
 from ltx2ref.progress import track
 
 TAPS = [f"{name}{part}" for name in ROPES for part in (".cos", ".sin")] + [
-    f"{name}{part}" for name in ADALN_LAYERS for part in (".sinusoid", ".emb")]
+    f"{name}{part}" for name in ADALN_LAYERS for part in (".sinusoid", ".emb")
+]
 THREADS = 1  # the most reproducible number, and for tensors this small the fastest
 
 
@@ -66,9 +68,13 @@ def run(model: Any, inputs: Inputs) -> Taps:
 
 def some(taps: Taps, case: Case) -> Taps:
     """The taps whose tensors are worth storing."""
-    return taps if case in KIT else {name: taps[name] for name in TAPS if name in taps} | {
-        name: x for name, x in taps.items() if name.endswith((".video", ".audio"))} | {
-        name: taps[name] for name in OUTPUTS}
+    return (
+        taps
+        if case in KIT
+        else {name: taps[name] for name in TAPS if name in taps}
+        | {name: x for name, x in taps.items() if name.endswith((".video", ".audio"))}
+        | {name: taps[name] for name in OUTPUTS}
+    )
 
 
 def forward_of(case: Case | Kernel, dtype: str) -> tuple[Callable[[], Taps], Inputs]:
@@ -114,8 +120,10 @@ def record_exactly(case: Case | Kernel) -> None:
             moved = run_exactly(forward, Nudged(seed))
             changed = [name for name, x in taps[dtype].items() if record.digest(x) != record.digest(moved[name])]
             if changed:
-                sys.exit(f"{case.id} {dtype}: {len(changed)} taps depend on the last bit of a float64 function (seed "
-                         f"{seed}), the first is {changed[0]}; give the case another seed")
+                sys.exit(
+                    f"{case.id} {dtype}: {len(changed)} taps depend on the last bit of a float64 function (seed "
+                    f"{seed}), the first is {changed[0]}; give the case another seed"
+                )
     package = "ltx-core" if isinstance(case, Case) and case.conventions != DIFFUSERS else "diffusers"
     record.save_exact(case, taps, given, f"{package} {version(package)}")
 
@@ -136,10 +144,14 @@ def record_natively(case: Case, dtype: str) -> None:
 
 def environment() -> dict[str, object]:
     return {
-        "implementation": "diffusers.LTX2VideoTransformer3DModel", "diffusers": diffusers.__version__,
+        "implementation": "diffusers.LTX2VideoTransformer3DModel",
+        "diffusers": diffusers.__version__,
         "ltx-core": version("ltx-core"),
-        "torch": torch.__version__, "python": platform.python_version(), "threads": THREADS,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(), "mkl": torch.backends.mkl.is_available(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": THREADS,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkl": torch.backends.mkl.is_available(),
         "probe": probe(torch.device("cpu"), tuple(record.DTYPES.values())),
     }
 

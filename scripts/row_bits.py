@@ -7,6 +7,7 @@ AdaLN layers' widths, the numbers of rows at which the result of the same row be
     python scripts/row_bits.py                    at release 2.3's widths, with one thread and with two
     python scripts/row_bits.py --threads 4 --device cuda
 """
+
 import argparse
 from collections.abc import Sequence
 
@@ -44,8 +45,9 @@ def products(fan_in: int, fan_out: int, dtype: torch.dtype, device: str) -> list
 
 def changes(found: Sequence[Tensor]) -> list[int]:
     """The numbers of rows at which a row's result is not what it was for the number before."""
-    return [n for n, x, before in zip(ROWS[1:], found[1:], found, strict=False)
-            if not torch.equal(x[:len(before)], before)]
+    return [
+        n for n, x, before in zip(ROWS[1:], found[1:], found, strict=False) if not torch.equal(x[: len(before)], before)
+    ]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ that is no bug fails.
     python scripts/score_gates.py --write                      and the table, into docs/mutation-score.md
     python scripts/score_gates.py --seed 1 --ci                fixed ones; fails if ltx2ref's score is not what it was
 """
+
 import argparse
 import json
 import random
@@ -49,6 +50,7 @@ Taps = Mapping[str, Tensor]
 @dataclass
 class Drawn:
     """A model with random weights, inputs, and what it computes from them."""
+
     name: str
     dtype: str
     model: LTX2VideoTransformer3DModel
@@ -63,9 +65,17 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {  # case: release, options of ti
     "2.0 long": ("2.0", {"grid": "long"}),
     "2.3 text to video": ("2.3", {"text_masks": torch.float32}),
     "2.3 image to video, guided": ("2.3", {"per_token": True, "stg": True}),
-    "2.5 keyframes, cross timestep": ("2.5", {
-        "per_token": True, "stg": True, "keyframes": True, "self_mask": True, "text_masks": torch.int64,
-        "use_cross_timestep": True}),
+    "2.5 keyframes, cross timestep": (
+        "2.5",
+        {
+            "per_token": True,
+            "stg": True,
+            "keyframes": True,
+            "self_mask": True,
+            "text_masks": torch.int64,
+            "use_cross_timestep": True,
+        },
+    ),
     "2.0 text to video": ("2.0", {"text_masks": torch.int64}),
     "2.3 long": ("2.3", {"grid": "long"}),
     "2.5 text to video": ("2.5", {}),
@@ -77,10 +87,16 @@ def sizes(rng: random.Random) -> dict[str, Any]:
     heads = rng.choice([2, 4])
     head_dim = rng.choice([x for x in (10, 14, 16, 20, 22, 26) if heads * x // 2 % 3])
     audio = rng.choice([x for x in (10, 12, 14, 18) if x != head_dim])
-    return {"num_attention_heads": heads, "attention_head_dim": head_dim, "cross_attention_dim": heads * head_dim,
-            "audio_num_attention_heads": heads, "audio_attention_head_dim": audio,
-            "audio_cross_attention_dim": heads * audio, "in_channels": rng.randint(5, 20),
-            "caption_channels": rng.randint(20, 40)}
+    return {
+        "num_attention_heads": heads,
+        "attention_head_dim": head_dim,
+        "cross_attention_dim": heads * head_dim,
+        "audio_num_attention_heads": heads,
+        "audio_attention_head_dim": audio,
+        "audio_cross_attention_dim": heads * audio,
+        "in_channels": rng.randint(5, 20),
+        "caption_channels": rng.randint(20, 40),
+    }
 
 
 def draw(seed: int, cases: int) -> list[Drawn]:
@@ -142,16 +158,19 @@ GATES: dict[str, Gate] = {
     "Pearson >= 0.95": lambda a, b, _: each(a, b, lambda x, y: not pearson(x, y) >= 0.95, output),
     "PCC >= 0.99": lambda a, b, _: each(a, b, lambda x, y: not pearson(x, y) >= 0.99, output),
     "cosine >= 0.999": lambda a, b, _: each(a, b, lambda x, y: not cosine(x, y) >= 0.999, output),
-    "max_abs <= 5e-2 in bf16": lambda a, b, dtype: None if dtype != "bfloat16" else each(
-        a, b, lambda x, y: not largest(x, y) <= 5e-2, output),
-    "max_diff < 1e-3 in fp32": lambda a, b, dtype: None if dtype != "float32" else each(
-        a, b, lambda x, y: not largest(x, y) < 1e-3, output),
+    "max_abs <= 5e-2 in bf16": lambda a, b, dtype: (
+        None if dtype != "bfloat16" else each(a, b, lambda x, y: not largest(x, y) <= 5e-2, output)
+    ),
+    "max_diff < 1e-3 in fp32": lambda a, b, dtype: (
+        None if dtype != "float32" else each(a, b, lambda x, y: not largest(x, y) < 1e-3, output)
+    ),
     "assert_close(rtol=1e-2, atol=1e-2)": lambda a, b, _: each(
-        a, b, lambda x, y: not torch.allclose(y, x, rtol=1e-2, atol=1e-2), output),
-    "abs-mean within 0.5% per block": lambda a, b, _: each(
-        a, b, lambda x, y: not abs_mean(x, y) <= 5e-3, block_output),
+        a, b, lambda x, y: not torch.allclose(y, x, rtol=1e-2, atol=1e-2), output
+    ),
+    "abs-mean within 0.5% per block": lambda a, b, _: each(a, b, lambda x, y: not abs_mean(x, y) <= 5e-3, block_output),
     "cos/sin atol=5e-2": lambda a, b, _: each(
-        a, b, lambda x, y: not largest(x, y) <= 5e-2, lambda name: name.endswith((".cos", ".sin"))),
+        a, b, lambda x, y: not largest(x, y) <= 5e-2, lambda name: name.endswith((".cos", ".sin"))
+    ),
 }
 OURS = "ltx2ref"
 
@@ -160,8 +179,9 @@ OURS = "ltx2ref"
 @dataclass
 class Score:
     """Of one gate and one bug or benign change."""
+
     failed: dict[str, set[str]] = field(default_factory=lambda: {dtype: set() for dtype in DTYPES})  # cases, by dtype
-    right: int = 0    # of the failures, those whose first tap is right
+    right: int = 0  # of the failures, those whose first tap is right
     wrong: list[str] = field(default_factory=list)
     hinted: int = 0
 
@@ -172,6 +192,7 @@ class Score:
 
 class Table:
     """`judged`: in how many cases of a dtype, of those in which a bug shows, ltx2ref is asked; the gates are in all."""
+
     def __init__(self, judged: int) -> None:
         self.judged, self.asked = judged, dict[tuple[str, str], int]()
         self.bugs = {gate: {bug: Score() for bug in mutants.FIRST} for gate in (OURS, *GATES)}
@@ -265,13 +286,21 @@ def summary(table: Table) -> list[dict[str, Any]]:
         failures = [x for x in bugs.values() if x.detected]
         count = sum(len(cases) for x in failures for cases in x.failed.values())
         by_row = merged(bugs)
-        rows.append({
-            "gate": gate, "detected": sum(by_row.values()), "of": len(by_row),
-            **{dtype: sum(merged({bug: Score({dtype: x.failed[dtype]}) for bug, x in bugs.items()}).values())
-               for dtype in DTYPES},
-            "localised": sum(x.right for x in failures) / count if count else 0.0,
-            "hinted": sum(bool(x.hinted) for x in bugs.values()) if gate == OURS else 0,
-            "false_alarms": sum(x.detected for x in table.benign[gate].values()), "benign": len(table.benign[gate])})
+        rows.append(
+            {
+                "gate": gate,
+                "detected": sum(by_row.values()),
+                "of": len(by_row),
+                **{
+                    dtype: sum(merged({bug: Score({dtype: x.failed[dtype]}) for bug, x in bugs.items()}).values())
+                    for dtype in DTYPES
+                },
+                "localised": sum(x.right for x in failures) / count if count else 0.0,
+                "hinted": sum(bool(x.hinted) for x in bugs.values()) if gate == OURS else 0,
+                "false_alarms": sum(x.detected for x in table.benign[gate].values()),
+                "benign": len(table.benign[gate]),
+            }
+        )
     return rows
 
 
@@ -303,21 +332,35 @@ def page(table: Table, seed: int) -> str:
     lines = [HEAD.format(seed=seed, judged=table.judged, torch=torch.__version__)]
     for row in rows:
         name = f"**{row['gate']}**" if row["gate"] == OURS else row["gate"]
-        lines.append(f"| {name} | {row['detected']}/{row['of']} | {row['float32']} | {row['bfloat16']} | "
-                     f"{row['localised']:.0%} | {row['hinted'] if row['gate'] == OURS else '-'} | "
-                     f"{row['false_alarms']}/{row['benign']} |")
+        lines.append(
+            f"| {name} | {row['detected']}/{row['of']} | {row['float32']} | {row['bfloat16']} | "
+            f"{row['localised']:.0%} | {row['hinted'] if row['gate'] == OURS else '-'} | "
+            f"{row['false_alarms']}/{row['benign']} |"
+        )
     unseen = [bug for bug, x in ours.items() if x.detected and not x.failed["bfloat16"]]
-    lines += ["", "What a port that has only bfloat16 cannot be shown: " + (", ".join(unseen) or "nothing") + ".", "",
-              "## By bug", "", "Which gates detect it, and ltx2ref in which dtypes.",
-              "", "| bug | ltx2ref | first wrong tap | other gates that detect it |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "What a port that has only bfloat16 cannot be shown: " + (", ".join(unseen) or "nothing") + ".",
+        "",
+        "## By bug",
+        "",
+        "Which gates detect it, and ltx2ref in which dtypes.",
+        "",
+        "| bug | ltx2ref | first wrong tap | other gates that detect it |",
+        "|---|---|---|---|",
+    ]
     for bug, x in ours.items():
         others = [gate for gate in GATES if table.bugs[gate][bug].detected]
-        lines.append(f"| {bug} | {', '.join(dtype for dtype in DTYPES if x.failed[dtype])} | "
-                     f"{' or '.join(f'`{tap}`' for tap in mutants.FIRST[bug][0])} | "
-                     f"{'; '.join(others) or 'none'} |")
+        lines.append(
+            f"| {bug} | {', '.join(dtype for dtype in DTYPES if x.failed[dtype])} | "
+            f"{' or '.join(f'`{tap}`' for tap in mutants.FIRST[bug][0])} | "
+            f"{'; '.join(others) or 'none'} |"
+        )
     lines += ["", "## By benign change", "", "| change | gates that call it a bug |", "|---|---|"]
-    lines += [f"| {change} | {'; '.join(g for g in (OURS, *GATES) if table.benign[g][change].detected) or 'none'} |"
-              for change in table.benign[OURS]]
+    lines += [
+        f"| {change} | {'; '.join(g for g in (OURS, *GATES) if table.benign[g][change].detected) or 'none'} |"
+        for change in table.benign[OURS]
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -325,12 +368,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, help="default: a fresh one")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
-    parser.add_argument("--ci", action="store_true", help="exit 1 if ltx2ref misses a bug, localises under 95 %% of "
-                        "its failures, or calls a benign change a bug")
-    parser.add_argument("--judged", type=int, default=3, metavar="N", help="in how many cases of a dtype, of those in "
-                        "which a bug shows, ltx2ref is asked; the other gates are in all of them (default: 3)")
-    parser.add_argument("--cases", type=int, default=len(PLANS), metavar="N", help="models that are drawn, of "
-                        f"{len(PLANS)}; the first 4 show every bug (default: all)")
+    parser.add_argument(
+        "--ci",
+        action="store_true",
+        help="exit 1 if ltx2ref misses a bug, localises under 95 %% of its failures, or calls a benign change a bug",
+    )
+    parser.add_argument(
+        "--judged",
+        type=int,
+        default=3,
+        metavar="N",
+        help="in how many cases of a dtype, of those in "
+        "which a bug shows, ltx2ref is asked; the other gates are in all of them (default: 3)",
+    )
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=len(PLANS),
+        metavar="N",
+        help=f"models that are drawn, of {len(PLANS)}; the first 4 show every bug (default: all)",
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 Tiny tensors gain nothing from two threads, and lose a factor of ten on busy machines.
 """
+
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -12,15 +13,23 @@ import torch
 torch.set_num_threads(1)
 
 # Marks of tests that need a module which the extra `test` does not bring, and how to get it.
-NEEDED = {"diffusers": "needs diffusers: pip install -c constraints.txt -e '.[oracle]'",
-          "ltx_core": "needs ltx-core: pip install --no-deps ltx-core==1.0.0",
-          "matplotlib": "needs matplotlib: pip install -c constraints.txt -e '.[report]'",
-          "mkdocs": "needs mkdocs: pip install -c constraints.txt -e '.[docs]'"}
+NEEDED = {
+    "diffusers": "needs diffusers: pip install -c constraints.txt -e '.[oracle]'",
+    "ltx_core": "needs ltx-core: pip install --no-deps ltx-core==1.0.0",
+    "matplotlib": "needs matplotlib: pip install -c constraints.txt -e '.[report]'",
+    "mkdocs": "needs mkdocs: pip install -c constraints.txt -e '.[docs]'",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--installed", action="append", default=[], choices=[*NEEDED], metavar="MODULE",
-                     help=f"one of {', '.join(NEEDED)}, which is there: no test may be skipped for want of it")
+    parser.addoption(
+        "--installed",
+        action="append",
+        default=[],
+        choices=[*NEEDED],
+        metavar="MODULE",
+        help=f"one of {', '.join(NEEDED)}, which is there: no test may be skipped for want of it",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

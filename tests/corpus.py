@@ -7,6 +7,7 @@ The files are written byte by byte, without the safetensors library. Names and s
 and from the architecture, not from the loader. What a randomly damaged file says is read by `said`, which knows only
 what the format's specification says.
 """
+
 import ctypes
 import gc
 import gzip
@@ -54,10 +55,17 @@ PREFIX, KEYFRAMES = "model.diffusion_model.", "keyframes_abs_pos_embedding"
 CONFIG, INDEX = "config.json", "diffusion_pytorch_model.safetensors.index.json"
 WHOLE = "diffusion_pytorch_model.safetensors"
 SHARDS = [f"diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
-          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8} | {
-    name: dtype.itemsize for name, dtype in FLOATS.items()}
+    name: dtype.itemsize for name, dtype in FLOATS.items()
+}
 
 Header = dict[str, Any]
 State = dict[str, Tensor]
@@ -65,6 +73,7 @@ State = dict[str, Tensor]
 
 class Entry(NamedTuple):
     """A tensor as a file stores it."""
+
     dtype: str
     shape: tuple[int, ...]
     data: bytes
@@ -72,6 +81,7 @@ class Entry(NamedTuple):
 
 class Fate(NamedTuple):
     """What may become of a spoilt checkpoint: see `Mutation`."""
+
     expected: str
     names: tuple[str, ...] = ()
     detail: str = ""
@@ -86,16 +96,17 @@ class Mutation:
     `expected` is ERROR: it must be rejected; SAME: it must load to exactly `state`, the original weights; EITHER: it
     is rejected, or it loads to exactly `state`, which is what the file says now.
     """
+
     index: int
     kind: str
-    base: str                  # release and layout, such as "2.3 sharded"
-    path: Path                 # the file or folder to load
+    base: str  # release and layout, such as "2.3 sharded"
+    path: Path  # the file or folder to load
     expected: str
-    state: State | None        # diffusers names; None if it must be rejected
-    files: tuple[str, ...]     # names, one of which an error has to mention
-    names: tuple[str, ...]     # tensors or files, one of which a good error mentions; () if there is no telling
+    state: State | None  # diffusers names; None if it must be rejected
+    files: tuple[str, ...]  # names, one of which an error has to mention
+    names: tuple[str, ...]  # tensors or files, one of which a good error mentions; () if there is no telling
     detail: str
-    marker: Path               # exists if code in the file was executed
+    marker: Path  # exists if code in the file was executed
     config: TransformerConfig | None  # the original one, which it has to have if it loads; None if it may say another
 
     @property
@@ -121,30 +132,52 @@ def mutation(directory: Path, index: int, seed: int) -> Mutation:
     fate = spoil(draft)
     state = chosen.state if fate.expected == SAME else fate.state
     files = draft.write()
-    return Mutation(index, kind, f"{chosen.release} {chosen.layout}", draft.path, fate.expected, state, files,
-                    fate.names, fate.detail, draft.marker,
-                    chosen.config if fate.same_config and fate.expected != ERROR else None)
+    return Mutation(
+        index,
+        kind,
+        f"{chosen.release} {chosen.layout}",
+        draft.path,
+        fate.expected,
+        state,
+        files,
+        fate.names,
+        fate.detail,
+        draft.marker,
+        chosen.config if fate.same_config and fate.expected != ERROR else None,
+    )
 
 
 # ---------------------------------------------------------------- the originals
 @dataclass(frozen=True)
 class Base:
     """A good checkpoint: its files' tensors and texts, and the state they mean."""
+
     release: str
     layout: str
     config: TransformerConfig
     files: dict[str, dict[str, Entry]]  # file: stored name: tensor, in the file's order
-    metadata: dict[str, str]            # `__metadata__`, but for the config
-    document: dict[str, Any]            # config.json, or what `__metadata__` has under "config"
-    ours: dict[str, str]                # stored name of a parameter: diffusers' name
-    state: State                        # diffusers names
+    metadata: dict[str, str]  # `__metadata__`, but for the config
+    document: dict[str, Any]  # config.json, or what `__metadata__` has under "config"
+    ours: dict[str, str]  # stored name of a parameter: diffusers' name
+    state: State  # diffusers names
 
 
 @cache
 def base(release: str, layout: str) -> Base:
-    config = tiny_config(release, num_attention_heads=2, attention_head_dim=6, cross_attention_dim=12,
-                         audio_num_attention_heads=2, audio_attention_head_dim=4, audio_cross_attention_dim=8,
-                         in_channels=5, out_channels=7, audio_in_channels=6, audio_out_channels=9, caption_channels=11)
+    config = tiny_config(
+        release,
+        num_attention_heads=2,
+        attention_head_dim=6,
+        cross_attention_dim=12,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=8,
+        in_channels=5,
+        out_channels=7,
+        audio_in_channels=6,
+        audio_out_channels=9,
+        caption_channels=11,
+    )
     seed = BASES.index((release, layout))
     values = {name: t.detach() for name, t in random_model(config, seed=seed).state_dict().items()}
     single = layout in SINGLE
@@ -157,15 +190,26 @@ def base(release: str, layout: str) -> Base:
     document |= config.to_diffusers()
     if single:
         document = {"transformer": config.to_lightricks(), "scheduler": {"num_train_timesteps": 1000}, "vae": {}}
-    return Base(release, layout, config, split(tensors | (foreign_tensors(seed) if single else {}), layout, release),
-                metadata_of(release, layout, tensors), document, ours, state)
+    return Base(
+        release,
+        layout,
+        config,
+        split(tensors | (foreign_tensors(seed) if single else {}), layout, release),
+        metadata_of(release, layout, tensors),
+        document,
+        ours,
+        state,
+    )
 
 
 def names_of(release: str) -> dict[str, str]:
     """Original name: diffusers' name, of the parameters of a release with two blocks."""
     tensors = json.loads(MANIFEST.read_text(encoding="utf-8"))["releases"][release]["tensors"]
-    return {name.replace("{i}", str(i)): facts["diffusers"].replace("{i}", str(i))
-            for i in range(2) for name, facts in tensors.items()}
+    return {
+        name.replace("{i}", str(i)): facts["diffusers"].replace("{i}", str(i))
+        for i in range(2)
+        for name, facts in tensors.items()
+    }
 
 
 def stored_entry(name: str, value: Tensor, layout: str) -> Entry:
@@ -205,10 +249,14 @@ def entry(value: Tensor) -> Entry:
 def foreign_tensors(seed: int) -> dict[str, Entry]:
     """What a Lightricks file has beside the transformer."""
     generator = torch.Generator().manual_seed(seed)
-    names = [f"{PREFIX}video_embeddings_connector.learnable_registers", "vae.decoder.conv_in.conv.weight",
-             f"{PREFIX}audio_embeddings_connector.transformer_1d_blocks.0.attn1.to_q.weight",
-             "audio_vae.encoder.conv_in.conv.bias", "vocoder.conv_pre.weight",
-             "text_embedding_projection.video_aggregate_embed.weight"]
+    names = [
+        f"{PREFIX}video_embeddings_connector.learnable_registers",
+        "vae.decoder.conv_in.conv.weight",
+        f"{PREFIX}audio_embeddings_connector.transformer_1d_blocks.0.attn1.to_q.weight",
+        "audio_vae.encoder.conv_in.conv.bias",
+        "vocoder.conv_pre.weight",
+        "text_embedding_projection.video_aggregate_embed.weight",
+    ]
     return {name: entry(torch.randn(3, 4, generator=generator).bfloat16()) for name in names}
 
 
@@ -217,14 +265,17 @@ def split(tensors: dict[str, Entry], layout: str, release: str) -> dict[str, dic
         return {WHOLE if layout == DIFFUSERS else f"ltx-{release}-{layout}-tiny.safetensors": tensors}
     size = -(-len(tensors) // len(SHARDS))
     names = list(tensors)
-    return {shard: {name: tensors[name] for name in names[i * size:(i + 1) * size]} for i, shard in enumerate(SHARDS)}
+    return {shard: {name: tensors[name] for name in names[i * size : (i + 1) * size]} for i, shard in enumerate(SHARDS)}
 
 
 def metadata_of(release: str, layout: str, tensors: Mapping[str, Entry]) -> dict[str, str]:
     if layout in FOLDERS:
         return {"format": "pt"}
-    layers = {name.removesuffix(".weight"): {"format": "float8_e4m3fn"}
-              for name, stored in tensors.items() if stored.dtype == "F8_E4M3"}
+    layers = {
+        name.removesuffix(".weight"): {"format": "float8_e4m3fn"}
+        for name, stored in tensors.items()
+        if stored.dtype == "F8_E4M3"
+    }
     quantised = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
     return {"model_version": f"{release}.0", "license": "a licence"} | (quantised if layers else {})
 
@@ -244,8 +295,8 @@ class Draft:
             weight_map = {name: file for file, tensors in self.files.items() for name in tensors}
             self.index = {"metadata": {"total_size": 70000}, "weight_map": weight_map}
         self.target = rng.choice([*self.files])  # the file that is hit
-        self.raw: dict[str, bytes] = {}          # whole files, in place of the above or beside it
-        self.sizes: dict[str, int] = {}          # a file is extended to, with a hole in it
+        self.raw: dict[str, bytes] = {}  # whole files, in place of the above or beside it
+        self.sizes: dict[str, int] = {}  # a file is extended to, with a hole in it
         self.links: dict[str, Path] = {}
         self.path = self.folder if original.layout in FOLDERS else root / self.target
         self.marker, self.outside = root / "code-was-executed", root / "outside"
@@ -335,14 +386,22 @@ def said(draft: Draft) -> State | None:
     tensors: dict[str, Entry] = {}
     for file in draft.files:
         tensors |= readable(draft.bytes_of(file))
-    return meaning(tensors, draft.base.ours, {draft.base.ours[name]: stored.shape for tensors_ in
-                   draft.base.files.values() for name, stored in tensors_.items() if name in draft.base.ours})
+    return meaning(
+        tensors,
+        draft.base.ours,
+        {
+            draft.base.ours[name]: stored.shape
+            for tensors_ in draft.base.files.values()
+            for name, stored in tensors_.items()
+            if name in draft.base.ours
+        },
+    )
 
 
 def readable(raw: bytes) -> dict[str, Entry]:
     """Those tensors of a safetensors file whose dtype, shape and offsets agree."""
     length = int.from_bytes(raw[:8], "little")
-    text, data = raw[8:8 + length], raw[8 + length:]
+    text, data = raw[8 : 8 + length], raw[8 + length :]
     try:
         header = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError):
@@ -374,8 +433,9 @@ def read_entry(facts: Any, data: bytes) -> Entry | None:
     return Entry(dtype, tuple(shape), data[begin:end]) if right else None
 
 
-def meaning(tensors: Mapping[str, Entry], ours: Mapping[str, str],
-            shapes: Mapping[str, tuple[int, ...]] | None = None) -> State | None:
+def meaning(
+    tensors: Mapping[str, Entry], ours: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> State | None:
     """Parameters by diffusers' names: as stored, or F8 times its scale in float32. None if any is not to be had."""
     state: State = {}
     for name, theirs in ours.items():
@@ -427,8 +487,18 @@ def untouched(draft: Draft) -> Fate:
 
 def rewritten(draft: Draft) -> Fate:
     """Another way to write the same file."""
-    way = draft.rng.choice(["reordered header", "reordered data", "padded", "escaped", "spaced", "more metadata",
-                            "no metadata", "unaligned"])
+    way = draft.rng.choice(
+        [
+            "reordered header",
+            "reordered data",
+            "padded",
+            "escaped",
+            "spaced",
+            "more metadata",
+            "no metadata",
+            "unaligned",
+        ]
+    )
     if way == "reordered data":
         draft.files[draft.target] = shuffled(draft.rng, draft.tensors)
     if way == "more metadata":
@@ -436,8 +506,9 @@ def rewritten(draft: Draft) -> Fate:
     header, data = draft.layout()
     if way == "no metadata" and draft.base.layout in FOLDERS:
         del header["__metadata__"]
-    text = json.dumps(shuffled(draft.rng, header) if way == "reordered header" else header,
-                      indent=1 if way == "spaced" else None)
+    text = json.dumps(
+        shuffled(draft.rng, header) if way == "reordered header" else header, indent=1 if way == "spaced" else None
+    )
     if way == "escaped":
         text = text.replace('"dtype"', '"\\u0064type"').replace("attn", "\\u0061ttn")
     if way in ("padded", "unaligned"):
@@ -489,9 +560,33 @@ def trailing(draft: Draft) -> Fate:
 def lying_length(draft: Draft) -> Fate:
     header, data = draft.layout()
     true, rng = header_length(pack(header, data)), draft.rng
-    length = rng.choice([0, 1, 2, true - 1, true + 1, true - 8, true + 8, rng.randrange(true), len(data) + true,
-                         true + rng.randrange(1, len(data)), len(data) + true + 8, 10**8, 2**31 - 1, 2**31, 2**32,
-                         true + 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 8 - true, 2**64 - 8, 2**64 - 1])
+    length = rng.choice(
+        [
+            0,
+            1,
+            2,
+            true - 1,
+            true + 1,
+            true - 8,
+            true + 8,
+            rng.randrange(true),
+            len(data) + true,
+            true + rng.randrange(1, len(data)),
+            len(data) + true + 8,
+            10**8,
+            2**31 - 1,
+            2**31,
+            2**32,
+            true + 2**32,
+            2**53,
+            2**62,
+            2**63 - 1,
+            2**63,
+            2**64 - 8 - true,
+            2**64 - 8,
+            2**64 - 1,
+        ]
+    )
     draft.put(header, data, length)
     return error(f"header length {length}, truly {true}", draft.target)
 
@@ -533,13 +628,23 @@ def broken_json(draft: Draft) -> Fate:
     header, data = draft.layout()
     text, rng = json.dumps(header).encode(), draft.rng
     variants = {
-        "cut": text[:rng.randrange(1, len(text))], "without its end": text[:-1], "extra comma": text[:-1] + b",}",
-        "trailing text": text + rng.choice([b"x", b"{}", b"]", b"}", text]), "padded with NUL": text + b"\0" * 8,
-        "doubled comma": text.replace(b", ", b",, ", 1), "NaN": text.replace(b"[0,", b"[NaN,", 1),
-        "Infinity": text.replace(b"[0,", b"[-Infinity,", 1), "single quotes": text.replace(b'"', b"'"),
-        "comment": b"{/* */" + text[1:], "byte order mark": b"\xef\xbb\xbf" + text, "empty": b"", "blank": b" " * 64,
-        "line break in a name": text.replace(b"scale_shift", b"scale\nshift", 1), "open string": text[:-1] + b'"}',
-        "hexadecimal": text.replace(b"[0,", b"[0x0,", 1), "leading zero": text.replace(b"[0,", b"[00,", 1),
+        "cut": text[: rng.randrange(1, len(text))],
+        "without its end": text[:-1],
+        "extra comma": text[:-1] + b",}",
+        "trailing text": text + rng.choice([b"x", b"{}", b"]", b"}", text]),
+        "padded with NUL": text + b"\0" * 8,
+        "doubled comma": text.replace(b", ", b",, ", 1),
+        "NaN": text.replace(b"[0,", b"[NaN,", 1),
+        "Infinity": text.replace(b"[0,", b"[-Infinity,", 1),
+        "single quotes": text.replace(b'"', b"'"),
+        "comment": b"{/* */" + text[1:],
+        "byte order mark": b"\xef\xbb\xbf" + text,
+        "empty": b"",
+        "blank": b" " * 64,
+        "line break in a name": text.replace(b"scale_shift", b"scale\nshift", 1),
+        "open string": text[:-1] + b'"}',
+        "hexadecimal": text.replace(b"[0,", b"[0x0,", 1),
+        "leading zero": text.replace(b"[0,", b"[00,", 1),
         "bad escape": text.replace(b"scale_shift", b"scale\\xshift", 1),
     }
     detail = rng.choice([name for name, variant in variants.items() if variant != text])
@@ -558,8 +663,9 @@ def broken_utf8(draft: Draft) -> Fate:
 
 def not_an_object(draft: Draft) -> Fate:
     header, data = draft.layout()
-    value = draft.rng.choice([[header], [[k, v] for k, v in header.items()], json.dumps(header), 7, None, True, [], "",
-                              1.5])
+    value = draft.rng.choice(
+        [[header], [[k, v] for k, v in header.items()], json.dumps(header), 7, None, True, [], "", 1.5]
+    )
     draft.put(json.dumps(value).encode(), data)
     return error(f"header is a {type(value).__name__}", draft.target)
 
@@ -573,8 +679,12 @@ def nested_header(draft: Draft) -> Fate:
     header, data = draft.layout()
     text, bomb = json.dumps(header), nested(draft.rng)
     where = draft.rng.choice(["header", "shape", "extra", "metadata"])
-    text = {"header": bomb, "shape": re.sub(r'("shape": )\[.*?\]', lambda m: m[1] + bomb, text, count=1),
-            "extra": f'{{"extra": {bomb}, {text[1:]}', "metadata": '{"__metadata__": {"a": ' + bomb + "}}"}[where]
+    text = {
+        "header": bomb,
+        "shape": re.sub(r'("shape": )\[.*?\]', lambda m: m[1] + bomb, text, count=1),
+        "extra": f'{{"extra": {bomb}, {text[1:]}',
+        "metadata": '{"__metadata__": {"a": ' + bomb + "}}",
+    }[where]
     draft.put(text.encode(), data)
     return error(f"{where} nested {bomb.count(bomb[0])} deep", draft.target)
 
@@ -583,7 +693,7 @@ def crowded(rng: random.Random) -> bytes:
     """Up to 8 MB of small JSON values, which take more memory than text, and a name twice, late."""
     size = rng.choice([10**5, 10**6, 4 * 10**6, 8 * 10**6])
     twice = [('"{0:05x}": 0', '"{0:05x}": 0'), ('"{0:05x}": ""', '"00001": ""'), ('"{0:05x}": {{}}', '"{0:05x}": 0')]
-    once = [(item, "") for item in ('{{}}', '[]', '1e1', '0', '"{0:04x}"', '"{0:05x}": 0', '"{0:05x}": [[]]')]
+    once = [(item, "") for item in ("{{}}", "[]", "1e1", "0", '"{0:04x}"', '"{0:05x}": 0', '"{0:05x}": [[]]')]
     item, end = rng.choice(twice + once)
     count = size // (len(item.format(0)) + 1)
     text = ",".join([*map(item.format, range(count)), *([end.format(count - 1)] if end else [])])
@@ -594,10 +704,13 @@ def crowded_header(draft: Draft) -> Fate:
     header, data = draft.layout()
     text, crowd, rng = json.dumps(header).encode(), crowded(draft.rng), draft.rng
     where = rng.choice(["header", "extra", "metadata", "first", "text"])
-    text = {"header": crowd, "extra": text[:-1] + b', "extra": ' + crowd + b"}",
-            "metadata": b'{"__metadata__": ' + crowd + b", " + re.sub(rb'"__metadata__"', b'"x"', text, count=1)[1:],
-            "first": b'{"extra": ' + crowd + b", " + text[1:],
-            "text": b'{"__metadata__": {"config": ' + json.dumps(crowd.decode()).encode() + b"}}"}[where]
+    text = {
+        "header": crowd,
+        "extra": text[:-1] + b', "extra": ' + crowd + b"}",
+        "metadata": b'{"__metadata__": ' + crowd + b", " + re.sub(rb'"__metadata__"', b'"x"', text, count=1)[1:],
+        "first": b'{"extra": ' + crowd + b", " + text[1:],
+        "text": b'{"__metadata__": {"config": ' + json.dumps(crowd.decode()).encode() + b"}}",
+    }[where]
     draft.put(text, data)
     return error(f"{len(crowd)} bytes of small values as {where}: {crowd[:20]!r}")
 
@@ -623,8 +736,28 @@ def odd_number(draft: Draft) -> Fate:
     key = rng.choice(["shape", "shape", "data_offsets"])
     at = rng.randrange(len(header[name][key]))
     n = header[name][key][at]
-    odd = rng.choice([literal("1e999"), literal("-1e999"), literal("1e2"), literal(f"{n}.0"), True, False, -1, -n - 1,
-                      str(n), None, [n], {}, 10**25, literal("9" * 5000), n + 0.5, 2**63, 2**64, literal("1E400")])
+    odd = rng.choice(
+        [
+            literal("1e999"),
+            literal("-1e999"),
+            literal("1e2"),
+            literal(f"{n}.0"),
+            True,
+            False,
+            -1,
+            -n - 1,
+            str(n),
+            None,
+            [n],
+            {},
+            10**25,
+            literal("9" * 5000),
+            n + 0.5,
+            2**63,
+            2**64,
+            literal("1E400"),
+        ]
+    )
     header[name][key][at] = odd
     draft.put(dumps(header).encode(), data)
     return error(f"{key}[{at}] of {name} is {str(odd)[:20]!r}, not {n}", *about(draft, name) * ("999" not in str(odd)))
@@ -648,8 +781,16 @@ def overflowing_shape(draft: Draft) -> Fate:
     name = draft.weight()
     count, width = math.prod(header[name]["shape"]), WIDTHS[header[name]["dtype"]]
     a = draft.rng.getrandbits(64) | 1
-    shape = draft.rng.choice([[a, count * pow(a, -1, 2**64) % 2**64], [2**64 // width + count], [2**64 + count],
-                              [2**32, 2**32, count], [2**63, 2, count], [count, 2**62, 4]])
+    shape = draft.rng.choice(
+        [
+            [a, count * pow(a, -1, 2**64) % 2**64],
+            [2**64 // width + count],
+            [2**64 + count],
+            [2**32, 2**32, count],
+            [2**63, 2, count],
+            [count, 2**62, 4],
+        ]
+    )
     header[name]["shape"] = shape
     draft.put(header, data)
     return error(f"{name} has shape {shape}", *about(draft, name))
@@ -661,11 +802,29 @@ def odd_offsets(draft: Draft) -> Fate:
     begin, end = header[name]["data_offsets"]
     length = end - begin
     another = rng.choice([facts["data_offsets"] for key, facts in header.items() if key not in ("__metadata__", name)])
-    odd = rng.choice([[end, begin], [begin - length - 1, begin - 1], [-length, 0], [begin + 1, end + 1],
-                      [begin, end - 1], [begin + 1, end], [begin, end + 1], [size, size + length],
-                      [size - length + 1, size + 1], [begin, 2**63], [2**63, 2**63 + length],
-                      [2**64 - length, 2**64], [2**64 - length, 0], [begin], [begin, end, end], [], [begin, begin],
-                      [0, size], another])
+    odd = rng.choice(
+        [
+            [end, begin],
+            [begin - length - 1, begin - 1],
+            [-length, 0],
+            [begin + 1, end + 1],
+            [begin, end - 1],
+            [begin + 1, end],
+            [begin, end + 1],
+            [size, size + length],
+            [size - length + 1, size + 1],
+            [begin, 2**63],
+            [2**63, 2**63 + length],
+            [2**64 - length, 2**64],
+            [2**64 - length, 0],
+            [begin],
+            [begin, end, end],
+            [],
+            [begin, begin],
+            [0, size],
+            another,
+        ]
+    )
     header[name]["data_offsets"] = odd
     draft.put(header, data)
     moved = len(odd) == 2 and odd[1] - odd[0] == length  # then its neighbours may be what looks wrong
@@ -724,8 +883,27 @@ def duplicate(draft: Draft) -> Fate:
 def unknown_dtype(draft: Draft) -> Fate:
     header, data = draft.layout()
     name = draft.weight()
-    value: Any = draft.rng.choice(["BF17", "F128", "", "bf16", "bfloat16", "F8", "F4", "BF16 ", "C64", None, 5,
-                                   "torch.bfloat16", ["BF16"], {}, True, "\u0000", "x" * 9999])
+    value: Any = draft.rng.choice(
+        [
+            "BF17",
+            "F128",
+            "",
+            "bf16",
+            "bfloat16",
+            "F8",
+            "F4",
+            "BF16 ",
+            "C64",
+            None,
+            5,
+            "torch.bfloat16",
+            ["BF16"],
+            {},
+            True,
+            "\u0000",
+            "x" * 9999,
+        ]
+    )
     header[name]["dtype"] = value
     draft.put(header, data)
     return error(f"{name} has dtype {str(value)[:20]!r}", *about(draft, name))
@@ -799,12 +977,26 @@ def missing(draft: Draft) -> Fate:
 def extra(draft: Draft) -> Fate:
     """A tensor that this transformer does not have."""
     prefix, rng = PREFIX if draft.base.layout in SINGLE else "", draft.rng
-    name = prefix + rng.choice([
-        "transformer_blocks.2.attn1.to_q.weight", "transformer_blocks.0.attn9.to_q.bias", "foo",
-        "transformer_blocks.00.attn1.to_q.bias", "transformer_blocks.-1.scale_shift_table", "pos_embed.weight",
-        "transformer_blocks.0.attn1.to_q.lora_A.weight", "transformer_blocks.0.attn1.to_out.1.weight",
-        "transformer_blocks", "proj_out.weight2", ".", "\u202e\x1b[31m", "../../../etc/passwd", "x" * 10_000, "\n\n",
-        "\ud800"])
+    name = prefix + rng.choice(
+        [
+            "transformer_blocks.2.attn1.to_q.weight",
+            "transformer_blocks.0.attn9.to_q.bias",
+            "foo",
+            "transformer_blocks.00.attn1.to_q.bias",
+            "transformer_blocks.-1.scale_shift_table",
+            "pos_embed.weight",
+            "transformer_blocks.0.attn1.to_q.lora_A.weight",
+            "transformer_blocks.0.attn1.to_out.1.weight",
+            "transformer_blocks",
+            "proj_out.weight2",
+            ".",
+            "\u202e\x1b[31m",
+            "../../../etc/passwd",
+            "x" * 10_000,
+            "\n\n",
+            "\ud800",
+        ]
+    )
     draft.tensors[name] = Entry("BF16", (3,), bytes(6))
     if draft.index is not None and rng.random() < 0.5:
         draft.index["weight_map"][name] = draft.target
@@ -821,8 +1013,11 @@ def many_extra(draft: Draft) -> Fate:
 def more_foreign(draft: Draft) -> Fate:
     """More of what is not the transformer: known groups have to be skipped, unknown ones may be refused."""
     known = draft.rng.random() < 0.7
-    group = draft.rng.choice(["vae.", "audio_vae.", "vocoder.", f"{PREFIX}audio_embeddings_connector."]
-                             if known else ["unknown.", "first_stage_model.", "", "transformerx.", "model."])
+    group = draft.rng.choice(
+        ["vae.", "audio_vae.", "vocoder.", f"{PREFIX}audio_embeddings_connector."]
+        if known
+        else ["unknown.", "first_stage_model.", "", "transformerx.", "model."]
+    )
     for i in range(draft.rng.choice([1, 1000])):
         odd = [Entry("I64", (), bytes(8)), Entry("F32", (0, 3), b""), Entry("BF16", (2,), b"\xff" * 4)]
         draft.tensors[f"{group}x{i}"] = draft.rng.choice([*odd, Entry("U8", (5,), b"hello")])
@@ -834,9 +1029,23 @@ def renamed(draft: Draft) -> Fate:
     name, rng = draft.weight(), draft.rng
     at = rng.randrange(len(name))
     prefix = PREFIX if name.startswith(PREFIX) else "transformer."
-    wrong = rng.choice([name[:at] + rng.choice("abcxyz_.0") + name[at + 1:], name[:at] + name[at + 1:], name.upper(),
-                        name + " ", name + ".", "." + name, prefix + name, name.replace("_", "."),
-                        name.replace(".", "_"), name + "\0", "", "x", name.replace("e", "\u0435")])
+    wrong = rng.choice(
+        [
+            name[:at] + rng.choice("abcxyz_.0") + name[at + 1 :],
+            name[:at] + name[at + 1 :],
+            name.upper(),
+            name + " ",
+            name + ".",
+            "." + name,
+            prefix + name,
+            name.replace("_", "."),
+            name.replace(".", "_"),
+            name + "\0",
+            "",
+            "x",
+            name.replace("e", "\u0435"),
+        ]
+    )
     if wrong == name or wrong in draft.tensors:
         wrong = name + "_"
     rename(draft, {name: wrong})
@@ -882,9 +1091,13 @@ def other_prefix(draft: Draft) -> Fate:
 def swapped_files(draft: Draft) -> Fate:
     """A good file of something else."""
     other = draft.rng.choice(["another model", "nothing", "metadata only", "only foreign tensors", "a LoRA"])
-    names = {"another model": ["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"], "nothing": [],
-             "metadata only": [], "only foreign tensors": ["vae.decoder.conv_in.conv.weight"],
-             "a LoRA": [f"diffusion_model.transformer_blocks.0.attn1.to_q.lora_{x}.weight" for x in "AB"]}[other]
+    names = {
+        "another model": ["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"],
+        "nothing": [],
+        "metadata only": [],
+        "only foreign tensors": ["vae.decoder.conv_in.conv.weight"],
+        "a LoRA": [f"diffusion_model.transformer_blocks.0.attn1.to_q.lora_{x}.weight" for x in "AB"],
+    }[other]
     draft.files = {file: {} for file in draft.files}
     draft.files[draft.target] = {name: Entry("BF16", (2, 2), bytes(8)) for name in names}
     if other == "nothing":
@@ -909,7 +1122,7 @@ def flipped_header(draft: Draft) -> Fate:
 def flipped_digits(draft: Draft) -> Fate:
     """A digit of the header becomes another one."""
     raw = bytearray(draft.bytes_of())
-    at = draft.rng.choice([m.start() for m in re.finditer(rb"\d", raw[8:8 + header_length(raw)])]) + 8
+    at = draft.rng.choice([m.start() for m in re.finditer(rb"\d", raw[8 : 8 + header_length(raw)])]) + 8
     old, raw[at] = raw[at], draft.rng.choice(string.digits.encode())
     draft.raw[draft.target] = bytes(raw)
     return judged(draft, f"digit {chr(old)} at {at} becomes {chr(raw[at])}", same_config=False)
@@ -929,12 +1142,17 @@ def spliced(draft: Draft) -> Fate:
     raw, rng = draft.bytes_of(), draft.rng
     other = Draft(base(*rng.choice(BASES)), rng, draft.root).bytes_of()
     (n, m), a, b = (header_length(raw), header_length(other)), rng.random(), rng.random()
-    head, tail, data = raw[8:8 + int(a * n)], other[8 + int(b * m):8 + m], raw[8 + n:]
-    draft.raw[draft.target] = rng.choice([
-        struct.pack("<Q", m) + other[8:8 + m] + data, struct.pack("<Q", n) + raw[8:8 + n] + other[8 + m:],
-        pack(head + tail, data), pack(head + tail, other[8 + m:]),
-        raw[:int(a * len(raw))] + other[int(a * len(other)):],
-        pack(raw[8:8 + n - 1] + b", " + other[9:8 + m], data + other[8 + m:])])
+    head, tail, data = raw[8 : 8 + int(a * n)], other[8 + int(b * m) : 8 + m], raw[8 + n :]
+    draft.raw[draft.target] = rng.choice(
+        [
+            struct.pack("<Q", m) + other[8 : 8 + m] + data,
+            struct.pack("<Q", n) + raw[8 : 8 + n] + other[8 + m :],
+            pack(head + tail, data),
+            pack(head + tail, other[8 + m :]),
+            raw[: int(a * len(raw))] + other[int(a * len(other)) :],
+            pack(raw[8 : 8 + n - 1] + b", " + other[9 : 8 + m], data + other[8 + m :]),
+        ]
+    )
     return judged(draft, f"with {len(other)} bytes of another, at {a:.3f} and {b:.3f}", same_config=False)
 
 
@@ -943,19 +1161,23 @@ def moved_chunk(draft: Draft) -> Fate:
     limit = rng.choice([8 + header_length(raw), len(raw)])
     begin, end = sorted(rng.sample(range(limit), 2))
     size = rng.choice([end - begin, min(end - begin, 16), 512])
-    chunk, where = raw[begin:begin + size], rng.randrange(len(raw))
+    chunk, where = raw[begin : begin + size], rng.randrange(len(raw))
     what = rng.choice(["deleted", "doubled", "zeroed", "moved", "random"])
-    rest = raw[:begin] + raw[begin + size:]
+    rest = raw[:begin] + raw[begin + size :]
     draft.raw[draft.target] = {
-        "deleted": rest, "doubled": raw[:begin] + chunk + raw[begin:], "zeroed": raw[:begin] + bytes(len(chunk)) +
-        raw[begin + size:], "moved": rest[:where] + chunk + rest[where:],
-        "random": raw[:begin] + rng.randbytes(len(chunk)) + raw[begin + size:]}[what]
+        "deleted": rest,
+        "doubled": raw[:begin] + chunk + raw[begin:],
+        "zeroed": raw[:begin] + bytes(len(chunk)) + raw[begin + size :],
+        "moved": rest[:where] + chunk + rest[where:],
+        "random": raw[:begin] + rng.randbytes(len(chunk)) + raw[begin + size :],
+    }[what]
     return judged(draft, f"{len(chunk)} bytes at {begin} {what}", same_config=False)
 
 
 # ---------------------------------------------------------------- kinds: other things under the name
 class Bomb:
     """Unpickling it makes a folder."""
+
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
@@ -984,11 +1206,21 @@ def pickled_config(draft: Draft) -> Fate:
 def something_else(draft: Draft) -> Fate:
     raw, rng = draft.bytes_of(), draft.rng
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 43285058242\n"
-    header, data = raw[8:8 + header_length(raw)], raw[8 + header_length(raw):]
-    things = {"an LFS pointer": pointer, "HTML": b"<!DOCTYPE html><html>404</html>" * 9, "a zip": b"PK\3\4" + raw,
-              "a PNG": b"\x89PNG\r\n\x1a\n" + raw, "gzip": gzip.compress(raw, mtime=0), "zeros": bytes(len(raw)),
-              "GGUF": b"GGUF\3\0\0\0" + bytes(16), "ones": b"\xff" * len(raw), "noise": rng.randbytes(5000),
-              "JSON": header, "the data alone": data, "big-endian": raw[:8][::-1] + raw[8:]}
+    header, data = raw[8 : 8 + header_length(raw)], raw[8 + header_length(raw) :]
+    things = {
+        "an LFS pointer": pointer,
+        "HTML": b"<!DOCTYPE html><html>404</html>" * 9,
+        "a zip": b"PK\3\4" + raw,
+        "a PNG": b"\x89PNG\r\n\x1a\n" + raw,
+        "gzip": gzip.compress(raw, mtime=0),
+        "zeros": bytes(len(raw)),
+        "GGUF": b"GGUF\3\0\0\0" + bytes(16),
+        "ones": b"\xff" * len(raw),
+        "noise": rng.randbytes(5000),
+        "JSON": header,
+        "the data alone": data,
+        "big-endian": raw[:8][::-1] + raw[8:],
+    }
     thing = rng.choice([*things])
     draft.raw[draft.target] = things[thing]
     return error(thing, draft.target)
@@ -996,8 +1228,18 @@ def something_else(draft: Draft) -> Fate:
 
 def no_file(draft: Draft) -> Fate:
     """Not a file, or none at all."""
-    what = draft.rng.choice(["absent", "a folder", "a folder with a file", "a dangling link", "a link to itself",
-                             "a link to /dev/zero", "a link to /dev/null", "a link to /dev/full"])
+    what = draft.rng.choice(
+        [
+            "absent",
+            "a folder",
+            "a folder with a file",
+            "a dangling link",
+            "a link to itself",
+            "a link to /dev/zero",
+            "a link to /dev/null",
+            "a link to /dev/full",
+        ]
+    )
     del draft.files[draft.target]
     if what.startswith("a folder"):
         (draft.folder / draft.target).mkdir(parents=True)
@@ -1010,15 +1252,44 @@ def no_file(draft: Draft) -> Fate:
 
 
 # ---------------------------------------------------------------- kinds: config
-SIZE_KEYS = ("num_layers", "num_attention_heads", "attention_head_dim", "cross_attention_dim", "in_channels",
-             "audio_num_attention_heads", "audio_attention_head_dim", "audio_cross_attention_dim", "audio_in_channels",
-             "caption_channels", "out_channels", "audio_out_channels")
-FLAG_KEYS = {DIFFUSERS: ("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod", "ff_bias",
-                         "audio_ff_bias", "use_prompt_embeddings", "use_prompt_adaln_single", "rope_double_precision",
-                         "use_keyframes_abs_pos_embedding", "perturbed_attn"),
-             LIGHTRICKS: ("apply_gated_attention", "cross_attention_adaln", "ff_bias", "audio_ff_bias",
-                          "caption_proj_before_connector", "use_prompt_adaln_single",
-                          "use_keyframes_abs_pos_embedding")}
+SIZE_KEYS = (
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "in_channels",
+    "audio_num_attention_heads",
+    "audio_attention_head_dim",
+    "audio_cross_attention_dim",
+    "audio_in_channels",
+    "caption_channels",
+    "out_channels",
+    "audio_out_channels",
+)
+FLAG_KEYS = {
+    DIFFUSERS: (
+        "gated_attn",
+        "audio_gated_attn",
+        "cross_attn_mod",
+        "audio_cross_attn_mod",
+        "ff_bias",
+        "audio_ff_bias",
+        "use_prompt_embeddings",
+        "use_prompt_adaln_single",
+        "rope_double_precision",
+        "use_keyframes_abs_pos_embedding",
+        "perturbed_attn",
+    ),
+    LIGHTRICKS: (
+        "apply_gated_attention",
+        "cross_attention_adaln",
+        "ff_bias",
+        "audio_ff_bias",
+        "caption_proj_before_connector",
+        "use_prompt_adaln_single",
+        "use_keyframes_abs_pos_embedding",
+    ),
+}
 
 
 def flags(draft: Draft) -> tuple[str, ...]:
@@ -1030,8 +1301,12 @@ def contradicting_config(draft: Draft) -> Fate:
     config, rng = draft.config, draft.rng
     key = rng.choice([*SIZE_KEYS, *flags(draft), "heads", "all"])
     if key == "heads":  # the same widths in other heads
-        config |= {"num_attention_heads": 1, "attention_head_dim": 12, "audio_num_attention_heads": 1,
-                   "audio_attention_head_dim": 8}
+        config |= {
+            "num_attention_heads": 1,
+            "attention_head_dim": 12,
+            "audio_num_attention_heads": 1,
+            "audio_attention_head_dim": 8,
+        }
     elif key == "all":
         other = Draft(base(*rng.choice([x for x in BASES if x[1] == draft.base.layout])), rng, draft.root)
         config |= other.config | {"num_layers": rng.choice([1, 2, 3, 48])}
@@ -1072,9 +1347,23 @@ def no_config(draft: Draft) -> Fate:
 
 def broken_config(draft: Draft) -> Fate:
     text, rng = dumps(draft.document), draft.rng
-    draft.document_text = rng.choice([text[:rng.randrange(1, len(text))], " ", text + "x", text + text, "{", "\0",
-                                      "\ud800", text.replace('"', "'"), text[:-1] + ",}", text.replace(":", "", 1),
-                                      nested(rng), f'{text[:-1]}, "deep": {nested(rng)}}}', "nul"])
+    draft.document_text = rng.choice(
+        [
+            text[: rng.randrange(1, len(text))],
+            " ",
+            text + "x",
+            text + text,
+            "{",
+            "\0",
+            "\ud800",
+            text.replace('"', "'"),
+            text[:-1] + ",}",
+            text.replace(":", "", 1),
+            nested(rng),
+            f'{text[:-1]}, "deep": {nested(rng)}}}',
+            "nul",
+        ]
+    )
     if draft.base.layout in FOLDERS and rng.random() < 0.3:
         draft.document_text = None
         draft.raw[CONFIG] = rng.choice([b"", b"\xff\xfe{}", rng.randbytes(500), text.encode("utf-16")])
@@ -1095,8 +1384,24 @@ def odd_config_value(draft: Draft) -> Fate:
     config, rng = draft.config, draft.rng
     if rng.random() < 0.6:
         key = rng.choice(SIZE_KEYS[:10])
-        odd: Any = rng.choice([str(config.get(key, 1)), True, None, [2], {}, 0, -1, 2.5, "", -2**63, literal("1e999"),
-                               literal("NaN"), literal(f"{config.get(key, 6)}.0"), literal("9" * 5000)])
+        odd: Any = rng.choice(
+            [
+                str(config.get(key, 1)),
+                True,
+                None,
+                [2],
+                {},
+                0,
+                -1,
+                2.5,
+                "",
+                -(2**63),
+                literal("1e999"),
+                literal("NaN"),
+                literal(f"{config.get(key, 6)}.0"),
+                literal("9" * 5000),
+            ]
+        )
     else:
         key = rng.choice([*flags(draft)[:6], "rope_type", "norm_eps", "qk_norm", "activation_fn"])
         odd = rng.choice(["maybe", 7, None, [], {}, literal("NaN"), -1, "true", "\u0000"])
@@ -1111,8 +1416,12 @@ def huge_config(draft: Draft) -> Fate:
     if key == "width":
         config |= {"attention_head_dim": 2 * n, "cross_attention_dim": 4 * n}
     elif key == "heads":
-        config |= {"num_attention_heads": n, "cross_attention_dim": 6 * n, "audio_num_attention_heads": n,
-                   "audio_cross_attention_dim": 4 * n}
+        config |= {
+            "num_attention_heads": n,
+            "cross_attention_dim": 6 * n,
+            "audio_num_attention_heads": n,
+            "audio_cross_attention_dim": 4 * n,
+        }
     else:
         config[key] = n
     if shapes_are_small(key, n, draft):
@@ -1136,9 +1445,20 @@ def unknown_key(draft: Draft) -> Fate:
 
 
 def other_class(draft: Draft) -> Fate:
-    name: Any = draft.rng.choice([
-        "LTXVideoTransformer3DModel", "UNet2DConditionModel", "AutoencoderKLLTX2Video", "Transformer3DModel", "",
-        "ltx2videotransformer3dmodel", 5, None, [], "os.system"])
+    name: Any = draft.rng.choice(
+        [
+            "LTXVideoTransformer3DModel",
+            "UNet2DConditionModel",
+            "AutoencoderKLLTX2Video",
+            "Transformer3DModel",
+            "",
+            "ltx2videotransformer3dmodel",
+            5,
+            None,
+            [],
+            "os.system",
+        ]
+    )
     draft.config["_class_name"] = name
     return error(f"_class_name is {name!r}", "_class_name")
 
@@ -1147,9 +1467,21 @@ def odd_metadata(draft: Draft) -> Fate:
     """`__metadata__` that is not a map of strings to strings."""
     header, data = draft.layout()
     metadata, rng = header["__metadata__"], draft.rng
-    header["__metadata__"] = rng.choice([[metadata], "text", 5, None, True, [], metadata | {"config": draft.document},
-                                         metadata | {"a": 1}, metadata | {"a": None}, metadata | {"a": ["b"]},
-                                         {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}])
+    header["__metadata__"] = rng.choice(
+        [
+            [metadata],
+            "text",
+            5,
+            None,
+            True,
+            [],
+            metadata | {"config": draft.document},
+            metadata | {"a": 1},
+            metadata | {"a": None},
+            metadata | {"a": ["b"]},
+            {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]},
+        ]
+    )
     draft.put(header, data)
     return error(f"__metadata__ is {str(header['__metadata__'])[:30]}", draft.target)
 
@@ -1209,20 +1541,63 @@ def odd_index(draft: Draft) -> Fate:
     """An index that is none."""
     rng, weight_map, text = draft.rng, draft.index["weight_map"], json.dumps(draft.index)
     maps: list[Any] = [None, [], 5, "x", {}, [*weight_map], [*weight_map.items()]]
-    draft.index = rng.choice(["", text[:rng.randrange(len(text))], "[]", "7", "null", "{}", '{"metadata": {}}',
-                              text + "x", nested(rng), *(json.dumps({"weight_map": value}) for value in maps),
-                              f'{{"weight_map": {nested(rng)}}}', text.replace('"', "'"), "\ud800", "NaN"])
+    draft.index = rng.choice(
+        [
+            "",
+            text[: rng.randrange(len(text))],
+            "[]",
+            "7",
+            "null",
+            "{}",
+            '{"metadata": {}}',
+            text + "x",
+            nested(rng),
+            *(json.dumps({"weight_map": value}) for value in maps),
+            f'{{"weight_map": {nested(rng)}}}',
+            text.replace('"', "'"),
+            "\ud800",
+            "NaN",
+        ]
+    )
     return error(f"index: {draft.index[:40]!r}", INDEX)
 
 
 def odd_index_value(draft: Draft) -> Fate:
     """weight_map whose values are not the names of shards."""
     name, rng = draft.weight(), draft.rng
-    odd: Any = rng.choice([
-        5, None, [], [draft.target], {"file": draft.target}, True, 1.5, "", ".", "..", "\0", "\ud800", "~", "%s",
-        "x" * 300, "x" * 5000, "x/" * 3000, CONFIG, INDEX, "absent.safetensors", draft.target.upper(), "$HOME",
-        draft.target + " ", "file://" + draft.target, "\0.safetensors", "\ud800.safetensors", ".safetensors",
-        "x" * 5000 + ".safetensors", "\n.safetensors"])
+    odd: Any = rng.choice(
+        [
+            5,
+            None,
+            [],
+            [draft.target],
+            {"file": draft.target},
+            True,
+            1.5,
+            "",
+            ".",
+            "..",
+            "\0",
+            "\ud800",
+            "~",
+            "%s",
+            "x" * 300,
+            "x" * 5000,
+            "x/" * 3000,
+            CONFIG,
+            INDEX,
+            "absent.safetensors",
+            draft.target.upper(),
+            "$HOME",
+            draft.target + " ",
+            "file://" + draft.target,
+            "\0.safetensors",
+            "\ud800.safetensors",
+            ".safetensors",
+            "x" * 5000 + ".safetensors",
+            "\n.safetensors",
+        ]
+    )
     draft.index["weight_map"][name] = odd
     shard = (odd,) if isinstance(odd, str) and odd.endswith(".safetensors") else ()
     return error(f"{name} is in {str(odd)[:40]!r}", INDEX, *about(draft, name), *shard)
@@ -1231,8 +1606,16 @@ def odd_index_value(draft: Draft) -> Fate:
 def escaping_index(draft: Draft) -> Fate:
     """weight_map that leads out of its folder, to a good shard with other values."""
     target = draft.target
-    odd = draft.rng.choice([f"../outside/{target}", str(draft.outside / target), f"sub/../../outside/{target}",
-                            f"./../outside/{target}", f"..//outside/{target}", f"link/{target}"])
+    odd = draft.rng.choice(
+        [
+            f"../outside/{target}",
+            str(draft.outside / target),
+            f"sub/../../outside/{target}",
+            f"./../outside/{target}",
+            f"..//outside/{target}",
+            f"link/{target}",
+        ]
+    )
     chosen = lead_outside(draft, odd)
     if odd.startswith("link"):
         draft.links["link"] = draft.outside
@@ -1328,8 +1711,9 @@ def odd_scale_form(draft: Draft) -> Fate:
     name, rng = scaled_weight(draft), draft.rng
     rows, columns = draft.tensors[name].shape
     scale = tensor(draft.tensors[f"{name}_scale"])
-    shape = rng.choice([(1,), (1, 1), (rows, 1), (2,), (0,), (columns,), (1, columns), (rows, columns), (), (),
-                        (rows + 1, 1)])
+    shape = rng.choice(
+        [(1,), (1, 1), (rows, 1), (2,), (0,), (columns,), (1, columns), (rows, columns), (), (), (rows + 1, 1)]
+    )
     dtype = "F32" if shape else rng.choice(["F16", "BF16", "F64", "I32", "U8", "F8_E4M3", "BOOL", "I64"])
     value = torch.full(shape, float(scale))
     if dtype in FLOATS:
@@ -1488,9 +1872,21 @@ KINDS: list[tuple[str, tuple[str, ...], Callable[[Draft], Fate]]] = [
     ("swapped scales", (FP8,), swapped_scales),
 ]
 # What concerns a config that Lightricks' files carry, and diffusers does not read from there.
-CONFIG_KINDS = {name for name, _, spoil in KINDS if spoil in (
-    contradicting_config, no_config, broken_config, config_of_other_type, odd_config_value, huge_config, unknown_key,
-    other_class)}
+CONFIG_KINDS = {
+    name
+    for name, _, spoil in KINDS
+    if spoil
+    in (
+        contradicting_config,
+        no_config,
+        broken_config,
+        config_of_other_type,
+        odd_config_value,
+        huge_config,
+        unknown_key,
+        other_class,
+    )
+}
 
 
 # ---------------------------------------------------------------- files that change while they are read
@@ -1541,22 +1937,26 @@ Loader = Callable[[Mutation], Mapping[str, Tensor]]
 @dataclass(frozen=True)
 class Report:
     """What became of a mutation. INTACT: the original's weights, from what had to be rejected."""
+
     mutation: Mutation
     outcome: str
-    error: str = ""         # its type, with the module
-    message: str = ""       # of the error; or the first difference
+    error: str = ""  # its type, with the module
+    message: str = ""  # of the error; or the first difference
     seconds: float = 0.0
     megabytes: float = 0.0  # peak above the idle process
 
     def __str__(self) -> str:
         m = self.mutation
-        return (f"{m.index} {m.kind} ({m.base}; {m.detail}): expected {m.expected}, {self.outcome}"
-                f" {self.error} {self.message[:300]!r} in {self.seconds:.2f} s, {self.megabytes:.0f} MB")
+        return (
+            f"{m.index} {m.kind} ({m.base}; {m.detail}): expected {m.expected}, {self.outcome}"
+            f" {self.error} {self.message[:300]!r} in {self.seconds:.2f} s, {self.megabytes:.0f} MB"
+        )
 
 
 @dataclass
 class Guarded:
     """Loads mutations in another process, which is started again whenever it dies, hangs or eats the memory."""
+
     loader: Loader
     directory: Path
     seed: int

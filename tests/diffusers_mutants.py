@@ -4,6 +4,7 @@
 bugs, this one gives the model the weights that such a loader would make of its own. `SHOWN_IN` names for each bug a
 conformance case in which it shows, and mutants.FIRST the taps at which it may first show.
 """
+
 import ast
 import inspect
 import textwrap
@@ -91,15 +92,19 @@ def edited(function: Any, change: Callable[[ast.AST], None]) -> Any:
 
 def weights(model: Model, change: Callable[[Tensor], Tensor]) -> list[Patch]:
     """Change the weights of all Linear layers in blocks, which are those that quantised files have in few bits."""
-    return [patch.dict(layer._parameters, weight=nn.Parameter(change(layer.weight.detach()), requires_grad=False))
-            for layer in model.transformer_blocks.modules() if isinstance(layer, nn.Linear)]
+    return [
+        patch.dict(layer._parameters, weight=nn.Parameter(change(layer.weight.detach()), requires_grad=False))
+        for layer in model.transformer_blocks.modules()
+        if isinstance(layer, nn.Linear)
+    ]
 
 
 # ---------------------------------------------------------------- noise levels
 @mutant("gate-multiplier-1", "2.3/t2v")
 def _(model: Model) -> list[Patch]:
-    return [patch.object(model, "_internal_dict", FrozenDict(
-        {**model.config, "cross_attn_timestep_scale_multiplier": 1.0}))]
+    return [
+        patch.object(model, "_internal_dict", FrozenDict({**model.config, "cross_attn_timestep_scale_multiplier": 1.0}))
+    ]
 
 
 @mutant("swapped-modality-sigma", "2.3/t2v")
@@ -121,8 +126,9 @@ def _(model: Model) -> list[Patch]:
     def last(timestep: Tensor) -> Tensor:
         return timestep.reshape(len(timestep), -1)[:, -1]
 
-    return arguments(model, lambda given: {
-        "sigma": last(given["timestep"]), "audio_sigma": last(given["audio_timestep"])})
+    return arguments(
+        model, lambda given: {"sigma": last(given["timestep"]), "audio_sigma": last(given["audio_timestep"])}
+    )
 
 
 @mutant("per-token-timestep-averaged", "2.3/i2v")
@@ -130,8 +136,10 @@ def _(model: Model) -> list[Patch]:
     def average(timestep: Tensor) -> Tensor:
         return timestep.reshape(len(timestep), -1).mean(1, keepdim=True)
 
-    return arguments(model, lambda given: {
-        "timestep": average(given["timestep"]), "audio_timestep": average(given["audio_timestep"])})
+    return arguments(
+        model,
+        lambda given: {"timestep": average(given["timestep"]), "audio_timestep": average(given["audio_timestep"])},
+    )
 
 
 # ---------------------------------------------------------------- positions
@@ -169,7 +177,7 @@ def _(model: Model) -> list[Patch]:
 def _(model: Model) -> list[Patch]:
     def shared(rope: Any) -> Patch:
         heads = rope.num_attention_heads
-        return planes(rope, lambda table, axes: table[..., :table.shape[-1] // heads].repeat(1, 1, heads))
+        return planes(rope, lambda table, axes: table[..., : table.shape[-1] // heads].repeat(1, 1, heads))
 
     return [shared(rope) for rope in ropes(model)]
 
@@ -194,6 +202,7 @@ def _(model: Model) -> list[Patch]:
 @mutant("mask-as-bool", "2.3/text-masks")
 def _(model: Model) -> list[Patch]:
     """A mask of ones and zeros is added to the logits as it is, which is what one of three dimensions is there for."""
+
     def as_it_is(given: dict[str, Any]) -> dict[str, Any]:
         dtype, names = given["hidden_states"].dtype, ("encoder_attention_mask", "audio_encoder_attention_mask")
         return {name: given[name].to(dtype)[:, None] for name in names if given.get(name) is not None}
@@ -210,14 +219,23 @@ def _(model: Model) -> list[Patch]:
 def _(model: Model) -> list[Patch]:
     """The result gets a second batch dimension, row i blended by the mask of row j; the port goes on with the first."""
     lerp = torch.lerp
-    return [patch.object(transformer_ltx2, "torch", SimpleNamespace(**vars(torch) | {
-        "lerp": lambda v, out, keep: lerp(v, out, keep.unsqueeze(1))[0]}))]
+    return [
+        patch.object(
+            transformer_ltx2,
+            "torch",
+            SimpleNamespace(**vars(torch) | {"lerp": lambda v, out, keep: lerp(v, out, keep.unsqueeze(1))[0]}),
+        )
+    ]
 
 
 @mutant("stg-wrong-block", "2.3/stg")
 def _(model: Model) -> list[Patch]:
-    return arguments(model, lambda given: {
-        "spatio_temporal_guidance_blocks": [i - 1 for i in given.get("spatio_temporal_guidance_blocks") or ()]})
+    return arguments(
+        model,
+        lambda given: {
+            "spatio_temporal_guidance_blocks": [i - 1 for i in given.get("spatio_temporal_guidance_blocks") or ()]
+        },
+    )
 
 
 @mutant("stg-without-gate", "2.3/stg-one-of-batch")
@@ -250,8 +268,11 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("gelu-erf", "2.5/t2v")
 def _(model: Model) -> list[Patch]:
-    return [patch.object(ff.net[0], "approximate", "none")
-            for block in model.transformer_blocks for ff in (block.ff, block.audio_ff)]
+    return [
+        patch.object(ff.net[0], "approximate", "none")
+        for block in model.transformer_blocks
+        for ff in (block.ff, block.audio_ff)
+    ]
 
 
 @mutant("output-norm-bf16", "2.3/t2v")
@@ -269,8 +290,14 @@ def _(model: Model) -> list[Patch]:
 @mutant("qk-norm-per-head", "2.0/t2v")
 def _(model: Model) -> list[Patch]:
     def per_head(norm: Any, heads: int) -> Patch:
-        return patch.object(norm, "forward", lambda x: norm.weight * F.rms_norm(
-            x.unflatten(-1, (heads, -1)), (x.shape[-1] // heads,), eps=norm.eps).flatten(-2))
+        return patch.object(
+            norm,
+            "forward",
+            lambda x: (
+                norm.weight
+                * F.rms_norm(x.unflatten(-1, (heads, -1)), (x.shape[-1] // heads,), eps=norm.eps).flatten(-2)
+            ),
+        )
 
     layers = [x for x in model.modules() if isinstance(x, transformer_ltx2.LTX2Attention)]
     return [per_head(norm, layer.heads) for layer in layers for norm in (layer.norm_q, layer.norm_k)]
@@ -292,8 +319,11 @@ def _(model: Model) -> list[Patch]:
     again = ast.parse("norm_hidden_states = self.audio_to_video_norm.forward(hidden_states)").body
 
     def change(tree: ast.AST) -> None:
-        second = next(x for x in ast.walk(tree) if isinstance(x, ast.If) and isinstance(x.test, ast.Name)
-                      and x.test.id == "use_v2a_cross_attention")
+        second = next(
+            x
+            for x in ast.walk(tree)
+            if isinstance(x, ast.If) and isinstance(x.test, ast.Name) and x.test.id == "use_v2a_cross_attention"
+        )
         second.body = [*again, *second.body]
 
     return [patch.object(Block, "forward", edited(Block.forward, change))]
@@ -309,11 +339,21 @@ def _(model: Model) -> list[Patch]:
 def _(model: Model) -> list[Patch]:
     """The parameters keep what they were drawn as."""
     drawn = torch.Generator().manual_seed(0)
-    return [patch.dict(layer._parameters, {name: nn.Parameter(
-        ((torch.rand(x.shape, generator=drawn) * 2 - 1) * layer.in_features ** -0.5).to(x), requires_grad=False)
-        for name, x in layer.named_parameters()})
+    return [
+        patch.dict(
+            layer._parameters,
+            {
+                name: nn.Parameter(
+                    ((torch.rand(x.shape, generator=drawn) * 2 - 1) * layer.in_features**-0.5).to(x),
+                    requires_grad=False,
+                )
+                for name, x in layer.named_parameters()
+            },
+        )
         for adaln in (model.prompt_adaln, model.audio_prompt_adaln)
-        for layer in adaln.modules() if isinstance(layer, nn.Linear)]
+        for layer in adaln.modules()
+        if isinstance(layer, nn.Linear)
+    ]
 
 
 @mutant("nvfp4-nibbles-swapped", "2.5/t2v")

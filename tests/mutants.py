@@ -4,6 +4,7 @@
 `LOADERS[name](folder, seed)` writes a small file and gives the model that is in it, and what the bug makes of it.
 `FIRST` has for each bug the taps, in any block, at which it may first show, and the hints that name it.
 """
+
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -89,8 +90,9 @@ def _(model: Model) -> list[Patch]:
     def first(timestep: Tensor) -> Tensor:
         return timestep.reshape(len(timestep), -1)[:, -1]
 
-    return arguments(model, lambda given: {
-        "sigma": first(given["timestep"]), "audio_sigma": first(given["audio_timestep"])})
+    return arguments(
+        model, lambda given: {"sigma": first(given["timestep"]), "audio_sigma": first(given["audio_timestep"])}
+    )
 
 
 @mutant("rope-float32-frequencies")
@@ -106,8 +108,13 @@ def _(model: Model) -> list[Patch]:
 @mutant("rope-axis-major")
 def _(model: Model) -> list[Patch]:
     rearrange = ltx2ref.rope.rearrange
-    return [patch.object(ltx2ref.rope, "rearrange", lambda x, pattern, **sizes: rearrange(
-        x, pattern.replace("(f p)", "(p f)"), **sizes))]
+    return [
+        patch.object(
+            ltx2ref.rope,
+            "rearrange",
+            lambda x, pattern, **sizes: rearrange(x, pattern.replace("(f p)", "(p f)"), **sizes),
+        )
+    ]
 
 
 @mutant("rope-patch-start")
@@ -135,14 +142,18 @@ def at_24_fps(coords: Tensor, fps: float) -> Tensor:
 
 @mutant("fps-dropped")
 def _(model: Model) -> list[Patch]:
-    return with_rotation(lambda coords, axes, *rest: rotation(
-        at_24_fps(coords, 25.0) if len(axes) == 3 else coords, axes, *rest))
+    return with_rotation(
+        lambda coords, axes, *rest: rotation(at_24_fps(coords, 25.0) if len(axes) == 3 else coords, axes, *rest)
+    )
 
 
 @mutant("fps-dropped-from-exchange")
 def _(model: Model) -> list[Patch]:
-    return with_rotation(lambda coords, axes, dim, *rest: rotation(
-        at_24_fps(coords, 25.0) if len(axes) == 1 and coords.shape[2] != 11 else coords, axes, dim, *rest))
+    return with_rotation(
+        lambda coords, axes, dim, *rest: rotation(
+            at_24_fps(coords, 25.0) if len(axes) == 1 and coords.shape[2] != 11 else coords, axes, dim, *rest
+        )
+    )
 
 
 @mutant("max-pos-frames")
@@ -177,8 +188,12 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("stg-wrong-block")
 def _(model: Model) -> list[Patch]:
-    return arguments(model, lambda given: {
-        "spatio_temporal_guidance_blocks": [i - 1 for i in given.get("spatio_temporal_guidance_blocks") or ()]})
+    return arguments(
+        model,
+        lambda given: {
+            "spatio_temporal_guidance_blocks": [i - 1 for i in given.get("spatio_temporal_guidance_blocks") or ()]
+        },
+    )
 
 
 @mutant("stg-without-gate")
@@ -204,8 +219,9 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("ff-bias-dropped")
 def _(model: Model) -> list[Patch]:
-    linears = [x for block in model.transformer_blocks for x in block.audio_ff.modules()
-               if isinstance(x, torch.nn.Linear)]
+    linears = [
+        x for block in model.transformer_blocks for x in block.audio_ff.modules() if isinstance(x, torch.nn.Linear)
+    ]
     return [patch.object(x, "forward", lambda y, x=x: F.linear(y, x.weight)) for x in linears]
 
 
@@ -216,6 +232,7 @@ def _(model: Model) -> list[Patch]:
 
 def norm_in_bfloat16(x: Tensor, shape: Any, weight: None, bias: None, eps: float, cudnn: bool) -> Tensor:
     """Both sums are rounded after each addition."""
+
     def mean(terms: Tensor) -> Tensor:
         total = torch.zeros_like(terms[..., :1])
         for term in terms.split(1, dim=-1):
@@ -238,8 +255,13 @@ def _(model: Model) -> list[Patch]:
 @mutant("qk-norm-per-head")
 def _(model: Model) -> list[Patch]:
     def per_head(norm: torch.nn.RMSNorm, heads: int) -> Patch:
-        return patch.object(norm, "forward", lambda x: norm.weight * F.rms_norm(
-            x.unflatten(-1, (heads, -1)), (x.shape[-1] // heads,), eps=EPS).flatten(-2))
+        return patch.object(
+            norm,
+            "forward",
+            lambda x: (
+                norm.weight * F.rms_norm(x.unflatten(-1, (heads, -1)), (x.shape[-1] // heads,), eps=EPS).flatten(-2)
+            ),
+        )
 
     layers = [x for x in model.modules() if isinstance(x, ltx2ref.attention.Attention)]
     return [per_head(norm, layer.num_heads) for layer in layers for norm in (layer.norm_q, layer.norm_k)]
@@ -279,8 +301,10 @@ def _(model: Model) -> list[Patch]:
     def average(timestep: Tensor) -> Tensor:
         return timestep.reshape(len(timestep), -1).mean(1, keepdim=True)
 
-    return arguments(model, lambda given: {
-        "timestep": average(given["timestep"]), "audio_timestep": average(given["audio_timestep"])})
+    return arguments(
+        model,
+        lambda given: {"timestep": average(given["timestep"]), "audio_timestep": average(given["audio_timestep"])},
+    )
 
 
 # ---------------------------------------------------------------- a loader's bugs
@@ -335,8 +359,11 @@ def _(folder: Path, seed: int) -> Loaded:
 # ---------------------------------------------------------------- where each shows, and the hints that name it
 GATES = ("av_cross_attn_video_a2v_gate.sinusoid", "av_cross_attn_audio_v2a_gate.sinusoid")
 TO_OUT = ("attn1.to_out", "audio_attn1.to_out")
-TABLES = tuple(f"{name}.{part}" for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
-               for part in ("cos", "sin"))
+TABLES = tuple(
+    f"{name}.{part}"
+    for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
+    for part in ("cos", "sin")
+)
 FIRST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gate-multiplier-1": (GATES, ("scaled_timestep",)),
     "swapped-modality-sigma": (("av_cross_attn_video_scale_shift.sinusoid",), ("other_noise_level",)),
@@ -384,8 +411,9 @@ def bfloat16_rotation(x: Tensor, rope: Any, layout: str) -> Tensor:
 
 def halves(self: torch.nn.Linear, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     half = x.shape[-1] // 2
-    a, b = (F.linear(x[..., part].to(dtype), self.weight[:, part].to(dtype))
-            for part in (slice(half, None), slice(half)))
+    a, b = (
+        F.linear(x[..., part].to(dtype), self.weight[:, part].to(dtype)) for part in (slice(half, None), slice(half))
+    )
     return a, b
 
 
@@ -409,10 +437,12 @@ BENIGN: dict[str, Callable[[], Any]] = {
     "flash attention": lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION),
     "rotation in the model's dtype": lambda: patch.object(ltx2ref.attention, "apply_rope", bfloat16_rotation),
     "another mask fill": lambda: patch.object(
-        ltx2ref.attention, "attention_bias", lambda mask, dtype, *_: (1 - mask.to(dtype)) * torch.finfo(dtype).min),
+        ltx2ref.attention, "attention_bias", lambda mask, dtype, *_: (1 - mask.to(dtype)) * torch.finfo(dtype).min
+    ),
     "another order of sums": lambda: patch.object(torch.nn.Linear, "forward", split_matmul),
     "rounded partial sums": lambda: patch.object(torch.nn.Linear, "forward", rounded_partial_sums),
     "a more exact GELU": lambda: patch.object(
-        ltx2ref.attention, "F", SimpleNamespace(**vars(F) | {"gelu": exact_gelu})),
+        ltx2ref.attention, "F", SimpleNamespace(**vars(F) | {"gelu": exact_gelu})
+    ),
     "nothing": nullcontext,
 }

@@ -2,6 +2,7 @@
 
 It imports neither torch nor the package, as a port in another language would not. Tensors are lists of rows.
 """
+
 import math
 import struct
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def fold(terms: Sequence[float]) -> float:
         half = len(x) // 2
         for i in range(half):
             x[i] = x[i] + x[len(x) - half + i]
-        del x[len(x) - half:]
+        del x[len(x) - half :]
     return x[0] if x else 0.0
 
 

@@ -1,4 +1,5 @@
 """What the documents and the helps show: commands, snippets, and a folder with the files that they name."""
+
 import re
 import shlex
 import sys
@@ -20,12 +21,25 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ltx2ref" / "kit" / "README.md"]
 SOURCES = [*(ROOT / "ltx2ref").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
 # Words that stand for something of one's own.
-OWN = {"PORT": "my_port:run", "PATH": "model.safetensors", "SRC": "model.safetensors", "DST": "written",
-       "REFERENCE": "reference.safetensors", "CANDIDATE": "port.safetensors", "RESULTS": "results",
-       "path/to/my_port.py:run": "my_port.py:run", "diffusers|lightricks": "diffusers", "DTYPE": "float32"}
+OWN = {
+    "PORT": "my_port:run",
+    "PATH": "model.safetensors",
+    "SRC": "model.safetensors",
+    "DST": "written",
+    "REFERENCE": "reference.safetensors",
+    "CANDIDATE": "port.safetensors",
+    "RESULTS": "results",
+    "path/to/my_port.py:run": "my_port.py:run",
+    "diffusers|lightricks": "diffusers",
+    "DTYPE": "float32",
+}
 # Commands that run elsewhere, and where.
-ELSEWHERE = {r"ltx2ref verify$": ".ci/run", r"python -m (myproject\.)?ltx2": "tests/test_vendor.py",
-             r"pip install": ".ci/run", r"mkdocs build --strict$": ".ci/run"}
+ELSEWHERE = {
+    r"ltx2ref verify$": ".ci/run",
+    r"python -m (myproject\.)?ltx2": "tests/test_vendor.py",
+    r"pip install": ".ci/run",
+    r"mkdocs build --strict$": ".ci/run",
+}
 
 
 def shown() -> dict[str, str]:
@@ -62,9 +76,14 @@ def runs_elsewhere(line: str) -> bool:
 
 def needed_by(line: str) -> list[str]:
     """The other implementations without which a command cannot run."""
-    return [module for module, pattern in (
-        ("diffusers", r"\baudit .*(PORT|my_port|diffusers|ltx-core( |$))"), ("ltx_core", r"\baudit .*ltx-core( |$)"))
-        if re.search(pattern, line)]
+    return [
+        module
+        for module, pattern in (
+            ("diffusers", r"\baudit .*(PORT|my_port|diffusers|ltx-core( |$))"),
+            ("ltx_core", r"\baudit .*ltx-core( |$)"),
+        )
+        if re.search(pattern, line)
+    ]
 
 
 def write_files(folder: Path) -> None:
@@ -93,9 +112,13 @@ def write_checkpoints(folder: Path) -> None:
     (folder / "transformer").mkdir()
     write_diffusers(folder / "transformer", state, config)
     rows, columns = state["proj_in.weight"].shape
-    save_file({"diffusion_model.patchify_proj.lora_A.weight": torch.ones(2, columns),
-               "diffusion_model.patchify_proj.lora_B.weight": torch.ones(rows, 2)},
-              folder / "distilled-lora.safetensors")
+    save_file(
+        {
+            "diffusion_model.patchify_proj.lora_A.weight": torch.ones(2, columns),
+            "diffusion_model.patchify_proj.lora_B.weight": torch.ones(rows, 2),
+        },
+        folder / "distilled-lora.safetensors",
+    )
 
 
 def small_kit() -> patch.multiple:  # type: ignore[type-arg]

@@ -15,6 +15,7 @@ connectors and the text projection. What is:
   published one.
 * Names and sizes of diffusers' shards are unknown: here as diffusers would write them, at most 10 GB each.
 """
+
 import functools
 import json
 import math
@@ -42,13 +43,22 @@ SHARD_BYTES = 10_000_000_000
 PLACEHOLDERS = {"audio_vae.placeholder": 107_000_000, "vocoder.placeholder": 257_000_000}
 # What the config.json of 2.0 leaves to the defaults of the class.
 ABSENT_2_0 = (
-    "gated_attn", "cross_attn_mod", "ff_bias", "audio_gated_attn", "audio_cross_attn_mod", "audio_ff_bias",
-    "use_prompt_embeddings", "use_prompt_adaln_single", "use_keyframes_abs_pos_embedding", "perturbed_attn",
+    "gated_attn",
+    "cross_attn_mod",
+    "ff_bias",
+    "audio_gated_attn",
+    "audio_cross_attn_mod",
+    "audio_ff_bias",
+    "use_prompt_embeddings",
+    "use_prompt_adaln_single",
+    "use_keyframes_abs_pos_embedding",
+    "perturbed_attn",
 )
 
 
 class Spec(NamedTuple):
     """A tensor, but for its numbers."""
+
     dtype: str
     shape: tuple[int, ...]
 
@@ -64,6 +74,7 @@ Chooser = Callable[[str], bool]  # of a Linear's published name without a prefix
 
 class SparseFile(NamedTuple):
     """A published file, and how to write its sparse copy."""
+
     release: str
     format: str
     repository: str
@@ -191,8 +202,9 @@ def text_projection(release: str) -> Specs:
     name = "text_embedding_projection."
     if release == "2.0":
         return linear(name + "aggregate_embed", 3840, TEXT_WIDTH, bias=False)
-    return (linear(name + "video_aggregate_embed", VIDEO, TEXT_WIDTH)
-            | linear(name + "audio_aggregate_embed", AUDIO, TEXT_WIDTH))
+    return linear(name + "video_aggregate_embed", VIDEO, TEXT_WIDTH) | linear(
+        name + "audio_aggregate_embed", AUDIO, TEXT_WIDTH
+    )
 
 
 def prefixed(specs: Specs) -> Specs:
@@ -222,26 +234,38 @@ def in_int8(module: str) -> bool:
 
 
 def fp8_scaled(module: str, weight: Spec) -> Specs:
-    return {f"{module}.weight": Spec("F8_E4M3", weight.shape), f"{module}.weight_scale": Spec("F32", ()),
-            f"{module}.input_scale": Spec("F32", ())}
+    return {
+        f"{module}.weight": Spec("F8_E4M3", weight.shape),
+        f"{module}.weight_scale": Spec("F32", ()),
+        f"{module}.input_scale": Spec("F32", ()),
+    }
 
 
 def fp8_comfy(module: str, weight: Spec) -> Specs:
-    return {f"{module}.weight": Spec("F8_E4M3", weight.shape), f"{module}.weight_scale": Spec("F32", ()),
-            f"{module}.comfy_quant": Spec("U8", (27,))}
+    return {
+        f"{module}.weight": Spec("F8_E4M3", weight.shape),
+        f"{module}.weight_scale": Spec("F32", ()),
+        f"{module}.comfy_quant": Spec("U8", (27,)),
+    }
 
 
 def int8_convrot(module: str, weight: Spec) -> Specs:
-    return {f"{module}.weight": Spec("I8", weight.shape), f"{module}.weight_scale": Spec("F32", (weight.shape[0], 1)),
-            f"{module}.comfy_quant": Spec("U8", (72,))}
+    return {
+        f"{module}.weight": Spec("I8", weight.shape),
+        f"{module}.weight_scale": Spec("F32", (weight.shape[0], 1)),
+        f"{module}.comfy_quant": Spec("U8", (72,)),
+    }
 
 
 def nvfp4(module: str, weight: Spec) -> Specs:
     """All widths fill the 128 x 4 tiles of the scales."""
     out, width = weight.shape
-    return {f"{module}.weight": Spec("U8", (out, width // 2)),
-            f"{module}.weight_scale": Spec("F8_E4M3", (out, width // 16)),
-            f"{module}.weight_scale_2": Spec("F32", ()), f"{module}.input_scale": Spec("F32", ())}
+    return {
+        f"{module}.weight": Spec("U8", (out, width // 2)),
+        f"{module}.weight_scale": Spec("F8_E4M3", (out, width // 16)),
+        f"{module}.weight_scale_2": Spec("F32", ()),
+        f"{module}.input_scale": Spec("F32", ()),
+    }
 
 
 def layers_of(specs: Specs) -> list[str]:
@@ -313,46 +337,125 @@ def without(blocks: Iterable[int], gates: bool = False) -> Chooser:
 
 FILES: dict[str, SparseFile] = {
     "2.0-bf16": SparseFile(
-        "2.0", "bf16", "Lightricks/LTX-2", "ltx-2-19b-dev.safetensors",
-        lambda: single_file("2.0", 43_285_058_242), 3572, None, 43_285_058_242),
+        "2.0",
+        "bf16",
+        "Lightricks/LTX-2",
+        "ltx-2-19b-dev.safetensors",
+        lambda: single_file("2.0", 43_285_058_242),
+        3572,
+        None,
+        43_285_058_242,
+    ),
     "2.0-fp8": SparseFile(
-        "2.0", "fp8 scaled", "Lightricks/LTX-2", "ltx-2-19b-dev-fp8.safetensors",
-        lambda: single_file("2.0", 27_078_716_018, without((0, 1, 2, 45, 46, 47))), 5924, None, 27_078_716_018),
+        "2.0",
+        "fp8 scaled",
+        "Lightricks/LTX-2",
+        "ltx-2-19b-dev-fp8.safetensors",
+        lambda: single_file("2.0", 27_078_716_018, without((0, 1, 2, 45, 46, 47))),
+        5924,
+        None,
+        27_078_716_018,
+    ),
     "2.0-diffusers": SparseFile(
-        "2.0", "bf16", "Lightricks/LTX-2", "transformer", lambda: sharded("2.0"), 3510, 3510, None),
+        "2.0", "bf16", "Lightricks/LTX-2", "transformer", lambda: sharded("2.0"), 3510, 3510, None
+    ),
     "2.3-bf16": SparseFile(
-        "2.3", "bf16", "Lightricks/LTX-2.3", "ltx-2.3-22b-dev.safetensors",
-        lambda: single_file("2.3", 46_149_344_974), 4451, 5947, 46_149_344_974),
+        "2.3",
+        "bf16",
+        "Lightricks/LTX-2.3",
+        "ltx-2.3-22b-dev.safetensors",
+        lambda: single_file("2.3", 46_149_344_974),
+        4451,
+        5947,
+        46_149_344_974,
+    ),
     "2.3-dev-fp8": SparseFile(
-        "2.3", "fp8 scaled", "Lightricks/LTX-2.3-fp8", "ltx-2.3-22b-dev-fp8.safetensors",
-        lambda: single_file("2.3", 29_145_431_166, without((0, 1, 46, 47), gates=True)), 7443, 8939, 29_145_431_166),
+        "2.3",
+        "fp8 scaled",
+        "Lightricks/LTX-2.3-fp8",
+        "ltx-2.3-22b-dev-fp8.safetensors",
+        lambda: single_file("2.3", 29_145_431_166, without((0, 1, 46, 47), gates=True)),
+        7443,
+        8939,
+        29_145_431_166,
+    ),
     "2.3-distilled-fp8": SparseFile(
-        "2.3", "fp8 scaled", "Lightricks/LTX-2.3-fp8", "ltx-2.3-22b-distilled-fp8.safetensors",
-        lambda: single_file("2.3", 29_531_884_062, without((0, 1, 2, 3, 47), gates=True)), 7375, 8871, 29_531_884_062),
+        "2.3",
+        "fp8 scaled",
+        "Lightricks/LTX-2.3-fp8",
+        "ltx-2.3-22b-distilled-fp8.safetensors",
+        lambda: single_file("2.3", 29_531_884_062, without((0, 1, 2, 3, 47), gates=True)),
+        7375,
+        8871,
+        29_531_884_062,
+    ),
     "2.3-kijai-fp8": SparseFile(
-        "2.3", "fp8 comfy", "Kijai/LTX2.3_comfy",
+        "2.3",
+        "fp8 comfy",
+        "Kijai/LTX2.3_comfy",
         "diffusion_models/ltx-2.3-22b-distilled-1.1_transformer_only_fp8_scaled.safetensors",
-        lambda: (kijai(), writers.lightricks_metadata(LTX_2_3)), 6594, None, 25_226_571_988),
+        lambda: (kijai(), writers.lightricks_metadata(LTX_2_3)),
+        6594,
+        None,
+        25_226_571_988,
+    ),
     "2.3-diffusers": SparseFile(
-        "2.3", "bf16", "diffusers/LTX-2.3-Diffusers", "transformer", lambda: sharded("2.3"), 4186, 4186, None),
+        "2.3", "bf16", "diffusers/LTX-2.3-Diffusers", "transformer", lambda: sharded("2.3"), 4186, 4186, None
+    ),
     "2.5-bf16": SparseFile(
-        "2.5", "bf16", "Lightricks/LTX-2.5", "diffusion_models/ltx-2.5-22b-dev-transformer-bf16.safetensors",
-        lambda: (split(), metadata_2_5()), 4349, 4349, 42_018_190_584),
+        "2.5",
+        "bf16",
+        "Lightricks/LTX-2.5",
+        "diffusion_models/ltx-2.5-22b-dev-transformer-bf16.safetensors",
+        lambda: (split(), metadata_2_5()),
+        4349,
+        4349,
+        42_018_190_584,
+    ),
     "2.5-int8": SparseFile(
-        "2.5", "int8 convrot", "Lightricks/LTX-2.5",
+        "2.5",
+        "int8 convrot",
+        "Lightricks/LTX-2.5",
         "diffusion_models/ltx-2.5-22b-dev-transformer-comfy-int8-convrot.safetensors",
-        lambda: (split(in_int8, int8_convrot), metadata_2_5()), 7229, 7229, 21_504_034_224),
+        lambda: (split(in_int8, int8_convrot), metadata_2_5()),
+        7229,
+        7229,
+        21_504_034_224,
+    ),
     "2.5-nvfp4": SparseFile(
-        "2.5", "nvfp4", "Lightricks/LTX-2.5", "diffusion_models/ltx-2.5-22b-distilled-transformer-nvfp4.safetensors",
-        lambda: nvfp4_2_5(newer=True), 7877, 7877, 18_721_548_408),
+        "2.5",
+        "nvfp4",
+        "Lightricks/LTX-2.5",
+        "diffusion_models/ltx-2.5-22b-distilled-transformer-nvfp4.safetensors",
+        lambda: nvfp4_2_5(newer=True),
+        7877,
+        7877,
+        18_721_548_408,
+    ),
     "2.5-nvfp4-superseded": SparseFile(
-        "2.5", "nvfp4", "Lightricks/LTX-2.5", "diffusion_models/ltx-2.5-22b-distilled-transformer-nvfp4.safetensors",
-        lambda: nvfp4_2_5(newer=False), 7876, 7876, 18_721_432_024, "8a4ff96f"),
+        "2.5",
+        "nvfp4",
+        "Lightricks/LTX-2.5",
+        "diffusion_models/ltx-2.5-22b-distilled-transformer-nvfp4.safetensors",
+        lambda: nvfp4_2_5(newer=False),
+        7876,
+        7876,
+        18_721_432_024,
+        "8a4ff96f",
+    ),
     "2.5-vonkaiser-fp8": SparseFile(
-        "2.5", "fp8 vonkaiser", "vonkaiser/LTX-2.5-FP8-NVFP4", "ltx-2.5-22b-distilled-fp8.safetensors",
-        lambda: (vonkaiser(), None), 6124, 6124, 21_025_119_068),
+        "2.5",
+        "fp8 vonkaiser",
+        "vonkaiser/LTX-2.5-FP8-NVFP4",
+        "ltx-2.5-22b-distilled-fp8.safetensors",
+        lambda: (vonkaiser(), None),
+        6124,
+        6124,
+        21_025_119_068,
+    ),
     "2.5-diffusers": SparseFile(
-        "2.5", "bf16", "Lightricks/LTX-2.5-Diffusers", "transformer", lambda: sharded("2.5"), 4091, 4091, None),
+        "2.5", "bf16", "Lightricks/LTX-2.5-Diffusers", "transformer", lambda: sharded("2.5"), 4091, 4091, None
+    ),
 }
 
 

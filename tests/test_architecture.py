@@ -1,7 +1,8 @@
 """The architecture stays readable: its size, the length of its functions, and imports that flow one way.
 
-    pytest tests/test_architecture.py
+pytest tests/test_architecture.py
 """
+
 import ast
 import re
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Exact arithmetic: repeated in plain Python; the same in every mode and layout and with all threads; or an error.
 
-    pytest tests/test_arithmetic.py
+pytest tests/test_arithmetic.py
 """
+
 import hashlib
 import math
 import struct
@@ -62,8 +63,10 @@ def test_attention_is_one_rounding_and_divides_before_it_sums(keys: int, dtype: 
     mask = draw(4, keys, seed=7).to(DTYPES[dtype])
     mask[1] = -math.inf  # nothing to attend to
     mask[2] = torch.finfo(DTYPES[dtype]).min  # everything masked alike: a plain mean
-    expected = [plain.attention(a, numbers(k[0, 0]), numbers(v[0, 0]), m, dtype)
-                for a, m in zip(numbers(q[0, 0]), numbers(mask), strict=True)]
+    expected = [
+        plain.attention(a, numbers(k[0, 0]), numbers(v[0, 0]), m, dtype)
+        for a, m in zip(numbers(q[0, 0]), numbers(mask), strict=True)
+    ]
     assert numbers(exactly(F.scaled_dot_product_attention, q, k, v, attn_mask=mask)[0, 0]) == expected
     assert expected[1] == [0.0] * 10
 
@@ -93,14 +96,16 @@ def test_scalars_are_never_rounded_and_alpha_and_value_are_factors_of_their_own(
     assert numbers(exactly(lambda: x * 0.1)) == [plain.float32(a * 0.1) for a, _ in pairs]
     assert numbers(exactly(lambda: torch.add(x, y, alpha=0.3))) == [plain.float32(a + 0.3 * b) for a, b in pairs]
     assert numbers(exactly(lambda: torch.addcmul(x, y, y, value=0.7))) == [
-        plain.float32(a + 0.7 * (b * b)) for a, b in pairs]
+        plain.float32(a + 0.7 * (b * b)) for a, b in pairs
+    ]
     assert numbers(exactly(lambda: torch.lerp(x, y, 0.3))) == [plain.float32(a + 0.3 * (b - a)) for a, b in pairs]
 
 
 def test_factories_compute_too() -> None:
     assert numbers(exactly(lambda: torch.linspace(0, 1, 22))) == [plain.float32(x) for x in plain.linspace(0, 1, 22)]
     assert numbers(exactly(lambda: torch.arange(128) / 128 * 0.1)) == [
-        plain.float32(plain.float32(i / 128) * 0.1) for i in range(128)]
+        plain.float32(plain.float32(i / 128) * 0.1) for i in range(128)
+    ]
     assert numbers(exactly(lambda: torch.arange(0, 1, 0.1))) == [plain.float32(0 + 0.1 * i) for i in range(10)]
 
 
@@ -121,7 +126,8 @@ def test_sums_over_several_dimensions_are_one_fold() -> None:
     x = draw(3, 4, 5)
     assert exactly(lambda: x.sum()).item() == plain.float32(plain.fold(numbers(x.flatten())))
     assert numbers(exactly(lambda: x.mean((0, 2)))) == [
-        plain.float32(plain.fold(numbers(x[:, i].flatten())) / 15) for i in range(4)]
+        plain.float32(plain.fold(numbers(x[:, i].flatten())) / 15) for i in range(4)
+    ]
     assert exactly(lambda: x.sum((0, 2), keepdim=True)).shape == (1, 4, 1)
     assert exactly(lambda: torch.zeros(0, 3).sum(0)).tolist() == [0.0, 0.0, 0.0]
 
@@ -167,8 +173,11 @@ def test_mode_layout_and_threads_change_no_bit_of_any_tap(release: str, dtype: s
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "expanded"])
 def test_a_linear_layer_rounds_once_in_every_layout_and_mode(layout: str, mode: Any) -> None:
     layer = nn.Linear(28, 20)
-    x = {"contiguous": draw(2, 5, 28), "transposed": draw(5, 2, 28).transpose(0, 1),
-         "expanded": draw(1, 1, 28).expand(2, 5, 28)}[layout]
+    x = {
+        "contiguous": draw(2, 5, 28),
+        "transposed": draw(5, 2, 28).transpose(0, 1),
+        "expanded": draw(1, 1, 28).expand(2, 5, 28),
+    }[layout]
     with mode(), ltx2ref.exact():
         found = layer(x)
     flat = numbers(x.reshape(-1, 28))
@@ -199,9 +208,17 @@ def test_in_place_and_out_variants_have_the_bits_of_the_others() -> None:
 
 def test_strides_dtypes_and_integers_are_those_of_torch() -> None:
     q, w = draw(2, 5, 3, 8).transpose(1, 2), draw(4, 8)
-    for function in (lambda: F.scaled_dot_product_attention(q, q, q), lambda: q * 2, lambda: q.softmax(-1),
-                     lambda: torch.arange(7) // 2, lambda: torch.arange(7) / 2, lambda: q.to(torch.bfloat16) + q,
-                     lambda: F.rms_norm(q, (8,)), lambda: F.linear(q, w), lambda: q > 0):
+    for function in (
+        lambda: F.scaled_dot_product_attention(q, q, q),
+        lambda: q * 2,
+        lambda: q.softmax(-1),
+        lambda: torch.arange(7) // 2,
+        lambda: torch.arange(7) / 2,
+        lambda: q.to(torch.bfloat16) + q,
+        lambda: F.rms_norm(q, (8,)),
+        lambda: F.linear(q, w),
+        lambda: q > 0,
+    ):
         exact, native = exactly(function), function()
         assert (exact.shape, exact.dtype, exact.stride()) == (native.shape, native.dtype, native.stride())
     assert torch.equal(exactly(lambda: torch.arange(7) // 2), torch.arange(7) // 2)
@@ -218,28 +235,32 @@ def double(x: Tensor) -> Tensor:
     return x * 2
 
 
-@pytest.mark.parametrize(("function", "message"), [
-    (lambda x: torch.fft.fft(x), r"does not define the operation aten\._fft_r2c"),
-    (lambda x: F.conv1d(x[None], x[None]), r"does not define the operation aten\.convolution"),
-    (lambda x: x.cumsum(0), r"aten\.cumsum"),
-    (lambda x: torch.randn(3), r"aten\.randn"),
-    (lambda x: F.dropout(x), r"aten\.(bernoulli_|native_dropout|dropout)"),
-    (lambda x: x.index_put((torch.tensor([0]),), x[:1], accumulate=True), r"aten\.index_put"),
-    (lambda x: x.scatter_reduce(0, torch.zeros(4, 4, dtype=torch.long), x, "sum"), r"aten\.scatter_reduce"),
-    (lambda x: torch.view_as_complex(x.view(-1, 2)) * 2, r"aten\.mul\.Tensor of torch\.complex64"),
-    (lambda x: torch.div(x, 2, rounding_mode="floor"), "rounding_mode='floor'"),
-    (lambda x: torch.linalg.vector_norm(x, 3), "order 3"),
-    (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "dropout_p=0, got 0.5"),
-    (lambda x: double(x), r"custom operator ltx2ref_tests\.double"),
-    (lambda x: torch.randperm(4), r"aten\.randperm.*: make models and inputs before exact\(\)"),
-    (lambda x: torch.complex(x, x).abs(), r"of complex numbers"),
-    (lambda x: x.to(torch.float8_e4m3fn), r"aten\._to_copy"),
-    (lambda x: torch.add(x, x, out=torch.empty(4, 4, dtype=torch.float64)), "out= of another dtype"),
-    (lambda x: x.view(torch.int32).numpy(), r"outside of torch: Tensor\.numpy\(\)"),
-    (lambda x: x.numpy(), r"outside of torch: Tensor\.numpy\(\)"),
-    (lambda x: x.__dlpack__(), r"outside of torch: Tensor\.__dlpack__\(\)"),
-    (lambda x: x.data_ptr(), r"outside of torch: Tensor\.data_ptr\(\)"),
-], ids=lambda x: "" if callable(x) else x)
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: torch.fft.fft(x), r"does not define the operation aten\._fft_r2c"),
+        (lambda x: F.conv1d(x[None], x[None]), r"does not define the operation aten\.convolution"),
+        (lambda x: x.cumsum(0), r"aten\.cumsum"),
+        (lambda x: torch.randn(3), r"aten\.randn"),
+        (lambda x: F.dropout(x), r"aten\.(bernoulli_|native_dropout|dropout)"),
+        (lambda x: x.index_put((torch.tensor([0]),), x[:1], accumulate=True), r"aten\.index_put"),
+        (lambda x: x.scatter_reduce(0, torch.zeros(4, 4, dtype=torch.long), x, "sum"), r"aten\.scatter_reduce"),
+        (lambda x: torch.view_as_complex(x.view(-1, 2)) * 2, r"aten\.mul\.Tensor of torch\.complex64"),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "rounding_mode='floor'"),
+        (lambda x: torch.linalg.vector_norm(x, 3), "order 3"),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "dropout_p=0, got 0.5"),
+        (lambda x: double(x), r"custom operator ltx2ref_tests\.double"),
+        (lambda x: torch.randperm(4), r"aten\.randperm.*: make models and inputs before exact\(\)"),
+        (lambda x: torch.complex(x, x).abs(), r"of complex numbers"),
+        (lambda x: x.to(torch.float8_e4m3fn), r"aten\._to_copy"),
+        (lambda x: torch.add(x, x, out=torch.empty(4, 4, dtype=torch.float64)), "out= of another dtype"),
+        (lambda x: x.view(torch.int32).numpy(), r"outside of torch: Tensor\.numpy\(\)"),
+        (lambda x: x.numpy(), r"outside of torch: Tensor\.numpy\(\)"),
+        (lambda x: x.__dlpack__(), r"outside of torch: Tensor\.__dlpack__\(\)"),
+        (lambda x: x.data_ptr(), r"outside of torch: Tensor\.data_ptr\(\)"),
+    ],
+    ids=lambda x: "" if callable(x) else x,
+)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_what_the_definition_lacks_or_cannot_see_is_an_error_that_names_it(
     function: Callable[[Tensor], Any], message: str, mode: Any
@@ -290,9 +311,12 @@ def test_what_torch_takes_apart_has_the_same_bits_in_every_mode(name: str) -> No
     x, w, b, attention = draw(5, 2, 28).transpose(0, 1), draw(20, 28), draw(20), nn.MultiheadAttention(28, 4)
     scripted = torch.jit.trace(lambda y: F.linear(y, w, b), x)
     functions: dict[str, Callable[[], Tensor]] = {
-        "attention module": lambda: attention(x, x, x, need_weights=False)[0], "scripted": lambda: scripted(x),
-        "operator": lambda: torch.ops.aten.linear.default(x, w, b), "variance": lambda: x.var(unbiased=False),
-        "vector product": lambda: w @ x[0, 0]}
+        "attention module": lambda: attention(x, x, x, need_weights=False)[0],
+        "scripted": lambda: scripted(x),
+        "operator": lambda: torch.ops.aten.linear.default(x, w, b),
+        "variance": lambda: x.var(unbiased=False),
+        "vector product": lambda: w @ x[0, 0],
+    }
     found = []
     for mode in (torch.no_grad, torch.enable_grad, torch.inference_mode):
         with mode(), ltx2ref.exact():
@@ -307,8 +331,12 @@ def test_what_torch_takes_apart_has_the_same_bits_in_every_mode(name: str) -> No
 
 def test_a_zero_that_is_a_maximum_is_positive_in_every_layout() -> None:
     x = torch.cat([torch.zeros(1), -torch.zeros(63)]).repeat(2, 1)
-    for function in (lambda y: y.amax(1), lambda y: y.max(1).values, lambda y: torch.maximum(y, -y),
-                     lambda y: y.clamp(max=torch.zeros(64))):
+    for function in (
+        lambda y: y.amax(1),
+        lambda y: y.max(1).values,
+        lambda y: torch.maximum(y, -y),
+        lambda y: y.clamp(max=torch.zeros(64)),
+    ):
         for layout in (x, x.t().contiguous().t(), x[:, :5]):
             if layout.shape[1] == 64 or function(x).ndim == 1:
                 assert not exactly(function, layout).signbit().any()
@@ -356,9 +384,11 @@ class Coarser(arithmetic.Arithmetic):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("machine", "same"), [
-    (arithmetic.EXACT, True), (arithmetic.Nudged(1), True), (Coarser(), False),
-], ids=["itself", "other functions", "coarser"])
+@pytest.mark.parametrize(
+    ("machine", "same"),
+    [(arithmetic.EXACT, True), (arithmetic.Nudged(1), True), (Coarser(), False)],
+    ids=["itself", "other functions", "coarser"],
+)
 def test_digests_see_another_rounding_and_not_another_library(machine: arithmetic.Arithmetic, same: bool) -> None:
     model = random_model(tiny_config("2.3"))
     inputs = random_inputs(model.config)

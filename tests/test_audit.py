@@ -1,7 +1,8 @@
 """The audit names the first wrong tap of each bug, calls rounding rounding, and says so in one line and one number.
 
-    pytest tests/test_audit.py
+pytest tests/test_audit.py
 """
+
 import json
 import math
 import re
@@ -54,12 +55,19 @@ GATES = ("av_cross_attn_video_a2v_gate.sinusoid", "av_cross_attn_audio_v2a_gate.
 SCALE_SHIFTS = ("av_cross_attn_video_scale_shift.sinusoid", "av_cross_attn_audio_scale_shift.sinusoid")
 ROPE = ("rope.cos", "rope.sin")
 CROSS_ROPE = ("cross_attn_rope.cos", "cross_attn_rope.sin")
-ALL_ROPES = tuple(f"{name}.{part}" for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
-                  for part in ("cos", "sin"))
-EXCHANGE = tuple(f"{name}.{part}" for name in ("audio_to_video_attn", "video_to_audio_attn")
-                 for part in ("input", "context"))
-NORMS = tuple(f"{name}.norm_{part}" for name in (
-    "attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn") for part in "qk")
+ALL_ROPES = tuple(
+    f"{name}.{part}"
+    for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
+    for part in ("cos", "sin")
+)
+EXCHANGE = tuple(
+    f"{name}.{part}" for name in ("audio_to_video_attn", "video_to_audio_attn") for part in ("input", "context")
+)
+NORMS = tuple(
+    f"{name}.norm_{part}"
+    for name in ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+    for part in "qk"
+)
 BLOCK = "transformer_blocks.0."
 # bug: a case that shows it; where it first shows; every tap (in any block) at which it is made, not passed on
 SHOWN_BY: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -68,7 +76,10 @@ SHOWN_BY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "unscaled-gate-timestep": ("2.3/t2v", "av_cross_attn_video_a2v_gate.sinusoid", GATES),
     "sigma-ignored": ("2.3/i2v", "prompt_adaln.sinusoid", ("prompt_adaln.sinusoid", "audio_prompt_adaln.sinusoid")),
     "rope-float32-frequencies": (  # sines of small angles survive it
-        "2.0/121-frames", "rope.cos", (*ROPE, "audio_rope.cos", "cross_attn_rope.cos", "cross_attn_audio_rope.cos")),
+        "2.0/121-frames",
+        "rope.cos",
+        (*ROPE, "audio_rope.cos", "cross_attn_rope.cos", "cross_attn_audio_rope.cos"),
+    ),
     "rope-bf16-positions": ("2.0/121-frames", "rope.cos", ALL_ROPES),
     "rope-axis-major": ("2.0/121-frames", "rope.cos", ROPE),
     "rope-patch-start": ("2.0/121-frames", "rope.cos", ALL_ROPES),
@@ -91,8 +102,10 @@ SHOWN_BY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "a2v-v2a-swapped": ("2.3/t2v", f"{BLOCK}audio_to_video_attn.input", EXCHANGE),
     "sequential-exchange": ("2.3/t2v", f"{BLOCK}video_to_audio_attn.context", ("video_to_audio_attn.context",)),
     "per-token-timestep-averaged": (
-        "2.3/i2v", "time_embed.sinusoid",
-        ("time_embed.sinusoid", "audio_time_embed.sinusoid", *SCALE_SHIFTS, *GATES)),
+        "2.3/i2v",
+        "time_embed.sinusoid",
+        ("time_embed.sinusoid", "audio_time_embed.sinusoid", *SCALE_SHIFTS, *GATES),
+    ),
 }
 BELOW_ROUNDING = {("gelu-erf", "bfloat16"), ("output-norm-bf16", "bfloat16")}  # smaller than bfloat16's own
 
@@ -162,8 +175,9 @@ def test_a_porting_bug_is_found_where_it_is_made_and_told_from_what_only_passes_
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_sketches_name_the_same_first_divergence_as_tensors(mutant: str, dtype: str) -> None:
     run = reference(SHOWN_BY[mutant][0], dtype)
-    ours, theirs, true = ({name: sketch(x) for name, x in taps.items()}
-                          for taps in (run.taps, mutated(mutant, dtype), run.truth))
+    ours, theirs, true = (
+        {name: sketch(x) for name, x in taps.items()} for taps in (run.taps, mutated(mutant, dtype), run.truth)
+    )
     report = compare(ours, theirs, true)
     expected = ROUNDING if (mutant, dtype) in BELOW_ROUNDING else DIVERGED
     assert (report.verdict, report.first) == (expected, SHOWN_BY[mutant][1])
@@ -199,8 +213,7 @@ def test_ltx_core_is_found_to_condition_the_exchange_on_the_other_stream(case_id
     assert (report.verdict, report.first) == (DIVERGED, CONDITIONING)
     assert report.sentence.startswith(f"first divergence at {CONDITIONING} (diverged), looks like")
     assert "everything before it is identical" in report.sentence
-    assert report.hints[0] == (
-        "another convention, identical to your candidate after switching `exchange` to 'other'")
+    assert report.hints[0] == ("another convention, identical to your candidate after switching `exchange` to 'other'")
     assert "audio_sigma" in report.hints[1] or "audio" in report.hints[1]
 
 
@@ -209,8 +222,10 @@ def test_ltx_core_is_found_to_condition_the_exchange_on_the_other_stream(case_id
 def test_ltx_core_only_rounds_its_rotation_in_bfloat16() -> None:
     report = audit(candidate_named("ltx-core"), BY_ID["2.3/cross-timestep"], torch.bfloat16, CPU)
     assert (report.verdict, report.first) == (ROUNDING, "rope.cos")
-    assert report.sentence.startswith("first divergence at rope.cos (rounding), looks like another convention, "
-                                      "identical to your candidate after switching `rotation_dtype` to 'model'")
+    assert report.sentence.startswith(
+        "first divergence at rope.cos (rounding), looks like another convention, "
+        "identical to your candidate after switching `rotation_dtype` to 'model'"
+    )
 
 
 @pytest.mark.slow
@@ -235,8 +250,9 @@ def test_all_conventions_of_ltx_core_are_named_together() -> None:
 def test_conventions_are_implementations(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "--case", "2.5/*", capsys=capsys)
     assert code == 1 and out.count("identical to your candidate after switching `exchange` to 'other_gate'") == 5
-    code, out, _ = command("audit", "ltx2ref:ltx-core-2026-08", "ltx2ref:ltx-core-2026-08", "--case", "2.5/t2v",
-                           capsys=capsys)
+    code, out, _ = command(
+        "audit", "ltx2ref:ltx-core-2026-08", "ltx2ref:ltx-core-2026-08", "--case", "2.5/t2v", capsys=capsys
+    )
     assert code == 0 and "identical at every tap" in out
 
 
@@ -263,9 +279,13 @@ def test_a_bug_is_not_taken_for_a_convention() -> None:
 BOTH = ("float32", "bfloat16")
 # benign change: a case that has it, and the dtypes in which it is one
 BENIGN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "math attention": ("2.3/text-masks", BOTH), "flash attention": ("2.3/t2v", BOTH),
-    "rotation in the model's dtype": ("2.3/121-frames", BOTH), "another mask fill": ("2.3/text-masks", BOTH),
-    "another order of sums": ("2.3/t2v", BOTH), "a more exact GELU": ("2.5/t2v", BOTH), "nothing": ("2.3/t2v", BOTH),
+    "math attention": ("2.3/text-masks", BOTH),
+    "flash attention": ("2.3/t2v", BOTH),
+    "rotation in the model's dtype": ("2.3/121-frames", BOTH),
+    "another mask fill": ("2.3/text-masks", BOTH),
+    "another order of sums": ("2.3/t2v", BOTH),
+    "a more exact GELU": ("2.5/t2v", BOTH),
+    "nothing": ("2.3/t2v", BOTH),
 }
 
 
@@ -317,8 +337,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def only(reference: Tensor, candidate: Tensor | None, true: Tensor | None = None) -> TapRow:
-    (row,) = compare({"x": reference}, {} if candidate is None else {"x": candidate},
-                     None if true is None else {"x": true}).rows
+    (row,) = compare(
+        {"x": reference}, {} if candidate is None else {"x": candidate}, None if true is None else {"x": true}
+    ).rows
     return row
 
 
@@ -358,8 +379,10 @@ def test_what_is_not_finite_never_passes(strange: float) -> None:
 def test_the_budget_is_what_the_reference_itself_loses_and_half_of_it_again() -> None:
     true = random(20, 50)
     reference, candidate = true.bfloat16(), (true * (1 + 2.0**-9)).bfloat16()
+
     def error(x: Tensor) -> float:
         return float(np.linalg.norm(x.double().numpy() - true.numpy()) / np.linalg.norm(true.numpy()))
+
     row = only(reference, candidate, true)
     assert row.error == pytest.approx(error(candidate)) and row.reference_error == pytest.approx(error(reference))
     assert row.budget == pytest.approx(error(candidate) / (1.5 * error(reference) + 4 * 2.0**-23))
@@ -375,7 +398,7 @@ def test_a_reference_has_no_budget_for_a_coarser_dtype() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_ulps_count_the_numbers_between(dtype: torch.dtype) -> None:
-    every = torch.arange(-2**15, 2**15).to(torch.int16).view(dtype)
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     place = {x: i for i, x in enumerate(sorted(set(every[every.isfinite()].tolist())))}
     a, b = random(500).to(dtype), (random(500) + 0.1 * random(500, seed=1)).to(dtype)
     steps = sorted(abs(place[x] - place[y]) for x, y in zip(a.tolist(), b.tolist(), strict=True))
@@ -430,8 +453,12 @@ def test_assert_parity_passes_for_diffusers_as_a_module_and_as_a_function_of_eit
     assert assert_parity(run.model, model, run.inputs).verdict == IDENTICAL
     assert assert_parity(run.model, lambda **_: run.taps, run.inputs).verdict == IDENTICAL
     renamed = {f"port.{name}": x for name, x in run.taps.items()}
-    assert assert_parity(run.model, lambda **_: renamed, run.inputs,
-                         {name: name.removeprefix("port.") for name in renamed}).verdict == IDENTICAL
+    assert (
+        assert_parity(
+            run.model, lambda **_: renamed, run.inputs, {name: name.removeprefix("port.") for name in renamed}
+        ).verdict
+        == IDENTICAL
+    )
     report = assert_parity(run.model, outputs, run.inputs)
     assert report.sentence == "identical at all of 2 taps; 228 of 230 taps are missing from the candidate"
 
@@ -450,8 +477,7 @@ def test_assert_parity_begins_with_the_first_divergence() -> None:
     run = reference("2.3/i2v", "float32")
     model = port(run)
     layer = model.transformer_blocks[1].audio_ff.net[0].proj
-    with (patch.object(layer, "forward", lambda x: F.linear(x, layer.weight)),
-          pytest.raises(AssertionError) as failure):
+    with patch.object(layer, "forward", lambda x: F.linear(x, layer.weight)), pytest.raises(AssertionError) as failure:
         assert_parity(run.model, model, run.inputs)
     said = str(failure.value)
     assert said.startswith("first divergence at transformer_blocks.1.audio_ff.proj (diverged), looks like")
@@ -489,8 +515,9 @@ def test_audit_says_identical_and_exits_0(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.slow
 def test_audit_names_the_bug_writes_a_page_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "report.html"
-    code, said, _ = command("audit", f"{__name__}:taps_with_a_bug", "--case", "2.3/t2v", "--html", str(page),
-                            capsys=capsys)
+    code, said, _ = command(
+        "audit", f"{__name__}:taps_with_a_bug", "--case", "2.3/t2v", "--html", str(page), capsys=capsys
+    )
     assert code == 1 and said.startswith(f"2.3/t2v: diverged: first divergence at {BLOCK}attn1.to_out (diverged)")
     written = page.read_text(encoding="utf-8").replace("<wbr>", "")
     assert "first divergence at" in written and f"{BLOCK}attn1.to_out" in written
@@ -510,8 +537,9 @@ def test_compare_judges_by_the_truth_and_its_json_has_no_bare_nan(
     paths = {name: str(tmp_path / name) for name in ("reference", "truth", "near", "wrong")}
     assert command("compare", paths["reference"], paths["near"], capsys=capsys)[0] == 2
     assert command("compare", paths["reference"], paths["near"], "--truth", paths["truth"], capsys=capsys)[0] == 0
-    code, said, _ = command("compare", paths["reference"], paths["wrong"], "--truth", paths["truth"], "--json",
-                            capsys=capsys)
+    code, said, _ = command(
+        "compare", paths["reference"], paths["wrong"], "--truth", paths["truth"], "--json", capsys=capsys
+    )
     (row,) = json.loads(said, parse_constant=pytest.fail)["reports"]["wrong"]["rows"]
     assert (code, row["relative"], row["worst"]) == (1, "nan", [4, 5])
 
@@ -533,8 +561,10 @@ def test_a_trace_file_is_a_candidate(kept: str, tmp_path: Path, capsys: pytest.C
     for name, taps in (("right", run.taps), ("wrong", bug)):
         save_trace(tmp_path / name, {at: make(x) for at, x in taps.items()}, implementation="port", fingerprint={})
     first = SHOWN_BY["sequential-exchange"][1]
-    for arguments in (("audit", str(tmp_path / "{}"), "--case", "2.3/t2v"),
-                      ("compare", str(tmp_path / "right"), str(tmp_path / "{}"))):
+    for arguments in (
+        ("audit", str(tmp_path / "{}"), "--case", "2.3/t2v"),
+        ("compare", str(tmp_path / "right"), str(tmp_path / "{}")),
+    ):
         right, wrong = (command(*(x.format(name) for x in arguments), capsys=capsys) for name in ("right", "wrong"))
         assert right[0] == 0 and "identical at every tap" in right[1]
         assert wrong[0] == 1 and f"first divergence at {first}" in wrong[1]
@@ -547,14 +577,17 @@ def test_taps_that_are_missing_are_inconclusive(tmp_path: Path, capsys: pytest.C
     assert code == 2 and "taps are missing from the candidate" in said
 
 
-@pytest.mark.parametrize("arguments,reason", [
-    (["no-such-thing"], "no such file"),
-    (["no_such_module:run"], "there is no module no_such_module"),
-    (["math:no_such_callable"], "no_such_callable"),
-    (["diffusers", "--case", "9.9/*"], "no such case"),
-    (["diffusers", "--device", "no-such-device"], "--device no-such-device"),
-    ([__file__], ""),
-])
+@pytest.mark.parametrize(
+    "arguments,reason",
+    [
+        (["no-such-thing"], "no such file"),
+        (["no_such_module:run"], "there is no module no_such_module"),
+        (["math:no_such_callable"], "no_such_callable"),
+        (["diffusers", "--case", "9.9/*"], "no such case"),
+        (["diffusers", "--device", "no-such-device"], "--device no-such-device"),
+        ([__file__], ""),
+    ],
+)
 def test_what_cannot_be_run_is_said_in_one_line_and_exits_2(
     arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

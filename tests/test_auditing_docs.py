@@ -1,7 +1,8 @@
 """docs/auditing.md: its code runs, the commands print what it says they do, and its table of taps has all of them.
 
-    pytest tests/test_auditing_docs.py
+pytest tests/test_auditing_docs.py
 """
+
 import importlib
 import re
 from pathlib import Path
@@ -21,8 +22,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOC = (ROOT / "docs" / "auditing.md").read_text(encoding="utf-8")
-CODE = {source.split("\n", 1)[0].removeprefix("# "): source
-        for source in re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)}
+CODE = {
+    source.split("\n", 1)[0].removeprefix("# "): source for source in re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+}
 CONSOLE = [block.splitlines() for block in re.findall(r"```console\n(.*?)```", DOC, re.DOTALL)]
 CASE = next(case for case in CASES if case.id == "2.3/t2v")
 BUG = "timestep / 1000"
@@ -40,9 +42,13 @@ def port(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, repaired: boo
 
 @pytest.mark.diffusers
 @pytest.mark.parametrize(("repaired", "console"), [(False, CONSOLE[0]), (True, CONSOLE[1])])
-def test_the_example_prints_what_is_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str], repaired: bool,
-                                           console: list[str]) -> None:
+def test_the_example_prints_what_is_pasted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    repaired: bool,
+    console: list[str],
+) -> None:
     port(tmp_path, monkeypatch, "my_port", repaired)
     command, pasted, status = console[0], console[1:-2], console[-1]
     assert command.startswith("$ ltx2ref audit my_port:run") and console[-2] == "$ echo $?"
@@ -61,22 +67,30 @@ def test_the_readme_quotes_the_same_sentence() -> None:
     assert CONSOLE[0][1] in " ".join(README.split())
 
 
-def test_the_readme_s_port_needs_no_more_than_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_s_port_needs_no_more_than_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its code with a model that is right, and with one that is not."""
     (source,) = re.findall(r"```python\n(# my_port.py\n.*?)```", README, re.DOTALL)
     (tmp_path / "readme_port.py").write_text(
         "from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig\n\n"
         "def MyPort(config, dtype):\n"
-        "    return LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(config)).to(dtype)\n\n" + source)
+        "    return LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(config)).to(dtype)\n\n" + source
+    )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     assert cli.main(["audit", "readme_port:run", "--case", "2.3/t2v"]) == 2
     assert "identical at all of 2 taps" in capsys.readouterr().out
     import readme_port  # type: ignore[import-not-found]
+
     right = readme_port.run
-    monkeypatch.setattr(readme_port, "run", lambda config, state, inputs, dtype: right(
-        config, state, inputs | {"timestep": inputs["timestep"] / 1000}, dtype))
+    monkeypatch.setattr(
+        readme_port,
+        "run",
+        lambda config, state, inputs, dtype: right(
+            config, state, inputs | {"timestep": inputs["timestep"] / 1000}, dtype
+        ),
+    )
     assert cli.main(["audit", "readme_port:run", "--case", "2.3/t2v"]) == 1
 
 
@@ -98,8 +112,9 @@ def test_a_file_of_some_taps_is_at_best_inconclusive(tmp_path: Path, capsys: pyt
     assert "identical at all of 3 taps" in capsys.readouterr().out
 
 
-def test_the_truth_of_the_docs_gives_compare_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_truth_of_the_docs_gives_compare_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     exec(CODE["truth.py"], {})
     port = load_file("reference.safetensors")
@@ -123,8 +138,13 @@ def test_the_table_has_the_taps_that_the_tracer_has_and_its_docstring_names() ->
     section = DOC.partition("\n## Taps\n")[2].partition("\n## ")[0]
     rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)} - {"transformer_blocks.0."}
-    real = {part for case in CASES if case.name in ("t2v", "no-prompt-adaln")
-            for name in run(build(case.config, torch.float32), case.inputs()) for part in parts(name)}
+    real = {
+        part
+        for case in CASES
+        if case.name in ("t2v", "no-prompt-adaln")
+        for name in run(build(case.config, torch.float32), case.inputs())
+        for part in parts(name)
+    }
     assert listed == real
     layers = set(taps.ADALN_LAYERS)  # "X" in the docstring
     spoken = taps.__doc__ or ""

@@ -1,8 +1,9 @@
 """A damaged, contradictory or hostile checkpoint is refused with a clear error, or loads to exactly what it says.
 
-    pytest tests/test_bad_files.py -s                          # 250 mutations, and counts per kind
-    LTX2REF_CORPUS=full pytest tests/test_bad_files.py -s      # 5,000
+pytest tests/test_bad_files.py -s                          # 250 mutations, and counts per kind
+LTX2REF_CORPUS=full pytest tests/test_bad_files.py -s      # 5,000
 """
+
 import json
 import os
 import random
@@ -72,8 +73,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Report]:
 
 def show(found: list[Report]) -> None:
     outcomes = sorted({report.outcome for report in found})
-    print(f"\n{len(found)} mutations; slowest {max(r.seconds for r in found):.2f} s,"
-          f" largest {max(r.megabytes for r in found):.0f} MB")
+    print(
+        f"\n{len(found)} mutations; slowest {max(r.seconds for r in found):.2f} s,"
+        f" largest {max(r.megabytes for r in found):.0f} MB"
+    )
     for kind in dict.fromkeys(name for name, *_ in KINDS):
         counts = Counter(report.outcome for report in found if report.mutation.kind == kind)
         print(f"  {kind:30}", *(f"{counts[outcome]:5} {outcome}" for outcome in outcomes))
@@ -97,9 +100,20 @@ def test_every_rejection_names_the_file(reports: list[Report]) -> None:
 
 
 def test_rejections_name_the_tensor_or_key_where_there_is_one(reports: list[Report]) -> None:
-    none_of([r for r in reports if r.outcome == REJECTED and r.mutation.expected == ERROR and r.mutation.names
-             and not any(spelled in r.message for name in r.mutation.names
-                         for spelled in (as_parameter(name), in_any_block(name)))])
+    none_of(
+        [
+            r
+            for r in reports
+            if r.outcome == REJECTED
+            and r.mutation.expected == ERROR
+            and r.mutation.names
+            and not any(
+                spelled in r.message
+                for name in r.mutation.names
+                for spelled in (as_parameter(name), in_any_block(name))
+            )
+        ]
+    )
 
 
 def in_any_block(name: str) -> str:
@@ -186,12 +200,20 @@ def test_a_file_that_changes_while_it_is_read_is_rejected_or_was_read_before(tmp
 
 # ---------------------------------------------------------------- arbitrary bytes
 numbers = st.integers() | st.integers(0, 300) | st.floats() | st.sampled_from([2**63, 2**64, -1, 0])
-anything = st.recursive(st.none() | st.booleans() | numbers | st.text(), lambda values: st.lists(values, max_size=4)
-                        | st.dictionaries(st.text(), values, max_size=4), max_leaves=12)
+anything = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(), values, max_size=4),
+    max_leaves=12,
+)
 names = st.sampled_from([*base("2.3", "lightricks").ours, *base("2.0", "diffusers").ours, "__metadata__"])
 dtypes = st.sampled_from(["BF16", "F32", "F8_E4M3", "U8", "I8", "BOOL", "F4"])
-entries = st.fixed_dictionaries({"dtype": dtypes | anything, "shape": st.lists(numbers, max_size=3) | anything,
-                                 "data_offsets": st.lists(numbers, min_size=2, max_size=2) | anything})
+entries = st.fixed_dictionaries(
+    {
+        "dtype": dtypes | anything,
+        "shape": st.lists(numbers, max_size=3) | anything,
+        "data_offsets": st.lists(numbers, min_size=2, max_size=2) | anything,
+    }
+)
 headers = st.dictionaries(names | st.text(), entries | anything, max_size=6) | anything
 
 
@@ -230,8 +252,10 @@ def test_arbitrary_json_headers_are_refused(folder: Path, header: object, data: 
 
 
 @bounded
-@given(config=anything | st.dictionaries(st.sampled_from([*base("2.0", "diffusers").document]), anything, min_size=1),
-       index=anything | st.fixed_dictionaries({"weight_map": st.dictionaries(names, anything)}))
+@given(
+    config=anything | st.dictionaries(st.sampled_from([*base("2.0", "diffusers").document]), anything, min_size=1),
+    index=anything | st.fixed_dictionaries({"weight_map": st.dictionaries(names, anything)}),
+)
 def test_arbitrary_configs_and_indices_are_refused(folder: Path, config: object, index: object) -> None:
     good = base("2.0", "sharded")
     (sharded := folder / "sharded").mkdir(exist_ok=True)

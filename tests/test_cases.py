@@ -5,6 +5,7 @@
 Changed diffusers runs under exact arithmetic, where there is no tolerance. With each change alone it has the recorded
 bits in those old cases that have most of the arguments, and with many changes at a time in all 29.
 """
+
 from collections.abc import Iterator
 
 import pytest
@@ -71,10 +72,12 @@ def test_each_new_case_has_a_change_that_shows_in_it() -> None:
 
 def audited(case: Case, dtype: torch.dtype) -> str:
     """The verdict on diffusers without epsilons in its RMS norms, natively."""
+
     def run(setup: audit.Setup) -> Taps:
         model = build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype)
         with changed(without_epsilons, model):
             return traced(model, setup.inputs)
+
     return audit.audit(audit.Candidate("changed diffusers", None, run), case, dtype, torch.device("cpu")).verdict
 
 

@@ -1,7 +1,8 @@
 """Every published dialect and format loads into the weights that an independent writer put into it, or not at all.
 
-    pytest tests/test_checkpoints.py
+pytest tests/test_checkpoints.py
 """
+
 import json
 import logging
 import sys
@@ -64,7 +65,8 @@ def test_names_are_a_bijection_between_the_dialects(release: str) -> None:
     assert len(set(rows.values())) == len(rows)
     expected = parameter_shapes(RELEASES[release])
     assert {names.to_lightricks(name) for name in expected} == {
-        name.replace("{i}", str(i)) for name in rows for i in range(48 if "{i}" in name else 1)}
+        name.replace("{i}", str(i)) for name in rows for i in range(48 if "{i}" in name else 1)
+    }
 
 
 def test_parameter_shapes_are_those_of_the_whole_model() -> None:
@@ -97,8 +99,9 @@ DIALECTS: dict[str, tuple[str, Write, dict[str, Any]]] = {
 WITHOUT_CONFIG = ("comfy-without-metadata", "diffsynth", "prefixed-diffusers")
 
 
-def written(tmp_path: Path, dialect: str, release: str,
-            dtype: torch.dtype = torch.bfloat16) -> tuple[Path, State, TransformerConfig]:
+def written(
+    tmp_path: Path, dialect: str, release: str, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Path, State, TransformerConfig]:
     name, write, options = DIALECTS[dialect]
     config = tiny_config(release)
     return tmp_path / name, write(tmp_path / name, state_of(config), config, dtype=dtype, **options), config
@@ -145,10 +148,18 @@ FORMATS: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "fp8-scaled-everywhere": ("fp8 scaled", writers.write_fp8_scaled, {"quantised": lambda name: True}, "2.3"),
     "fp8-old-comfy": ("fp8 scaled", writers.write_fp8_old_comfy, {}, "2.3"),
     "fp8-old-comfy-f32-marker": (
-        "fp8 scaled", writers.write_fp8_old_comfy, {"marker_dtype": torch.float32, "scale_shape": (1,)}, "2.5"),
+        "fp8 scaled",
+        writers.write_fp8_old_comfy,
+        {"marker_dtype": torch.float32, "scale_shape": (1,)},
+        "2.5",
+    ),
     "fp8-new-comfy": ("fp8 scaled", writers.write_fp8_new_comfy, {"fp8": torch.float8_e5m2}, "2.3"),
     "fp8-new-comfy-metadata-only": (
-        "fp8 scaled", writers.write_fp8_new_comfy, {"blobs": False, "metadata_says": "float8_e4m3fn"}, "2.3"),
+        "fp8 scaled",
+        writers.write_fp8_new_comfy,
+        {"blobs": False, "metadata_says": "float8_e4m3fn"},
+        "2.3",
+    ),
     "fp8-new-comfy-blob-wins": ("fp8 scaled", writers.write_fp8_new_comfy, {"metadata_says": "nvfp4"}, "2.3"),
     "fp8-vonkaiser": ("fp8 scaled", writers.write_fp8_vonkaiser, {}, "2.5"),
     "int8-convrot": ("int8 ConvRot", writers.write_int8_convrot, {}, "2.5"),
@@ -156,8 +167,11 @@ FORMATS: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "nvfp4-superseded": ("nvfp4", writers.write_nvfp4, {"quantization": False}, "2.5"),
     "nvfp4-torchao": ("nvfp4", writers.write_nvfp4_torchao, {}, "2.3"),
 }
-GGUF = {"gguf": ({}, "2.5"), "gguf-2.0-prefixed": ({"prefix": PREFIX}, "2.0"),
-        "gguf-without-metadata": ({"metadata": False}, "2.3")}
+GGUF = {
+    "gguf": ({}, "2.5"),
+    "gguf-2.0-prefixed": ({"prefix": PREFIX}, "2.0"),
+    "gguf-without-metadata": ({"metadata": False}, "2.3"),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -200,6 +214,7 @@ K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 def test_k_quants_are_what_their_library_makes_of_random_blocks(kind: str, tmp_path: Path) -> None:
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, dequantize
+
     config, path = writers.quantisable_config("2.5"), tmp_path / "ltx.gguf"
     state, ggml = state_of(config), GGMLQuantizationType[kind]
     elements, size = GGML_QUANT_SIZES[ggml]
@@ -219,8 +234,11 @@ def test_k_quants_are_what_their_library_makes_of_random_blocks(kind: str, tmp_p
 
 
 # Real widths of the layers in a block: the widest, and those of either stream.
-REAL = {"transformer_blocks.0.ff.net.0.proj": (16384, 4096), "transformer_blocks.0.audio_ff.net.2": (2048, 8192),
-        "transformer_blocks.0.audio_to_video_attn.to_q": (2048, 4096)}
+REAL = {
+    "transformer_blocks.0.ff.net.0.proj": (16384, 4096),
+    "transformer_blocks.0.audio_ff.net.2": (2048, 8192),
+    "transformer_blocks.0.audio_to_video_attn.to_q": (2048, 4096),
+}
 ENCODERS = {
     "fp8 scaled": lambda weight: writers.fp8_encoder(torch.float8_e4m3fn)(weight),
     "int8 ConvRot": writers.encode_int8_convrot,
@@ -230,17 +248,17 @@ ENCODERS = {
 
 @pytest.mark.parametrize("layer", REAL)
 @pytest.mark.parametrize("format", ENCODERS)
-def test_a_layer_of_real_size_is_decoded_in_pieces_to_the_same_weights(
-    format: str, layer: str, tmp_path: Path
-) -> None:
+def test_a_layer_of_real_size_is_decoded_in_pieces_to_the_same_weights(format: str, layer: str, tmp_path: Path) -> None:
     from ltx2ref.checkpoint.header import read_header
     from ltx2ref.checkpoint.quantised import COMPANIONS, Weight, identify
+
     weight = torch.randn(REAL[layer], generator=torch.Generator().manual_seed(1)).to(torch.bfloat16) / 64
     stored, truth = ENCODERS[format](weight)
     save_file({f"layer.{suffix}": tensor for suffix, tensor in stored.items()}, tmp_path / "layer.safetensors")
     _, tensors = read_header(tmp_path / "layer.safetensors")
-    companions = {COMPANIONS[name.removeprefix("layer")]: tensor for name, tensor in tensors.items()
-                  if name != "layer.weight"}
+    companions = {
+        COMPANIONS[name.removeprefix("layer")]: tensor for name, tensor in tensors.items() if name != "layer.weight"
+    }
     read = Weight(REAL[layer], tensors["layer.weight"], companions, "high")
     assert identify(read) == format
     assert torch.equal(read.read(torch.float32), truth.float())
@@ -250,6 +268,7 @@ def test_a_layer_of_real_size_is_decoded_in_pieces_to_the_same_weights(
 def edited(path: Path, edit: Callable[[State], object]) -> None:
     """Change the tensors of a file in place; its metadata stay."""
     from safetensors import safe_open
+
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -330,19 +349,31 @@ def test_all_problems_are_collected_in_one_error(tmp_path: Path) -> None:
         del tensors[LAYER + ".bias"], tensors[PREFIX + "proj_out.bias"]
         tensors[PREFIX + "adaln_single.linear.bias"] = torch.zeros(3)
         tensors[PREFIX + "something.else"] = torch.zeros(3)
+
     edited(path, edit)
     with pytest.raises(CheckpointError) as caught:
         ltx2ref.load(path)
     assert len(caught.value.problems) == 4
-    for part in ("attn1.to_q.bias: missing", "proj_out.bias: missing", "adaln_single.linear.bias F32 [3] has the wrong",
-                 "something.else F32 [3]: not expected", str(path)):
+    for part in (
+        "attn1.to_q.bias: missing",
+        "proj_out.bias: missing",
+        "adaln_single.linear.bias F32 [3] has the wrong",
+        "something.else F32 [3]: not expected",
+        str(path),
+    ):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"num_layers": 3}, "num_layers = 3"), ({"gated_attn": False, "audio_gated_attn": False}, "gated_attn = False"),
-    ({"in_channels": 19}, "in_channels = 19"), ({"ff_bias": False}, "ff_bias = False"),
-], ids=["layers", "gates", "channels", "biases"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_layers": 3}, "num_layers = 3"),
+        ({"gated_attn": False, "audio_gated_attn": False}, "gated_attn = False"),
+        ({"in_channels": 19}, "in_channels = 19"),
+        ({"ff_bias": False}, "ff_bias = False"),
+    ],
+    ids=["layers", "gates", "channels", "biases"],
+)
 def test_a_config_that_contradicts_the_shapes_is_refused_with_both(
     change: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
@@ -390,6 +421,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         check(plan)
         with open(path, "r+b") as file:
             file.truncate(int(left * path.stat().st_size))
+
     monkeypatch.setattr(Plan, "check", shrinking)
     with pytest.raises(CheckpointError, match="changed while it was being read"):
         ltx2ref.load(path)
@@ -398,6 +430,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 # ---------------------------------------------------------------- KNOWN_BUGS: the loader's rows 27 to 30, and 28's file
 def test_unscaled_fp8_weights_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ltx2ref.checkpoint import quantised
+
     path, truth, config = fp8_file(tmp_path)
     monkeypatch.setattr(quantised, "fp8", lambda weight: lambda a, b: weight.tensor.rows(a, b).float())
     with pytest.raises(AssertionError):
@@ -411,6 +444,7 @@ def test_unmapped_prompt_adaln_names_are_refused_and_never_left_at_initial_value
     def unmap(tensors: State) -> None:
         for name in [name for name in tensors if "prompt_adaln." in name]:
             tensors[name.replace("prompt_adaln.", "prompt_adaln_single.")] = tensors.pop(name)
+
     edited(file, unmap)
     with pytest.raises(CheckpointError, match="several dialects"):
         ltx2ref.load(path)
@@ -433,6 +467,7 @@ def test_swapped_nibbles_would_be_seen(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_unrotated_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ltx2ref.checkpoint import quantised
+
     config, path = writers.quantisable_config("2.5"), tmp_path / "ltx.safetensors"
     truth = writers.write_int8_convrot(path, state_of(config), config)
     monkeypatch.setattr(quantised, "hadamard", lambda: 16 * torch.eye(256))
@@ -465,7 +500,8 @@ def hub_cache(tmp_path: Path) -> tuple[Path, State, TransformerConfig]:
 def test_from_pretrained_takes_a_hub_id_offline_from_the_cache(tmp_path: Path) -> None:
     cache, truth, config = hub_cache(tmp_path)
     model = LTX2VideoTransformer3DModel.from_pretrained(
-        "Lightricks/LTX-2", subfolder="transformer", torch_dtype=torch.bfloat16, cache_dir=cache, local_files_only=True)
+        "Lightricks/LTX-2", subfolder="transformer", torch_dtype=torch.bfloat16, cache_dir=cache, local_files_only=True
+    )
     assert_same(model, direct(config, truth, torch.bfloat16))
     with pytest.raises(CheckpointError, match="not from the hub"):
         LTX2VideoTransformer3DModel.from_pretrained("Lightricks/LTX-9", cache_dir=cache, local_files_only=True)
@@ -477,9 +513,7 @@ def test_a_hub_id_without_the_library_says_what_to_install(monkeypatch: pytest.M
         LTX2VideoTransformer3DModel.from_pretrained("Lightricks/LTX-2", subfolder="transformer")
 
 
-def test_a_gguf_file_without_the_library_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gguf_file_without_the_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, path = writers.quantisable_config("2.5"), tmp_path / "ltx.gguf"
     writers.write_gguf(path, state_of(config), config)
     monkeypatch.setitem(sys.modules, "gguf", None)
@@ -494,5 +528,3 @@ def test_an_unsuitable_dtype_or_path_is_refused(tmp_path: Path) -> None:
     for missing in (tmp_path / "nothing", tmp_path / "nothing.safetensors"):
         with pytest.raises(CheckpointError, match="no such file"):
             ltx2ref.load(missing)
-
-

@@ -5,6 +5,7 @@
 Commands of the package run as they are shown, in this process, with words for files of one's own replaced (PORT) and
 with fewer cases where they run all. For other commands it is checked that what they name is there.
 """
+
 import importlib
 import re
 import shutil
@@ -25,8 +26,11 @@ SCRIPTS = sorted({line.split()[1] for line in SHOWN if re.match(r"python3? scrip
 def marks_of(script: str) -> list[pytest.MarkDecorator]:
     """Of what a script imports before it reads its options."""
     source = (ROOT / script).read_text(encoding="utf-8")
-    return [getattr(pytest.mark, module) for module in ("diffusers", "ltx_core", "matplotlib")
-            if re.search(rf"^(import|from) .*\b{module}\b", source, re.MULTILINE)]
+    return [
+        getattr(pytest.mark, module)
+        for module in ("diffusers", "ltx_core", "matplotlib")
+        if re.search(rf"^(import|from) .*\b{module}\b", source, re.MULTILINE)
+    ]
 
 
 def test_nothing_is_shown_that_nobody_looks_at() -> None:
@@ -43,8 +47,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [pytest.param(line, marks=[getattr(pytest.mark, x) for x in needed_by(line)])
-                                  for line in OURS])
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[getattr(pytest.mark, x) for x in needed_by(line)]) for line in OURS]
+)
 def test_a_command_of_the_package_runs_as_shown(
     line: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,8 +78,13 @@ def test_a_command_of_the_package_runs_as_shown(
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [pytest.param(script, marks=marks_of(script)) for script in SCRIPTS])
 def test_a_script_has_the_options_that_are_shown(script: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, cwd=ROOT, env={
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}", "PATH": "/usr/bin:/bin"})
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}", "PATH": "/usr/bin:/bin"},
+    )
     assert done.returncode == 0, done.stderr
     for line in SHOWN:
         if f" {script} " in f"{line} ":

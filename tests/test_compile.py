@@ -1,7 +1,8 @@
 """The forward compiles and exports as one graph for any number of tokens, which computes eager's bits.
 
-    pytest tests/test_compile.py
+pytest tests/test_compile.py
 """
+
 from typing import Any
 
 import pytest
@@ -39,7 +40,8 @@ def example(
     config = tiny_config(release, num_layers=num_layers)
     flags: dict[str, Any] = {"per_token": True, "stg": stg, "self_mask": True, "keyframes": True}
     return random_model(config), [
-        random_inputs(config, text_masks=torch.int64, coords=coords, **flags, **size) for size in SIZES]
+        random_inputs(config, text_masks=torch.int64, coords=coords, **flags, **size) for size in SIZES
+    ]
 
 
 def outputs(model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:

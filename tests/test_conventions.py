@@ -1,8 +1,9 @@
 """With the right conventions this model has the bits of ltx-core, and every single one of them is needed for that.
 
-    pytest tests/test_conventions.py
-    LTX2REF_EXTRA_CASES=FOLDER pytest tests/test_conventions.py    also tensors of an ltx-core that cannot be installed
+pytest tests/test_conventions.py
+LTX2REF_EXTRA_CASES=FOLDER pytest tests/test_conventions.py    also tensors of an ltx-core that cannot be installed
 """
+
 import json
 import os
 from collections.abc import Iterator
@@ -47,8 +48,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "float64-coordinates": ({}, {"coords": torch.float64}),
     "473-frames": ({}, {"grid": (60, 1, 3), "fps": 30}),
     "interleaved": ({"rope_type": "interleaved"}, {}),
-    "interleaved-everything": ({"rope_type": "interleaved"}, {
-        "per_token": True, "text_masks": torch.int64, "self_mask": True, "stg": True}),
+    "interleaved-everything": (
+        {"rope_type": "interleaved"},
+        {"per_token": True, "text_masks": torch.int64, "self_mask": True, "stg": True},
+    ),
     "float32-frequencies": ({"rope_double_precision": False}, {"grid": (16, 2, 3)}),
     "other-multipliers": ({"timestep_scale_multiplier": 300.0, "cross_attn_timestep_scale_multiplier": 700.0}, {}),
     "multiplier-1": ({"cross_attn_timestep_scale_multiplier": 1.0}, {"per_token": True}),
@@ -87,6 +90,7 @@ def equal(a: Pair, b: Pair) -> bool:
 @pytest.mark.parametrize("release", ["2.0", "2.3"])
 def test_both_outputs_have_the_bits_of_ltx_core(release: str, case: str, dtype: str) -> None:
     from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
+
     changes, options = CASES[case]
     seed = sum(map(ord, release + case))
     model = random_model(tiny_config(release, **changes), DTYPES[dtype], seed)
@@ -105,6 +109,7 @@ def test_both_outputs_have_the_bits_of_ltx_core(release: str, case: str, dtype: 
 @pytest.mark.parametrize("release", ["2.0", "2.3"])
 def test_a_text_bias_reaches_ltx_core_as_it_is(release: str) -> None:
     from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
+
     model = random_model(tiny_config(release), torch.bfloat16)
     inputs = random_inputs(model.config, torch.bfloat16)
     inputs["encoder_attention_mask"] = torch.randn(2, 105, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -150,7 +155,8 @@ def test_every_convention_is_covered() -> None:
 
 EXTRA = Path(os.environ.get("LTX2REF_EXTRA_CASES", ""), "ltx_core_2026_08.safetensors")
 needs_extra = pytest.mark.skipif(
-    "LTX2REF_EXTRA_CASES" not in os.environ or not EXTRA.exists(), reason="needs LTX2REF_EXTRA_CASES")
+    "LTX2REF_EXTRA_CASES" not in os.environ or not EXTRA.exists(), reason="needs LTX2REF_EXTRA_CASES"
+)
 
 
 def extra_configs() -> dict[str, Any]:
@@ -182,6 +188,7 @@ def same_bits(dtype: str) -> bool:
     """Whether this machine computes with the bits of the one that made the file: by ltx-core 1.0.0, whose text-to-video
     is that of August, on one of the file's cases."""
     from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
+
     model, inputs, theirs = extra_case(f"2.0-split-{dtype}-t2v")
     port = build_ltx_core(model.config.to_diffusers(), model.state_dict(), DTYPES[dtype])
     with torch.no_grad():
@@ -192,8 +199,7 @@ def within(model: Any, inputs: Inputs, ours: Pair, theirs: Pair) -> Iterator[boo
     """`verify`'s budget, for each stream: float64 given the float32 phases that both have."""
     taps = verify.run(model, inputs)
     exact = like(model, model.conventions).double()
-    true = verify.run(exact, verify.moved(inputs, lambda x: x.double() if x.is_floating_point() else x),
-                      phases(taps))
+    true = verify.run(exact, verify.moved(inputs, lambda x: x.double() if x.is_floating_point() else x), phases(taps))
     for name, x, y in zip(("sample", "audio_sample"), ours, theirs, strict=True):
         budget = SHARE * norm(y.double() - true[name]) + FLOOR * norm(true[name])
         yield norm(x.double() - true[name]) <= budget
@@ -221,9 +227,15 @@ def test_all_cases_of_august_2026_have_the_same_bits() -> None:
 
 
 @needs_extra
-@pytest.mark.parametrize(("field", "value", "kind"), [
-    ("exchange", "argument", "i2v"), ("exchange", "other", "i2v"), ("exchange", "argument", "sigmas"),
-    ("self_mask_bias", "linear", "softmask")])
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("exchange", "argument", "i2v"),
+        ("exchange", "other", "i2v"),
+        ("exchange", "argument", "sigmas"),
+        ("self_mask_bias", "linear", "softmask"),
+    ],
+)
 def test_another_convention_is_beyond_the_budget_of_august_2026(field: str, value: str, kind: str) -> None:
     for release in ("2.0", "2.3", "2.5"):
         model, inputs, theirs = extra_case(f"{release}-split-float32-{kind}")
@@ -244,6 +256,7 @@ def test_the_rotation_alone_takes_the_bits_of_august_2026() -> None:
 
 
 # ---------------------------------------------------------------- the object
+
 
 def test_conventions_are_frozen_and_refuse_what_nobody_does() -> None:
     with pytest.raises(FrozenInstanceError):

@@ -1,7 +1,8 @@
 """`ltx2ref convert` and `save` write what they were given, bit for bit, in either dialect, and all of it or nothing.
 
-    pytest tests/test_convert.py
+pytest tests/test_convert.py
 """
+
 import errno
 import json
 import os
@@ -42,7 +43,7 @@ def header(path: Path) -> tuple[dict[str, Any], int]:
     """The JSON, and where the data begins."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8:8 + length]), 8 + length
+    return json.loads(data[8 : 8 + length]), 8 + length
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -81,7 +82,7 @@ def random_bits(release: str) -> tuple[State, TransformerConfig]:
     config, generator = tiny_config(release), torch.Generator().manual_seed(7)
     state = {}
     for name, x in writers.cast(random_model(config).state_dict(), torch.bfloat16).items():
-        words = torch.randint(-2**15, 2**15, (x.numel() * x.itemsize // 2,), generator=generator).to(torch.int16)
+        words = torch.randint(-(2**15), 2**15, (x.numel() * x.itemsize // 2,), generator=generator).to(torch.int16)
         state[name] = words.view(x.dtype).reshape(x.shape)
     assert sum(int(x.isnan().sum()) for x in state.values()) > 100
     return state, config
@@ -109,13 +110,17 @@ def listing(folder: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 def test_lightricks_to_diffusers_and_back_is_the_same_bits_under_the_published_names(
-        release: str, tmp_path: Path) -> None:
+    release: str, tmp_path: Path
+) -> None:
     state, _ = official(tmp_path / "a.safetensors", release)
     convert(tmp_path / "a.safetensors", tmp_path / "b", dialect="diffusers")
     convert(tmp_path / "b", tmp_path / "c.safetensors", dialect="lightricks")
     convert(tmp_path / "c.safetensors", tmp_path / "d", dialect="diffusers")
-    theirs = {name: value for name, value in raw(tmp_path / "a.safetensors").items()
-              if name.startswith(PREFIX) and "connector" not in name}
+    theirs = {
+        name: value
+        for name, value in raw(tmp_path / "a.safetensors").items()
+        if name.startswith(PREFIX) and "connector" not in name
+    }
     assert raw(tmp_path / "b") == raw(tmp_path / "d") == in_file(state)
     assert raw(tmp_path / "c.safetensors") == theirs
     assert (tmp_path / "b/config.json").read_bytes() == (tmp_path / "d/config.json").read_bytes()
@@ -127,6 +132,7 @@ def test_lightricks_to_diffusers_and_back_is_the_same_bits_under_the_published_n
 @pytest.mark.parametrize("limit", [None, "200KB"])
 def test_diffusers_loads_the_folder_bit_by_bit(release: str, limit: str | None, tmp_path: Path) -> None:
     from diffusers import LTX2VideoTransformer3DModel as DiffusersModel
+
     state, _ = random_bits(release)
     config = tiny_config(release)
     writers.save(tmp_path / "a.safetensors", writers.renamed(state), lightricks_metadata(config))
@@ -145,6 +151,7 @@ def test_diffusers_loads_the_folder_bit_by_bit(release: str, limit: str | None, 
 @pytest.mark.parametrize("release", ["2.0", "2.3"])  # ltx-core 1.0.0 has no 2.5
 def test_ltx_core_loads_the_lightricks_file_strictly_by_its_own_config(release: str, tmp_path: Path) -> None:
     from ltx_core.model.transformer.model_configurator import LTXModelConfigurator
+
     model = random_model(tiny_config(release))
     save(model, tmp_path / "a.safetensors", dialect="lightricks")
     with safe_open(tmp_path / "a.safetensors", "pt") as file, torch.device("meta"):
@@ -191,7 +198,8 @@ def test_no_shard_is_larger_than_asked_for_unless_it_is_one_tensor(limit: str | 
     files = sorted((tmp_path / "b").glob("*.safetensors"))
     n = len(files)
     assert [file.name for file in files] == [
-        f"diffusion_pytorch_model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)]
+        f"diffusion_pytorch_model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)
+    ]
     assert all(file.stat().st_size <= most or len(raw(file)) == 1 for file in files)
     assert n <= 2 + 2 * sum(file.stat().st_size for file in files) / most  # nor are they needlessly many
     assert index["weight_map"] == {name: file.name for file in files for name in raw(file)}
@@ -218,8 +226,7 @@ def test_one_shard_is_one_plain_file_as_in_diffusers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dialect", ["diffusers", "lightricks"])
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_saved_model_loads_as_the_same_model(
-        release: str, dialect: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_saved_model_loads_as_the_same_model(release: str, dialect: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model, path = random_model(tiny_config(release), dtype), tmp_path / "a.safetensors"
     path = path if dialect == "lightricks" else tmp_path / "a"
     save(model, path, dialect=dialect)
@@ -253,12 +260,16 @@ def broken(what: str) -> LTX2VideoTransformer3DModel:
     return model
 
 
-@pytest.mark.parametrize("what, said", [
-    ("missing", "proj_in.bias: the model has none, its config [52]"),
-    ("unknown", "proj_in.extra: the model has [3], its config none"),
-    ("resized", "proj_in.bias: the model has [3], its config [52]"),
-    ("float8", "proj_in.bias: the model has torch.float8_e4m3fn on cpu, its config [52]"),
-    ("meta", "proj_in.bias: the model has torch.float32 on meta, its config [52]")])
+@pytest.mark.parametrize(
+    "what, said",
+    [
+        ("missing", "proj_in.bias: the model has none, its config [52]"),
+        ("unknown", "proj_in.extra: the model has [3], its config none"),
+        ("resized", "proj_in.bias: the model has [3], its config [52]"),
+        ("float8", "proj_in.bias: the model has torch.float8_e4m3fn on cpu, its config [52]"),
+        ("meta", "proj_in.bias: the model has torch.float32 on meta, its config [52]"),
+    ],
+)
 def test_a_model_that_could_not_be_loaded_is_not_saved(what: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         save(broken(what), tmp_path / "a")
@@ -321,8 +332,9 @@ def test_what_the_other_dialect_cannot_hold_is_named(tmp_path: Path) -> None:
     state, config = official(tmp_path / "a.safetensors", "2.5")
     report = convert(tmp_path / "a.safetensors", tmp_path / "b", dialect="diffusers")
     extra = [f"config.transformer.{key}" for key in writers.CONNECTOR_KEYS_2_3]
-    assert sorted(report.left_out) == sorted([
-        "metadata gemma_source_checkpoint", "metadata license", "metadata model_version", "config.scheduler", *extra])
+    assert sorted(report.left_out) == sorted(
+        ["metadata gemma_source_checkpoint", "metadata license", "metadata model_version", "config.scheduler", *extra]
+    )
     connectors = {name: x for name, x in writers.connectors().items() if name.startswith("video")}
     held = {"tensors": len(connectors), "bytes": sum(x.nbytes for x in connectors.values())}
     assert report.foreign[PREFIX + "video_embeddings_connector."] == held
@@ -355,9 +367,12 @@ def test_what_was_assumed_about_the_source_is_said(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- quantised sources
 QUANTISED: dict[str, tuple[Callable[..., State], str, str]] = {
-    "fp8 scaled": (writers.write_fp8_scaled, "2.3", ""), "fp8 cast": (writers.write_fp8_cast, "2.3", ""),
-    "int8 ConvRot": (writers.write_int8_convrot, "2.5", ""), "nvfp4": (writers.write_nvfp4, "2.5", ""),
-    "Q8_0": (writers.write_gguf, "2.3", ".gguf")}
+    "fp8 scaled": (writers.write_fp8_scaled, "2.3", ""),
+    "fp8 cast": (writers.write_fp8_cast, "2.3", ""),
+    "int8 ConvRot": (writers.write_int8_convrot, "2.5", ""),
+    "nvfp4": (writers.write_nvfp4, "2.5", ""),
+    "Q8_0": (writers.write_gguf, "2.3", ".gguf"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +388,8 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUANTISED)
 def test_a_quantised_source_needs_a_dtype_which_is_a_plain_one(
-        name: str, quantised: dict[str, Path], tmp_path: Path) -> None:
+    name: str, quantised: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match=rf"quantised as .*{name}.*--dtype"):
         convert(quantised[name], tmp_path / "a", dialect="diffusers")
     with pytest.raises(ValueError, match=r"dtype: expected one of torch.bfloat16, .*, got torch.float8_e4m3fn"):
@@ -385,7 +401,8 @@ def test_a_quantised_source_needs_a_dtype_which_is_a_plain_one(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", QUANTISED)
 def test_a_quantised_source_is_decoded_as_load_does(
-        name: str, dtype: torch.dtype, quantised: dict[str, Path], tmp_path: Path) -> None:
+    name: str, dtype: torch.dtype, quantised: dict[str, Path], tmp_path: Path
+) -> None:
     report = convert(quantised[name], tmp_path / "a.safetensors", dialect="lightricks", dtype=dtype)
     assert same_bits(load(tmp_path / "a.safetensors").state_dict(), load(quantised[name], dtype=dtype).state_dict())
     plan, written = make_plan(quantised[name]), metadata(tmp_path / "a.safetensors")
@@ -397,8 +414,12 @@ def test_a_quantised_source_is_decoded_as_load_does(
 
 def test_a_gguf_file_without_quantised_tensors_keeps_its_bits(tmp_path: Path) -> None:
     config = writers.quantisable_config("2.3", num_layers=1)
-    truth = writers.write_gguf(tmp_path / "a.gguf", random_model(config).state_dict(), config,
-                               types=lambda name, x: "F32" if x.ndim == 1 else "BF16")
+    truth = writers.write_gguf(
+        tmp_path / "a.gguf",
+        random_model(config).state_dict(),
+        config,
+        types=lambda name, x: "F32" if x.ndim == 1 else "BF16",
+    )
     convert(tmp_path / "a.gguf", tmp_path / "b", dialect="diffusers")
     assert raw(tmp_path / "b") == in_file(truth)
 
@@ -408,7 +429,8 @@ def test_a_gguf_file_without_quantised_tensors_keeps_its_bits(tmp_path: Path) ->
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("dialect", ["diffusers", "lightricks"])
 def test_an_interruption_leaves_nothing(
-        dialect: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialect: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, calls, read = tiny_file(tmp_path / "a.safetensors"), [0], TensorFile.read
 
     def interrupted(file: TensorFile, start: int, stop: int, name: str) -> bytearray:
@@ -417,6 +439,7 @@ def test_an_interruption_leaves_nothing(
             assert any(".partial" in path for path in listing(tmp_path))  # else the test shows nothing
             raise error
         return read(file, start, stop, name)
+
     monkeypatch.setattr(TensorFile, "read", interrupted)
     with pytest.raises(error):
         convert(source, tmp_path / ("b" if dialect == "diffusers" else "b.safetensors"), dialect=dialect)
@@ -454,8 +477,11 @@ def test_a_signal_leaves_nothing(number: signal.Signals, dialect: str, tmp_path:
 
 def snapshot(folder: Path) -> dict[str, bytes | str | None]:
     """Every file, link and folder, but for what is being written."""
-    return {str(path): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-            for path in folder.rglob("*") if ".partial" not in str(path)}
+    return {
+        str(path): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if ".partial" not in str(path)
+    }
 
 
 @pytest.mark.slow
@@ -463,7 +489,8 @@ def snapshot(folder: Path) -> dict[str, bytes | str | None]:
 @pytest.mark.parametrize("dialect", ["diffusers", "lightricks"])
 @pytest.mark.parametrize("late", [False, True])
 def test_what_is_there_is_never_touched(
-        there: str, dialect: str, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: str, dialect: str, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, expected = tiny_file(tmp_path / "a.safetensors"), dict[str, bytes | str | None]()
     destination = tmp_path / ("b" if dialect == "diffusers" else "b.safetensors")
 
@@ -477,6 +504,7 @@ def test_what_is_there_is_never_touched(
             if there == "a folder":
                 (destination / "config.json").write_bytes(b"precious")
         expected.update(snapshot(tmp_path))
+
     if late:
         monkeypatch.setattr(writer, "sync", occupy)  # what comes before the destination is looked at again
     else:
@@ -489,12 +517,14 @@ def test_what_is_there_is_never_touched(
 
 
 def test_a_source_that_changes_after_it_was_read_leaves_nothing(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, put = tiny_file(tmp_path / "a.safetensors"), saving.put
 
     def changing(path: Path, content: Any) -> None:
         put(path, content)
         os.utime(source, (1, 1))
+
     monkeypatch.setattr(saving, "put", changing)
     with pytest.raises(CheckpointError, match="changed while it was being read"):
         convert(source, tmp_path / "b.safetensors", dialect="lightricks")
@@ -502,7 +532,8 @@ def test_a_source_that_changes_after_it_was_read_leaves_nothing(
 
 
 def test_a_disk_without_room_is_noticed_before_anything_is_read(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tiny_file(tmp_path / "a.safetensors")
     convert(source, tmp_path / "b.safetensors", dialect="lightricks")
     size = (tmp_path / "b.safetensors").stat().st_size
@@ -517,22 +548,30 @@ def test_a_disk_without_room_is_noticed_before_anything_is_read(
 def test_a_disk_that_fills_up_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(writer.os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"b: cannot be written: No space left on device"):
         save(random_model(tiny_config("2.0")), tmp_path / "b")
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("name, dialect, limit, said", [
-    ("b", "comfy", None, "dialect = 'comfy': expected diffusers or lightricks"),
-    ("b", "lightricks", None, "expected the name of a .safetensors file"),
-    ("b.safetensors", "diffusers", None, "expected the name of a folder"),
-    ("no/b", "diffusers", None, "there is no folder"),
-    ("b.safetensors", "lightricks", "5GB", "expected none, for lightricks has one file"),
-    *(("b", "diffusers", limit, "expected bytes, or a size like 5GB")
-      for limit in ("", "0GB", 0, -1, "1.2.3GB", "5 bytes", "GB", "1e9", True, "."))])
+@pytest.mark.parametrize(
+    "name, dialect, limit, said",
+    [
+        ("b", "comfy", None, "dialect = 'comfy': expected diffusers or lightricks"),
+        ("b", "lightricks", None, "expected the name of a .safetensors file"),
+        ("b.safetensors", "diffusers", None, "expected the name of a folder"),
+        ("no/b", "diffusers", None, "there is no folder"),
+        ("b.safetensors", "lightricks", "5GB", "expected none, for lightricks has one file"),
+        *(
+            ("b", "diffusers", limit, "expected bytes, or a size like 5GB")
+            for limit in ("", "0GB", 0, -1, "1.2.3GB", "5 bytes", "GB", "1e9", True, ".")
+        ),
+    ],
+)
 def test_a_destination_that_cannot_be_meant_is_refused(
-        name: str, dialect: str, limit: str | int | None, said: str, tmp_path: Path) -> None:
+    name: str, dialect: str, limit: str | int | None, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=said):
         convert(tmp_path / "source", tmp_path / name, dialect=dialect, max_shard_size=limit)
     assert listing(tmp_path) == []
@@ -583,25 +622,53 @@ def test_the_command_reports_what_it_did(tmp_path: Path, capsys: pytest.CaptureF
     arguments = ["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b"), "--to", "diffusers", "--json"]
     assert cli.main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report == json.loads(json.dumps(converting.Report(
-        str(tmp_path / "a.safetensors"), str(tmp_path / "b"), "lightricks names, prefix model.diffusion_model.",
-        "diffusers names, no prefix", len(raw(tmp_path / "b")),
-        (tmp_path / "b/diffusion_pytorch_model.safetensors").stat().st_size, ["BF16", "F32"],
-        report["foreign"], report["left_out"], [])._asdict()))
+    assert report == json.loads(
+        json.dumps(
+            converting.Report(
+                str(tmp_path / "a.safetensors"),
+                str(tmp_path / "b"),
+                "lightricks names, prefix model.diffusion_model.",
+                "diffusers names, no prefix",
+                len(raw(tmp_path / "b")),
+                (tmp_path / "b/diffusion_pytorch_model.safetensors").stat().st_size,
+                ["BF16", "F32"],
+                report["foreign"],
+                report["left_out"],
+                [],
+            )._asdict()
+        )
+    )
     assert cli.main(arguments) == 2
     assert "b: exists already, and is not touched" in capsys.readouterr().err
 
 
-def test_the_command_prints_what_it_left_out_and_assumed(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_what_it_left_out_and_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state, _ = random_bits("2.3")
     tensors = writers.renamed(state) | prefixed(writers.connectors())
     writers.save(tmp_path / "a.safetensors", tensors, {"license": "a"})
-    assert cli.main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b"), "--to", "diffusers",
-                     "--dtype", "float16", "--max-shard-size", "100KB"]) == 0
+    assert (
+        cli.main(
+            [
+                "convert",
+                str(tmp_path / "a.safetensors"),
+                str(tmp_path / "b"),
+                "--to",
+                "diffusers",
+                "--dtype",
+                "float16",
+                "--max-shard-size",
+                "100KB",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
-    for line in (f"left out: {PREFIX}video_embeddings_connector.* 10 tensors, 462,856 bytes",
-                 "left out: metadata license\n", "assumed: nothing in the checkpoint says", f"{len(state)} tensors, "):
+    for line in (
+        f"left out: {PREFIX}video_embeddings_connector.* 10 tensors, 462,856 bytes",
+        "left out: metadata license\n",
+        "assumed: nothing in the checkpoint says",
+        f"{len(state)} tensors, ",
+    ):
         assert line in printed
     assert {dtype for dtype, _, _ in raw(tmp_path / "b").values()} == {"F16"}
     assert len(list((tmp_path / "b").glob("*.safetensors"))) > 2

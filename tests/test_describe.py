@@ -1,7 +1,8 @@
 """`ltx2ref describe`: totals are the published ones, FLOPs are the counter's, memory is what a run holds.
 
-    pytest tests/test_describe.py
+pytest tests/test_describe.py
 """
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -40,16 +41,22 @@ def counted(config: TransformerConfig, n: Lengths) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("release", "layers", "n"), [
-    ("2.3", 48, SIZES["default"]), *((release, 2, n) for release in RELEASES for n in SIZES.values())])
+@pytest.mark.parametrize(
+    ("release", "layers", "n"),
+    [("2.3", 48, SIZES["default"]), *((release, 2, n) for release in RELEASES for n in SIZES.values())],
+)
 def test_flops_are_those_of_the_counter(release: str, layers: int, n: Lengths) -> None:
     config = replace(RELEASES[release], num_layers=layers)
     found, counts = describe(config, n), counted(config, n)
     assert found.flops == pytest.approx(counts["Global"], rel=1e-3)
     root = LTX2VideoTransformer3DModel.__name__
     for row in found.rows:
-        parts = [name for name in counts for module in row.modules
-                 if name == f"{root}.{module}" or (name.count(".") == 3 and name.endswith(f".{module}"))]
+        parts = [
+            name
+            for name in counts
+            for module in row.modules
+            if name == f"{root}.{module}" or (name.count(".") == 3 and name.endswith(f".{module}"))
+        ]
         assert row.flops == pytest.approx(sum(counts[name] for name in parts), rel=1e-3), row
 
 
@@ -67,9 +74,16 @@ def test_every_parameter_belongs_to_one_row(release: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("release", ["2.0", "2.3"])
 def test_the_memory_is_what_a_run_on_the_cpu_holds(release: str) -> None:
-    config = replace(tiny_config(release), num_attention_heads=4, attention_head_dim=128, cross_attention_dim=512,
-                     audio_num_attention_heads=4, audio_attention_head_dim=64, audio_cross_attention_dim=256,
-                     caption_channels=384)
+    config = replace(
+        tiny_config(release),
+        num_attention_heads=4,
+        attention_head_dim=128,
+        cross_attention_dim=512,
+        audio_num_attention_heads=4,
+        audio_attention_head_dim=64,
+        audio_cross_attention_dim=256,
+        caption_channels=384,
+    )
     inputs = random_inputs(config, batch=1, grid=(20, 10, 10), audio_frames=50, text_tokens=(100, 100))
     model = random_model(config)
     with torch.no_grad(), floor.PeakMemory("cpu") as memory:
@@ -108,14 +122,18 @@ def test_the_command_reads_configs_and_checkpoints(tmp_path: Path, capsys: pytes
     assert found[0]["parameters"] == describe(config, Lengths(30, 7, 5)).parameters
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["2.4"], "expected one of the releases 2.0, 2.3, 2.5, or a file or folder"),
-    (["--frames", "120"], "frames: expected a multiple of 8 and 1 more, got 120"),
-    (["lora.safetensors"], "no LTX-2 transformer in it"),
-    (["--tokens", "0", "1", "1"], "video: expected a positive number, got 0"),
-])
-def test_unusable_input_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["2.4"], "expected one of the releases 2.0, 2.3, 2.5, or a file or folder"),
+        (["--frames", "120"], "frames: expected a multiple of 8 and 1 more, got 120"),
+        (["lora.safetensors"], "no LTX-2 transformer in it"),
+        (["--tokens", "0", "1", "1"], "video: expected a positive number, got 0"),
+    ],
+)
+def test_unusable_input_is_one_line_and_status_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     save_file({"x": torch.zeros(1)}, "lora.safetensors")
     assert main(["describe", *arguments]) == 2

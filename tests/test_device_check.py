@@ -1,7 +1,8 @@
 """A look at a device fails what is wrong, names what it left out, and leaves settings as they were.
 
-    pytest tests/test_device_check.py
+pytest tests/test_device_check.py
 """
+
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +20,16 @@ CPU = torch.device("cpu")
 CASE = next(case for case in RECORDED if case.id == "2.3/t2v")
 
 
-@pytest.mark.parametrize(("verdicts", "left_out", "status"), [
-    ([PASSED, UNAVAILABLE, MEASURED], [], 0),
-    ([PASSED, FAILED, INCONCLUSIVE], ["exact: 1 of 2"], 1),
-    ([PASSED, INCONCLUSIVE], [], 2),
-    ([PASSED], ["exact: 1 of 2"], 2),
-    ([PASSED], ["bench"], 0),
-])
+@pytest.mark.parametrize(
+    ("verdicts", "left_out", "status"),
+    [
+        ([PASSED, UNAVAILABLE, MEASURED], [], 0),
+        ([PASSED, FAILED, INCONCLUSIVE], ["exact: 1 of 2"], 1),
+        ([PASSED, INCONCLUSIVE], [], 2),
+        ([PASSED], ["exact: 1 of 2"], 2),
+        ([PASSED], ["bench"], 0),
+    ],
+)
 def test_the_status_is_1_for_what_failed_and_2_for_what_is_not_known(
     verdicts: list[str], left_out: list[str], status: int
 ) -> None:
@@ -93,8 +97,22 @@ def test_the_table_has_the_devices_name_and_what_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "device.json"
-    monkeypatch.setattr("sys.argv", ["device_check.py", "--device", "cpu", "--only", "native", "--only", "TF32",
-                                     "--case", CASE.id, "--json", str(file)])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "device_check.py",
+            "--device",
+            "cpu",
+            "--only",
+            "native",
+            "--only",
+            "TF32",
+            "--case",
+            CASE.id,
+            "--json",
+            str(file),
+        ],
+    )
     assert device_check.main() == 0
     said = capsys.readouterr().out
     assert device_check.processor() in said.splitlines()[0]

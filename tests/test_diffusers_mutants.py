@@ -1,7 +1,8 @@
 """Thirty known bugs, made in diffusers itself, are seen by the audit at the taps at which they are made.
 
-    pytest tests/test_diffusers_mutants.py
+pytest tests/test_diffusers_mutants.py
 """
+
 import re
 
 import diffusers_mutants
@@ -37,5 +38,7 @@ def test_a_bug_in_diffusers_is_found_where_it_is_made_and_gone_afterwards(name: 
     assert before.keys() == after.keys() and all(torch.equal(x, after[tap]) for tap, x in before.items())
     assert any(not torch.equal(before[tap], wrong[tap]) for tap in ("sample", "audio_sample"))
     report = judge_taps(ours, inputs, run(ours, inputs), wrong)
-    assert (report.verdict, report.first and re.sub(r"^transformer_blocks\.\d+\.", "", report.first) in
-            mutants.FIRST[name][0]) == (DIVERGED, True), report.sentence
+    assert (
+        report.verdict,
+        report.first and re.sub(r"^transformer_blocks\.\d+\.", "", report.first) in mutants.FIRST[name][0],
+    ) == (DIVERGED, True), report.sentence

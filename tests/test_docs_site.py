@@ -1,7 +1,8 @@
 """The documentation builds without a warning into a site whose links lead somewhere, and which asks no other server.
 
-    pytest tests/test_docs_site.py
+pytest tests/test_docs_site.py
 """
+
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -38,11 +39,16 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page | None]:
     out = tmp_path_factory.mktemp("site")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "-d", str(out)], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "-d", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return {path.relative_to(out): Page(path) for path in out.rglob("*.html")} | {
-        path.relative_to(out): None for path in out.rglob("*") if path.is_file() and path.suffix != ".html"}
+        path.relative_to(out): None for path in out.rglob("*") if path.is_file() and path.suffix != ".html"
+    }
 
 
 def pages(site: dict[Path, Page | None]) -> dict[Path, Page]:
@@ -84,8 +90,14 @@ def test_the_tour_s_links_lead_to_the_lines_of_the_source(site: dict[Path, Page 
 
 def test_the_reference_has_every_public_name(site: dict[Path, Page | None]) -> None:
     import ltx2ref
-    anchors = {anchor.rpartition(".")[2] for path, page in pages(site).items() if path.parts[0] == "api"
-               for anchor in page.anchors if anchor.startswith("ltx2ref.")}
+
+    anchors = {
+        anchor.rpartition(".")[2]
+        for path, page in pages(site).items()
+        if path.parts[0] == "api"
+        for anchor in page.anchors
+        if anchor.startswith("ltx2ref.")
+    }
     assert set(ltx2ref.__all__) <= anchors
 
 

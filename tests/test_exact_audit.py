@@ -1,7 +1,8 @@
 """Under exact arithmetic an audit tells operations that differ from operations in another order, in any dtype.
 
-    pytest tests/test_exact_audit.py
+pytest tests/test_exact_audit.py
 """
+
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,9 +37,11 @@ NARROW, WIDE = torch.bfloat16, torch.float32
 
 def changed(*patches: Callable[[], Any]) -> Candidate:
     """This project's model, with something else in it."""
+
     def go(setup: Setup) -> Mapping[str, Tensor]:
         with mutants.patched(make() for make in patches):
             return run(ours(setup, conventions_of("ltx2ref")), setup.inputs)
+
     return Candidate("a port", None, go)
 
 
@@ -51,6 +54,7 @@ def mutant(name: str) -> Candidate:
         model = ours(setup, conventions_of("ltx2ref"))
         with mutants.inject(name, model):
             return run(model, setup.inputs)
+
     return Candidate(name, None, go)
 
 
@@ -64,8 +68,7 @@ def test_the_same_operations_are_identical() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "first"), [
-    ("gelu-erf", "ff.activation"), ("output-norm-bf16", "norm_out")])
+@pytest.mark.parametrize(("name", "first"), [("gelu-erf", "ff.activation"), ("output-norm-bf16", "norm_out")])
 def test_what_bfloat16_hides_is_found_in_bfloat16(name: str, first: str) -> None:
     assert audit(mutant(name), CASE, NARROW, CPU).passed  # natively
     report = exactly(mutant(name), NARROW)
@@ -102,8 +105,10 @@ def bias_apart(self: nn.Linear, x: Tensor) -> Tensor:
 
 ORDERS: dict[str, tuple[Callable[[], Any], str]] = {
     "x + x * scale": (lambda: patch.object(ltx2ref.block, "modulate", distributed), "transformer_blocks.0.attn1.input"),
-    "q scaled before the product": (functional(scaled_dot_product_attention=scaled_before),
-                                    "transformer_blocks.0.attn1.q"),
+    "q scaled before the product": (
+        functional(scaled_dot_product_attention=scaled_before),
+        "transformer_blocks.0.attn1.q",
+    ),
     "a bias added after rounding": (lambda: patch.object(nn.Linear, "forward", bias_apart), "proj_in"),
 }
 
@@ -166,12 +171,14 @@ def test_what_cannot_be_seen_is_refused_by_name(name: str) -> None:
 @pytest.mark.slow
 def test_layers_may_be_built_within() -> None:
     """Their first weights are random, and replaced."""
+
     def go(setup: Setup) -> tuple[Tensor, Tensor]:
         model = ltx2ref.LTX2VideoTransformer3DModel(setup.config).to(setup.dtype)
         model.load_state_dict(setup.state)
         with torch.no_grad():
             video, audio = model(**setup.inputs, return_dict=False)
         return video, audio
+
     assert found(exactly(port(go), NARROW)) == {IDENTICAL}
 
 
@@ -180,7 +187,8 @@ def test_a_refusal_is_one_line_and_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "numpy_runner.py").write_text(
-        "def run(config, state, inputs, dtype):\n    return inputs['hidden_states'].numpy(), None\n")
+        "def run(config, state, inputs, dtype):\n    return inputs['hidden_states'].numpy(), None\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert cli.main(["audit", "numpy_runner:run", "--case", CASE.id, "--arithmetic", "exact"]) == 2
     out, error = capsys.readouterr()
@@ -205,12 +213,14 @@ def test_a_trace_file_says_in_which_arithmetic_it_was_made(tmp_path: Path, capsy
 # ---------------------------------------------------------------- suspects
 def on_a_machine(name: str) -> Candidate:
     """Only natively: within exact arithmetic this machine computes as defined."""
+
     def go(setup: Setup) -> Mapping[str, Tensor]:
         model = ours(setup, conventions_of("ltx2ref"))
         if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
             return run(model, setup.inputs)
         with exact(machine(name)):
             return run(model, setup.inputs)
+
     return Candidate(name, None, go)
 
 
@@ -224,8 +234,11 @@ def test_a_suspect_that_computes_the_same_operations_is_cleared() -> None:
 @pytest.mark.slow
 def test_a_suspect_that_cannot_be_seen_stays_one() -> None:
     def hidden(setup: Setup) -> Mapping[str, Tensor]:
-        return {name: torch.from_numpy(x.float().numpy()).to(x.dtype) if x.dtype.is_floating_point else x
-                for name, x in on_a_machine("halves").run(setup).items()}
+        return {
+            name: torch.from_numpy(x.float().numpy()).to(x.dtype) if x.dtype.is_floating_point else x
+            for name, x in on_a_machine("halves").run(setup).items()
+        }
+
     report = audit(Candidate("hidden", None, hidden), CASE, NARROW, CPU)
     assert report.verdict == SUSPECT and any("could not tell more" in note for note in report.notes)
 
@@ -233,11 +246,16 @@ def test_a_suspect_that_cannot_be_seen_stays_one() -> None:
 @pytest.mark.slow
 def test_a_test_can_ask_for_exact_arithmetic() -> None:
     model, inputs = build(CASE.config, WIDE), CASE.inputs()
-    assert found(assert_parity(model, lambda **given: model(**given, return_dict=False), inputs,
-                               arithmetic="exact")) == {IDENTICAL}
+    assert found(
+        assert_parity(model, lambda **given: model(**given, return_dict=False), inputs, arithmetic="exact")
+    ) == {IDENTICAL}
     with pytest.raises(AssertionError, match=r"first divergence at (audio_)?sample"):
-        assert_parity(model, lambda **given: tuple(x * 1.01 for x in model(**given, return_dict=False)), inputs,
-                      arithmetic="exact")
+        assert_parity(
+            model,
+            lambda **given: tuple(x * 1.01 for x in model(**given, return_dict=False)),
+            inputs,
+            arithmetic="exact",
+        )
     with pytest.raises(ValueError, match="arithmetic: expected 'native' or 'exact', got 'exakt'"):
         assert_parity(model, model, inputs, arithmetic="exakt")
 

@@ -5,6 +5,7 @@
 Each runs in a process of its own, in a folder that has nothing but the files that it names, without PYTHONPATH. The
 snippets run from the first on, as a reader does. The lines that install are run by .ci/run.
 """
+
 import importlib.util
 import os
 import re
@@ -44,8 +45,13 @@ port = lambda **inputs: tuple(x * SCALE for x in model(**inputs, return_dict=Fal
 
 def as_a_user(*command: str | Path, where: Path, **more: str) -> subprocess.CompletedProcess[str]:
     kept = {name: x for name, x in os.environ.items() if not name.startswith(("PYTHON", "COVERAGE"))}
-    return subprocess.run([str(x) for x in command], cwd=where, capture_output=True, text=True,
-                          env=kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more)
+    return subprocess.run(
+        [str(x) for x in command],
+        cwd=where,
+        capture_output=True,
+        text=True,
+        env=kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more,
+    )
 
 
 def python(source: str, where: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -71,8 +77,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ---------------------------------------------------------------- commands
-@pytest.mark.parametrize("line", [pytest.param(line, marks=[getattr(pytest.mark, x) for x in needed_by(line)])
-                                  for line in COMMANDS if " kit " not in line])
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=[getattr(pytest.mark, x) for x in needed_by(line)])
+        for line in COMMANDS
+        if " kit " not in line
+    ],
+)
 def test_a_command_of_the_readme_works_in_a_folder_of_its_own(line: str, files: Path, tmp_path: Path) -> None:
     here = shutil.copytree(files, tmp_path / "here")
     arguments = arguments_of(line)
@@ -144,7 +156,8 @@ def readers() -> list[str]:
 
 def test_one_snippet_is_the_block_and_the_others_run() -> None:
     assert [block.splitlines()[0] for block in BLOCKS if quoted(block)] == [
-        "vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)"]
+        "vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)"
+    ]
     assert len(readers()) >= 3
 
 
@@ -157,8 +170,9 @@ def test_the_snippets_of_the_readme_run_in_their_order(scale: str, error: str, t
     shutil.copytree(tmp_path / "transformer", cached / "snapshots" / commit / "transformer")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
-    source = "\n".join(f"{THEIRS.replace('SCALE', scale)}\n{block}" if "port, inputs)" in block else block
-                       for block in readers())
+    source = "\n".join(
+        f"{THEIRS.replace('SCALE', scale)}\n{block}" if "port, inputs)" in block else block for block in readers()
+    )
     done = python(source, tmp_path, HF_HUB_CACHE=str(tmp_path / "hub"))
     if error:
         assert done.returncode == 1 and error in done.stderr
@@ -174,7 +188,8 @@ def test_a_bare_import_reaches_every_name_that_the_documents_give(tmp_path: Path
     text = "\n".join(IMPORT.sub("", path.read_text(encoding="utf-8")) for path in DOCUMENTS)
     names = set(re.findall(r"(?<![\w./-])ltx2ref(?:\.[A-Za-z_]\w*)+", text))
     assert {"ltx2ref.interop.for_diffusers", "ltx2ref.load", "ltx2ref.parity.audit"} <= names and len(names) >= 30
-    done = python(f"""
+    done = python(
+        f"""
 import ltx2ref
 from operator import attrgetter
 for name in {sorted(names)}:
@@ -182,7 +197,9 @@ for name in {sorted(names)}:
         attrgetter(name.removeprefix("ltx2ref."))(ltx2ref)
     except AttributeError as error:
         print(f"{{name}}: {{error}}")
-""", tmp_path)
+""",
+        tmp_path,
+    )
     assert (done.stdout, done.returncode) == ("", 0), done.stderr
 
 

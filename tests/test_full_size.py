@@ -1,7 +1,8 @@
 """The three released models at full size, on the meta device, have the published tensors, and run 1280 x 704.
 
-    pytest tests/test_full_size.py
+pytest tests/test_full_size.py
 """
+
 import functools
 import hashlib
 import itertools
@@ -35,8 +36,16 @@ MODEL_HASHES = {
 FILE_BYTES_2_5, HEADER_BYTES_2_5 = 42_018_190_584, 677_616
 
 FLAGS = (
-    "gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod", "ff_bias", "audio_ff_bias",
-    "use_prompt_embeddings", "use_prompt_adaln_single", "use_keyframes_abs_pos_embedding", "perturbed_attn",
+    "gated_attn",
+    "audio_gated_attn",
+    "cross_attn_mod",
+    "audio_cross_attn_mod",
+    "ff_bias",
+    "audio_ff_bias",
+    "use_prompt_embeddings",
+    "use_prompt_adaln_single",
+    "use_keyframes_abs_pos_embedding",
+    "perturbed_attn",
     "rope_double_precision",
 )
 # The Plackett-Burman design of 12 rows, and its complement: any three flags take all eight combinations.
@@ -74,6 +83,7 @@ def on_meta(config: TransformerConfig) -> LTX2VideoTransformer3DModel:
 
 def diffusers_shapes(config: TransformerConfig) -> Shapes:
     from diffusers import LTX2VideoTransformer3DModel as DiffusersModel
+
     with torch.device("meta"):
         return state_shapes(DiffusersModel(**config.to_diffusers()))
 
@@ -114,12 +124,13 @@ def test_the_manifest_is_what_its_script_writes(capsys: pytest.CaptureFixture[st
     assert (status, capsys.readouterr().out) == (0, "")
 
 
-@pytest.mark.parametrize("changed", [
-    ("[4096, 128]", "[4096, 127]"), ("18876174592", "18876174593"), ("schema_version", ""),
-], ids=["shape", "total", "missing"])
+@pytest.mark.parametrize(
+    "changed",
+    [("[4096, 128]", "[4096, 127]"), ("18876174592", "18876174593"), ("schema_version", "")],
+    ids=["shape", "total", "missing"],
+)
 def test_check_fails_where_the_manifest_is_missing_or_differs_and_shows_the_difference(
-    changed: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    changed: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, text = tmp_path / "weights_manifest.json", make_manifest.PATH.read_text(encoding="utf-8")
     monkeypatch.setattr(make_manifest, "PATH", path)
@@ -152,9 +163,12 @@ def test_the_manifests_totals_are_the_published_ones_and_those_of_its_own_rows(r
     f32, parameters = F32_TENSORS[release], PARAMETERS[release]
     tables = {name: shape for name, shape in manifest_shapes(release).items() if "scale_shift_table" in name}
     assert totals == {
-        "tensors": TENSORS[release], "tensors_per_block": TENSORS_PER_BLOCK[release],
-        "parameters": parameters, "bytes": 2 * parameters + 2 * count(tables),
-        "F32": f32, "BF16": TENSORS[release] - f32,
+        "tensors": TENSORS[release],
+        "tensors_per_block": TENSORS_PER_BLOCK[release],
+        "parameters": parameters,
+        "bytes": 2 * parameters + 2 * count(tables),
+        "F32": f32,
+        "BF16": TENSORS[release] - f32,
     }
     shapes = manifest_shapes(release)
     assert (len(shapes), count(shapes)) == (totals["tensors"], totals["parameters"])
@@ -205,9 +219,17 @@ def test_five_seconds_at_1280_by_704_come_out_in_the_shapes_that_went_in(
     monkeypatch.setattr(model, "transformer_blocks", model.transformer_blocks[:blocks])
     with torch.inference_mode():
         video, audio = model(
-            bf16(1, tokens, 128), bf16(1, audio_frames, 128), *(bf16(1, 1024, dim) for dim in text_dims),
-            timestep=bf16(1), sigma=bf16(1), num_frames=frames, height=height, width=width,
-            audio_num_frames=audio_frames, return_dict=False)
+            bf16(1, tokens, 128),
+            bf16(1, audio_frames, 128),
+            *(bf16(1, 1024, dim) for dim in text_dims),
+            timestep=bf16(1),
+            sigma=bf16(1),
+            num_frames=frames,
+            height=height,
+            width=width,
+            audio_num_frames=audio_frames,
+            return_dict=False,
+        )
     for x, n in ((video, tokens), (audio, audio_frames)):
         assert (tuple(x.shape), x.dtype, x.device.type) == ((1, n, 128), torch.bfloat16, "meta")
 
@@ -230,17 +252,33 @@ def test_with_any_flags_the_names_and_shapes_are_those_of_diffusers(row: str) ->
 
 @pytest.mark.diffusers
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [
-    {"out_channels": None}, {"audio_out_channels": None}, {"rope_type": "interleaved"}, {"num_layers": 3},
-    {"num_attention_heads": 3, "audio_num_attention_heads": 3, "cross_attention_dim": 78,
-     "audio_cross_attention_dim": 42},
-    {"audio_attention_head_dim": 40, "audio_cross_attention_dim": 80},  # audio as the wider stream
-], ids=lambda changes: "-".join(changes))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"out_channels": None},
+        {"audio_out_channels": None},
+        {"rope_type": "interleaved"},
+        {"num_layers": 3},
+        {
+            "num_attention_heads": 3,
+            "audio_num_attention_heads": 3,
+            "cross_attention_dim": 78,
+            "audio_cross_attention_dim": 42,
+        },
+        {"audio_attention_head_dim": 40, "audio_cross_attention_dim": 80},  # audio as the wider stream
+    ],
+    ids=lambda changes: "-".join(changes),
+)
 @releases
-def test_with_other_sizes_the_names_and_shapes_are_those_of_diffusers(
-    release: str, changes: dict[str, Any]
-) -> None:
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 26, "cross_attention_dim": 52, "num_layers": 1,
-             "audio_num_attention_heads": 2, "audio_attention_head_dim": 14, "audio_cross_attention_dim": 28}
+def test_with_other_sizes_the_names_and_shapes_are_those_of_diffusers(release: str, changes: dict[str, Any]) -> None:
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 26,
+        "cross_attention_dim": 52,
+        "num_layers": 1,
+        "audio_num_attention_heads": 2,
+        "audio_attention_head_dim": 14,
+        "audio_cross_attention_dim": 28,
+    }
     config = tiny_config(release, **sizes | changes)
     assert state_shapes(on_meta(config)) == diffusers_shapes(config)

@@ -1,7 +1,8 @@
 """The HTML report of an audit: whole, safe with foreign text, readable without JavaScript, and alive in a browser.
 
-    pytest tests/test_html.py
+pytest tests/test_html.py
 """
+
 import base64
 import hashlib
 import json
@@ -36,21 +37,56 @@ from ltx2ref.parity.report import (
 )
 
 ENTRANCE = [
-    "video_coords", "audio_coords", *(f"{rope}.{part}" for rope in ("rope", "audio_rope", "cross_attn_rope",
-    "cross_attn_audio_rope") for part in ("cos", "sin")), "proj_in", "audio_proj_in",
-    *(f"{layer}.{part}" for layer in ("time_embed", "audio_time_embed", "prompt_adaln", "audio_prompt_adaln",
-      "av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift", "av_cross_attn_video_a2v_gate",
-      "av_cross_attn_audio_v2a_gate") for part in ("sinusoid", "emb", "linear"))]
+    "video_coords",
+    "audio_coords",
+    *(
+        f"{rope}.{part}"
+        for rope in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
+        for part in ("cos", "sin")
+    ),
+    "proj_in",
+    "audio_proj_in",
+    *(
+        f"{layer}.{part}"
+        for layer in (
+            "time_embed",
+            "audio_time_embed",
+            "prompt_adaln",
+            "audio_prompt_adaln",
+            "av_cross_attn_video_scale_shift",
+            "av_cross_attn_audio_scale_shift",
+            "av_cross_attn_video_a2v_gate",
+            "av_cross_attn_audio_v2a_gate",
+        )
+        for part in ("sinusoid", "emb", "linear")
+    ),
+]
 ATTENTION = ("stream", "rows", "input", "context", "norm_q", "norm_k", "to_v", "q", "k", "sdpa", "gate", "to_out")
 BLOCK = [
-    *(f"{name}.{part}" for name in ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn",
-      "video_to_audio_attn") for part in ATTENTION),
-    *(f"{name}.{part}" for name in ("ff", "audio_ff") for part in (
-        "stream", "rows", "input", "proj", "activation", "output")), "video", "audio"]
+    *(
+        f"{name}.{part}"
+        for name in ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+        for part in ATTENTION
+    ),
+    *(
+        f"{name}.{part}"
+        for name in ("ff", "audio_ff")
+        for part in ("stream", "rows", "input", "proj", "activation", "output")
+    ),
+    "video",
+    "audio",
+]
 EXIT = ["norm_out", "audio_norm_out", "proj_out.input", "audio_proj_out.input", "sample", "audio_sample"]
 FINGERPRINT = {
-    "implementation": "ltx2ref", "version": "0.1.0", "dtype": "float32", "device": "cpu", "threads": 1,
-    "sdpa": "math", "tf32": False, "versions": {"torch": "2.8.0", "python": "3.11.9", "einops": "0.8.1"}}
+    "implementation": "ltx2ref",
+    "version": "0.1.0",
+    "dtype": "float32",
+    "device": "cpu",
+    "threads": 1,
+    "sdpa": "math",
+    "tf32": False,
+    "versions": {"torch": "2.8.0", "python": "3.11.9", "einops": "0.8.1"},
+}
 HINT = "rows 0 and 1 swapped: (scale, shift) is used as (shift, scale)"
 
 
@@ -77,15 +113,31 @@ def made_up(layers: int, bug: str | None = None) -> Report:
         rows.append(tap(name, error, own, bug=i == at))
     first = next((row for row in rows if row.verdict == DIVERGED), None)
     if first is None:
-        return Report(ROUNDING, "Nothing diverges: every tap is identical, or within the budget.", None, rows,
-                      FINGERPRINT, FINGERPRINT | {"implementation": "diffusers", "version": "0.42.1"},
-                      ["The truth is conditional."])
+        return Report(
+            ROUNDING,
+            "Nothing diverges: every tap is identical, or within the budget.",
+            None,
+            rows,
+            FINGERPRINT,
+            FINGERPRINT | {"implementation": "diffusers", "version": "0.42.1"},
+            ["The truth is conditional."],
+        )
     return Report(
-        DIVERGED, f"First divergence at {first.name}, looks like {HINT}; everything before it is within the budget.",
-        first.name, rows, FINGERPRINT, FINGERPRINT | {
-            "implementation": "port.safetensors", "version": None, "threads": 8,
-            "versions": {"torch": "2.9.1", "mlx": "0.30.0"}},
-        ["The reference repeats itself.", "2 taps of the candidate are not in the reference: a, b."], (HINT,))
+        DIVERGED,
+        f"First divergence at {first.name}, looks like {HINT}; everything before it is within the budget.",
+        first.name,
+        rows,
+        FINGERPRINT,
+        FINGERPRINT
+        | {
+            "implementation": "port.safetensors",
+            "version": None,
+            "threads": 8,
+            "versions": {"torch": "2.9.1", "mlx": "0.30.0"},
+        },
+        ["The reference repeats itself.", "2 taps of the candidate are not in the reference: a, b."],
+        (HINT,),
+    )
 
 
 def tap(name: str, error: float, own: float, bug: bool = False) -> TapRow:
@@ -93,18 +145,38 @@ def tap(name: str, error: float, own: float, bug: bool = False) -> TapRow:
     verdict = IDENTICAL if error == own else ROUNDING if budget <= 1 else SUSPECT if budget < 20 else DIVERGED
     gap = 0.0 if error == own else error
     return TapRow(
-        name, verdict, (2, 105, 128), "float32", (2, 105, 128), "float32", max_abs=gap * 7, relative=gap,
-        ulp_max=round(gap * 2**26), ulp_p99=round(gap * 2**24), sqnr_db=-20 * math.log10(gap) if gap else None,
-        cosine=1 - gap**2 / 2, worst=(1, 17, 93), worst_reference=-1.2345678, worst_candidate=-1.2345678 + gap,
-        equal_rounded=not gap, error=error, reference_error=own, budget=budget,
-        origin=None if not gap else ORIGINATED if bug else PROPAGATED, local_error=own if not bug else error,
-        amplification=None if bug else error / own, hints=(HINT,) if bug else ())
+        name,
+        verdict,
+        (2, 105, 128),
+        "float32",
+        (2, 105, 128),
+        "float32",
+        max_abs=gap * 7,
+        relative=gap,
+        ulp_max=round(gap * 2**26),
+        ulp_p99=round(gap * 2**24),
+        sqnr_db=-20 * math.log10(gap) if gap else None,
+        cosine=1 - gap**2 / 2,
+        worst=(1, 17, 93),
+        worst_reference=-1.2345678,
+        worst_candidate=-1.2345678 + gap,
+        equal_rounded=not gap,
+        error=error,
+        reference_error=own,
+        budget=budget,
+        origin=None if not gap else ORIGINATED if bug else PROPAGATED,
+        local_error=own if not bug else error,
+        amplification=None if bug else error / own,
+        hints=(HINT,) if bug else (),
+    )
 
 
 # ---- without a browser
 
+
 class Page(HTMLParser):
     """The elements of a page, as (name, attributes, text within), and that each one is closed."""
+
     VOID = ("meta", "input", "wbr")
 
     def __init__(self, text: str) -> None:
@@ -132,8 +204,11 @@ class Page(HTMLParser):
             self.elements[i][2].append(data)
 
     def all(self, name: str, **attributes: str) -> list[tuple[str, dict[str, str | None], list[str]]]:
-        return [element for element in self.elements if element[0] == name
-                and all(element[1].get(key.rstrip("_")) == value for key, value in attributes.items())]
+        return [
+            element
+            for element in self.elements
+            if element[0] == name and all(element[1].get(key.rstrip("_")) == value for key, value in attributes.items())
+        ]
 
     def text(self, name: str, **attributes: str) -> list[str]:
         return ["".join(element[2]) for element in self.all(name, **attributes)]
@@ -147,14 +222,19 @@ DISPLAYED = EVIL.replace("\ud800", "?")
 
 def hostile() -> Report:
     foreign: dict[str, Any] = {"implementation": EVIL, EVIL: EVIL, "versions": {EVIL: [EVIL]}}
-    rows = [TapRow(EVIL, DIVERGED, dtype=EVIL, candidate_dtype=EVIL, origin=EVIL, hints=(EVIL,), relative=1.0),
-            TapRow("proj_in", MISSING), TapRow("audio_proj_in", EVIL)]
+    rows = [
+        TapRow(EVIL, DIVERGED, dtype=EVIL, candidate_dtype=EVIL, origin=EVIL, hints=(EVIL,), relative=1.0),
+        TapRow("proj_in", MISSING),
+        TapRow("audio_proj_in", EVIL),
+    ]
     return Report(DIVERGED, EVIL, EVIL, rows, foreign, foreign, [EVIL], (EVIL, "another"))
 
 
-@pytest.mark.parametrize("report", [
-    made_up(6, BUG), made_up(6), hostile(), Report(IDENTICAL, "Identical.", None, [])],
-    ids=["diverged", "rounding", "hostile", "empty"])
+@pytest.mark.parametrize(
+    "report",
+    [made_up(6, BUG), made_up(6), hostile(), Report(IDENTICAL, "Identical.", None, [])],
+    ids=["diverged", "rounding", "hostile", "empty"],
+)
 def test_the_page_is_balanced_and_loads_nothing(report: Report) -> None:
     page = Page(html(report))
     assert not {name for name, _, _ in page.elements} & {"link", "img", "iframe", "object", "base", "embed"}
@@ -204,8 +284,10 @@ def test_every_tap_is_a_line_that_reads_without_javascript() -> None:
 
 
 def test_a_hint_that_the_sentence_lacks_is_listed() -> None:
-    assert Page(html(replace(made_up(1), hints=("a factor of 2",)))).text("section", class_="bullets")[0] \
+    assert (
+        Page(html(replace(made_up(1), hints=("a factor of 2",)))).text("section", class_="bullets")[0]
         == "Looks likea factor of 2"
+    )
 
 
 def test_the_band_is_the_budget() -> None:
@@ -239,8 +321,12 @@ def test_the_first_divergence_is_marked_where_it_is() -> None:
 
 def test_strange_numbers_stay_in_the_drawing() -> None:
     values: list[float | None] = [None, 0.0, math.nan, math.inf, 1e-300, 1e30]
-    rows = [TapRow(f"transformer_blocks.{i}.video", SHAPE if x is None else DIVERGED, relative=x, error=x,
-                   reference_error=x) for i, x in enumerate(values)]
+    rows = [
+        TapRow(
+            f"transformer_blocks.{i}.video", SHAPE if x is None else DIVERGED, relative=x, error=x, reference_error=x
+        )
+        for i, x in enumerate(values)
+    ]
     text = html(Report(DIVERGED, "", rows[2].name, rows))
     moved = [tuple(map(float, xy)) for xy in re.findall(r"translate\(([-\d.]+),([-\d.]+)\)", text)]
     assert len(moved) == len(values) and all(0 <= x <= 560 and 0 <= y <= 330 for x, y in moved)
@@ -248,8 +334,18 @@ def test_strange_numbers_stay_in_the_drawing() -> None:
 
 
 def test_numbers_are_short() -> None:
-    shown = {None: "—", 0.0: "0", 1.2e-7: "1.20e-07", 0.5: "0.5", -0.03456: "-0.0346", 12: "12", 48123: "48123",
-             3e9: "3.00e+09", math.inf: "∞", -math.inf: "-∞"}
+    shown = {
+        None: "—",
+        0.0: "0",
+        1.2e-7: "1.20e-07",
+        0.5: "0.5",
+        -0.03456: "-0.0346",
+        12: "12",
+        48123: "48123",
+        3e9: "3.00e+09",
+        math.inf: "∞",
+        -math.inf: "-∞",
+    }
     assert {x: number(x) for x in shown} == shown and number(math.nan) == "NaN"
     assert number(-1.23456789012, digits=9) == "-1.23456789"
     assert "≈ 0.002" in html(Report(SUSPECT, "", None, [TapRow("x", SUSPECT, relative=0.002, estimated=True)]))
@@ -271,7 +367,7 @@ def test_verdicts_and_text_can_be_read_on_their_backgrounds(scheme: int) -> None
 
     def luminance(name: str) -> float:
         digits = colours[name][1:] if len(colours[name]) == 7 else "".join(2 * c for c in colours[name][1:])
-        parts = [int(digits[i:i + 2], 16) / 255 for i in (0, 2, 4)]
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
         linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
         return sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -292,10 +388,21 @@ def test_every_verdict_has_a_colour_and_a_meaning() -> None:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine: apt-get install -y --no-install-recommends chromium")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-         "--hide-scrollbars", "--virtual-time-budget=5000")
+    CHROMIUM is None, reason="no chromium on this machine: apt-get install -y --no-install-recommends chromium"
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--virtual-time-budget=5000",
+)
 NO_POLICY = re.compile(r"<meta http-equiv[^>]*>\n")
 
 
@@ -329,7 +436,7 @@ def test_foreign_text_does_not_run(tmp_path: Path, policy: bool) -> None:
 
 def dom_more(dom: str) -> int:
     """The details that were opened."""
-    return dom[dom.index('<tr class="details">'):].split("</tr>")[0].count("hacked=1")
+    return dom[dom.index('<tr class="details">') :].split("</tr>")[0].count("hacked=1")
 
 
 CHECKS = """<script>addEventListener("load", async () => {
@@ -365,7 +472,8 @@ def test_filters_sorting_and_details_work(tmp_path: Path) -> None:
     assert out["all"] == 500 and out["more"] == "Show 58 more"  # browsers take seconds to lay out 5,000 lines
     assert out["whole"] == out["reset"] == len(report.rows) and out["none"]
     assert [report.rows[i].name for i in out["query"]] == [
-        f"transformer_blocks.{i}.audio_attn1.norm_q" for i in range(6)]
+        f"transformer_blocks.{i}.audio_attn1.norm_q" for i in range(6)
+    ]
     assert out["diverged"] == out["back"] == diverged
     shown = [[float(number(report.rows[i].relative)) for i in out[key]] for key in ("sorted", "reversed")]
     assert shown[0] == sorted(shown[0], reverse=True) and shown[1] == sorted(shown[1]) and out["aria"] == "descending"

@@ -1,7 +1,8 @@
 """The documented forward refuses bad input at the door, by argument and value, and takes all that is good.
 
-    pytest tests/test_inputs.py
+pytest tests/test_inputs.py
 """
+
 import ast
 import functools
 import inspect
@@ -25,9 +26,15 @@ MASKS = ("video_self_attention_mask", "video_keyframes_mask")  # these travel in
 
 # Annotations of the documentation, as types.
 ANNOTATIONS: dict[str, Any] = {
-    "Tensor": Tensor, "LongTensor": LongTensor, "torch.Tensor | None": Tensor | None,
-    "torch.LongTensor | None": LongTensor | None, "int | None": int | None, "float": float, "bool": bool,
-    "list[int] | None": list[int] | None, "dict[str, typing.Any] | None": dict[str, Any] | None,
+    "Tensor": Tensor,
+    "LongTensor": LongTensor,
+    "torch.Tensor | None": Tensor | None,
+    "torch.LongTensor | None": LongTensor | None,
+    "int | None": int | None,
+    "float": float,
+    "bool": bool,
+    "list[int] | None": list[int] | None,
+    "dict[str, typing.Any] | None": dict[str, Any] | None,
 }
 
 
@@ -39,8 +46,9 @@ def model(release: str, **changes: Any) -> LTX2VideoTransformer3DModel:
 
 def inputs(release: str = "2.5") -> Inputs:
     """Complete and valid, all optional tensors but coordinates and masks included."""
-    return random_inputs(model(release).config, batch=BATCH, grid=GRID, audio_frames=AUDIO_FRAMES,
-                         text_tokens=(TEXT, AUDIO_TEXT))
+    return random_inputs(
+        model(release).config, batch=BATCH, grid=GRID, audio_frames=AUDIO_FRAMES, text_tokens=(TEXT, AUDIO_TEXT)
+    )
 
 
 def with_changes(given: Inputs, changes: Inputs) -> Inputs:
@@ -63,7 +71,10 @@ def equal(a: AudioVisualModelOutput, b: AudioVisualModelOutput) -> bool:
 
 
 def refused(
-    error: type[Exception] | tuple[type[Exception], ...], argument: str, given: str, changes: Inputs,
+    error: type[Exception] | tuple[type[Exception], ...],
+    argument: str,
+    given: str,
+    changes: Inputs,
     release: str = "2.5",
 ) -> None:
     """The model raises `error`, with a message that begins with `argument` and says what was `given`."""
@@ -71,7 +82,7 @@ def refused(
         forward(changes, release)
     message = str(raised.value)
     assert re.match(rf"{argument}(?!\w)", message), message
-    assert re.search(rf"(?<![\w.-]){re.escape(given)}(?![\w.]\w)", message[len(argument):]), message
+    assert re.search(rf"(?<![\w.-]){re.escape(given)}(?![\w.]\w)", message[len(argument) :]), message
 
 
 # ---------------------------------------------------------------- shapes
@@ -87,13 +98,18 @@ WRONG_SHAPES: dict[str, list[tuple[int, ...]]] = {
     "sigma": [(), (1,), (3,), (2, 2), (2, 30), (2, 1, 1)],
     "audio_sigma": [(), (1,), (3,), (2, 2), (2, 4), (2, 1, 1)],
     "encoder_attention_mask": [(6,), (3, 6), (1, 6), (2, 7), (2, 30, 7), (2, 4, 6), (3, 1, 6), (2, 1, 1, 6)],
-    "audio_encoder_attention_mask": [
-        (7,), (3, 7), (1, 7), (2, 6), (2, 4, 6), (2, 30, 7), (3, 1, 7), (2, 1, 1, 7)],
+    "audio_encoder_attention_mask": [(7,), (3, 7), (1, 7), (2, 6), (2, 4, 6), (2, 30, 7), (3, 1, 7), (2, 1, 1, 7)],
     "video_coords": [
-        (3, 30, 2), (2, 1, 30, 2), (2, 3, 29, 2), (3, 3, 30, 2), (1, 3, 30), (2, 3, 30, 3), (2, 1, 30),
-        (2, 30)],
-    "audio_coords": [
-        (1, 4, 2), (2, 3, 4, 2), (2, 1, 5, 2), (3, 1, 4, 2), (1, 1, 4), (2, 1, 4, 3), (2, 3, 4), (2, 4)],
+        (3, 30, 2),
+        (2, 1, 30, 2),
+        (2, 3, 29, 2),
+        (3, 3, 30, 2),
+        (1, 3, 30),
+        (2, 3, 30, 3),
+        (2, 1, 30),
+        (2, 30),
+    ],
+    "audio_coords": [(1, 4, 2), (2, 3, 4, 2), (2, 1, 5, 2), (3, 1, 4, 2), (1, 1, 4), (2, 1, 4, 3), (2, 3, 4), (2, 4)],
     "perturbation_mask": [(), (1,), (3,), (2, 1), (1, 2), (3, 1, 1), (2, 30, 1), (2, 1, 1, 1)],
     "video_self_attention_mask": [(30, 30), (1, 30, 30), (2, 1, 30), (2, 30, 29), (2, 1, 30, 30)],
     "video_keyframes_mask": [(2, 30), (2, 29, 1), (2, 30, 2), (1, 30, 1), (3, 30, 1)],
@@ -101,14 +117,15 @@ WRONG_SHAPES: dict[str, list[tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize(
-    ("argument", "shape"), [(name, shape) for name, shapes in WRONG_SHAPES.items() for shape in shapes])
+    ("argument", "shape"), [(name, shape) for name, shapes in WRONG_SHAPES.items() for shape in shapes]
+)
 def test_a_tensor_of_a_wrong_shape_is_refused(argument: str, shape: tuple[int, ...]) -> None:
     refused(ValueError, argument, str(shape), {argument: torch.ones(shape)})
 
 
-@pytest.mark.parametrize(("argument", "shape"), [
-    ("encoder_hidden_states", (2, 6, 26)), ("audio_encoder_hidden_states", (2, 7, 26)),
-])
+@pytest.mark.parametrize(
+    ("argument", "shape"), [("encoder_hidden_states", (2, 6, 26)), ("audio_encoder_hidden_states", (2, 7, 26))]
+)
 def test_text_of_another_width_than_caption_channels_is_refused_in_release_2_0(
     argument: str, shape: tuple[int, ...]
 ) -> None:
@@ -120,18 +137,25 @@ def test_another_batch_of_video_than_of_everything_else_is_refused() -> None:
 
 
 @pytest.mark.parametrize("coords", [False, True])
-@pytest.mark.parametrize(("argument", "expected", "given"), [
-    ("hidden_states", "(B, T, 5)", (2, 0, 5)), ("audio_hidden_states", "(2, T, 6)", (2, 0, 6)),
-    ("encoder_hidden_states", "(2, S, 52)", (2, 0, 52)),
-    ("audio_encoder_hidden_states", "(2, S, 28)", (2, 0, 28)), ("hidden_states", "(B, T, 5)", (0, 30, 5)),
-])
+@pytest.mark.parametrize(
+    ("argument", "expected", "given"),
+    [
+        ("hidden_states", "(B, T, 5)", (2, 0, 5)),
+        ("audio_hidden_states", "(2, T, 6)", (2, 0, 6)),
+        ("encoder_hidden_states", "(2, S, 52)", (2, 0, 52)),
+        ("audio_encoder_hidden_states", "(2, S, 28)", (2, 0, 28)),
+        ("hidden_states", "(B, T, 5)", (0, 30, 5)),
+    ],
+)
 def test_an_empty_stream_text_or_batch_is_refused_with_coordinates_and_without(
     argument: str, expected: str, given: tuple[int, ...], coords: bool
 ) -> None:
     changes: Inputs = {argument: torch.ones(given)}
     if coords:
-        video, audio = (given[1] if argument == name else n for name, n in (
-            ("hidden_states", TOKENS), ("audio_hidden_states", AUDIO_FRAMES)))
+        video, audio = (
+            given[1] if argument == name else n
+            for name, n in (("hidden_states", TOKENS), ("audio_hidden_states", AUDIO_FRAMES))
+        )
         changes |= {"video_coords": torch.ones(2, 3, video, 2), "audio_coords": torch.ones(2, 1, audio, 2)} | NO_GRID
     with pytest.raises(ValueError) as raised:
         forward(changes)
@@ -145,8 +169,9 @@ def test_an_empty_batch_of_everything_is_refused() -> None:
         forward(everything)
 
 
-@pytest.mark.parametrize("argument", [
-    "hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states"])
+@pytest.mark.parametrize(
+    "argument", ["hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states"]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
 def test_another_dtype_than_the_models_is_refused(argument: str, dtype: torch.dtype) -> None:
     refused(ValueError, argument, str(dtype), {argument: inputs()[argument].to(dtype)})
@@ -158,9 +183,10 @@ def test_what_is_no_tensor_is_a_type_error(argument: str, value: object) -> None
     refused(TypeError, argument, type(value).__name__, {argument: value})
 
 
-@pytest.mark.parametrize("argument", [
-    "hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states",
-    "timestep"])
+@pytest.mark.parametrize(
+    "argument",
+    ["hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states", "timestep"],
+)
 def test_none_in_place_of_a_required_tensor_is_a_type_error(argument: str) -> None:
     refused(TypeError, argument, "NoneType", {argument: None})
 
@@ -171,30 +197,33 @@ def test_a_text_mask_of_three_dimensions_is_neither_integer_nor_multiplicative(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     audio_shape = (2, 1 if shape[1] == 1 else AUDIO_FRAMES, AUDIO_TEXT)
-    for argument, ones in (("encoder_attention_mask", torch.ones(shape, dtype=dtype)),
-                           ("audio_encoder_attention_mask", torch.ones(audio_shape, dtype=dtype))):
+    for argument, ones in (
+        ("encoder_attention_mask", torch.ones(shape, dtype=dtype)),
+        ("audio_encoder_attention_mask", torch.ones(audio_shape, dtype=dtype)),
+    ):
         refused(ValueError, argument, str(dtype), {argument: ones})
 
 
 # ---------------------------------------------------------------- tokens and positions
-@pytest.mark.parametrize(("argument", "changes", "expected", "given"), [
-    ("hidden_states", {"num_frames": 4}, 40, 30), ("hidden_states", {"height": 1}, 15, 30),
-    ("hidden_states", {"width": 6}, 36, 30), ("audio_hidden_states", {"audio_num_frames": 5}, 5, 4),
-    ("hidden_states", {"hidden_states": torch.ones(2, 29, 5)}, 30, 29),
-    ("audio_hidden_states", {"audio_hidden_states": torch.ones(2, 3, 6)}, 4, 3),
-])
-def test_tokens_that_are_not_the_grid_are_refused(
-    argument: str, changes: Inputs, expected: int, given: int
-) -> None:
+@pytest.mark.parametrize(
+    ("argument", "changes", "expected", "given"),
+    [
+        ("hidden_states", {"num_frames": 4}, 40, 30),
+        ("hidden_states", {"height": 1}, 15, 30),
+        ("hidden_states", {"width": 6}, 36, 30),
+        ("audio_hidden_states", {"audio_num_frames": 5}, 5, 4),
+        ("hidden_states", {"hidden_states": torch.ones(2, 29, 5)}, 30, 29),
+        ("audio_hidden_states", {"audio_hidden_states": torch.ones(2, 3, 6)}, 4, 3),
+    ],
+)
+def test_tokens_that_are_not_the_grid_are_refused(argument: str, changes: Inputs, expected: int, given: int) -> None:
     refused(ValueError, argument, str(given), changes)
     refused(ValueError, argument, str(expected), changes)
 
 
 @pytest.mark.parametrize("argument", ["num_frames", "height", "width", "audio_num_frames"])
 @pytest.mark.parametrize("value", [None, 0, -3])
-def test_a_size_of_the_grid_that_is_missing_or_not_positive_is_refused(
-    argument: str, value: int | None
-) -> None:
+def test_a_size_of_the_grid_that_is_missing_or_not_positive_is_refused(argument: str, value: int | None) -> None:
     refused(ValueError, argument, str(value), {argument: value})
     coords = "audio_coords" if argument.startswith("audio") else "video_coords"
     refused(ValueError, argument, coords, {argument: value})
@@ -222,12 +251,12 @@ def test_a_timestep_per_video_token_does_not_fit_the_audio_stream() -> None:
     refused(ValueError, "audio_timestep", "(2, 30)", changes)
 
 
-@pytest.mark.parametrize(("release", "changes"), [
-    ("2.0", {"use_cross_timestep": True}), ("2.3", {}), ("2.5", {}), ("2.5", {"use_cross_timestep": True})])
+@pytest.mark.parametrize(
+    ("release", "changes"),
+    [("2.0", {"use_cross_timestep": True}), ("2.3", {}), ("2.5", {}), ("2.5", {"use_cross_timestep": True})],
+)
 @pytest.mark.parametrize("audio", [False, True])
-def test_sigma_may_not_be_missing_where_something_needs_it(
-    release: str, changes: Inputs, audio: bool
-) -> None:
+def test_sigma_may_not_be_missing_where_something_needs_it(release: str, changes: Inputs, audio: bool) -> None:
     given = inputs(release)["audio_sigma"] if audio else None
     refused(ValueError, "sigma", "None", changes | {"sigma": None, "audio_sigma": given}, release)
 
@@ -236,8 +265,13 @@ def test_sigma_may_not_be_missing_where_something_needs_it(
 @pytest.mark.parametrize("blocks", [[2], [-1], [0, 7], [0.5], ["1"], [None]])
 @pytest.mark.parametrize("release", ["2.0", "2.5"])  # 2.0: where it has no effect too
 def test_a_guidance_block_that_the_model_does_not_have_is_refused(blocks: list[Any], release: str) -> None:
-    refused(ValueError, "spatio_temporal_guidance_blocks", repr(blocks[-1]),
-            {"spatio_temporal_guidance_blocks": blocks}, release)
+    refused(
+        ValueError,
+        "spatio_temporal_guidance_blocks",
+        repr(blocks[-1]),
+        {"spatio_temporal_guidance_blocks": blocks},
+        release,
+    )
 
 
 def test_an_unknown_attention_argument_is_refused_and_the_known_ones_are_named() -> None:
@@ -262,8 +296,10 @@ def bounds(axes: int, tokens: int) -> Tensor:
 
 STEPS, KEEP = torch.tensor([3.0, 700.0]), torch.tensor([0.0, 1.0])
 STG = {"spatio_temporal_guidance_blocks": [1]}
-TEXT_MASKS = {"encoder_attention_mask": zeros_and_ones(2, TEXT),
-              "audio_encoder_attention_mask": zeros_and_ones(2, AUDIO_TEXT)}
+TEXT_MASKS = {
+    "encoder_attention_mask": zeros_and_ones(2, TEXT),
+    "audio_encoder_attention_mask": zeros_and_ones(2, AUDIO_TEXT),
+}
 TEXT_TOKENS = {"encoder_attention_mask": TOKENS, "audio_encoder_attention_mask": AUDIO_FRAMES}  # that ask
 VIDEO_BOUNDS, AUDIO_BOUNDS = bounds(3, TOKENS), bounds(1, AUDIO_FRAMES)
 SELF_MASK, KEYFRAMES = zeros_and_ones(2, TOKENS, TOKENS), zeros_and_ones(2, TOKENS, 1)
@@ -272,38 +308,63 @@ BOUNDS = {"video_coords": VIDEO_BOUNDS, "audio_coords": AUDIO_BOUNDS}
 
 # Arguments, and others that mean the same.
 SAME: dict[str, tuple[Inputs, Inputs]] = {
-    **{f"integer-{name}": ({name: STEPS.long()}, {name: STEPS})
-       for name in ("timestep", "audio_timestep", "sigma", "audio_sigma")},
-    **{f"column-{name}": ({name: STEPS[:, None]}, {name: STEPS})
-       for name in ("timestep", "audio_timestep", "sigma", "audio_sigma")},
-    **{f"{name}-of-both": ({name: STEPS, f"audio_{name}": None}, {name: STEPS, f"audio_{name}": STEPS})
-       for name in ("timestep", "sigma")},
-    **{f"{name}-{dtype}": ({name: mask.to(dtype)}, {name: mask})
-       for name, mask in TEXT_MASKS.items()
-       for dtype in (torch.bool, torch.int32, torch.int64, torch.uint8, torch.bfloat16, torch.float64)},
-    **{f"{name}-bias": ({name: (1 - mask[:, None]) * -10_000}, {name: mask})
-       for name, mask in TEXT_MASKS.items()},
-    **{f"{name}-bias-per-query": ({name: ((1 - mask[:, None]) * -10_000).repeat(1, TEXT_TOKENS[name], 1)},
-                                  {name: mask})
-       for name, mask in TEXT_MASKS.items()},
-    **{f"{name}-keep-per-query": ({name: mask[:, None].bool().repeat(1, TEXT_TOKENS[name], 1)},
-                                  {name: mask[:, None].bool()})
-       for name, mask in TEXT_MASKS.items()},
+    **{
+        f"integer-{name}": ({name: STEPS.long()}, {name: STEPS})
+        for name in ("timestep", "audio_timestep", "sigma", "audio_sigma")
+    },
+    **{
+        f"column-{name}": ({name: STEPS[:, None]}, {name: STEPS})
+        for name in ("timestep", "audio_timestep", "sigma", "audio_sigma")
+    },
+    **{
+        f"{name}-of-both": ({name: STEPS, f"audio_{name}": None}, {name: STEPS, f"audio_{name}": STEPS})
+        for name in ("timestep", "sigma")
+    },
+    **{
+        f"{name}-{dtype}": ({name: mask.to(dtype)}, {name: mask})
+        for name, mask in TEXT_MASKS.items()
+        for dtype in (torch.bool, torch.int32, torch.int64, torch.uint8, torch.bfloat16, torch.float64)
+    },
+    **{f"{name}-bias": ({name: (1 - mask[:, None]) * -10_000}, {name: mask}) for name, mask in TEXT_MASKS.items()},
+    **{
+        f"{name}-bias-per-query": (
+            {name: ((1 - mask[:, None]) * -10_000).repeat(1, TEXT_TOKENS[name], 1)},
+            {name: mask},
+        )
+        for name, mask in TEXT_MASKS.items()
+    },
+    **{
+        f"{name}-keep-per-query": (
+            {name: mask[:, None].bool().repeat(1, TEXT_TOKENS[name], 1)},
+            {name: mask[:, None].bool()},
+        )
+        for name, mask in TEXT_MASKS.items()
+    },
     "middles": ({"video_coords": VIDEO_BOUNDS.sum(-1) / 2, "audio_coords": AUDIO_BOUNDS.sum(-1) / 2}, BOUNDS),
     "no-grid-but-coords": (NO_GRID | BOUNDS, BOUNDS),
     "a-wrong-grid-but-coords": ({"num_frames": 7, "height": -1, "audio_num_frames": 0} | BOUNDS, BOUNDS),
     "integer-fps": ({"fps": 30}, {"fps": 30.0}),
-    **{f"perturbation-mask-{dtype}": (STG | {"perturbation_mask": KEEP[:, None, None].to(dtype)},
-                                      STG | {"perturbation_mask": KEEP})
-       for dtype in (torch.bool, torch.int64, torch.bfloat16, torch.float64)},
+    **{
+        f"perturbation-mask-{dtype}": (
+            STG | {"perturbation_mask": KEEP[:, None, None].to(dtype)},
+            STG | {"perturbation_mask": KEEP},
+        )
+        for dtype in (torch.bool, torch.int64, torch.bfloat16, torch.float64)
+    },
     "no-perturbation-mask": (STG, STG | {"perturbation_mask": torch.zeros(2)}),
     "no-guidance-blocks": ({"perturbation_mask": KEEP, "spatio_temporal_guidance_blocks": []}, {}),
     "guidance-blocks-in-a-tuple": (
-        {"spatio_temporal_guidance_blocks": (1, 0, 1)}, {"spatio_temporal_guidance_blocks": [0, 1]}),
-    **{f"self-mask-{dtype}": ({MASKS[0]: SELF_MASK.to(dtype)}, {MASKS[0]: SELF_MASK})
-       for dtype in (torch.bool, torch.int64, torch.float64)},
-    **{f"keyframes-mask-{dtype}": ({MASKS[1]: KEYFRAMES.to(dtype)}, {MASKS[1]: KEYFRAMES})
-       for dtype in (torch.bool, torch.int64, torch.float64)},
+        {"spatio_temporal_guidance_blocks": (1, 0, 1)},
+        {"spatio_temporal_guidance_blocks": [0, 1]},
+    ),
+    **{
+        f"self-mask-{dtype}": ({MASKS[0]: SELF_MASK.to(dtype)}, {MASKS[0]: SELF_MASK})
+        for dtype in (torch.bool, torch.int64, torch.float64)
+    },
+    **{
+        f"keyframes-mask-{dtype}": ({MASKS[1]: KEYFRAMES.to(dtype)}, {MASKS[1]: KEYFRAMES})
+        for dtype in (torch.bool, torch.int64, torch.float64)
+    },
     "no-masks": ({MASKS[0]: None, MASKS[1]: None, "encoder_attention_mask": None}, {}),
     "no-attention-kwargs": ({"attention_kwargs": None}, {"attention_kwargs": {}}),
 }
@@ -316,8 +377,9 @@ def test_other_forms_of_an_argument_are_accepted_and_mean_the_same(case: str) ->
     assert equal(forward(changes), forward(others))
 
 
-@pytest.mark.parametrize("argument", [
-    "timestep", "audio_timestep", "sigma", "audio_sigma", "fps", *TEXT_MASKS, *BOUNDS, *MASKS])
+@pytest.mark.parametrize(
+    "argument", ["timestep", "audio_timestep", "sigma", "audio_sigma", "fps", *TEXT_MASKS, *BOUNDS, *MASKS]
+)
 def test_each_of_these_arguments_changes_the_output(argument: str) -> None:
     """Else the test before this one would prove nothing."""
     values = TEXT_MASKS | BOUNDS | {MASKS[0]: SELF_MASK, MASKS[1]: KEYFRAMES, "fps": 30.0}
@@ -369,8 +431,7 @@ def test_a_keyframes_mask_without_the_embedding_is_a_warning_and_changes_nothing
     assert equal(output, forward({}, release))
 
 
-@pytest.mark.parametrize(("release", "changes"), [
-    ("2.0", STG), ("2.3", {MASKS[1]: KEYFRAMES})])
+@pytest.mark.parametrize(("release", "changes"), [("2.0", STG), ("2.3", {MASKS[1]: KEYFRAMES})])
 def test_a_warning_points_at_the_call(release: str, changes: Inputs) -> None:
     with torch.no_grad(), pytest.warns(UserWarning) as caught:
         model(release)(**with_changes(inputs(release), changes))
@@ -382,8 +443,11 @@ def documented(name: str, text: str) -> inspect.Parameter:
     """A parameter of the documentation, such as `fps` and `: float = 24.0`."""
     annotation, _, default = text.removeprefix(": ").partition(" = ")
     return inspect.Parameter(
-        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=ANNOTATIONS[annotation],
-        default=ast.literal_eval(default) if default else inspect.Parameter.empty)
+        name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        annotation=ANNOTATIONS[annotation],
+        default=ast.literal_eval(default) if default else inspect.Parameter.empty,
+    )
 
 
 def test_forward_has_the_documented_parameters_in_order_with_their_defaults_and_annotations() -> None:

@@ -1,7 +1,8 @@
 """`ltx2ref inspect` names every published file from its header, and says what it cannot tell.
 
-    pytest tests/test_inspect.py
+pytest tests/test_inspect.py
 """
+
 import hashlib
 import json
 from pathlib import Path
@@ -23,9 +24,12 @@ pytestmark = pytest.mark.slow
 
 # Of the sparse copies: the format of most of the weights, and the blocks that have it.
 QUANTISED = {
-    "2.0-fp8": ("fp8 scaled", "3-44"), "2.3-dev-fp8": ("fp8 scaled", "2-45"),
-    "2.3-distilled-fp8": ("fp8 scaled", "4-46"), "2.3-kijai-fp8": ("fp8 scaled", "4-46"),
-    "2.5-int8": ("int8 ConvRot", "0-47"), "2.5-nvfp4": ("nvfp4", "0-41"),
+    "2.0-fp8": ("fp8 scaled", "3-44"),
+    "2.3-dev-fp8": ("fp8 scaled", "2-45"),
+    "2.3-distilled-fp8": ("fp8 scaled", "4-46"),
+    "2.3-kijai-fp8": ("fp8 scaled", "4-46"),
+    "2.5-int8": ("int8 ConvRot", "0-47"),
+    "2.5-nvfp4": ("nvfp4", "0-41"),
     "2.5-nvfp4-superseded": ("nvfp4", "0-41"),
     "2.5-vonkaiser-fp8": ("fp8 scaled", "0-47"),
 }
@@ -37,8 +41,9 @@ def test_a_published_file_is_named_from_its_header(name: str, tmp_path: Path) ->
     path = published.write(tmp_path)
     found = inspect(path)
     assert (found.kind, found.release, found.problems, found.unknown) == ("transformer", published.release, [], [])
-    assert found.dialect == ("diffusers names, no prefix" if published.sharded
-                             else "lightricks names, prefix model.diffusion_model.")
+    assert found.dialect == (
+        "diffusers names, no prefix" if published.sharded else "lightricks names, prefix model.diffusion_model."
+    )
     format, blocks = QUANTISED.get(name, ("BF16", "0-47"))
     (row,) = [row for row in found.formats if (row["layers"], row["format"]) == ("feed-forward", format)]
     assert row["blocks"] == blocks
@@ -57,8 +62,9 @@ def test_the_header_phase_of_loading_accepts_every_published_file(name: str, tmp
     plan = make_plan(sparse.FILES[name].write(tmp_path))
     plan.check()
     expected = {"2.0": ltx2ref.LTX_2_0, "2.3": ltx2ref.LTX_2_3, "2.5": ltx2ref.LTX_2_5}[sparse.FILES[name].release]
-    assert plan.config.use_keyframes_abs_pos_embedding == (expected.use_keyframes_abs_pos_embedding
-                                                           and name != "2.5-nvfp4-superseded")
+    assert plan.config.use_keyframes_abs_pos_embedding == (
+        expected.use_keyframes_abs_pos_embedding and name != "2.5-nvfp4-superseded"
+    )
     changed = {name for name, value in vars(plan.config).items() if value != getattr(expected, name)}
     assert changed <= {"use_keyframes_abs_pos_embedding"}
 
@@ -66,8 +72,13 @@ def test_the_header_phase_of_loading_accepts_every_published_file(name: str, tmp
 def test_what_shares_the_file_is_listed_by_prefix(tmp_path: Path) -> None:
     found = inspect(sparse.FILES["2.3-bf16"].write(tmp_path))
     assert found.foreign.keys() == {
-        "vae.", "audio_vae.", "vocoder.", "text_embedding_projection.",
-        "model.diffusion_model.video_embeddings_connector.", "model.diffusion_model.audio_embeddings_connector."}
+        "vae.",
+        "audio_vae.",
+        "vocoder.",
+        "text_embedding_projection.",
+        "model.diffusion_model.video_embeddings_connector.",
+        "model.diffusion_model.audio_embeddings_connector.",
+    }
     connectors = [held for prefix, held in found.foreign.items() if "connector" in prefix]
     assert sum(held["tensors"] for held in connectors) == 258
     assert sum(held["bytes"] for held in connectors) == 2 * 2_016_166_400
@@ -96,8 +107,10 @@ def tiny_file(tmp_path: Path, release: str = "2.3") -> Path:
 def test_the_sha256_tells_files_of_one_size_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_file(tmp_path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    entries = [{**manifest.files()[0]._asdict(), "bytes": path.stat().st_size, "name": name, "sha256": sha}
-               for name, sha in (("dev", digest), ("distilled", "0" * 64))]
+    entries = [
+        {**manifest.files()[0]._asdict(), "bytes": path.stat().st_size, "name": name, "sha256": sha}
+        for name, sha in (("dev", digest), ("distilled", "0" * 64))
+    ]
     monkeypatch.setattr(manifest, "manifest", lambda: {"files": entries, "releases": {}})
     assert [entry.name for entry in inspect(path).manifest] == ["dev", "distilled"]
     found = inspect(path, sha256=True)
@@ -113,8 +126,11 @@ def test_statistics_find_values_that_are_not_finite_zeros_and_outliers(tmp_path:
     tensors[prefix + "3.ff.net.2.weight"] *= 770
     save_file(tensors, path, {"config": json.dumps({"transformer": tiny_config("2.3", num_layers=4).to_lightricks()})})
     rows = {row["name"]: row for row in inspect(path, stats=True).stats or []}
-    assert rows.keys() == {"transformer_blocks.1.attn1.to_q.weight", "transformer_blocks.2.attn1.to_k.bias",
-                           "transformer_blocks.3.ff.net.2.weight"}
+    assert rows.keys() == {
+        "transformer_blocks.1.attn1.to_q.weight",
+        "transformer_blocks.2.attn1.to_k.bias",
+        "transformer_blocks.3.ff.net.2.weight",
+    }
     assert rows["transformer_blocks.1.attn1.to_q.weight"]["nonfinite"] == 1
     assert rows["transformer_blocks.2.attn1.to_k.bias"]["all_zero"]
     assert 500 < rows["transformer_blocks.3.ff.net.2.weight"]["times_the_median"] < 1000
@@ -140,11 +156,15 @@ def test_the_command_prints_a_table_or_json_and_its_status_says_whether_it_would
     assert str(path) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("names", "kind"), [
-    (["diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"], "LoRA, lightricks"),
-    (["lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight"], "LoRA, kohya"),
-    (["audio_vae.encoder.x", "vocoder.y"], "audio VAE + vocoder"), (["decoder.x", "encoder.y"], "VAE"),
-])
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"], "LoRA, lightricks"),
+        (["lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight"], "LoRA, kohya"),
+        (["audio_vae.encoder.x", "vocoder.y"], "audio VAE + vocoder"),
+        (["decoder.x", "encoder.y"], "VAE"),
+    ],
+)
 def test_a_file_without_a_transformer_is_named_too(names: list[str], kind: str, tmp_path: Path) -> None:
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "other.safetensors")
     found = inspect(tmp_path / "other.safetensors")

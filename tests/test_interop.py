@@ -1,7 +1,8 @@
 """diffusers' own pipelines compute the same latents, bit for bit, with our transformer as with theirs.
 
-    pytest tests/test_interop.py
+pytest tests/test_interop.py
 """
+
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,10 +32,19 @@ HEIGHT, WIDTH, FRAMES = 64, 96, 17  # 3 x 2 x 3 latent tokens
 
 def config(release: str, **changes: Any) -> TransformerConfig:
     sizes: dict[str, Any] = {
-        "in_channels": CHANNELS, "out_channels": CHANNELS, "audio_in_channels": 16, "audio_out_channels": 16,
-        "num_attention_heads": 2, "attention_head_dim": 26, "cross_attention_dim": 52,
-        "audio_num_attention_heads": 2, "audio_attention_head_dim": 14, "audio_cross_attention_dim": 28,
-        "caption_channels": CAPTION, "num_layers": 3}
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "audio_in_channels": 16,
+        "audio_out_channels": 16,
+        "num_attention_heads": 2,
+        "attention_head_dim": 26,
+        "cross_attention_dim": 52,
+        "audio_num_attention_heads": 2,
+        "audio_attention_head_dim": 14,
+        "audio_cross_attention_dim": 28,
+        "caption_channels": CAPTION,
+        "num_layers": 3,
+    }
     return tiny_config(release, **sizes | changes)
 
 
@@ -47,29 +57,69 @@ def seeded(make: Any, **sizes: Any) -> torch.nn.Module:
 def components(release: str) -> dict[str, Any]:
     """Everything but the transformer: diffusers' own classes, tiny and random."""
     c = config(release)
-    dims = {} if c.use_prompt_embeddings else {
-        "per_modality_projections": True, "video_hidden_dim": c.video.dim, "audio_hidden_dim": c.audio.dim,
-        "proj_bias": True, "video_gated_attn": True, "audio_gated_attn": True}
+    dims = (
+        {}
+        if c.use_prompt_embeddings
+        else {
+            "per_modality_projections": True,
+            "video_hidden_dim": c.video.dim,
+            "audio_hidden_dim": c.audio.dim,
+            "proj_bias": True,
+            "video_gated_attn": True,
+            "audio_gated_attn": True,
+        }
+    )
     width = (CAPTION, CAPTION) if c.use_prompt_embeddings else (c.video.dim, c.audio.dim)
     vae: Any = seeded(
-        diffusers.AutoencoderKLLTX2Video, latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8), layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1),
-        spatial_compression_ratio=32, temporal_compression_ratio=8)
-    audio_vae: Any = seeded(diffusers.AutoencoderKLLTX2Audio, base_channels=16, num_res_blocks=1, ch_mult=(1, 1, 1),
-                            latent_channels=8, mel_bins=8)
+        diffusers.AutoencoderKLLTX2Video,
+        latent_channels=CHANNELS,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+    )
+    audio_vae: Any = seeded(
+        diffusers.AutoencoderKLLTX2Audio,
+        base_channels=16,
+        num_res_blocks=1,
+        ch_mult=(1, 1, 1),
+        latent_channels=8,
+        mel_bins=8,
+    )
     for x in (vae, audio_vae):  # statistics that are not 0 and 1
         x.latents_mean.copy_(torch.linspace(-1, 1, len(x.latents_mean)))
         x.latents_std.copy_(torch.linspace(0.5, 2, len(x.latents_std)))
     return {
-        "vae": vae, "audio_vae": audio_vae, "text_encoder": None, "tokenizer": None,
+        "vae": vae,
+        "audio_vae": audio_vae,
+        "text_encoder": None,
+        "tokenizer": None,
         "connectors": seeded(
-            LTX2TextConnectors, caption_channels=CAPTION, text_proj_in_factor=LAYERS, rope_type="split",
-            video_connector_num_attention_heads=2, video_connector_attention_head_dim=width[0] // 2,
-            audio_connector_num_attention_heads=2, audio_connector_attention_head_dim=width[1] // 2,
-            video_connector_num_layers=1, audio_connector_num_layers=1,
-            video_connector_num_learnable_registers=None, audio_connector_num_learnable_registers=None, **dims),
-        "vocoder": seeded(LTX2Vocoder, in_channels=16, hidden_channels=32, upsample_kernel_sizes=[4, 4],
-                          upsample_factors=[2, 2], resnet_kernel_sizes=[3], resnet_dilations=[[1]]),
+            LTX2TextConnectors,
+            caption_channels=CAPTION,
+            text_proj_in_factor=LAYERS,
+            rope_type="split",
+            video_connector_num_attention_heads=2,
+            video_connector_attention_head_dim=width[0] // 2,
+            audio_connector_num_attention_heads=2,
+            audio_connector_attention_head_dim=width[1] // 2,
+            video_connector_num_layers=1,
+            audio_connector_num_layers=1,
+            video_connector_num_learnable_registers=None,
+            audio_connector_num_learnable_registers=None,
+            **dims,
+        ),
+        "vocoder": seeded(
+            LTX2Vocoder,
+            in_channels=16,
+            hidden_channels=32,
+            upsample_kernel_sizes=[4, 4],
+            upsample_factors=[2, 2],
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1]],
+        ),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     }
 
@@ -86,22 +136,43 @@ def arguments(dtype: torch.dtype, **extra: Any) -> dict[str, Any]:
     mask = torch.ones(1, 8, dtype=torch.long)
     short = torch.cat([torch.zeros(1, 3, dtype=torch.long), mask[:, 3:]], dim=1)
     return {
-        "prompt_embeds": features[0], "prompt_attention_mask": mask,
-        "negative_prompt_embeds": features[1], "negative_prompt_attention_mask": short,
-        "height": HEIGHT, "width": WIDTH, "num_frames": FRAMES, "frame_rate": 25.0, "num_inference_steps": 2,
-        "guidance_scale": 3.0, "stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7,
-        "audio_guidance_scale": 7.0, "audio_stg_scale": 0.5, "audio_modality_scale": 2.0, "audio_guidance_rescale": 0.5,
-        "spatio_temporal_guidance_blocks": [1], "generator": torch.Generator().manual_seed(11),
-        "output_type": "latent", "return_dict": False} | extra
+        "prompt_embeds": features[0],
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": features[1],
+        "negative_prompt_attention_mask": short,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_frames": FRAMES,
+        "frame_rate": 25.0,
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "stg_scale": 1.0,
+        "modality_scale": 3.0,
+        "guidance_rescale": 0.7,
+        "audio_guidance_scale": 7.0,
+        "audio_stg_scale": 0.5,
+        "audio_modality_scale": 2.0,
+        "audio_guidance_rescale": 0.5,
+        "spatio_temporal_guidance_blocks": [1],
+        "generator": torch.Generator().manual_seed(11),
+        "output_type": "latent",
+        "return_dict": False,
+    } | extra
 
 
 PIPELINES: dict[str, dict[str, Any]] = {
     "LTX2Pipeline": {},
     "LTX2ImageToVideoPipeline": {"image": frames(1, 1), "image_crf": 0},
-    "LTX2ConditionPipeline": {"conditions": [LTX2VideoCondition(frames=frames(1, 1), index=0, crf=0),
-                                             LTX2VideoCondition(frames=frames(9, 2), index=1, strength=0.75, crf=0)]},
-    "LTX2InContextPipeline": {"reference_conditions": [LTX2ReferenceCondition(frames=frames(9, 4), strength=0.9)],
-                              "conditioning_attention_strength": 0.5},
+    "LTX2ConditionPipeline": {
+        "conditions": [
+            LTX2VideoCondition(frames=frames(1, 1), index=0, crf=0),
+            LTX2VideoCondition(frames=frames(9, 2), index=1, strength=0.75, crf=0),
+        ]
+    },
+    "LTX2InContextPipeline": {
+        "reference_conditions": [LTX2ReferenceCondition(frames=frames(9, 4), strength=0.9)],
+        "conditioning_attention_strength": 0.5,
+    },
 }
 
 
@@ -113,8 +184,9 @@ def counted(model: torch.nn.Module) -> Iterator[list[int]]:
     hook.remove()
 
 
-def latents(pipeline: str, release: str, transformer: torch.nn.Module, dtype: torch.dtype,
-            **extra: Any) -> tuple[tuple[Tensor, Tensor], int]:
+def latents(
+    pipeline: str, release: str, transformer: torch.nn.Module, dtype: torch.dtype, **extra: Any
+) -> tuple[tuple[Tensor, Tensor], int]:
     pipe = getattr(diffusers, pipeline)(transformer=transformer, **components(release))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(dtype)
@@ -146,13 +218,21 @@ def test_pipelines_compute_the_same_latents_in_bfloat16(pipeline: str) -> None:
     assert all(map(torch.equal, got, expected))
 
 
-@pytest.mark.parametrize("off", [{"guidance_scale": 1.0, "audio_guidance_scale": 1.0}, {"modality_scale": 1.0},
-                                 {"stg_scale": 0.0, "audio_stg_scale": 0.0}, {"use_cross_timestep": True}])
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"guidance_scale": 1.0, "audio_guidance_scale": 1.0},
+        {"modality_scale": 1.0},
+        {"stg_scale": 0.0, "audio_stg_scale": 0.0},
+        {"use_cross_timestep": True},
+    ],
+)
 def test_each_guidance_changes_the_latents(off: dict[str, Any]) -> None:
     shell = for_diffusers(random_model(config("2.3")))
     (video, _), _ = latents("LTX2ImageToVideoPipeline", "2.3", shell, torch.float32, use_cross_timestep=False)
-    (other, _), _ = latents("LTX2ImageToVideoPipeline", "2.3", shell, torch.float32,
-                            **{"use_cross_timestep": False} | off)
+    (other, _), _ = latents(
+        "LTX2ImageToVideoPipeline", "2.3", shell, torch.float32, **{"use_cross_timestep": False} | off
+    )
     assert not torch.equal(video, other)
 
 

@@ -1,7 +1,8 @@
 """Kernel shapes: single operations at the head widths, lengths and masks of real models, that `ltx2ref verify` runs.
 
-    pytest tests/test_kernels.py
+pytest tests/test_kernels.py
 """
+
 from typing import Any
 
 import pytest
@@ -34,16 +35,25 @@ def test_each_width_length_and_mask_is_there() -> None:
     assert {(x.width, x.length) for x in attentions} == {(w, n) for w in (64, 128) for n in (33, 129, 192)}
     assert {x.kind for x in attentions} == {"", "expanded", *MASKS} and {x.length for x in LONG_KERNELS} == {1025}
     assert len({x.id for x in (*KERNELS, *LONG_KERNELS)} | {case.id for case in RECORDED}) == len(
-        [*KERNELS, *LONG_KERNELS, *RECORDED])
-    shapes = {tuple(n if n == 1 else letter for n, letter in zip(x.inputs(torch.float32)["mask"].shape, "BHTS",
-                                                                 strict=True)) for x in attentions if x.kind in MASKS}
+        [*KERNELS, *LONG_KERNELS, *RECORDED]
+    )
+    shapes = {
+        tuple(n if n == 1 else letter for n, letter in zip(x.inputs(torch.float32)["mask"].shape, "BHTS", strict=True))
+        for x in attentions
+        if x.kind in MASKS
+    }
     assert shapes == {("B", 1, 1, "S"), ("B", 1, "T", "S")}
     assert BY_NAME["attention-64-192-expanded"].inputs(torch.float32)["k"].stride(0) == 0
 
 
 @pytest.mark.parametrize("dtype", record.EXACT_DTYPES)
-@pytest.mark.parametrize("name", [
-    name if name.endswith(("64-33", "bias-empty")) else pytest.param(name, marks=pytest.mark.slow) for name in BY_NAME])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name.endswith(("64-33", "bias-empty")) else pytest.param(name, marks=pytest.mark.slow)
+        for name in BY_NAME
+    ],
+)
 def test_a_kernel_shape_is_exactly_identical_and_natively_within_the_budget(name: str, dtype: str) -> None:
     exactly, natively = verdicts(BY_NAME[name], dtype)
     assert exactly == IDENTICAL and natively in ((IDENTICAL, WITHIN) if dtype in DTYPES else (None,))
@@ -75,8 +85,11 @@ def test_a_kernel_with_an_error_in_its_last_tile_fails_at_that_length_alone(monk
     monkeypatch.setattr(verify, "truth_of", lambda kernel, dtype: truths[kernel])
     monkeypatch.setattr(F, "scaled_dot_product_attention", last_key_dropped)
     found = {kernel.name: verdicts(kernel, "float32") for kernel in kernels}
-    assert found == {"attention-64-33": (IDENTICAL, WITHIN), "attention-64-129": (FAILED, INCONCLUSIVE),
-                     "attention-128-129-bool": (FAILED, INCONCLUSIVE)}
+    assert found == {
+        "attention-64-33": (IDENTICAL, WITHIN),
+        "attention-64-129": (FAILED, INCONCLUSIVE),
+        "attention-128-129-bool": (FAILED, INCONCLUSIVE),
+    }
     case = next(case for case in RECORDED if case.id == "2.3/t2v")
     with torch.no_grad(), ltx2ref.exact():
         outputs = verify.build(case.config, torch.float32)(**case.inputs())

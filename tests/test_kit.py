@@ -1,7 +1,8 @@
 """The kit: a NumPy port passes it on both levels, a broken one is told where, and everything in it bears load.
 
-    pytest tests/test_kit.py
+pytest tests/test_kit.py
 """
+
 import hashlib
 import json
 import shutil
@@ -100,15 +101,23 @@ def test_it_is_small_and_complete(kit: Path) -> None:
 def test_every_tensor_is_readable_without_bfloat16_and_said_in_kit_json(kit: Path) -> None:
     for case in cases(kit):
         file = load_file(kit / case["file"])
-        named = {f"{dtype}/{kind}/{name}" for dtype in DTYPES
-                 for kind, names in (("inputs", case["inputs"]), ("expected", case["outputs"]),
-                                     ("error", case["outputs"])) for name in names}
+        named = {
+            f"{dtype}/{kind}/{name}"
+            for dtype in DTYPES
+            for kind, names in (("inputs", case["inputs"]), ("expected", case["outputs"]), ("error", case["outputs"]))
+            for name in names
+        }
         if case["operation"] != "model":
             taps = [name for name in case["inputs"] if f"float32/exact/inputs/{name}" in file]
-            assert set(case["inputs"]) - set(taps) <= set(next(
-                part for part in COMPONENTS if part.id == case["id"]).raw), case["id"]
-            named |= {f"{dtype}/exact/{kind}/{name}" for dtype in DTYPES
-                      for kind, names in (("inputs", taps), ("expected", case["outputs"])) for name in names}
+            assert set(case["inputs"]) - set(taps) <= set(
+                next(part for part in COMPONENTS if part.id == case["id"]).raw
+            ), case["id"]
+            named |= {
+                f"{dtype}/exact/{kind}/{name}"
+                for dtype in DTYPES
+                for kind, names in (("inputs", taps), ("expected", case["outputs"]))
+                for name in names
+            }
         assert {name for name in file if "/weights/" not in name} == named, case["id"]
         assert not [name for name, x in file.items() if name.startswith("float32") and x.dtype == np.uint16]
 
@@ -118,6 +127,7 @@ def test_every_tensor_is_readable_without_bfloat16_and_said_in_kit_json(kit: Pat
 def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path) -> None:
     """And what this package does; where this machine computes with the recording's bits, to the bit."""
     from ltx2ref.parity.oracles import diffusers
+
     cpu = torch.device("cpu")
     same_bits = record.environment()["probe"] == probe(cpu, tuple(DTYPES.values()))
     for dtype in DTYPES:
@@ -147,6 +157,7 @@ def test_a_digest_is_what_the_readme_says(kit: Path) -> None:
 def test_the_exact_level_is_what_diffusers_computes_under_exact_arithmetic(case: Case, kit: Path) -> None:
     """A model's digests, and those and the tensors of the components that come from it."""
     from ltx2ref.parity.oracles import diffusers
+
     for dtype in DTYPES:
         source = Source(case, dtype)
         model = diffusers.build_diffusers(case.config.to_diffusers(), source.weights, DTYPES[dtype])
@@ -173,6 +184,7 @@ def test_a_recording_with_another_digest_is_not_exported(
         if (case.id, dtype) == ("2.3/kit-t2v", "bfloat16"):
             found.digests[name] = bytes(16)
         return found
+
     monkeypatch.setattr(record, "load_exact", changed)
     said = f"2.3/kit-t2v bfloat16: 1 of 232 taps have another digest here than recorded, the first is {name}"
     with pytest.raises(RecordError, match=said):
@@ -202,8 +214,9 @@ def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -
     for name in MACHINES.keys() - ({"tf32"} if dtype == "float32" else set()):
         with exact(machine(name)):
             taps = run(source.model, source.inputs, given)
-        report = checking.noted(checking.compare(
-            expected, {tap: taps[tap] for tap in expected}, {tap: true[tap] for tap in expected}))
+        report = checking.noted(
+            checking.compare(expected, {tap: taps[tap] for tap in expected}, {tap: true[tap] for tap in expected})
+        )
         assert report.passed, (name, report.sentence)
 
 
@@ -224,15 +237,18 @@ def test_rope_components_have_no_false_alarm(name: str, kit: Path, tmp_path: Pat
 # ---------------------------------------------------------------- a port
 @pytest.mark.parametrize("level,word", [(NATIVE, "conformant"), (EXACT, "identical")])
 def test_the_numpy_port_imports_nothing_of_this_and_passes(level: str, word: str, kit: Path, tmp_path: Path) -> None:
-    code = ("import sys, runpy; sys.modules['torch'] = sys.modules['ltx2ref'] = None;"
-            f"sys.argv = ['port', {str(kit)!r}, {str(tmp_path / 'results')!r}, '--level', {level!r}];"
-            f"runpy.run_path({str(PORT)!r}, run_name='__main__')")
+    code = (
+        "import sys, runpy; sys.modules['torch'] = sys.modules['ltx2ref'] = None;"
+        f"sys.argv = ['port', {str(kit)!r}, {str(tmp_path / 'results')!r}, '--level', {level!r}];"
+        f"runpy.run_path({str(PORT)!r}, run_name='__main__')"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     verdict = check(tmp_path / "results", kit, level)
     assert verdict.status == 0 and verdict.passed == len(verdict.results) == 2 * len(COMPONENTS + MODELS)
     taps = sum(len(result.report.rows) for result in verdict.results if result.report is not None)
     assert verdict.summary == f"ltx2ref kit: {word}, {verdict.passed} of {verdict.passed} cases pass" + (
-        f", {taps:,} of {taps:,} taps identical" if level == EXACT else "")
+        f", {taps:,} of {taps:,} taps identical" if level == EXACT else ""
+    )
     for result in verdict.results:
         assert result.report is not None
         if level == EXACT:
@@ -255,13 +271,22 @@ def bias_after_the_gate(w: Any, name: str, x: Any, linear: Any = numpy_port.line
     return linear({key: y for key, y in w.items() if not key.endswith("audio_ff.net.0.proj.bias")}, name, x)
 
 
-@pytest.mark.parametrize("broken,change,first,components", [
-    ("gelu", erf_gelu, "transformer_blocks.0.ff.activation", {"feed-forward", "text-projection", "block"}),
-    ("rotate", heads_that_rotate_alike, "transformer_blocks.0.attn1.q", {"rotation", "attention", "exchange", "block"}),
-    ("linear", bias_after_the_gate, "transformer_blocks.0.audio_ff.proj", {"feed-forward", "block"}),
-])
-def test_a_broken_port_is_told_where(broken: str, change: Any, first: str, components: set[str], kit: Path,
-                                     tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "broken,change,first,components",
+    [
+        ("gelu", erf_gelu, "transformer_blocks.0.ff.activation", {"feed-forward", "text-projection", "block"}),
+        (
+            "rotate",
+            heads_that_rotate_alike,
+            "transformer_blocks.0.attn1.q",
+            {"rotation", "attention", "exchange", "block"},
+        ),
+        ("linear", bias_after_the_gate, "transformer_blocks.0.audio_ff.proj", {"feed-forward", "block"}),
+    ],
+)
+def test_a_broken_port_is_told_where(
+    broken: str, change: Any, first: str, components: set[str], kit: Path, tmp_path: Path
+) -> None:
     with patch.object(numpy_port, broken, change):
         run_port(kit, tmp_path)
     verdict = check(tmp_path, kit)
@@ -287,12 +312,15 @@ def bias_after_rounding(w: Any, name: str, x: Any, linear: Any = numpy_port.line
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("broken,change,first,natively", [
-    ("gelu", erf_gelu, "transformer_blocks.0.ff.activation", 1),
-    ("fold", sum_in_float32, {"float32": "proj_in", "bfloat16": "transformer_blocks.0.attn1.sdpa"}, 0),
-    ("modulate", modulation_of_one_rounding_less, "transformer_blocks.0.attn1.input", 0),
-    ("linear", bias_after_rounding, "proj_in", 0),
-])
+@pytest.mark.parametrize(
+    "broken,change,first,natively",
+    [
+        ("gelu", erf_gelu, "transformer_blocks.0.ff.activation", 1),
+        ("fold", sum_in_float32, {"float32": "proj_in", "bfloat16": "transformer_blocks.0.attn1.sdpa"}, 0),
+        ("modulate", modulation_of_one_rounding_less, "transformer_blocks.0.attn1.input", 0),
+        ("linear", bias_after_rounding, "proj_in", 0),
+    ],
+)
 def test_on_the_exact_level_a_port_is_told_where_it_computes_otherwise(
     broken: str, change: Any, first: Any, natively: int, dtype: str, kit: Path, tmp_path: Path
 ) -> None:
@@ -320,11 +348,18 @@ def test_on_the_exact_level_numbers_count_and_not_the_dtype_that_holds_them(
     for dtype, said in case["exact"].items():
         found = load_file(results / said["results"])
         as_bits = {name: (x.view(np.uint32) >> 16).astype(np.uint16) for name, x in found.items()}
-        save_file(as_bits if dtype == "bfloat16" else {name: x.astype(np.float64) for name, x in found.items()},
-                  tmp_path / said["results"])
+        save_file(
+            as_bits if dtype == "bfloat16" else {name: x.astype(np.float64) for name, x in found.items()},
+            tmp_path / said["results"],
+        )
     assert check(tmp_path, kit, EXACT, partial=True).status == 0
-    save_file({name: x * (1 + 2.0**-40) for name, x in load_file(tmp_path / said["results"].replace(
-        "bfloat16", "float32")).items()}, tmp_path / said["results"].replace("bfloat16", "float32"))
+    save_file(
+        {
+            name: x * (1 + 2.0**-40)
+            for name, x in load_file(tmp_path / said["results"].replace("bfloat16", "float32")).items()
+        },
+        tmp_path / said["results"].replace("bfloat16", "float32"),
+    )
     verdict = check(tmp_path, kit, EXACT, partial=True)
     assert (verdict.status, verdict.passed) == (1, 1)
 
@@ -335,14 +370,18 @@ def test_on_the_exact_level_zeros_have_signs_and_nan_is_one() -> None:
 
     def judged(other: Tensor) -> Any:
         return identity(digests, ["x"], {"x": other}, lambda: {"x": x})
+
     assert judged(x.clone()).verdict == IDENTICAL
-    assert judged(x.view(torch.int32).bitwise_xor(torch.tensor([0, 1, 0], dtype=torch.int32)).view(
-        torch.float32)).verdict == IDENTICAL
+    assert (
+        judged(x.view(torch.int32).bitwise_xor(torch.tensor([0, 1, 0], dtype=torch.int32)).view(torch.float32)).verdict
+        == IDENTICAL
+    )
     assert judged(torch.tensor([-0.0, torch.nan, 1.0])).verdict == DIVERGED
     assert judged(torch.tensor([0.0, 1.0, 1.0])).verdict == DIVERGED
     zero = torch.zeros(2)
-    assert "in the sign of zeros" in identity({"x": digest(zero).hex()}, ["x"], {"x": -zero}, lambda: {"x": zero}
-                                              ).sentence
+    assert (
+        "in the sign of zeros" in identity({"x": digest(zero).hex()}, ["x"], {"x": -zero}, lambda: {"x": zero}).sentence
+    )
     assert "(2,) in place of (3,)" in judged(zero).sentence
 
 
@@ -403,14 +442,17 @@ def beside(kit: Path, name: str, tap: str, share: float) -> Taps:
     return {key: expected[key] for key in case["outputs"]} | {tap: true + noise * (share * allowed / judge.norm(noise))}
 
 
-@pytest.mark.parametrize("name,tap,share,status", [
-    ("feed-forward/video", "transformer_blocks.0.ff.activation", 1.6, 0),
-    ("feed-forward/video", "transformer_blocks.0.ff.activation", 2.1, 1),
-    ("2.3/kit-t2v", "sample", 1.6, 0),
-    ("2.3/kit-t2v", "sample", 2.1, 1),
-    ("sinusoid/per-token", "time_embed.sinusoid", 0.9, 0),
-    ("sinusoid/per-token", "time_embed.sinusoid", 1.1, 1),  # a bound has no band above it
-])
+@pytest.mark.parametrize(
+    "name,tap,share,status",
+    [
+        ("feed-forward/video", "transformer_blocks.0.ff.activation", 1.6, 0),
+        ("feed-forward/video", "transformer_blocks.0.ff.activation", 2.1, 1),
+        ("2.3/kit-t2v", "sample", 1.6, 0),
+        ("2.3/kit-t2v", "sample", 2.1, 1),
+        ("sinusoid/per-token", "time_embed.sinusoid", 0.9, 0),
+        ("sinusoid/per-token", "time_embed.sinusoid", 1.1, 1),  # a bound has no band above it
+    ],
+)
 def test_a_share_between_one_budget_and_two_passes_with_a_note(
     name: str, tap: str, share: float, status: int, kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -427,8 +469,11 @@ def test_phases_that_a_port_does_not_show_are_allowed_for(kit: Path, tmp_path: P
     """Outputs alone, of a port whose sinusoids are off by most of their bound, and whose model is otherwise right."""
     case, source = case_named(kit, "2.3/kit-t2v"), Source(MODELS[1], "float32")
     truth = Truth(source.model, source.inputs)
-    drawn = {name: truth.drawn(name, x, seed=i).float() for i, (name, x) in enumerate(source.taps.items())
-             if name.endswith(".sinusoid")}
+    drawn = {
+        name: truth.drawn(name, x, seed=i).float()
+        for i, (name, x) in enumerate(source.taps.items())
+        if name.endswith(".sinusoid")
+    }
     taps = run(source.model, source.inputs, drawn)
     save_file({name: taps[name].numpy() for name in OUTPUTS}, tmp_path / case["results"]["float32"])
     verdict = check(tmp_path, kit, partial=True)
@@ -448,16 +493,21 @@ def test_results_in_every_dtype_and_of_some_cases_are_judged(kit: Path, results:
         save_file(found, tmp_path / name)
     verdict = check(tmp_path, kit, partial=True)
     assert (verdict.status, verdict.passed) == (0, 2)
-    assert verdict.summary == f"ltx2ref kit: conformant, 2 of {len(verdict.results)} cases pass, " \
-                              f"{len(verdict.results) - 2} not given, 1 with outputs missing"
+    assert (
+        verdict.summary == f"ltx2ref kit: conformant, 2 of {len(verdict.results)} cases pass, "
+        f"{len(verdict.results) - 2} not given, 1 with outputs missing"
+    )
 
 
-@pytest.mark.parametrize("name,tensors,said", [
-    ("feed-forward-video.float32.safetensors", {"sample": np.zeros(3)}, "sample is no output of this case"),
-    ("feed-forward-video.float32.safetensors", {"transformer_blocks.0.ff.output": np.zeros(3, np.int64)}, "int64"),
-    ("feed-forward.safetensors", {"x": np.zeros(3)}, "is the result of no case"),
-    ("feed-forward-video.float32.safetensors", b"not a file", "feed-forward-video.float32.safetensors"),
-])
+@pytest.mark.parametrize(
+    "name,tensors,said",
+    [
+        ("feed-forward-video.float32.safetensors", {"sample": np.zeros(3)}, "sample is no output of this case"),
+        ("feed-forward-video.float32.safetensors", {"transformer_blocks.0.ff.output": np.zeros(3, np.int64)}, "int64"),
+        ("feed-forward.safetensors", {"x": np.zeros(3)}, "is the result of no case"),
+        ("feed-forward-video.float32.safetensors", b"not a file", "feed-forward-video.float32.safetensors"),
+    ],
+)
 def test_results_that_are_none_are_refused_in_one_line(
     name: str, tensors: Any, said: str, kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -498,8 +548,11 @@ def test_a_last_bit_of_an_angle_is_no_error_of_what_follows(kit: Path, results: 
     """A port whose RoPE tables round otherwise, by as much as diffusers' own, is judged by its own tables."""
     case = next(case for case in cases(kit) if case["id"] == "2.3/kit-t2v")
     name, source = case["results"]["float32"], Source(MODELS[1], "float32")
-    nudged = {tap: torch.nextafter(x, torch.full_like(x, 2.0)) if tap.endswith(".cos") else x
-              for tap, x in source.taps.items() if tap.endswith(PHASES)}
+    nudged = {
+        tap: torch.nextafter(x, torch.full_like(x, 2.0)) if tap.endswith(".cos") else x
+        for tap, x in source.taps.items()
+        if tap.endswith(PHASES)
+    }
     taps = verify.run(source.model, source.inputs, nudged)
     save_file({tap: x.numpy() for tap, x in (taps | nudged).items() if tap in case["outputs"]}, tmp_path / name)
     assert check(tmp_path, kit, partial=True).status == 0
@@ -507,8 +560,11 @@ def test_a_last_bit_of_an_angle_is_no_error_of_what_follows(kit: Path, results: 
 
 # ---------------------------------------------------------------- everything bears load
 NO_USE = "without prompt AdaLN only use_cross_timestep would look at it, as the kit's 2.5 model does"
-EXCEPTIONS = {"2.0": {"sigma": NO_USE, "audio_sigma": NO_USE}, "2.3": {},
-              "2.5": {"fps": "coordinates are given; 2.3's models and the positions use it"}}
+EXCEPTIONS = {
+    "2.0": {"sigma": NO_USE, "audio_sigma": NO_USE},
+    "2.3": {},
+    "2.5": {"fps": "coordinates are given; 2.3's models and the positions use it"},
+}
 
 
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
@@ -535,8 +591,7 @@ def beyond(source: Source, name: str) -> float:
 
 def moves(source: Source, inputs: dict[str, Any], unmoved: Taps, budget: dict[str, float]) -> bool:
     found = verify.run(source.model, inputs)
-    return any(judge.norm(found[name].double() - unmoved[name].double()) > allowed
-               for name, allowed in budget.items())
+    return any(judge.norm(found[name].double() - unmoved[name].double()) > allowed for name, allowed in budget.items())
 
 
 class patch_parameter:

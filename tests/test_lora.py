@@ -1,7 +1,8 @@
 """LoRAs of every published format are merged as diffusers and PEFT fuse them, bit for bit, or are refused.
 
-    pytest tests/test_lora.py
+pytest tests/test_lora.py
 """
+
 import json
 import logging
 import struct
@@ -42,12 +43,14 @@ def base(path: Path, release: str, dtype: torch.dtype = torch.float32) -> tuple[
 
 
 def linears(state: State) -> list[str]:
-    return [name.removesuffix(".weight") for name, tensor in state.items()
-            if name.endswith(".weight") and tensor.ndim == 2]
+    return [
+        name.removesuffix(".weight") for name, tensor in state.items() if name.endswith(".weight") and tensor.ndim == 2
+    ]
 
 
-def random_pairs(state: State, layers: list[str], seed: int = 1, dtype: torch.dtype = torch.float32,
-                 rank: int = RANK) -> Pairs:
+def random_pairs(
+    state: State, layers: list[str], seed: int = 1, dtype: torch.dtype = torch.float32, rank: int = RANK
+) -> Pairs:
     """Factors that change every weight by about as much as it is; the rank is clipped to the layer, as published."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
@@ -60,22 +63,32 @@ def random_pairs(state: State, layers: list[str], seed: int = 1, dtype: torch.dt
 
 
 def lightricks(pairs: Pairs, prefix: str = "diffusion_model.") -> State:
-    return {f"{prefix}{writers.original_name(layer)}.lora_{part}.weight": tensor
-            for layer, pair in pairs.items() for part, tensor in zip("AB", pair, strict=True)}
+    return {
+        f"{prefix}{writers.original_name(layer)}.lora_{part}.weight": tensor
+        for layer, pair in pairs.items()
+        for part, tensor in zip("AB", pair, strict=True)
+    }
 
 
 def diffusers(pairs: Pairs, prefix: str = "transformer.") -> State:
-    return {f"{prefix}{layer}.lora_{part}.weight": tensor
-            for layer, pair in pairs.items() for part, tensor in zip("AB", pair, strict=True)}
+    return {
+        f"{prefix}{layer}.lora_{part}.weight": tensor
+        for layer, pair in pairs.items()
+        for part, tensor in zip("AB", pair, strict=True)
+    }
 
 
 def kohya(pairs: Pairs, prefix: str = "lora_unet_", names: Callable[[str], str] = writers.original_name) -> State:
-    return {f"{prefix}{names(layer).replace('.', '_')}.lora_{part}.weight": tensor
-            for layer, pair in pairs.items() for part, tensor in zip(("down", "up"), pair, strict=True)}
+    return {
+        f"{prefix}{names(layer).replace('.', '_')}.lora_{part}.weight": tensor
+        for layer, pair in pairs.items()
+        for part, tensor in zip(("down", "up"), pair, strict=True)
+    }
 
 
-def alphas(pairs: Pairs, value: Callable[[int], float], shape: tuple[int, ...] = (),
-           dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def alphas(
+    pairs: Pairs, value: Callable[[int], float], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """An alpha for every layer, by its place."""
     return {layer: torch.full(shape, value(i), dtype=dtype) for i, layer in enumerate(pairs)}
 
@@ -102,8 +115,9 @@ def assert_merged(merged: State, state: State, pairs: Pairs, scales: dict[str, f
         assert (error <= bound).all(), f"{name}: {(error / bound).max():.2f} of the bound"
 
 
-def load_state(path: Path, config: TransformerConfig, *lora: tuple[Path, float],
-               dtype: torch.dtype | None = None) -> State:
+def load_state(
+    path: Path, config: TransformerConfig, *lora: tuple[Path, float], dtype: torch.dtype | None = None
+) -> State:
     return ltx2ref.load(path, config=config, dtype=dtype, lora=lora).state_dict()
 
 
@@ -129,8 +143,12 @@ def test_every_layer_gets_strength_times_factor_times_b_a(tmp_path: Path, releas
     if format in ("kohya", "musubi"):
         prefix = "lora_unet_" if format == "kohya" else "lora_unet_model_"
         factors, tensors = by_alpha, kohya(pairs, prefix)
-        tensors |= {name.replace("lora_up.weight", "alpha"): alpha[layer]
-                    for layer in pairs for name in kohya({layer: pairs[layer]}, prefix) if "lora_up" in name}
+        tensors |= {
+            name.replace("lora_up.weight", "alpha"): alpha[layer]
+            for layer in pairs
+            for name in kohya({layer: pairs[layer]}, prefix)
+            if "lora_up" in name
+        }
     lora = save(tmp_path / "lora.safetensors", tensors, adapter)
     merged = load_state(path, config, (lora, STRENGTH))
     assert_merged(merged, state, pairs, {layer: STRENGTH * factor for layer, factor in factors.items()})
@@ -141,13 +159,16 @@ def test_every_layer_gets_strength_times_factor_times_b_a(tmp_path: Path, releas
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("shape", [(), (1,)])
-def test_alpha_may_be_of_any_float_and_of_one_element(tmp_path: Path, shape: tuple[int, ...],
-                                                      dtype: torch.dtype) -> None:
+def test_alpha_may_be_of_any_float_and_of_one_element(
+    tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     path, config, state = base(tmp_path, "2.3")
     pairs = random_pairs(state, linears(state)[:3])
     alpha = alphas(pairs, lambda i: i + 0.3, shape, dtype)  # 0.3 is not the same in bfloat16
-    lora = save(tmp_path / "lora.safetensors", lightricks(pairs) | {
-        f"diffusion_model.{writers.original_name(layer)}.alpha": alpha[layer] for layer in pairs})
+    lora = save(
+        tmp_path / "lora.safetensors",
+        lightricks(pairs) | {f"diffusion_model.{writers.original_name(layer)}.alpha": alpha[layer] for layer in pairs},
+    )
     scales = {layer: STRENGTH * alpha[layer].item() / RANK for layer in pairs}
     assert_merged(load_state(path, config, (lora, STRENGTH)), state, pairs, scales)
 
@@ -156,8 +177,10 @@ def test_a_layer_without_alpha_has_factor_1_beside_layers_with_one(tmp_path: Pat
     path, config, state = base(tmp_path, "2.3")
     pairs = random_pairs(state, linears(state)[:3])
     first = next(iter(pairs))
-    lora = save(tmp_path / "lora.safetensors", lightricks(pairs) | {
-        f"diffusion_model.{writers.original_name(first)}.alpha": torch.tensor(2.0)})
+    lora = save(
+        tmp_path / "lora.safetensors",
+        lightricks(pairs) | {f"diffusion_model.{writers.original_name(first)}.alpha": torch.tensor(2.0)},
+    )
     assert_merged(load_state(path, config, (lora, 1)), state, pairs, dict.fromkeys(pairs, 1.0) | {first: 2 / RANK})
 
 
@@ -206,40 +229,55 @@ def test_no_two_layers_have_the_same_spelling(release: str) -> None:
 def test_what_is_not_the_transformer_is_skipped_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, config, state = base(tmp_path, "2.0")
     pairs = random_pairs(state, linears(state)[:4])
-    lora = save(tmp_path / "lora.safetensors", lightricks(pairs) | {
-        "text_embedding_projection.aggregate_embed.lora_A.weight": torch.ones(2, 3),
-        "text_embedding_projection.aggregate_embed.lora_B.weight": torch.ones(3, 2),
-        "diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.ff.net.2.lora_A.weight": torch.ones(1, 1)})
+    lora = save(
+        tmp_path / "lora.safetensors",
+        lightricks(pairs)
+        | {
+            "text_embedding_projection.aggregate_embed.lora_A.weight": torch.ones(2, 3),
+            "text_embedding_projection.aggregate_embed.lora_B.weight": torch.ones(3, 2),
+            "diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.ff.net.2.lora_A.weight": torch.ones(
+                1, 1
+            ),
+        },
+    )
     with caplog.at_level(logging.INFO, "ltx2ref"):
         assert_merged(load_state(path, config, (lora, 0.5)), state, pairs, dict.fromkeys(pairs, 0.5))
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.INFO] == [
         f"{lora}: lightricks LoRA, 4 layers, ranks 5 to 5, factors 1 to 1, skipped 1 tensors of "
-        "diffusion_model.video_embeddings_connector.*, 2 tensors of text_embedding_projection.*, strength 0.5"]
+        "diffusion_model.video_embeddings_connector.*, 2 tensors of text_embedding_projection.*, strength 0.5"
+    ]
 
 
 def test_a_lora_is_described_by_its_header_and_alphas(tmp_path: Path) -> None:
     path, config, state = base(tmp_path, "2.3")
     pairs = random_pairs(state, ["proj_in", "transformer_blocks.0.attn1.to_gate_logits"])
-    lora = read_lora(save(tmp_path / "lora.safetensors", diffusers(pairs), {
-        "transformer.r": 5, "transformer.lora_alpha": 10}), plan.make_plan(path, config))
+    lora = read_lora(
+        save(tmp_path / "lora.safetensors", diffusers(pairs), {"transformer.r": 5, "transformer.lora_alpha": 10}),
+        plan.make_plan(path, config),
+    )
     assert lora.format == "diffusers" and lora.skipped == {}
     assert {name: (layer.rank, layer.factor) for name, layer in lora.layers.items()} == {
-        "proj_in.weight": (5, 2.0), "transformer_blocks.0.attn1.to_gate_logits.weight": (4, 2.5)}
+        "proj_in.weight": (5, 2.0),
+        "transformer_blocks.0.attn1.to_gate_logits.weight": (4, 2.5),
+    }
 
 
-@pytest.mark.parametrize(("names", "expected"), [
-    (["diffusion_model.transformer_blocks.0.ff.net.2.lora_B.weight"], "lightricks"),
-    (["diffusion_model.transformer_blocks.0.ff.net.2.lora_up.weight"], "lightricks"),
-    (["transformer.proj_in.lora_A.weight"], "diffusers"),
-    (["proj_in.lora_A.weight"], "diffusers without prefix"),
-    (["lora_unet_model_transformer_blocks_0_ff_net_2.lora_down.weight"], "kohya"),
-    (["connectors.x.lora_A.weight", "transformer.proj_in.lora_A.weight"], "diffusers"),
-    (["lora_unet_proj_out.lora_up.weight", "diffusion_model.proj_out.lora_B.weight"], "kohya and lightricks"),
-    (["model.diffusion_model.patchify_proj.weight"], None),
-    (["transformer.proj_in.weight", "transformer.proj_in.alpha"], None),
-    (["diffusion_model.proj_out.lokr_w1", "diffusion_model.proj_out.diff"], None),
-    ([], None),
-])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["diffusion_model.transformer_blocks.0.ff.net.2.lora_B.weight"], "lightricks"),
+        (["diffusion_model.transformer_blocks.0.ff.net.2.lora_up.weight"], "lightricks"),
+        (["transformer.proj_in.lora_A.weight"], "diffusers"),
+        (["proj_in.lora_A.weight"], "diffusers without prefix"),
+        (["lora_unet_model_transformer_blocks_0_ff_net_2.lora_down.weight"], "kohya"),
+        (["connectors.x.lora_A.weight", "transformer.proj_in.lora_A.weight"], "diffusers"),
+        (["lora_unet_proj_out.lora_up.weight", "diffusion_model.proj_out.lora_B.weight"], "kohya and lightricks"),
+        (["model.diffusion_model.patchify_proj.weight"], None),
+        (["transformer.proj_in.weight", "transformer.proj_in.alpha"], None),
+        (["diffusion_model.proj_out.lokr_w1", "diffusion_model.proj_out.diff"], None),
+        ([], None),
+    ],
+)
 def test_a_format_is_told_by_names_alone(names: list[str], expected: str | None) -> None:
     assert lora_format(names) == expected
     assert expected is None or set(expected.split(" and ")) <= FORMATS.keys()
@@ -249,8 +287,15 @@ def test_a_format_is_told_by_names_alone(names: list[str], expected: str | None)
 @pytest.mark.slow
 def test_several_loras_are_added_in_float32_and_rounded_once(tmp_path: Path) -> None:
     path, config, state = base(tmp_path, "2.3", torch.bfloat16)
-    loras = [(save(tmp_path / f"{seed}.safetensors", lightricks(random_pairs(
-        state, linears(state), seed, torch.bfloat16))), strength) for seed, strength in ((1, 1.0), (2, -0.3), (3, 2))]
+    loras = [
+        (
+            save(
+                tmp_path / f"{seed}.safetensors", lightricks(random_pairs(state, linears(state), seed, torch.bfloat16))
+            ),
+            strength,
+        )
+        for seed, strength in ((1, 1.0), (2, -0.3), (3, 2))
+    ]
     merged = load_state(path, config, *loras)
     wide = load_state(path, config, *loras, dtype=torch.float32)
     one_by_one = state
@@ -285,8 +330,9 @@ def test_a_quantised_weight_is_decoded_merged_and_rounded_once(tmp_path: Path) -
     pairs = random_pairs(state, layers[:2], dtype=torch.bfloat16)
     lora = (save(tmp_path / "lora.safetensors", lightricks(pairs)), STRENGTH)
     wide = load_state(path, config, lora, dtype=torch.float32)
-    assert_merged(wide, {name: tensor.float() for name, tensor in decoded.items()}, pairs,
-                  dict.fromkeys(pairs, STRENGTH))
+    assert_merged(
+        wide, {name: tensor.float() for name, tensor in decoded.items()}, pairs, dict.fromkeys(pairs, STRENGTH)
+    )
     for name, tensor in load_state(path, config, lora).items():
         assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, wide[name].bfloat16()), name
 
@@ -324,6 +370,7 @@ def fused(config: TransformerConfig, state: State, adapters: dict[Path, float], 
     from diffusers.loaders.lora_pipeline import LTX2LoraLoaderMixin
 
     from ltx2ref.parity.oracles import diffusers as oracles
+
     model = oracles.build_diffusers(config.to_diffusers(), state, torch.float32)
     for i, path in enumerate(adapters):
         tensors, metadata = LTX2LoraLoaderMixin.lora_state_dict(str(path), return_lora_metadata=True)
@@ -367,17 +414,28 @@ def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, re
     from peft.utils import get_peft_model_state_dict
 
     from ltx2ref.parity.oracles import diffusers as oracles
+
     path, config, state = base(tmp_path, release)
     model = oracles.build_diffusers(config.to_diffusers(), {n: t.clone() for n, t in state.items()}, torch.float32)
     torch.manual_seed(3)
-    model.add_adapter(LoraConfig(
-        r=4, lora_alpha=7, init_lora_weights=False, target_modules=["to_q", "to_out.0", "ff.net.2", "proj_in"],
-        rank_pattern={"proj_in": 3}, use_rslora=rslora,
-        alpha_pattern={"attn2.to_q": 2, "^proj_in": 5, "transformer_blocks.1.attn1.to_out.0": 11}))
+    model.add_adapter(
+        LoraConfig(
+            r=4,
+            lora_alpha=7,
+            init_lora_weights=False,
+            target_modules=["to_q", "to_out.0", "ff.net.2", "proj_in"],
+            rank_pattern={"proj_in": 3},
+            use_rslora=rslora,
+            alpha_pattern={"attn2.to_q": 2, "^proj_in": 5, "transformer_blocks.1.attn1.to_out.0": 11},
+        )
+    )
     model.save_lora_adapter(tmp_path, weight_name="bare.safetensors")
     LTX2LoraLoaderMixin.save_lora_weights(
-        tmp_path, get_peft_model_state_dict(model), weight_name="prefixed.safetensors",
-        transformer_lora_adapter_metadata=model.peft_config["default"].to_dict())
+        tmp_path,
+        get_peft_model_state_dict(model),
+        weight_name="prefixed.safetensors",
+        transformer_lora_adapter_metadata=model.peft_config["default"].to_dict(),
+    )
     alphas = set()
     for name, prefix in (("bare", None), ("prefixed", "transformer")):
         lora = tmp_path / f"{name}.safetensors"
@@ -385,7 +443,7 @@ def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, re
         ours = load_state(path, config, (lora, STRENGTH))
         layers = read_lora(lora, plan.make_plan(path, config)).layers
         assert_equal(ours, theirs, state, len(layers))
-        alphas |= {round(layer.factor * (layer.rank ** 0.5 if rslora else layer.rank)) for layer in layers.values()}
+        alphas |= {round(layer.factor * (layer.rank**0.5 if rslora else layer.rank)) for layer in layers.values()}
     assert alphas == {2, 5, 7, 11}
 
 
@@ -408,6 +466,7 @@ def test_ltx_core_adds_the_same_with_more_roundings(tmp_path: Path) -> None:
     """It rounds B * strength, the product and the sum to bfloat16: each time by at most 2^-8."""
     from ltx_core.loader.fuse_loras import apply_loras
     from ltx_core.loader.primitives import LoraStateDictWithStrength, StateDict
+
     path, config, state = base(tmp_path, "2.3", torch.bfloat16)
     pairs = random_pairs(state, linears(state), dtype=torch.bfloat16)
     lora = save(tmp_path / "lora.safetensors", lightricks(pairs))
@@ -415,7 +474,8 @@ def test_ltx_core_adds_the_same_with_more_roundings(tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     theirs = apply_loras(
         StateDict({n: t.clone() for n, t in state.items()}, cpu, 0, {torch.bfloat16}),
-        [LoraStateDictWithStrength(StateDict(diffusers(pairs, ""), cpu, 0, {torch.bfloat16}), STRENGTH)]).sd
+        [LoraStateDictWithStrength(StateDict(diffusers(pairs, ""), cpu, 0, {torch.bfloat16}), STRENGTH)],
+    ).sd
     same = 0
     for layer, (a, b) in pairs.items():
         name = f"{layer}.weight"
@@ -444,30 +504,42 @@ REFUSED: dict[str, tuple[dict[str, Tensor | None], list[str]]] = {
     "alpha alone": ({f"{OUT}.alpha": ones()}, [f"{OUT}.alpha F32 []: {TOGETHER} alpha"]),
     "unknown layer": (
         {"diffusion_model.transformer_blocks.2.attn1.to_q.lora_A.weight": ones(1, 1)},
-        ["transformer_blocks.2.attn1.to_q.lora_A.weight F32 [1, 1]: the model has no such layer"]),
+        ["transformer_blocks.2.attn1.to_q.lora_A.weight F32 [1, 1]: the model has no such layer"],
+    ),
     "a name of the other dialect": (
         {"diffusion_model.proj_in.lora_A.weight": ones(1, 1)},
-        ["diffusion_model.proj_in.lora_A.weight F32 [1, 1]: the model has no such layer"]),
+        ["diffusion_model.proj_in.lora_A.weight F32 [1, 1]: the model has no such layer"],
+    ),
     "a table": (
         {"diffusion_model.scale_shift_table.lora_A.weight": ones(1, 1)},
-        ["scale_shift_table.lora_A.weight F32 [1, 1]: the model has no such layer"]),
+        ["scale_shift_table.lora_A.weight F32 [1, 1]: the model has no such layer"],
+    ),
     "a norm": (
         {"diffusion_model.transformer_blocks.0.attn1.q_norm.lora_A.weight": ones(1, 1)},
-        ["q_norm.lora_A.weight F32 [1, 1]: transformer_blocks.0.attn1.norm_q.weight is not of a Linear layer"]),
+        ["q_norm.lora_A.weight F32 [1, 1]: transformer_blocks.0.attn1.norm_q.weight is not of a Linear layer"],
+    ),
     "ranks that differ": (
-        {f"{TO_Q}.lora_A.weight": ones(6, 56)}, [f"{TO_Q}.lora_B.weight F32 [56, 5]: expected [56, 6]"]),
+        {f"{TO_Q}.lora_A.weight": ones(6, 56)},
+        [f"{TO_Q}.lora_B.weight F32 [56, 5]: expected [56, 6]"],
+    ),
     "in": ({f"{TO_Q}.lora_A.weight": ones(5, 55)}, [f"{TO_Q}.lora_A.weight F32 [5, 55]: expected [5, 56]"]),
     "out": ({f"{TO_Q}.lora_B.weight": ones(57, 5)}, [f"{TO_Q}.lora_B.weight F32 [57, 5]: expected [56, 5]"]),
     "no dimension": (
-        {f"{TO_Q}.lora_A.weight": ones()}, [f"{TO_Q}.lora_A.weight F32 []: expected [1, 56]", "[56, 5]: expected"]),
+        {f"{TO_Q}.lora_A.weight": ones()},
+        [f"{TO_Q}.lora_A.weight F32 []: expected [1, 56]", "[56, 5]: expected"],
+    ),
     "rank 0": (
         {f"{TO_Q}.lora_A.weight": ones(0, 56), f"{TO_Q}.lora_B.weight": ones(56, 0)},
-        [f"{TO_Q}.lora_A.weight F32 [0, 56]: expected [1, 56]", f"{TO_Q}.lora_B.weight F32 [56, 0]: expected"]),
+        [f"{TO_Q}.lora_A.weight F32 [0, 56]: expected [1, 56]", f"{TO_Q}.lora_B.weight F32 [56, 0]: expected"],
+    ),
     "integers": (
         {f"{TO_Q}.lora_A.weight": ones(5, 56, dtype=torch.int8)},
-        [f"{TO_Q}.lora_A.weight I8 [5, 56]: expected [5, 56], BF16, F16, F32, F64"]),
+        [f"{TO_Q}.lora_A.weight I8 [5, 56]: expected [5, 56], BF16, F16, F32, F64"],
+    ),
     "float8": (
-        {f"{TO_Q}.lora_A.weight": ones(5, 56, dtype=torch.float8_e4m3fn)}, ["F8_E4M3 [5, 56]: expected [5, 56], BF16"]),
+        {f"{TO_Q}.lora_A.weight": ones(5, 56, dtype=torch.float8_e4m3fn)},
+        ["F8_E4M3 [5, 56]: expected [5, 56], BF16"],
+    ),
     "an alpha for each row": ({f"{TO_Q}.alpha": ones(5)}, [f"{TO_Q}.alpha F32 [5]: expected [] or [1]"]),
     "up beside B": ({f"{TO_Q}.lora_up.weight": ones(56, 5)}, [": the same as"]),
     "DoRA, as ComfyUI": ({f"{TO_Q}.dora_scale": ones(56, 1)}, [".dora_scale F32 [56, 1]: not supported"]),
@@ -479,9 +551,12 @@ REFUSED: dict[str, tuple[dict[str, Tensor | None], list[str]]] = {
     "LoKr": ({f"{TO_Q}.lokr_w1": ones(2, 2)}, [".lokr_w1 F32 [2, 2]: not supported"]),
     "two formats": (
         {"transformer.proj_out.lora_A.weight": ones(2, 56), "transformer.proj_out.lora_B.weight": ones(19, 2)},
-        ["names of several formats: diffusers and lightricks"]),
+        ["names of several formats: diffusers and lightricks"],
+    ),
     "another model's layer": (
-        {"unet.x.lora_A.weight": ones(1, 1)}, ["unet.x.lora_A.weight F32 [1, 1]: the model has no such layer"]),
+        {"unet.x.lora_A.weight": ones(1, 1)},
+        ["unet.x.lora_A.weight F32 [1, 1]: the model has no such layer"],
+    ),
 }
 
 
@@ -494,8 +569,9 @@ def problems(path: Path, config: TransformerConfig, lora: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_lora_that_is_not_wholly_understood_is_refused_by_its_header(tmp_path: Path, case: str,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lora_that_is_not_wholly_understood_is_refused_by_its_header(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, config, state = base(tmp_path, "2.3")
     tensors = lightricks(random_pairs(state, [f"transformer_blocks.0.attn1.to_{part}" for part in "qk"]))
     change, expected = REFUSED[case]
@@ -504,6 +580,7 @@ def test_a_lora_that_is_not_wholly_understood_is_refused_by_its_header(tmp_path:
 
     def read(*arguments: Any) -> None:
         raise AssertionError("a tensor was read")
+
     monkeypatch.setattr(files.TensorFile, "read", read)
     monkeypatch.setattr(files.Stored, "mapped", read)
     found = problems(path, config, lora)
@@ -514,8 +591,9 @@ def test_a_lora_that_is_not_wholly_understood_is_refused_by_its_header(tmp_path:
 def test_a_file_without_a_lora_of_the_transformer_is_refused(tmp_path: Path, name: str) -> None:
     """The first is PEFT's own, which has the alpha in another file; diffusers ignores such tensors."""
     path, config, _ = base(tmp_path, "2.3")
-    lora = save(tmp_path / "lora.safetensors", {
-        f"{name}.lora_A.weight": ones(2, 56), f"{name}.lora_B.weight": ones(19, 2)})
+    lora = save(
+        tmp_path / "lora.safetensors", {f"{name}.lora_A.weight": ones(2, 56), f"{name}.lora_B.weight": ones(19, 2)}
+    )
     found = problems(path, config, lora)
     assert found[0] == "no LoRA of the transformer in it"
     assert len(found) == (1 if name == "connectors.x" else 3)
@@ -523,9 +601,20 @@ def test_a_file_without_a_lora_of_the_transformer_is_refused(tmp_path: Path, nam
 
 def test_a_lora_for_another_release_is_refused_with_every_layer_named(tmp_path: Path) -> None:
     path, config, _ = base(tmp_path, "2.0")
-    other = tiny_config("2.3", **{name: getattr(config, name) for name in (
-        "num_attention_heads", "attention_head_dim", "cross_attention_dim", "audio_num_attention_heads",
-        "audio_attention_head_dim", "audio_cross_attention_dim")})
+    other = tiny_config(
+        "2.3",
+        **{
+            name: getattr(config, name)
+            for name in (
+                "num_attention_heads",
+                "attention_head_dim",
+                "cross_attention_dim",
+                "audio_num_attention_heads",
+                "audio_attention_head_dim",
+                "audio_cross_attention_dim",
+            )
+        },
+    )
     state = dict(random_model(other).state_dict())
     lora = save(tmp_path / "lora.safetensors", lightricks(random_pairs(state, linears(state))))
     found = problems(path, config, lora)
@@ -535,14 +624,19 @@ def test_a_lora_for_another_release_is_refused_with_every_layer_named(tmp_path: 
     assert any(problem.startswith("diffusion_model.prompt_adaln_single.linear.lora_A.weight") for problem in missing)
     wrong = [problem for problem in found if problem not in missing]
     assert [problem.split(" ")[0] for problem in wrong] == [  # 9 rows instead of 6
-        "diffusion_model.adaln_single.linear.lora_B.weight", "diffusion_model.audio_adaln_single.linear.lora_B.weight"]
+        "diffusion_model.adaln_single.linear.lora_B.weight",
+        "diffusion_model.audio_adaln_single.linear.lora_B.weight",
+    ]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_an_alpha_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> None:
     path, config, state = base(tmp_path, "2.3")
-    lora = save(tmp_path / "lora.safetensors", lightricks(random_pairs(state, [TO_Q[16:], "proj_out"])) | {
-        f"{TO_Q}.alpha": torch.tensor(value, dtype=torch.bfloat16), f"{OUT}.alpha": torch.tensor(1.0)})
+    lora = save(
+        tmp_path / "lora.safetensors",
+        lightricks(random_pairs(state, [TO_Q[16:], "proj_out"]))
+        | {f"{TO_Q}.alpha": torch.tensor(value, dtype=torch.bfloat16), f"{OUT}.alpha": torch.tensor(1.0)},
+    )
     assert problems(path, config, lora) == [f"{TO_Q}.alpha BF16 []: not finite"]
 
 
@@ -559,26 +653,33 @@ def test_a_merged_weight_that_is_not_finite_is_refused(tmp_path: Path, part: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("adapter", "text"), [
-    ({"r": 5}, "lora_alpha = None: expected a finite number"),
-    ({"lora_alpha": "8"}, "lora_alpha = '8': expected a finite number"),
-    ({"lora_alpha": True}, "lora_alpha = True: expected a finite number"),
-    ({"lora_alpha": 10**400}, "expected a finite number"),
-    ({"lora_alpha": 8, "alpha_pattern": {"to_q": None}}, "to_q = None: expected a finite number"),
-    ({"lora_alpha": 8, "alpha_pattern": {".*to_q": 3}}, "'.*to_q': expected the end of a layer's name"),
-    ({"lora_alpha": 8, "alpha_pattern": [3]}, "alpha_pattern = [3]: expected an object"),
-    ({"lora_alpha": 8, "use_dora": True}, "use_dora = True is not supported"),
-    ({"lora_alpha": 8, "arrow_config": {"x": 1}}, "arrow_config = {'x': 1} is not supported"),
-    ({"lora_alpha": 8, "alora_invocation_tokens": [1]}, "alora_invocation_tokens = [1] is not supported"),
-    ({"lora_alpha": 8, "init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),
-    ({"lora_alpha": 8, "init_lora_weights": ["pissa"]}, "init_lora_weights = ['pissa'] is not supported"),
-])
-def test_a_config_of_pefts_that_is_more_than_a_lora_is_refused(tmp_path: Path, adapter: dict[str, Any],
-                                                               text: str) -> None:
+@pytest.mark.parametrize(
+    ("adapter", "text"),
+    [
+        ({"r": 5}, "lora_alpha = None: expected a finite number"),
+        ({"lora_alpha": "8"}, "lora_alpha = '8': expected a finite number"),
+        ({"lora_alpha": True}, "lora_alpha = True: expected a finite number"),
+        ({"lora_alpha": 10**400}, "expected a finite number"),
+        ({"lora_alpha": 8, "alpha_pattern": {"to_q": None}}, "to_q = None: expected a finite number"),
+        ({"lora_alpha": 8, "alpha_pattern": {".*to_q": 3}}, "'.*to_q': expected the end of a layer's name"),
+        ({"lora_alpha": 8, "alpha_pattern": [3]}, "alpha_pattern = [3]: expected an object"),
+        ({"lora_alpha": 8, "use_dora": True}, "use_dora = True is not supported"),
+        ({"lora_alpha": 8, "arrow_config": {"x": 1}}, "arrow_config = {'x': 1} is not supported"),
+        ({"lora_alpha": 8, "alora_invocation_tokens": [1]}, "alora_invocation_tokens = [1] is not supported"),
+        ({"lora_alpha": 8, "init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),
+        ({"lora_alpha": 8, "init_lora_weights": ["pissa"]}, "init_lora_weights = ['pissa'] is not supported"),
+    ],
+)
+def test_a_config_of_pefts_that_is_more_than_a_lora_is_refused(
+    tmp_path: Path, adapter: dict[str, Any], text: str
+) -> None:
     path, config, state = base(tmp_path, "2.3")
     for prefix in ("", "transformer."):
-        lora = save(tmp_path / "lora.safetensors", diffusers(random_pairs(state, ["proj_out"]), prefix),
-                    {f"{prefix}{key}": value for key, value in adapter.items()})
+        lora = save(
+            tmp_path / "lora.safetensors",
+            diffusers(random_pairs(state, ["proj_out"]), prefix),
+            {f"{prefix}{key}": value for key, value in adapter.items()},
+        )
         (problem,) = problems(path, config, lora)
         assert problem.startswith("lora_adapter_metadata: ") and text in problem
 
@@ -589,9 +690,11 @@ def test_metadata_that_are_no_json_object_are_refused(tmp_path: Path, text: str)
     path, config, state = base(tmp_path, "2.3")
     tensors = save(tmp_path / "plain.safetensors", diffusers(random_pairs(state, ["proj_out"]))).read_bytes()
     length = struct.unpack("<Q", tensors[:8])[0]
-    header = json.dumps(json.loads(tensors[8:8 + length]) | {"__metadata__": {"lora_adapter_metadata": text}}).encode()
+    header = json.dumps(
+        json.loads(tensors[8 : 8 + length]) | {"__metadata__": {"lora_adapter_metadata": text}}
+    ).encode()
     lora = tmp_path / "lora.safetensors"
-    lora.write_bytes(struct.pack("<Q", len(header)) + header + tensors[8 + length:])
+    lora.write_bytes(struct.pack("<Q", len(header)) + header + tensors[8 + length :])
     with pytest.raises(CheckpointError, match="lora_adapter_metadata: "):
         load_state(path, config, (lora, 1))
 
@@ -616,8 +719,10 @@ def test_an_alpha_and_a_config_have_to_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [
-    lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"\x80" + data[1:], lambda data: b"", None])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"\x80" + data[1:], lambda data: b"", None],
+)
 def test_a_damaged_lora_is_a_checkpoint_error(tmp_path: Path, damage: Callable[[bytes], bytes] | None) -> None:
     path, config, state = base(tmp_path, "2.3")
     lora = save(tmp_path / "lora.safetensors", lightricks(random_pairs(state, ["proj_out"])))
@@ -629,9 +734,22 @@ def test_a_damaged_lora_is_a_checkpoint_error(tmp_path: Path, damage: Callable[[
         load_state(path, config, (lora, 1))
 
 
-@pytest.mark.parametrize("lora", [
-    [("x", float("nan"))], [("x", float("inf"))], [("x", "1")], [("x", True)], [("x", None)], [("x", 10**400)],
-    [("x", torch.ones(()))], [("x",)], ["x"], ("x", 1.0), "x"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        [("x", float("nan"))],
+        [("x", float("inf"))],
+        [("x", "1")],
+        [("x", True)],
+        [("x", None)],
+        [("x", 10**400)],
+        [("x", torch.ones(()))],
+        [("x",)],
+        ["x"],
+        ("x", 1.0),
+        "x",
+    ],
+)
 def test_what_is_no_path_and_finite_strength_is_a_value_error_that_names_the_argument(lora: Any) -> None:
     path = Path("never/opened.safetensors")
     with pytest.raises(ValueError, match=r"lora\[0\]: expected a path and a strength") as caught:

@@ -1,7 +1,8 @@
 """weights_manifest.json fits its schema, lists every published file once, can back what it claims, and is packaged.
 
-    pytest tests/test_manifest.py
+pytest tests/test_manifest.py
 """
+
 import copy
 import json
 import math
@@ -91,8 +92,12 @@ def test_repository_name_and_revision_tell_every_file_from_the_others() -> None:
 
 @pytest.mark.parametrize("entry", CHECKPOINTS, ids=lambda entry: entry["file"].rpartition("/")[2])
 def test_every_known_checkpoint_is_listed_with_its_facts(entry: dict[str, Any]) -> None:
-    (listed,) = [f for f in files() if (f.repository, f.name) == (entry["repo"], entry["file"])
-                 and (f.revision is None) == (entry["revision_note"] is None)]
+    (listed,) = [
+        f
+        for f in files()
+        if (f.repository, f.name) == (entry["repo"], entry["file"])
+        and (f.revision is None) == (entry["revision_note"] is None)
+    ]
     keys = ("bytes", "sha256", "format", "contents", "tensors")
     assert [getattr(listed, key) for key in keys] == [entry[key] for key in keys]
     assert int(listed.evidence[0].split()[0]) == entry["independent_sources"]
@@ -131,8 +136,11 @@ def int8() -> Stored:
     """All blocks: a byte for each weight, a float32 scale for each row, and 72 bytes of JSON."""
     stored = bf16()
     for name, out, width in linears(bf16(), r"transformer_blocks|\w+_connector\.transformer_1d_blocks"):
-        stored |= {f"{name}.weight": (1, (out, width)), f"{name}.weight_scale": (4, (out, 1)),
-                   f"{name}.comfy_quant": (1, (72,))}
+        stored |= {
+            f"{name}.weight": (1, (out, width)),
+            f"{name}.weight_scale": (4, (out, 1)),
+            f"{name}.comfy_quant": (1, (72,)),
+        }
     return stored
 
 
@@ -140,8 +148,12 @@ def nvfp4() -> Stored:
     """42 blocks, of which it does not matter here: two weights in a byte, a byte of scale for 16, two scalars."""
     stored = bf16()
     for name, out, width in linears(bf16(), r"transformer_blocks\.([0-9]|[123][0-9]|4[01])\."):
-        stored |= {f"{name}.weight": (1, (out, width // 2)), f"{name}.weight_scale": (1, (out, width // 16)),
-                   f"{name}.weight_scale_2": (4, ()), f"{name}.input_scale": (4, ())}
+        stored |= {
+            f"{name}.weight": (1, (out, width // 2)),
+            f"{name}.weight_scale": (1, (out, width // 16)),
+            f"{name}.weight_scale_2": (4, ()),
+            f"{name}.input_scale": (4, ()),
+        }
     return stored
 
 
@@ -207,31 +219,39 @@ def test_the_rows_of_2_3_account_for_every_tensor_of_its_files(key: Key) -> None
     assert transformer + OTHER_TENSORS + 2 * QUANTISED[key] == entry(key).tensors
 
 
-@pytest.mark.parametrize(("release", "widths", "layers", "gated"), [
-    ("2.0", (3840, 3840), 2, 0), ("2.3", (4096, 2048), 8, 1), ("2.5", (4096, 2048), 8, 1),
-])
+@pytest.mark.parametrize(
+    ("release", "widths", "layers", "gated"),
+    [("2.0", (3840, 3840), 2, 0), ("2.3", (4096, 2048), 8, 1), ("2.5", (4096, 2048), 8, 1)],
+)
 def test_the_connectors_are_as_large_as_their_layers(
     release: str, widths: tuple[int, int], layers: int, gated: int
 ) -> None:
     # 128 registers. In a layer: 4 projections, 2 norms and a gate of 32 heads; a feed-forward, 4 times as wide.
     tensors = [1 + layers * (8 + 2 + 2 * gated + 4) for _ in widths]
-    parameters = [128 * d + layers * (4 * d * (d + 1) + 2 * d + gated * 32 * (d + 1) + 8 * d * d + 5 * d)
-                  for d in widths]
+    parameters = [
+        128 * d + layers * (4 * d * (d + 1) + 2 * d + gated * 32 * (d + 1) + 8 * d * d + 5 * d) for d in widths
+    ]
     connectors = MANIFEST["releases"][release]["foreign"]["connectors"]
     assert connectors == {"tensors": sum(tensors), "parameters": sum(parameters)}
 
 
-@pytest.mark.parametrize(("name", "changed", "others"), [
-    ("ltx-2-19b-distilled-lora-384.safetensors", "", 1),  # and the text projection
-    ("ltx-2.3-22b-distilled-lora-384.safetensors", "", 0),
-    ("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", "", 0),
-    ("loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors", "", 0),
-    ("ltx-2.5-22b-ic-lora-pixel-spatial-upscaler-x2-1.0.safetensors", r"\S+\.\d+\.(attn[12]\.to_[qkvo]|ff\.)", 0),
-])
+@pytest.mark.parametrize(
+    ("name", "changed", "others"),
+    [
+        ("ltx-2-19b-distilled-lora-384.safetensors", "", 1),  # and the text projection
+        ("ltx-2.3-22b-distilled-lora-384.safetensors", "", 0),
+        ("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", "", 0),
+        ("loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors", "", 0),
+        ("ltx-2.5-22b-ic-lora-pixel-spatial-upscaler-x2-1.0.safetensors", r"\S+\.\d+\.(attn[12]\.to_[qkvo]|ff\.)", 0),
+    ],
+)
 def test_a_lora_has_two_tensors_for_every_layer_it_changes(name: str, changed: str, others: int) -> None:
     file = entry((name, "5863fdef3eaa8b2d69fa22e259a1d75fede215dd" if changed else None))
-    layers = [layer for layer, shape in manifest_shapes(file.release).items()
-              if re.match(changed, layer) and layer.endswith(".weight") and len(shape) == 2]
+    layers = [
+        layer
+        for layer, shape in manifest_shapes(file.release).items()
+        if re.match(changed, layer) and layer.endswith(".weight") and len(shape) == 2
+    ]
     assert file.tensors == 2 * (len(layers) + others)
 
 
@@ -269,9 +289,11 @@ def test_a_file_of_unknown_size_is_never_found() -> None:
 
 
 # ---------------------------------------------------------------- where it is read from
-@pytest.mark.parametrize(("present", "version"), [
-    ({"ltx2ref": 1, ".": 2}, 1), ({".": 2}, 2), ({}, None),
-], ids=["installed", "checkout", "only the folder"])
+@pytest.mark.parametrize(
+    ("present", "version"),
+    [({"ltx2ref": 1, ".": 2}, 1), ({".": 2}, 2), ({}, None)],
+    ids=["installed", "checkout", "only the folder"],
+)
 def test_the_packages_own_manifest_comes_first_and_none_is_needed(
     present: dict[str, int], version: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,8 +345,11 @@ def contents(wheel: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_the_manifest_the_licence_and_nothing_else(checkout: Path, wheel: Path) -> None:
     paths = [path.relative_to(checkout) for path in (checkout / "ltx2ref").rglob("*") if path.is_file()]
-    expected = {path.as_posix(): (checkout / path).read_bytes() for path in paths
-                if not any(part.startswith((".", "__pycache__")) for part in path.parts)}
+    expected = {
+        path.as_posix(): (checkout / path).read_bytes()
+        for path in paths
+        if not any(part.startswith((".", "__pycache__")) for part in path.parts)
+    }
     assert {"ltx2ref/py.typed", "ltx2ref/parity/reference/recording.json"} < set(expected)
     expected |= {f"ltx2ref/{name}": (ROOT / name).read_bytes() for name in ("weights_manifest.json", "LICENSE")}
     found = contents(wheel)

@@ -1,7 +1,8 @@
 """Where diffusers or ltx-core is not installed, tests are skipped with a reason; --installed allows no such skip.
 
-    pytest tests/test_needed.py
+pytest tests/test_needed.py
 """
+
 import os
 import re
 import shutil
@@ -26,8 +27,13 @@ FILES = {
 
 def run(*arguments: str, folder: Path, plugins: Path) -> tuple[int, str]:
     kept = {name: x for name, x in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "absent", "-p", "no:cacheprovider", "-rs", *arguments],
-                          cwd=folder, capture_output=True, text=True, env=kept | {"PYTHONPATH": str(plugins)})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "absent", "-p", "no:cacheprovider", "-rs", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=kept | {"PYTHONPATH": str(plugins)},
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -40,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_is_not_there_is_a_reason_to_skip_if_it_is_marked_and_a_failure_if_it_is_said_to_be_there(
-    folder: Path
+    folder: Path,
 ) -> None:
     status, said = run("test_marked.py", "test_top.py", folder=folder, plugins=folder)
     assert status == 0 and "2 skipped" in said
@@ -49,8 +55,9 @@ def test_what_is_not_there_is_a_reason_to_skip_if_it_is_marked_and_a_failure_if_
     assert status == 1 and "1 error" in said and "which --installed ltx_core says is done" in said
     status, said = run("test_top.py", "--installed", "diffusers", folder=folder, plugins=folder)
     assert status == 2 and "1 error" in said
-    status, said = run("test_unmarked.py", "test_broken.py", "--continue-on-collection-errors", folder=folder,
-                       plugins=folder)
+    status, said = run(
+        "test_unmarked.py", "test_broken.py", "--continue-on-collection-errors", folder=folder, plugins=folder
+    )
     assert status == 1 and "1 failed, 1 error" in said and "expected the mark `pytest.mark.ltx_core`" in said
 
 

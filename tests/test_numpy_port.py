@@ -5,6 +5,7 @@
 The digests are those that diffusers left under exact arithmetic. The kit's own cases go through its files, in
 test_kit.py.
 """
+
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,11 @@ def computed(case: Case, dtype: str) -> dict[str, Any]:
     weights = build(case.config, EXACT_DTYPES[dtype], scales=case.scales).state_dict()
     numpy_port.TAPS.clear()
     numpy_port.Numbers.dtype = dtype
-    numpy_port.forward(case.config.to_diffusers(), {name: wide(x) for name, x in weights.items()},
-                       {name: wide(x) for name, x in inputs.items() if x is not None})
+    numpy_port.forward(
+        case.config.to_diffusers(),
+        {name: wide(x) for name, x in weights.items()},
+        {name: wide(x) for name, x in inputs.items() if x is not None},
+    )
     return dict(numpy_port.TAPS)
 
 
@@ -49,8 +53,11 @@ def narrow(name: str, x: Any, dtype: str) -> Tensor:
 
 def differing(case: Case, dtype: str) -> list[str]:
     found = computed(case, dtype)
-    return [name for name, digest in record.load_exact(case, dtype).digests.items()
-            if record.digest(narrow(name, found[name], dtype)) != digest]
+    return [
+        name
+        for name, digest in record.load_exact(case, dtype).digests.items()
+        if record.digest(narrow(name, found[name], dtype)) != digest
+    ]
 
 
 @pytest.mark.parametrize("case,dtype", FAST, ids=lambda x: getattr(x, "id", x))
@@ -78,9 +85,32 @@ def test_one_rounding_that_is_left_out_shows(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("dtype", EXACT_DTYPES)
 def test_it_rounds_as_torch_casts(dtype: str) -> None:
     """Ties, subnormal numbers, what overflows, both zeros and NaN; by way of float32."""
-    x = torch.cat([torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 65519.99, 65520.0, 3.4e38, 3.5e38, 1e-40,
-                                 6e-8, 2.0**-25, 1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-40, 1 + 2.0**-24, 1 + 3 * 2.0**-24],
-                                dtype=torch.float64), torch.randn(1000, dtype=torch.float64)])
+    x = torch.cat(
+        [
+            torch.tensor(
+                [
+                    0.0,
+                    -0.0,
+                    torch.inf,
+                    -torch.inf,
+                    torch.nan,
+                    65519.99,
+                    65520.0,
+                    3.4e38,
+                    3.5e38,
+                    1e-40,
+                    6e-8,
+                    2.0**-25,
+                    1 + 2.0**-8,
+                    1 + 2.0**-8 + 2.0**-40,
+                    1 + 2.0**-24,
+                    1 + 3 * 2.0**-24,
+                ],
+                dtype=torch.float64,
+            ),
+            torch.randn(1000, dtype=torch.float64),
+        ]
+    )
     there = x.float().to(EXACT_DTYPES[dtype]).double()
     here = torch.from_numpy(numpy_port.rounded(x.numpy(), dtype))
     assert torch.equal(here.nan_to_num(nan=7.0), there.nan_to_num(nan=7.0))

@@ -4,6 +4,7 @@
 
 Other seeds, widths and lengths than the recorded cases have (those run in test_verify.py).
 """
+
 from typing import Any
 
 import mutants
@@ -17,8 +18,14 @@ from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EVERYTHING: dict[str, Any] = {
-    "per_token": True, "text_masks": torch.float32, "coords": torch.float32, "stg": True, "self_mask": True,
-    "keyframes": True, "use_cross_timestep": True, "batch": 3,
+    "per_token": True,
+    "text_masks": torch.float32,
+    "coords": torch.float32,
+    "stg": True,
+    "self_mask": True,
+    "keyframes": True,
+    "use_cross_timestep": True,
+    "batch": 3,
 }
 # name: changes of the configuration, options of `random_inputs`
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -43,8 +50,17 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "float32-frequencies": ({"rope_double_precision": False}, {"grid": (16, 2, 3)}),
     "other-multipliers": ({"timestep_scale_multiplier": 300.0, "cross_attn_timestep_scale_multiplier": 700.0}, {}),
     "multiplier-1": ({"cross_attn_timestep_scale_multiplier": 1.0}, {"per_token": True}),
-    "other-rates": ({"causal_offset": 3, "audio_sampling_rate": 48000, "audio_hop_length": 512, "rope_theta": 500.0,
-                     "audio_scale_factor": 8, "vae_scale_factors": (4, 16, 8)}, {}),
+    "other-rates": (
+        {
+            "causal_offset": 3,
+            "audio_sampling_rate": 48000,
+            "audio_hop_length": 512,
+            "rope_theta": 500.0,
+            "audio_scale_factor": 8,
+            "vae_scale_factors": (4, 16, 8),
+        },
+        {},
+    ),
     "no-prompt-adaln": ({"use_prompt_adaln_single": False}, {}),
     "video-flags-alone": ({"audio_gated_attn": False, "audio_cross_attn_mod": False}, {"per_token": True}),
     "audio-flags-alone": ({"gated_attn": False, "cross_attn_mod": False}, {"stg": True}),
@@ -79,8 +95,9 @@ def equal(a: Pair, b: Pair) -> bool:
 
 @pytest.mark.filterwarnings("ignore:.*no effect:UserWarning")  # on a release without guidance, or without keyframes
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [
-    case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
 def test_both_outputs_have_the_bits_of_diffusers(release: str, case: str, dtype: str) -> None:
     changes, options = CASES[case]
@@ -122,8 +139,9 @@ SHOWN_BY: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in mutants.MUTANTS])
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in mutants.MUTANTS]
+)
 def test_a_known_porting_bug_turns_the_comparison_red(name: str, dtype: str) -> None:
     release, options = SHOWN_BY[name]
     ours, theirs = pair(release, dtype, {}, seed=5)

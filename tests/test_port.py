@@ -1,7 +1,8 @@
 """A port is found by module or by file, with what stands beside it; what is wrong with one is said in one line.
 
-    pytest tests/test_port.py
+pytest tests/test_port.py
 """
+
 import importlib
 import sys
 from collections.abc import Iterator
@@ -22,11 +23,18 @@ def run(config, state, inputs, dtype):
     return {"sum": config + state + inputs + dtype, "from": (beside_door.WHERE, later_door.WHERE)}
 """
 FILES = {
-    "port_door.py": PORT, "beside_door.py": "WHERE = 'here'", "later_door.py": "WHERE = 'here'",
-    "sub/port_door.py": PORT, "sub/beside_door.py": "WHERE = 'sub'", "sub/later_door.py": "WHERE = 'sub'",
-    "needs_door.py": "\nimport missing_door\n", "passes_on_door.py": "import needs_door",
-    "raises_door.py": "import torch\n\ntorch.zeros(2).view(3)\n", "syntax_door.py": "x = 1\ndef f(:\n",
-    "exits_door.py": "import sys\nsys.exit('usage: exits')\n", "silent_door.py": "raise KeyError",
+    "port_door.py": PORT,
+    "beside_door.py": "WHERE = 'here'",
+    "later_door.py": "WHERE = 'here'",
+    "sub/port_door.py": PORT,
+    "sub/beside_door.py": "WHERE = 'sub'",
+    "sub/later_door.py": "WHERE = 'sub'",
+    "needs_door.py": "\nimport missing_door\n",
+    "passes_on_door.py": "import needs_door",
+    "raises_door.py": "import torch\n\ntorch.zeros(2).view(3)\n",
+    "syntax_door.py": "x = 1\ndef f(:\n",
+    "exits_door.py": "import sys\nsys.exit('usage: exits')\n",
+    "silent_door.py": "raise KeyError",
     "other_door.py": "run = 3\ndef forward(x): pass\n",
 }
 
@@ -45,9 +53,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     importlib.invalidate_caches()
 
 
-@pytest.mark.parametrize(("name", "where"), [
-    ("port_door:run", "here"), ("port_door.py:run", "here"), ("sub/port_door.py:run", "sub"),
-    ("{}/sub/port_door.py:run", "sub")])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("port_door:run", "here"),
+        ("port_door.py:run", "here"),
+        ("sub/port_door.py:run", "sub"),
+        ("{}/sub/port_door.py:run", "sub"),
+    ],
+)
 def test_a_port_is_found_and_finds_what_stands_beside_it_at_once_and_later(name: str, where: str, here: Path) -> None:
     before = [*sys.path]
     run = port_named(name.format(here))
@@ -67,29 +81,38 @@ def test_a_file_that_is_imported_already_is_that_module() -> None:
     assert candidate_named("port_door.py:run").name == "port_door.py:run"
 
 
-@pytest.mark.parametrize(("name", "said"), [
-    ("none_door:run", "there is no module none_door in {}, nor is one installed"),
-    ("torch.none_door:run", "there is no module torch.none_door in {}, nor is one installed"),
-    ("sub/none_door.py:run", "there is no file {}/sub/none_door.py"),
-    ("needs_door:run", "needs_door imports missing_door, which is not installed (needs_door.py, line 2)"),
-    ("needs_door.py:run", "needs_door.py imports missing_door, which is not installed (needs_door.py, line 2)"),
-    ("passes_on_door:run", "passes_on_door imports missing_door, which is not installed (needs_door.py, line 2)"),
-    ("raises_door:run", "importing raises_door failed with RuntimeError: shape '[3]' is invalid for input of size 2 "
-                        "(raises_door.py, line 3)"),
-    ("syntax_door:run", "importing syntax_door failed with SyntaxError: invalid syntax (syntax_door.py, line 2)"),
-    ("syntax_door.py:run", "importing syntax_door.py failed with SyntaxError: invalid syntax (syntax_door.py, line 2)"),
-    ("exits_door:run", "importing exits_door failed with SystemExit: usage: exits (exits_door.py, line 2)"),
-    ("silent_door.py:run", "importing silent_door.py failed with KeyError (silent_door.py, line 1)"),
-    ("other_door:run", "expected a function, got run of type int"),
-    ("other_door:missing", "other_door has no missing; its functions are forward"),
-    ("other_door.py:forward", "expected a function of config, state, inputs, dtype, got forward(x)"),
-    ("other_door.py", "expected the file and a function in it, other_door.py:FUNCTION"),
-    ("sub/port_door:run", "sub/port_door is not the name of a module; for a file it would be sub/port_door.py:run"),
-    (".port_door:run", ".port_door is not the name of a module"),
-    ("port_door", "no such file; expected diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file"),
-    ("port_door:", "no such file; expected"),
-    (":run", "no such file; expected"),
-])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none_door:run", "there is no module none_door in {}, nor is one installed"),
+        ("torch.none_door:run", "there is no module torch.none_door in {}, nor is one installed"),
+        ("sub/none_door.py:run", "there is no file {}/sub/none_door.py"),
+        ("needs_door:run", "needs_door imports missing_door, which is not installed (needs_door.py, line 2)"),
+        ("needs_door.py:run", "needs_door.py imports missing_door, which is not installed (needs_door.py, line 2)"),
+        ("passes_on_door:run", "passes_on_door imports missing_door, which is not installed (needs_door.py, line 2)"),
+        (
+            "raises_door:run",
+            "importing raises_door failed with RuntimeError: shape '[3]' is invalid for input of size 2 "
+            "(raises_door.py, line 3)",
+        ),
+        ("syntax_door:run", "importing syntax_door failed with SyntaxError: invalid syntax (syntax_door.py, line 2)"),
+        (
+            "syntax_door.py:run",
+            "importing syntax_door.py failed with SyntaxError: invalid syntax (syntax_door.py, line 2)",
+        ),
+        ("exits_door:run", "importing exits_door failed with SystemExit: usage: exits (exits_door.py, line 2)"),
+        ("silent_door.py:run", "importing silent_door.py failed with KeyError (silent_door.py, line 1)"),
+        ("other_door:run", "expected a function, got run of type int"),
+        ("other_door:missing", "other_door has no missing; its functions are forward"),
+        ("other_door.py:forward", "expected a function of config, state, inputs, dtype, got forward(x)"),
+        ("other_door.py", "expected the file and a function in it, other_door.py:FUNCTION"),
+        ("sub/port_door:run", "sub/port_door is not the name of a module; for a file it would be sub/port_door.py:run"),
+        (".port_door:run", ".port_door is not the name of a module"),
+        ("port_door", "no such file; expected diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file"),
+        ("port_door:", "no such file; expected"),
+        (":run", "no such file; expected"),
+    ],
+)
 def test_what_is_no_port_is_said_in_one_line_and_exits_2(
     name: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +126,7 @@ def test_a_file_that_would_take_the_name_of_another_module_is_refused(here: Path
     with pytest.raises(ValueError, match=r"torch\.py:run: another module torch is imported already, from .*__init__"):
         port_named("torch.py:run")
     import torch
+
     assert torch.zeros(1) == 0
 
 

@@ -1,7 +1,8 @@
 """What has to hold for any weights and inputs: invariances, symmetries, independence, and gradients.
 
-    pytest tests/test_properties.py
+pytest tests/test_properties.py
 """
+
 import re
 from typing import Any
 
@@ -83,7 +84,8 @@ def test_planes_left_over_from_the_axes_come_first_and_do_not_rotate(layout: str
     x, left_over = x.to(dtype), config.video.dim // 2 % 3
     channels = "(two r)" if layout == "split" else "(r two)"
     before, after = (
-        rearrange(y, f"b t h {channels} -> b t (h r) two", two=2) for y in (x, apply_rope(x, rope, layout)))
+        rearrange(y, f"b t h {channels} -> b t (h r) two", two=2) for y in (x, apply_rope(x, rope, layout))
+    )
     assert left_over == 2
     assert torch.equal(after[:, :, :left_over], before[:, :, :left_over])
     assert (after != before)[:, :, left_over:].any(-1).all()
@@ -109,9 +111,12 @@ def test_a_model_of_one_layout_is_one_of_the_other_with_permuted_queries_and_key
     split = random_model(tiny_config(release), torch.float64)
     interleaved = random_model(tiny_config(release, rope_type="interleaved"), torch.float64)
     heads = split.config.num_attention_heads
-    interleaved.load_state_dict({
-        name: interleave(x, heads, 0) if re.search(r"to_[qk]\.|norm_[qk]\.", name) else x
-        for name, x in split.state_dict().items()})
+    interleaved.load_state_dict(
+        {
+            name: interleave(x, heads, 0) if re.search(r"to_[qk]\.|norm_[qk]\.", name) else x
+            for name, x in split.state_dict().items()
+        }
+    )
     inputs = random_inputs(split.config, torch.float64)
     for a, b in zip(run(interleaved, inputs), run(split, inputs), strict=True):
         assert distance(a, b) <= ROUNDING
@@ -149,8 +154,13 @@ def entries(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> list[Any]:
 def counterpart(name: str) -> str:
     """The name of the parameter of a block that is in the other stream what `name` is in its own."""
     starts = {
-        "audio_to_video": "video_to_audio", "video_to_audio": "audio_to_video", "video_a2v": "audio_a2v",
-        "audio_a2v": "video_a2v", "audio_": "", "": "audio_"}
+        "audio_to_video": "video_to_audio",
+        "video_to_audio": "audio_to_video",
+        "video_a2v": "audio_a2v",
+        "audio_a2v": "video_a2v",
+        "audio_": "",
+        "": "audio_",
+    }
     start = next(start for start in starts if name.startswith(start))
     return starts[start] + name.removeprefix(start)
 
@@ -225,13 +235,24 @@ def test_rows_of_a_batch_are_independent(release: str, layout: str, seed: int) -
     config = tiny_config(release, rope_type=layout, perturbed_attn=True)
     model = random_model(config, torch.float64)
     inputs = random_inputs(
-        config, torch.float64, seed, batch=3, grid=(3, 1, 5), per_token=True, text_masks=torch.bool, stg=True,
-        coords=torch.float64, self_mask=True, keyframes=True, use_cross_timestep=True)
+        config,
+        torch.float64,
+        seed,
+        batch=3,
+        grid=(3, 1, 5),
+        per_token=True,
+        text_masks=torch.bool,
+        stg=True,
+        coords=torch.float64,
+        self_mask=True,
+        keyframes=True,
+        use_cross_timestep=True,
+    )
     together = run(model, inputs)
     for i in range(3):
-        row = tree_map(lambda x: x[i:i + 1] if isinstance(x, Tensor) else x, inputs)  # noqa: B023
+        row = tree_map(lambda x: x[i : i + 1] if isinstance(x, Tensor) else x, inputs)  # noqa: B023
         for a, b in zip(run(model, row), together, strict=True):
-            assert distance(a, b[i:i + 1]) <= ROUNDING
+            assert distance(a, b[i : i + 1]) <= ROUNDING
 
 
 @pytest.mark.slow
@@ -345,12 +366,15 @@ SUB_LAYER = r"transformer_blocks\.\d\.\w+|\w+"
 @pytest.mark.diffusers
 @every_release
 @every_layout
-@pytest.mark.parametrize("options", [{}, {
-    "per_token": True, "text_masks": torch.bool, "coords": torch.float32, "keyframes": True, "stg": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"per_token": True, "text_masks": torch.bool, "coords": torch.float32, "keyframes": True, "stg": True}],
+)
 def test_gradients_are_as_good_as_those_of_diffusers(
     release: str, layout: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ltx2ref.parity.oracles import diffusers as oracles
+
     config = tiny_config(release, rope_type=layout)
     model, inputs = random_model(config), random_inputs(config, **options)
     theirs = oracles.build_diffusers(config.to_diffusers(), model.state_dict(), torch.float32)
@@ -371,7 +395,8 @@ def test_gradients_are_as_good_as_those_of_diffusers(
     for layer in set(layers.values()):
         a, b, exact = (
             torch.cat([grads[name].double().flatten() for name in grads if layers[name] == layer])
-            for grads in (ours, record, truth))
+            for grads in (ours, record, truth)
+        )
         budget = 1.5 * (b - exact).norm() + 4 * 2**-23 * exact.norm()
         assert (a - exact).norm() <= budget, f"{layer}: {(a - exact).norm() / budget:.2f} of the budget"
 

@@ -1,7 +1,8 @@
 """What a port returns is judged, not only what its last layers put out; and no parameter of a new model is silent.
 
-    pytest tests/test_returned_outputs.py
+pytest tests/test_returned_outputs.py
 """
+
 import copy
 import re
 from collections import OrderedDict
@@ -74,12 +75,14 @@ both_cases = pytest.mark.parametrize("case", [SMALL, ALIKE], ids=lambda case: ca
 # ---------------------------------------------------------------- ports, all of them right but for the change
 class Port(Diffusers):
     """As a user's module is: diffusers' names, and a forward of its own."""
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return CHANGE.now(*super().forward(*args, **kwargs | {"return_dict": False}))
 
 
 class Called(Diffusers):
     """A hook sees nothing of this."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return CHANGE.now(*super().__call__(*args, **kwargs))
 
@@ -117,8 +120,9 @@ def model_of(case: Case) -> LTX2VideoTransformer3DModel:
     return verify.build(case.config, torch.float32)
 
 
-def ours(model: LTX2VideoTransformer3DModel, kind: type[LTX2VideoTransformer3DModel] = Ours,
-         ) -> LTX2VideoTransformer3DModel:
+def ours(
+    model: LTX2VideoTransformer3DModel, kind: type[LTX2VideoTransformer3DModel] = Ours
+) -> LTX2VideoTransformer3DModel:
     with torch.device("meta"):
         port = kind(model.config)
     port.load_state_dict(model.state_dict(), assign=True)
@@ -163,6 +167,7 @@ def test_audit_judges_what_diffusers_returns(change: str, monkeypatch: pytest.Mo
 @four_changes
 def test_audit_judges_what_ltx_core_returns(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ltx2ref.parity.oracles import ltx_core
+
     forward = ltx_core.LTXModel.forward
     monkeypatch.setattr(ltx_core.LTXModel, "forward", lambda *given: CHANGE.now(*forward(*given)))
     report = audit(candidate_named("ltx-core"), SMALL, torch.float32, CPU, "ltx2ref:ltx-core-2026-03")
@@ -174,8 +179,10 @@ def test_audit_judges_what_ltx_core_returns(change: str, monkeypatch: pytest.Mon
 def test_assert_parity_judges_what_a_module_returns(change: str, port: type[nn.Module]) -> None:
     model = model_of(SMALL)
     candidate = built(port, SMALL.config.to_diffusers(), model.state_dict(), torch.float32)
-    said = (f"first divergence at sample ({WRONG[change][2]}), looks like a change after proj_out: what it put out is "
-            "right, what is returned is not; everything before it is identical")
+    said = (
+        f"first divergence at sample ({WRONG[change][2]}), looks like a change after proj_out: what it put out is "
+        "right, what is returned is not; everything before it is identical"
+    )
     with pytest.raises(AssertionError, match=f"^{re.escape(said)}"):
         assert_parity(model, candidate, SMALL.inputs())
 
@@ -219,8 +226,11 @@ def test_the_ports_are_right_without_a_change() -> None:
     model, config = model_of(SMALL), SMALL.config.to_diffusers()
     for name in (f"{__name__}:traced", "diffusers"):
         assert audit(candidate_named(name), SMALL, torch.float32, CPU).verdict == IDENTICAL
-    for candidate in (built(Port, config, model.state_dict(), torch.float32), ours(model),
-                      built(Called, config, model.state_dict(), torch.float32)):
+    for candidate in (
+        built(Port, config, model.state_dict(), torch.float32),
+        ours(model),
+        built(Called, config, model.state_dict(), torch.float32),
+    ):
         report = assert_parity(model, candidate, SMALL.inputs())
         assert report.verdict == IDENTICAL and report.rows[-1].name == "audio_sample"
     case = next(case for case in RECORDED if case.id == "2.3/t2v")
@@ -234,8 +244,11 @@ def test_a_wrong_shape_in_the_model_is_a_failure_of_verify_and_no_traceback(
 ) -> None:
     """The model that is the truth is then wrong, too."""
     forward = ltx2ref.model.LTX2VideoTransformer3DModel.forward
-    monkeypatch.setattr(ltx2ref.model.LTX2VideoTransformer3DModel, "forward", lambda self, *args, **kwargs:
-                        AudioVisualModelOutput(*CHANGE.now(*forward(self, *args, **kwargs))))
+    monkeypatch.setattr(
+        ltx2ref.model.LTX2VideoTransformer3DModel,
+        "forward",
+        lambda self, *args, **kwargs: AudioVisualModelOutput(*CHANGE.now(*forward(self, *args, **kwargs))),
+    )
     assert cli.main(["verify", "--case", "2.3/t2v", "--dtype", "bfloat16"]) == 1
 
 
@@ -276,7 +289,8 @@ def test_a_projection_that_only_rounds_is_no_change_after_it() -> None:
     other = {name: x * (1 + 2.0**-23) if name in ("sample", "proj_out") else x for name, x in taps.items()}
     report = assert_parity(model, lambda **_: other, SMALL.inputs())
     assert {row.name: row.verdict for row in report.rows if row.verdict != IDENTICAL} == dict.fromkeys(
-        ("proj_out", "sample"), ROUNDING)
+        ("proj_out", "sample"), ROUNDING
+    )
     assert "after proj_out" not in report.sentence and PROPAGATED in {row.origin for row in report.rows}
 
 
@@ -287,8 +301,12 @@ def test_files_tell_it_too_and_those_without_the_projections_lack_nothing(
     """As traces from before these taps, and traces of ports that have no modules."""
     taps = verify.run(model_of(SMALL), SMALL.inputs())
     wrong = taps | {"sample": 2 * taps["sample"]}
-    traces = {"new": taps, "old": {name: x for name, x in taps.items() if name not in PROJECTED.values()},
-              "wrong": wrong, "old-wrong": {name: x for name, x in wrong.items() if name not in PROJECTED.values()}}
+    traces = {
+        "new": taps,
+        "old": {name: x for name, x in taps.items() if name not in PROJECTED.values()},
+        "wrong": wrong,
+        "old-wrong": {name: x for name, x in wrong.items() if name not in PROJECTED.values()},
+    }
     for name, found in traces.items():
         save_trace(tmp_path / name, {at: kept(x) for at, x in found.items()}, implementation=name, fingerprint={})
     for reference, candidate in (("new", "old"), ("old", "new"), ("old", "old")):
@@ -314,8 +332,9 @@ def test_an_audit_of_a_trace_without_the_projections_lacks_nothing(monkeypatch: 
     monkeypatch.setattr("ltx2ref.parity.audit.Truth", lambda *_: pytest.fail("the truth was computed"))
     model = model_of(SMALL)
     taps = verify.run(model, SMALL.inputs())
-    report = assert_parity(model, lambda **_: {name: x for name, x in taps.items() if name not in PROJECTED.values()},
-                           SMALL.inputs())
+    report = assert_parity(
+        model, lambda **_: {name: x for name, x in taps.items() if name not in PROJECTED.values()}, SMALL.inputs()
+    )
     assert (report.verdict, report.sentence) == (IDENTICAL, "identical at every tap")
     assert len(report.rows) == len(taps) - 2
 
@@ -346,6 +365,7 @@ def test_what_is_in_place_of_a_projection_is_returned_and_nothing_is_in_place_of
 
 def test_a_forward_that_no_hook_sees_leaves_the_outputs_missing() -> None:
     """And the result inconclusive, which is not identical."""
+
     def port(config: Any, state: Any, inputs: Any, dtype: Any) -> Any:
         model = built(Port, config, state, dtype)
         with torch.no_grad(), trace(model, diffusers.LAYOUT) as taps:
@@ -372,8 +392,11 @@ class Output:
 
 
 FORMS: dict[str, Change] = {
-    "a tuple": lambda video, audio: (video, audio), "a list": lambda video, audio: [video, audio],
-    "a named tuple": Pair, "a dataclass": Output, "this package's": AudioVisualModelOutput,
+    "a tuple": lambda video, audio: (video, audio),
+    "a list": lambda video, audio: [video, audio],
+    "a named tuple": Pair,
+    "a dataclass": Output,
+    "this package's": AudioVisualModelOutput,
     "a dict": lambda video, audio: {"audio_sample": audio, "sample": video},
     "an ordered dict": lambda video, audio: OrderedDict(sample=video, audio_sample=audio),
     "attributes": lambda video, audio: SimpleNamespace(sample=video, audio_sample=audio),
@@ -405,8 +428,7 @@ NO_OUTPUTS: dict[str, tuple[Change, str]] = {
     "none": (lambda video, audio: None, "None"),
     "no audio": (lambda video, audio: (video, None), f"tuple ({VIDEO}, None)"),
     "no tensor": (lambda video, audio: (video, audio.numpy()), f"tuple ({VIDEO}, ndarray)"),
-    "integers": (lambda video, audio: (video, audio.int()),
-                 f"tuple ({VIDEO}, a tensor of int32 (2, 11, 4))"),
+    "integers": (lambda video, audio: (video, audio.int()), f"tuple ({VIDEO}, a tensor of int32 (2, 11, 4))"),
     "attributes": (lambda video, audio: SimpleNamespace(sample=video), "SimpleNamespace"),
 }
 
@@ -416,7 +438,7 @@ def test_what_is_no_pair_of_tensors_is_one_clear_error_everywhere(
     given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change, described = NO_OUTPUTS[given]
-    expected = ("the returned outputs: expected two floating-point tensors, video and audio, got " + described)
+    expected = "the returned outputs: expected two floating-point tensors, video and audio, got " + described
     model, inputs = model_of(SMALL), SMALL.inputs()
     monkeypatch.setattr(CHANGE, "now", change)
 
@@ -424,9 +446,12 @@ def test_what_is_no_pair_of_tensors_is_one_clear_error_everywhere(
         with torch.no_grad():
             return change(*model(**inputs))
 
-    for candidate in (built(Port, SMALL.config.to_diffusers(), model.state_dict(), torch.float32),
-                      built(Called, SMALL.config.to_diffusers(), model.state_dict(), torch.float32),
-                      ours(model), function):
+    for candidate in (
+        built(Port, SMALL.config.to_diffusers(), model.state_dict(), torch.float32),
+        built(Called, SMALL.config.to_diffusers(), model.state_dict(), torch.float32),
+        ours(model),
+        function,
+    ):
         with pytest.raises(OutputError, match=f"^{re.escape(expected)}$") as raised:
             assert_parity(model, candidate, inputs)
         assert isinstance(raised.value, ValueError)
@@ -453,10 +478,14 @@ def test_an_answer_that_is_none_is_not_a_case_that_a_port_cannot_express(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A `ValueError` of the port leaves a case out; a third output in one case of many must not."""
+
     def port(config: Any, state: Any, inputs: Any, dtype: Any) -> Any:
         video, audio = outputs(config, state, inputs, dtype)
-        return (video, audio, audio) if inputs.get("perturbation_mask") is not None else traced(
-            config, state, inputs, dtype)
+        return (
+            (video, audio, audio)
+            if inputs.get("perturbation_mask") is not None
+            else traced(config, state, inputs, dtype)
+        )
 
     monkeypatch.setitem(globals(), "outputs_of_one_case", port)
     assert cli.main(["audit", f"{__name__}:outputs_of_one_case", "--case", "2.3/t2v"]) == 0
@@ -487,7 +516,8 @@ def test_a_new_model_depends_on_the_seed_alone_and_has_no_tables_on_the_meta_dev
     first, again, other = new(1), new(1), new(2)
     assert all(torch.equal(x, again[name]) for name, x in first.items())
     assert {name for name, x in first.items() if torch.equal(x, other[name])} == {
-        name for name in first if ".norm_" in name}
+        name for name in first if ".norm_" in name
+    }
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(tiny_config("2.5"))
     assert all(x.is_meta for x in model.parameters())
@@ -500,12 +530,22 @@ def readmes() -> dict[str, Any]:
     source = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     torch.manual_seed(0)
-    exec(source.replace("= model(", "= given(").replace("with torch.no_grad", (
-        "def given(**arguments):\n    inputs.update(arguments)\n    return model(**arguments)\n"
-        "inputs = {}\nwith torch.no_grad"), 1), names)
+    exec(
+        source.replace("= model(", "= given(").replace(
+            "with torch.no_grad",
+            (
+                "def given(**arguments):\n    inputs.update(arguments)\n    return model(**arguments)\n"
+                "inputs = {}\nwith torch.no_grad"
+            ),
+            1,
+        ),
+        names,
+    )
     assert isinstance(names["model"], LTX2VideoTransformer3DModel)
-    return {"model": names["model"], "inputs": {
-        name: x for name, x in names["inputs"].items() if name != "return_dict"}}
+    return {
+        "model": names["model"],
+        "inputs": {name: x for name, x in names["inputs"].items() if name != "return_dict"},
+    }
 
 
 def without(names: list[str], model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
@@ -582,13 +622,17 @@ def test_parameters_without_effect_are_named_in_the_report() -> None:
             block.audio_scale_shift_table.zero_()
         model.get_parameter("transformer_blocks.1.ff.net.2.weight").zero_()
     (zeros,) = assert_parity(model, model, inputs).notes
-    assert zeros == ("parameters that are all zero, so that a port passes without them: scale_shift_table, "
-                     "transformer_blocks.*.audio_scale_shift_table, transformer_blocks.1.ff.net.2.weight")
+    assert zeros == (
+        "parameters that are all zero, so that a port passes without them: scale_shift_table, "
+        "transformer_blocks.*.audio_scale_shift_table, transformer_blocks.1.ff.net.2.weight"
+    )
     with torch.no_grad():
         model.transformer_blocks[0].attn1.norm_k.weight.fill_(1)
     notes = assert_parity(model, lambda **x: torch.no_grad()(model)(**x), inputs).notes
-    assert notes == [zeros, "norm weights that are all one, and without effect: "
-                            "transformer_blocks.0.attn1.norm_k.weight"]
+    assert notes == [
+        zeros,
+        "norm weights that are all one, and without effect: transformer_blocks.0.attn1.norm_k.weight",
+    ]
 
 
 def test_the_weights_of_the_cases_have_an_effect_and_need_no_note() -> None:

@@ -1,7 +1,8 @@
 """The recipes of docs/sharding.md on 2 processes compute what one does, by the audit's verdict at every tap.
 
-    pytest tests/test_sharding.py
+pytest tests/test_sharding.py
 """
+
 import json
 import os
 import subprocess
@@ -16,8 +17,12 @@ from tiny import random_model, tiny_config
 
 import ltx2ref
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +30,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sharded")
     ltx2ref.save(random_model(tiny_config("2.3"), torch.bfloat16), folder / "model.safetensors", dialect="lightricks")
     here = os.pathsep.join([str(Path(ltx2ref.__file__).parents[1]), str(Path(__file__).parent)])
-    both = [subprocess.Popen([sys.executable, sharded.__file__, str(rank), str(folder)], text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": here})
-            for rank in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, sharded.__file__, str(rank), str(folder)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": here},
+        )
+        for rank in range(2)
+    ]
     try:
         said = [process.communicate(timeout=900)[0] for process in both]
     finally:
@@ -41,7 +53,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
 @pytest.mark.parametrize("recipe", sharded.RECIPES)
 def test_every_tap_is_within_the_budget_of_one_process(
-        recipe: str, release: str, dtype: str, found: dict[str, Any]) -> None:
+    recipe: str, release: str, dtype: str, found: dict[str, Any]
+) -> None:
     result = found[f"{recipe} {release} {dtype}"]
     assert result["taps"] >= 194 and result["budget"] <= 1
     assert result["verdict"] in (("identical",) if recipe == "fsdp" else ("identical", "rounding")), result

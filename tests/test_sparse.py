@@ -1,7 +1,8 @@
 """The sparse copies have the published sizes, tensors and headers, and take no room.
 
-    pytest tests/test_sparse.py
+pytest tests/test_sparse.py
 """
+
 import functools
 import hashlib
 import json
@@ -24,8 +25,14 @@ MODEL_HASHES = {"2.5-bf16": "7960c5dc4626650824e36f65a8e992e9", "2.5-int8": "573
 FOREIGN_2_3 = 170 + 102 + 1227
 ANY_SIZE = ("2.3-kijai-fp8",)
 # Layers with a scale, and how many tensors of each dtype, where that is published.
-LAYERS = {"2.0-fp8": 1176, "2.3-dev-fp8": 1496, "2.3-distilled-fp8": 1462, "2.5-int8": 1440, "2.5-nvfp4": 1176,
-          "2.5-nvfp4-superseded": 1176}
+LAYERS = {
+    "2.0-fp8": 1176,
+    "2.3-dev-fp8": 1496,
+    "2.3-distilled-fp8": 1462,
+    "2.5-int8": 1440,
+    "2.5-nvfp4": 1176,
+    "2.5-nvfp4-superseded": 1176,
+}
 DTYPES = {"2.5-bf16": {"BF16": 4059, "F32": 290}, "2.5-int8": {"BF16": 2619, "F32": 1730, "I8": 1440, "U8": 1440}}
 
 Written = Callable[[str], list[Path]]
@@ -83,9 +90,10 @@ def test_a_copy_opens_has_its_tensors_and_takes_no_room(name: str, written: Writ
     assert len(keys) == len(set(keys)) == FILES[name].tensors
 
 
-@pytest.mark.parametrize(("release", "tensors", "parameters"), [
-    ("2.0", 58, 708_940_800), ("2.3", 258, 2_016_166_400), ("2.5", 258, 2_016_166_400),
-])
+@pytest.mark.parametrize(
+    ("release", "tensors", "parameters"),
+    [("2.0", 58, 708_940_800), ("2.3", 258, 2_016_166_400), ("2.5", 258, 2_016_166_400)],
+)
 def test_the_connectors_have_the_published_totals(release: str, tensors: int, parameters: int) -> None:
     found = sparse.connectors(release).values()
     assert (len(found), sum(math.prod(spec.shape) for spec in found)) == (tensors, parameters)

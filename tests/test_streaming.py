@@ -1,7 +1,8 @@
 """A streamed model computes the bits of the resident one, with two blocks in memory, and fails rather than guess.
 
-    pytest tests/test_streaming.py
+pytest tests/test_streaming.py
 """
+
 import copy
 import gc
 import os
@@ -37,8 +38,14 @@ pytestmark = pytest.mark.slow
 LAYERS = 5
 
 
-def written(folder: Path, release: str = "2.3", write: Write = writers.write_transformer_only,
-            name: str = "ltx.safetensors", config: TransformerConfig | None = None, **options: Any) -> Path:
+def written(
+    folder: Path,
+    release: str = "2.3",
+    write: Write = writers.write_transformer_only,
+    name: str = "ltx.safetensors",
+    config: TransformerConfig | None = None,
+    **options: Any,
+) -> Path:
     config = config or tiny_config(release, num_layers=LAYERS)
     write(folder / name, random_model(config).state_dict(), config, **options)
     return folder / name
@@ -193,8 +200,13 @@ def test_the_peak_of_the_process_is_not_that_of_all_blocks(tmp_path: Path) -> No
 
     def peak(function: str) -> int:
         here = os.pathsep.join([str(Path(ltx2ref.__file__).parents[1]), str(Path(__file__).parent)])
-        done = subprocess.run([sys.executable, "-c", PEAK, str(path), function], check=True, capture_output=True,
-                              text=True, env=os.environ | {"PYTHONPATH": here})
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(path), function],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": here},
+        )
         return int(done.stdout)
 
     shapes = parameter_shapes(config)
@@ -229,8 +241,9 @@ def test_the_next_block_is_read_while_the_current_one_computes(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("larger", [False, True])
-def test_pages_of_a_file_larger_than_the_memory_are_given_back(larger: bool, tmp_path: Path,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_a_file_larger_than_the_memory_are_given_back(
+    larger: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, dropped = written(tmp_path), []
     monkeypatch.setattr(streaming, "physical_memory", lambda: path.stat().st_size - larger)
     monkeypatch.setattr(os, "posix_fadvise", lambda file, *what: dropped.append(what))
@@ -273,7 +286,8 @@ def overwrite(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, touch, overwrite, Path.unlink])
 @pytest.mark.parametrize("when", ["before the forward", "in its second block", "while the fourth block is read"])
 def test_a_file_that_changes_raises_and_nothing_is_computed_from_it(
-        damage: Callable[[Path], None], when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage: Callable[[Path], None], when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path)
     model = ltx2ref.stream(path)
     inputs, into, ran = inputs_of(model), Stored.into, list[int]()
@@ -314,8 +328,10 @@ def test_after_a_failed_read_the_next_forward_is_whole_again(tmp_path: Path) -> 
 def test_a_scale_that_means_nothing_raises_in_the_forward(tmp_path: Path) -> None:
     config, path = writers.quantisable_config("2.3", num_layers=3), tmp_path / "ltx.safetensors"
     layers, _ = writers.encode_linears(
-        writers.cast(random_model(config).state_dict(), torch.bfloat16), writers.published_linears,
-        writers.fp8_encoder(torch.float8_e4m3fn))
+        writers.cast(random_model(config).state_dict(), torch.bfloat16),
+        writers.published_linears,
+        writers.fp8_encoder(torch.float8_e4m3fn),
+    )
     layers["transformer_blocks.2.attn1.to_q.weight_scale"].fill_(float("nan"))
     writers.save(path, writers.prefixed(layers), writers.lightricks_metadata(config))
     model = ltx2ref.stream(path)
@@ -356,18 +372,40 @@ def test_two_forwards_at_a_time_are_refused(tmp_path: Path) -> None:
     expected = run(model, inputs)["sample"]
     handle.remove()
     assert [str(error) for error in errors] == [
-        "a streamed model runs one forward at a time, and another thread is in one"]
+        "a streamed model runs one forward at a time, and another thread is in one"
+    ]
     assert torch.equal(run(model, inputs)["sample"], expected)
 
 
-@pytest.mark.parametrize("misuse", [
-    lambda model, _: model.state_dict(), lambda model, _: model.load_state_dict({}), lambda model, _: model.to("cpu"),
-    lambda model, _: model.half(), lambda model, _: model.bfloat16(), lambda model, _: model.cpu(),
-    lambda model, _: model.share_memory(), lambda model, _: pickle.dumps(model), lambda model, _: copy.copy(model),
-    lambda model, folder: ltx2ref.save(model, folder / "transformer"),
-    lambda model, folder: torch.save(model, folder / "model.pt"),
-], ids=["state_dict", "load_state_dict", "to", "half", "bfloat16", "cpu", "share_memory", "pickle", "copy", "save",
-        "torch.save"])
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda model, _: model.state_dict(),
+        lambda model, _: model.load_state_dict({}),
+        lambda model, _: model.to("cpu"),
+        lambda model, _: model.half(),
+        lambda model, _: model.bfloat16(),
+        lambda model, _: model.cpu(),
+        lambda model, _: model.share_memory(),
+        lambda model, _: pickle.dumps(model),
+        lambda model, _: copy.copy(model),
+        lambda model, folder: ltx2ref.save(model, folder / "transformer"),
+        lambda model, folder: torch.save(model, folder / "model.pt"),
+    ],
+    ids=[
+        "state_dict",
+        "load_state_dict",
+        "to",
+        "half",
+        "bfloat16",
+        "cpu",
+        "share_memory",
+        "pickle",
+        "copy",
+        "save",
+        "torch.save",
+    ],
+)
 def test_what_a_streamed_model_cannot_do_is_said(misuse: Callable[[Any, Path], None], tmp_path: Path) -> None:
     model = ltx2ref.stream(written(tmp_path))
     with pytest.raises(TypeError, match="the blocks of a streamed model are in its file"):
@@ -415,8 +453,10 @@ def test_a_doubled_copy_is_of_the_rounded_weights_and_leaves_the_model_as_it_is(
     double = copy.deepcopy(streamed).double()
     assert_same(double, copy.deepcopy(resident).double())
     assert_same(streamed, resident)
-    assert not torch.equal(run(double, inputs_of(double))["sample"],
-                           run(unrounded := ltx2ref.load(path).double(), inputs_of(unrounded))["sample"])
+    assert not torch.equal(
+        run(double, inputs_of(double))["sample"],
+        run(unrounded := ltx2ref.load(path).double(), inputs_of(unrounded))["sample"],
+    )
 
 
 def test_a_sketch_trace_is_the_resident_one_s(tmp_path: Path) -> None:

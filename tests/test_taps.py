@@ -1,7 +1,8 @@
 """Every tap of the catalogue is there under its name and in its shape, in three implementations, and costs no bit.
 
-    pytest tests/test_taps.py
+pytest tests/test_taps.py
 """
+
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -23,23 +24,43 @@ needs_ltx_core = pytest.mark.ltx_core  # skipped where it is not installed: conf
 
 # Video: T tokens, D wide, H heads of d, N noise levels, R angles; audio: U, E, G, e, M, r. S text tokens.
 CATALOGUE = {
-    "video_coords": "B 3 T 2", "audio_coords": "B 1 U 2",
-    "rope": "B T H R", "audio_rope": "B U G r", "cross_attn_rope": "B T G r", "cross_attn_audio_rope": "B U G r",
-    "proj_in": "B T D", "audio_proj_in": "B U E",
-    "time_embed": "N 256 D K*D", "audio_time_embed": "M 256 E k*E",
-    "prompt_adaln": "B 256 D 2*D", "audio_prompt_adaln": "B 256 E 2*E",
-    "av_cross_attn_video_scale_shift": "N 256 D 4*D", "av_cross_attn_audio_scale_shift": "M 256 E 4*E",
-    "av_cross_attn_video_a2v_gate": "N 256 D 1*D", "av_cross_attn_audio_v2a_gate": "M 256 E 1*E",
-    "caption_projection": "B S D", "audio_caption_projection": "B S E",
-    "video": "B T D", "audio": "B U E",
-    "norm_out": "B T D", "audio_norm_out": "B U E", "proj_out.input": "B T D", "audio_proj_out.input": "B U E",
-    "proj_out": "B T C", "audio_proj_out": "B U c", "sample": "B T C", "audio_sample": "B U c",
+    "video_coords": "B 3 T 2",
+    "audio_coords": "B 1 U 2",
+    "rope": "B T H R",
+    "audio_rope": "B U G r",
+    "cross_attn_rope": "B T G r",
+    "cross_attn_audio_rope": "B U G r",
+    "proj_in": "B T D",
+    "audio_proj_in": "B U E",
+    "time_embed": "N 256 D K*D",
+    "audio_time_embed": "M 256 E k*E",
+    "prompt_adaln": "B 256 D 2*D",
+    "audio_prompt_adaln": "B 256 E 2*E",
+    "av_cross_attn_video_scale_shift": "N 256 D 4*D",
+    "av_cross_attn_audio_scale_shift": "M 256 E 4*E",
+    "av_cross_attn_video_a2v_gate": "N 256 D 1*D",
+    "av_cross_attn_audio_v2a_gate": "M 256 E 1*E",
+    "caption_projection": "B S D",
+    "audio_caption_projection": "B S E",
+    "video": "B T D",
+    "audio": "B U E",
+    "norm_out": "B T D",
+    "audio_norm_out": "B U E",
+    "proj_out.input": "B T D",
+    "audio_proj_out.input": "B U E",
+    "proj_out": "B T C",
+    "audio_proj_out": "B U c",
+    "sample": "B T C",
+    "audio_sample": "B U c",
 }
 # sub-layer: queries, keys, their widths, heads, width of a head, noise levels of queries, of keys
 ATTENTIONS = {
-    "attn1": "T T D D H d N N", "audio_attn1": "U U E E G e M M",
-    "attn2": "T S D D H d N B", "audio_attn2": "U S E E G e M B",
-    "audio_to_video_attn": "T U D E G e N M", "video_to_audio_attn": "U T E D G e M N",
+    "attn1": "T T D D H d N N",
+    "audio_attn1": "U U E E G e M M",
+    "attn2": "T S D D H d N B",
+    "audio_attn2": "U S E E G e M B",
+    "audio_to_video_attn": "T U D E G e N M",
+    "video_to_audio_attn": "U T E D G e M N",
 }
 FEED_FORWARDS = {"ff": "T D N", "audio_ff": "U E M"}
 
@@ -51,8 +72,11 @@ def catalogue(blocks: int) -> dict[str, str]:
             shapes |= {f"{name}.cos": shape, f"{name}.sin": shape}
         elif "256" in shape:
             n, first, second, third = shape.split()
-            shapes |= {f"{name}.sinusoid": f"{n} {first}", f"{name}.emb": f"{n} {second}",
-                       f"{name}.linear": f"{n} {third}"}
+            shapes |= {
+                f"{name}.sinusoid": f"{n} {first}",
+                f"{name}.emb": f"{n} {second}",
+                f"{name}.linear": f"{n} {third}",
+            }
         elif name in ("video", "audio"):
             shapes |= {f"transformer_blocks.{i}.{name}": shape for i in range(blocks)}
         else:
@@ -66,26 +90,54 @@ def inside_a_block() -> Iterator[tuple[str, str]]:
     for at, letters in ATTENTIONS.items():
         t, s, dim, kv_dim, h, d, n, m = letters.split()
         yield from {
-            f"{at}.stream": f"B {t} {dim}", f"{at}.rows": f"{n} 3 {dim}", f"{at}.input": f"B {t} {dim}",
-            f"{at}.norm_q": f"B {t} {h}*{d}", f"{at}.norm_k": f"B {s} {h}*{d}",
-            f"{at}.to_v": f"B {s} {h}*{d}", f"{at}.q": f"B {t} {h} {d}", f"{at}.k": f"B {s} {h} {d}",
-            f"{at}.sdpa": f"B {t} {h} {d}", f"{at}.to_gate_logits": f"B {t} {h}", f"{at}.gate": f"B {t} {h}",
-            f"{at}.to_out": f"B {t} {dim}"}.items()
+            f"{at}.stream": f"B {t} {dim}",
+            f"{at}.rows": f"{n} 3 {dim}",
+            f"{at}.input": f"B {t} {dim}",
+            f"{at}.norm_q": f"B {t} {h}*{d}",
+            f"{at}.norm_k": f"B {s} {h}*{d}",
+            f"{at}.to_v": f"B {s} {h}*{d}",
+            f"{at}.q": f"B {t} {h} {d}",
+            f"{at}.k": f"B {s} {h} {d}",
+            f"{at}.sdpa": f"B {t} {h} {d}",
+            f"{at}.to_gate_logits": f"B {t} {h}",
+            f"{at}.gate": f"B {t} {h}",
+            f"{at}.to_out": f"B {t} {dim}",
+        }.items()
         if not at.endswith("attn1"):  # which listens to itself
             yield from {f"{at}.context": f"B {s} {kv_dim}", f"{at}.context_rows": f"{m} 2 {kv_dim}"}.items()
     for at, letters in FEED_FORWARDS.items():
         t, dim, n = letters.split()
-        yield from {f"{at}.stream": f"B {t} {dim}", f"{at}.rows": f"{n} 3 {dim}", f"{at}.input": f"B {t} {dim}",
-                    f"{at}.proj": f"B {t} 4*{dim}", f"{at}.activation": f"B {t} 4*{dim}",
-                    f"{at}.output": f"B {t} {dim}"}.items()
+        yield from {
+            f"{at}.stream": f"B {t} {dim}",
+            f"{at}.rows": f"{n} 3 {dim}",
+            f"{at}.input": f"B {t} {dim}",
+            f"{at}.proj": f"B {t} 4*{dim}",
+            f"{at}.activation": f"B {t} 4*{dim}",
+            f"{at}.output": f"B {t} {dim}",
+        }.items()
 
 
 def fits(shape: str, x: Tensor, case: Case) -> bool:
     v, a = case.config.video, case.config.audio
     tokens = case.grid[0] * case.grid[1] * case.grid[2]
-    sizes = {"B": case.batch, "T": tokens, "U": 11, "S": 9, "D": v.dim, "H": v.num_heads, "d": v.head_dim,
-             "R": v.head_dim // 2, "E": a.dim, "G": a.num_heads, "e": a.head_dim, "r": a.head_dim // 2, "K": v.mod_rows,
-             "k": a.mod_rows, "C": v.out_channels, "c": a.out_channels}
+    sizes = {
+        "B": case.batch,
+        "T": tokens,
+        "U": 11,
+        "S": 9,
+        "D": v.dim,
+        "H": v.num_heads,
+        "d": v.head_dim,
+        "R": v.head_dim // 2,
+        "E": a.dim,
+        "G": a.num_heads,
+        "e": a.head_dim,
+        "r": a.head_dim // 2,
+        "K": v.mod_rows,
+        "k": a.mod_rows,
+        "C": v.out_channels,
+        "c": a.out_channels,
+    }
 
     def size(letters: str) -> set[int]:
         if letters in ("N", "M"):  # for each batch element, or for each token of it
@@ -94,6 +146,7 @@ def fits(shape: str, x: Tensor, case: Case) -> bool:
         for letter in letters.split("*"):
             product *= int(letter) if letter.isdigit() else sizes[letter]
         return {product}
+
     letters = shape.split()
     return len(letters) == x.ndim and all(n in size(part) for n, part in zip(x.shape, letters, strict=True))
 
@@ -104,9 +157,17 @@ def prepared(case_id: str, dtype: str = "float32") -> tuple[LTX2VideoTransformer
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(kind) for module in model.modules() for kind in (
-        module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_with_kwargs,
-        module._forward_pre_hooks_with_kwargs, module._backward_hooks))
+    return sum(
+        len(kind)
+        for module in model.modules()
+        for kind in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._forward_hooks_with_kwargs,
+            module._forward_pre_hooks_with_kwargs,
+            module._backward_hooks,
+        )
+    )
 
 
 def output(model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -153,8 +214,11 @@ def test_a_forward_that_raises_leaves_no_hook_behind() -> None:
         raise RuntimeError("out of memory")
 
     for name in ("transformer_blocks.1.attn2", "transformer_blocks.0.ff.net.2", "audio_proj_out"):
-        with (patch.object(model.get_submodule(name), "forward", fail), pytest.raises(RuntimeError, match="memory"),
-              trace(model) as taps):
+        with (
+            patch.object(model.get_submodule(name), "forward", fail),
+            pytest.raises(RuntimeError, match="memory"),
+            trace(model) as taps,
+        ):
             output(model, inputs)
         assert "proj_in" in taps and "audio_sample" not in taps
         assert hooks(model) == 1
@@ -203,8 +267,19 @@ def test_taps_are_copies() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case_id", ["2.0/t2v", "2.0/interleaved", "2.0/isolated", "2.3/i2v", "2.3/stg-one-of-batch",
-                                     "2.3/coords", "2.3/one-stream-flags", "2.5/everything"])
+@pytest.mark.parametrize(
+    "case_id",
+    [
+        "2.0/t2v",
+        "2.0/interleaved",
+        "2.0/isolated",
+        "2.3/i2v",
+        "2.3/stg-one-of-batch",
+        "2.3/coords",
+        "2.3/one-stream-flags",
+        "2.5/everything",
+    ],
+)
 def test_diffusers_has_the_same_taps_to_the_bit(case_id: str) -> None:
     model, inputs = prepared(case_id)
     port = diffusers.build_diffusers(model.config.to_diffusers(), model.state_dict(), torch.float32)
@@ -216,10 +291,20 @@ def test_diffusers_has_the_same_taps_to_the_bit(case_id: str) -> None:
 
 @pytest.mark.slow
 @needs_ltx_core
-@pytest.mark.parametrize("case_id", ["2.0/cross-timestep", "2.0/isolated", "2.3/cross-timestep",
-                                     "2.3/i2v-cross-timestep", "2.3/stg-one-of-batch", "2.3/interleaved"])
+@pytest.mark.parametrize(
+    "case_id",
+    [
+        "2.0/cross-timestep",
+        "2.0/isolated",
+        "2.3/cross-timestep",
+        "2.3/i2v-cross-timestep",
+        "2.3/stg-one-of-batch",
+        "2.3/interleaved",
+    ],
+)
 def test_ltx_core_has_the_same_taps_to_the_bit(case_id: str) -> None:
     from ltx2ref.parity.oracles import ltx_core
+
     model, inputs = prepared(case_id)
     inputs |= {"use_cross_timestep": True}
     port = ltx_core.build_ltx_core(model.config.to_diffusers(), model.state_dict(), torch.float32)

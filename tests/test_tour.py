@@ -1,7 +1,8 @@
 """docs/architecture.md: its code runs and prints what it says, its links lead to the lines that they quote.
 
-    pytest tests/test_tour.py
+pytest tests/test_tour.py
 """
+
 import importlib.metadata
 import re
 import subprocess
@@ -29,12 +30,20 @@ def test_every_block_of_python_computes_something_that_is_checked_or_printed() -
     assert sum(block.count("close(") for block in blocks) > 10
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ("[`def rms_norm(x: Tensor)`](../ltx2ref/modulation.py#L999)",
-     r"\[`def rms_norm\(x: Tensor\)`\]\(\.\./ltx2ref/modulation\.py#L\d\d\)"),
-    ("`proj_in`: 2.3 `(9)`, tiny `()`", r"`proj_in`: 2\.3 `\(1, 6144, 4096\)`, tiny `\(2, 105, 28\)`"),
-    ("```python\nprint(6 * 7)\n```\n\n```text\n41\n```\n", "```python\nprint\\(6 \\* 7\\)\n```\n\n```text\n42\n```\n"),
-])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            "[`def rms_norm(x: Tensor)`](../ltx2ref/modulation.py#L999)",
+            r"\[`def rms_norm\(x: Tensor\)`\]\(\.\./ltx2ref/modulation\.py#L\d\d\)",
+        ),
+        ("`proj_in`: 2.3 `(9)`, tiny `()`", r"`proj_in`: 2\.3 `\(1, 6144, 4096\)`, tiny `\(2, 105, 28\)`"),
+        (
+            "```python\nprint(6 * 7)\n```\n\n```text\n41\n```\n",
+            "```python\nprint\\(6 \\* 7\\)\n```\n\n```text\n42\n```\n",
+        ),
+    ],
+)
 def test_what_is_wrong_is_corrected(given: str, expected: str) -> None:
     assert re.fullmatch(expected, refreshed(given)) and "L999" not in refreshed(given)
 
@@ -55,7 +64,8 @@ def test_the_figures_are_there_in_light_and_dark() -> None:
     used = set(re.findall(r"figures/[\w-]+\.svg", TEXT))
     assert used == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs/figures").iterdir()}
     assert {name.replace("-light", "-dark") for name in used if "-light" in name} == {
-        name for name in used if "-dark" in name}
+        name for name in used if "-dark" in name
+    }
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """Sketches are what docs/trace-format.md says, tell differences within 20 %, and trace files keep what they are given.
 
-    pytest tests/test_tracefile.py -s                          # prints how good the estimates are
-    LTX2REF_CORPUS=full pytest tests/test_tracefile.py -s      # of every mutant in four cases: the table in the docs
+pytest tests/test_tracefile.py -s                          # prints how good the estimates are
+LTX2REF_CORPUS=full pytest tests/test_tracefile.py -s      # of every mutant in four cases: the table in the docs
 """
+
 import json
 import math
 import os
@@ -140,9 +141,17 @@ def test_without_finite_elements_there_are_no_extrema(x: Tensor) -> None:
     assert estimate(found, found) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("view", [
-    lambda x: x.expand(4, -1, -1), lambda x: x.transpose(1, 2), lambda x: x[:, ::2], lambda x: x[0, 1, 2],
-    lambda x: x[:, 1:], lambda x: x.clone().requires_grad_()])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.expand(4, -1, -1),
+        lambda x: x.transpose(1, 2),
+        lambda x: x[:, ::2],
+        lambda x: x[0, 1, 2],
+        lambda x: x[:, 1:],
+        lambda x: x.clone().requires_grad_(),
+    ],
+)
 def test_strides_do_not_matter(view: Callable[[Tensor], Tensor]) -> None:
     x = view(normal(1, 6, 8))
     assert sketch(x) == sketch(x.detach().clone(memory_format=torch.contiguous_format))
@@ -160,6 +169,7 @@ def test_sketches_repeat_themselves_to_the_bit_with_any_number_of_threads() -> N
 
 class LargestResult(TorchDispatchMode):
     """The number of elements of the largest result of any operation, other than a view of `x`."""
+
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.x, self.largest = x, 0
@@ -344,8 +354,11 @@ def candidates(case_id: str) -> dict[str, Callable[[], Taps]]:
     return {
         "bfloat16": lambda: taps_of(case_id, "bfloat16"),
         "float64": lambda: taps_of(case_id, "float32", double=True),
-    } | {name: lambda name=name: taps_of(case_id, "float32", name)  # type: ignore[misc]
-         for name in chosen if name not in UNFIT.get(case_id, set())}
+    } | {
+        name: lambda name=name: taps_of(case_id, "float32", name)  # type: ignore[misc]
+        for name in chosen
+        if name not in UNFIT.get(case_id, set())
+    }
 
 
 def through_a_file(taps: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -371,9 +384,12 @@ def test_on_real_taps_the_estimate_is_within_20_percent_for_95_of_100(tmp_path: 
     print()
     for kind, results in found.items():
         ratios, inside = np.array(results).T
-        print(f"{kind:9} {len(results):6} taps; estimated / true:", *np.quantile(
-            ratios, [0, 0.025, 0.5, 0.975, 1]).round(3), f"; beyond 20 %: {(abs(ratios - 1) > 0.2).mean():.4f}",
-            f"; outside the interval: {1 - inside.mean():.4f}")
+        print(
+            f"{kind:9} {len(results):6} taps; estimated / true:",
+            *np.quantile(ratios, [0, 0.025, 0.5, 0.975, 1]).round(3),
+            f"; beyond 20 %: {(abs(ratios - 1) > 0.2).mean():.4f}",
+            f"; outside the interval: {1 - inside.mean():.4f}",
+        )
         assert len(results) > 100 and (abs(ratios - 1) <= 0.2).mean() >= 0.99 and inside.mean() >= 0.99
 
 
@@ -404,8 +420,13 @@ def same(a: Tensor | Sketch, b: Tensor | Sketch) -> bool:
 def test_a_trace_comes_back_as_it_was_in_its_order(tmp_path: Path) -> None:
     config, inputs = BY_ID["2.3/t2v"].config.to_diffusers(), {"hidden_states": "ab" * 32}
     taps = {f"z.{dtype!s}": (normal(3, 5) * 40).to(dtype) for dtype in SPELLING} | {
-        "rope.cos": normal(1, 3).expand(4, 3), "empty": torch.zeros(0, 3), "scalar": torch.tensor(1.5),
-        "turned": normal(3, 4).T, "äöü \"quoted\"": normal(2), "grad": normal(2).requires_grad_()}
+        "rope.cos": normal(1, 3).expand(4, 3),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(1.5),
+        "turned": normal(3, 4).T,
+        'äöü "quoted"': normal(2),
+        "grad": normal(2).requires_grad_(),
+    }
     found = saved(tmp_path / "trace", taps, config=config, inputs=inputs)
     assert list(found.taps) == list(taps) and all(same(found.taps[name], x) for name, x in taps.items())
     assert found[1:] == ("mine", FINGERPRINT, json.loads(json.dumps(config)), inputs, SCHEMA)
@@ -416,8 +437,15 @@ def test_a_trace_comes_back_as_it_was_in_its_order(tmp_path: Path) -> None:
 def test_a_sketch_comes_back_rounded_to_31_bits_and_then_as_it_was(tmp_path: Path) -> None:
     heavy = normal(400)
     heavy[7] = 1e6
-    x = {"b": normal(20, 30), "a": normal(4) * 1e-30, "nan": torch.tensor([NAN, INF, 3, -INF]), "heavy": heavy,
-         "zero": torch.zeros(5), "empty": torch.zeros(0), "large": normal(9).double() * 1e150}
+    x = {
+        "b": normal(20, 30),
+        "a": normal(4) * 1e-30,
+        "nan": torch.tensor([NAN, INF, 3, -INF]),
+        "heavy": heavy,
+        "zero": torch.zeros(5),
+        "empty": torch.zeros(0),
+        "large": normal(9).double() * 1e150,
+    }
     taps = {name: sketch(y) for name, y in x.items()} | {"no checksum": without_checksum(sketch(normal(3)))}
     once = saved(tmp_path / "once", taps)
     assert list(once.taps) == list(taps)
@@ -453,14 +481,17 @@ def test_a_file_that_is_there_is_replaced_and_one_that_is_read_keeps_its_numbers
     assert [path.name for path in tmp_path.iterdir()] == ["trace"]
 
 
-@pytest.mark.parametrize(("taps", "more", "message"), [
-    ({"x": torch.zeros(3, dtype=torch.complex64)}, {}, "x: torch.complex64 on cpu cannot be stored"),
-    ({"x": torch.zeros(3, device="meta")}, {}, "x: torch.float32 on meta cannot be stored"),
-    ({"sketches": torch.zeros(3)}, {}, "cannot be names of taps"),
-    ({}, {"fingerprint": {"a": object()}}, "not JSON: .*object"),
-    ({}, {"fingerprint": {"a": NAN}}, "not JSON compliant"),
-    ({"x": sketch(torch.ones(3).double() * 1e200)}, {}, "x: expected 256 buckets and a norm that are finite"),
-])
+@pytest.mark.parametrize(
+    ("taps", "more", "message"),
+    [
+        ({"x": torch.zeros(3, dtype=torch.complex64)}, {}, "x: torch.complex64 on cpu cannot be stored"),
+        ({"x": torch.zeros(3, device="meta")}, {}, "x: torch.float32 on meta cannot be stored"),
+        ({"sketches": torch.zeros(3)}, {}, "cannot be names of taps"),
+        ({}, {"fingerprint": {"a": object()}}, "not JSON: .*object"),
+        ({}, {"fingerprint": {"a": NAN}}, "not JSON compliant"),
+        ({"x": sketch(torch.ones(3).double() * 1e200)}, {}, "x: expected 256 buckets and a norm that are finite"),
+    ],
+)
 def test_what_a_file_cannot_hold_is_refused_and_leaves_nothing(
     tmp_path: Path, taps: dict[str, Any], more: dict[str, Any], message: str
 ) -> None:
@@ -514,39 +545,46 @@ def one(**said: Any) -> dict[str, Any]:
 ROW = torch.ones(1, BUCKETS)
 
 
-@pytest.mark.parametrize(("tensors", "said", "message"), [
-    ({}, {"schema": 2}, "schema 2, expected 1"),
-    ({}, {}, "schema None, expected 1"),
-    ({}, {"schema": True}, "schema True, expected 1"),
-    ({}, trace_of(taps={}), "taps: expected a list"),
-    ({}, trace_of(taps=[["x"]]), "taps: expected names"),
-    ({}, trace_of(config=[]), "config: expected a dict"),
-    ({}, trace_of(implementation=3), "implementation: expected a str"),
-    ({"x": ROW}, trace_of(taps=["x", "x"]), "taps: a name occurs twice"),
-    ({"x": ROW}, trace_of(taps=["x", "y"]), "y: in the list of taps or in the file, but not in both"),
-    ({"x": ROW, "y": ROW.clone()}, trace_of(taps=["x"]), "y: in the list of taps or in the file, but not in both"),
-    ({"x": ROW.clone(), "sketches": ROW}, one(), "x: both a tensor and a sketch"),
-    ({}, one(), "1 sketches are described, but there is no tensor sketches"),
-    ({"sketches": ROW}, trace_of(), r"sketches F32 \[1, 256\]: expected .* \[0, 256\]"),
-    ({"sketches": ROW[:, 1:]}, one(), r"sketches F32 \[1, 255\]: expected"),
-    ({"sketches": ROW.half()}, one(), r"sketches F16 \[1, 256\]: expected I32 or F32 or F64"),
-    ({"sketches": ROW * NAN}, one(), "x: buckets that are not finite"),
-    ({"sketches": ROW.double() * 1e300}, one(exponent=900), "x: buckets that are not finite"),
-    ({"sketches": ROW}, trace_of(sketches=[3]), "sketch 0: expected another name"),
-    ({"sketches": ROW}, one(name=None), "sketch 0: expected another name"),
-    ({"sketches": ROW.expand(2, 256).clone()}, trace_of(sketches=[LEAST, LEAST]), "sketch 1: expected another name"),
-    ({"sketches": ROW}, one(shape=None), "x: shape: expected a list of whole numbers, got None"),
-    ({"sketches": ROW}, one(shape=[-1]), "x: shape: expected a list of whole numbers"),
-    ({"sketches": ROW}, one(dtype="Q4_K"), "x: dtype: expected one of BOOL"),
-    ({"sketches": ROW}, one(dtype=[]), "x: dtype: expected one of BOOL"),
-    ({"sketches": ROW}, one(norm=-1), "x: norm: expected a finite number that is not negative, got -1"),
-    ({"sketches": ROW}, one(norm=10**400), "x: norm: expected a finite number"),
-    ({"sketches": ROW}, one(min="0"), "x: min: expected a finite number, got 0"),
-    ({"sketches": ROW}, one(nan=0.5), "x: nan: expected a whole number, got 0.5"),
-    ({"sketches": ROW}, one(exponent=5000), "x: exponent: expected a small whole number, got 5000"),
-    ({"sketches": ROW}, one(checksum="0x" + "1" * 14), "x: checksum: expected 16 hexadecimal digits"),
-    ({"x": torch.zeros(3, dtype=torch.complex64)}, trace_of(), "x: dtype C64, expected one of BOOL"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "said", "message"),
+    [
+        ({}, {"schema": 2}, "schema 2, expected 1"),
+        ({}, {}, "schema None, expected 1"),
+        ({}, {"schema": True}, "schema True, expected 1"),
+        ({}, trace_of(taps={}), "taps: expected a list"),
+        ({}, trace_of(taps=[["x"]]), "taps: expected names"),
+        ({}, trace_of(config=[]), "config: expected a dict"),
+        ({}, trace_of(implementation=3), "implementation: expected a str"),
+        ({"x": ROW}, trace_of(taps=["x", "x"]), "taps: a name occurs twice"),
+        ({"x": ROW}, trace_of(taps=["x", "y"]), "y: in the list of taps or in the file, but not in both"),
+        ({"x": ROW, "y": ROW.clone()}, trace_of(taps=["x"]), "y: in the list of taps or in the file, but not in both"),
+        ({"x": ROW.clone(), "sketches": ROW}, one(), "x: both a tensor and a sketch"),
+        ({}, one(), "1 sketches are described, but there is no tensor sketches"),
+        ({"sketches": ROW}, trace_of(), r"sketches F32 \[1, 256\]: expected .* \[0, 256\]"),
+        ({"sketches": ROW[:, 1:]}, one(), r"sketches F32 \[1, 255\]: expected"),
+        ({"sketches": ROW.half()}, one(), r"sketches F16 \[1, 256\]: expected I32 or F32 or F64"),
+        ({"sketches": ROW * NAN}, one(), "x: buckets that are not finite"),
+        ({"sketches": ROW.double() * 1e300}, one(exponent=900), "x: buckets that are not finite"),
+        ({"sketches": ROW}, trace_of(sketches=[3]), "sketch 0: expected another name"),
+        ({"sketches": ROW}, one(name=None), "sketch 0: expected another name"),
+        (
+            {"sketches": ROW.expand(2, 256).clone()},
+            trace_of(sketches=[LEAST, LEAST]),
+            "sketch 1: expected another name",
+        ),
+        ({"sketches": ROW}, one(shape=None), "x: shape: expected a list of whole numbers, got None"),
+        ({"sketches": ROW}, one(shape=[-1]), "x: shape: expected a list of whole numbers"),
+        ({"sketches": ROW}, one(dtype="Q4_K"), "x: dtype: expected one of BOOL"),
+        ({"sketches": ROW}, one(dtype=[]), "x: dtype: expected one of BOOL"),
+        ({"sketches": ROW}, one(norm=-1), "x: norm: expected a finite number that is not negative, got -1"),
+        ({"sketches": ROW}, one(norm=10**400), "x: norm: expected a finite number"),
+        ({"sketches": ROW}, one(min="0"), "x: min: expected a finite number, got 0"),
+        ({"sketches": ROW}, one(nan=0.5), "x: nan: expected a whole number, got 0.5"),
+        ({"sketches": ROW}, one(exponent=5000), "x: exponent: expected a small whole number, got 5000"),
+        ({"sketches": ROW}, one(checksum="0x" + "1" * 14), "x: checksum: expected 16 hexadecimal digits"),
+        ({"x": torch.zeros(3, dtype=torch.complex64)}, trace_of(), "x: dtype C64, expected one of BOOL"),
+    ],
+)
 def test_a_contradictory_trace_is_refused_with_the_file_and_the_tap(
     tmp_path: Path, tensors: dict[str, Tensor], said: dict[str, Any], message: str
 ) -> None:
@@ -603,9 +641,13 @@ def test_a_damaged_file_is_refused_or_a_trace(tmp_path: Path) -> None:
 def test_names_are_mapped_by_a_dict_or_a_function(tmp_path: Path) -> None:
     found = saved(tmp_path / "trace", {"block_0.x": normal(3), "out": normal(2)})
     assert list(renamed(found, {"block_0.x": "transformer_blocks.0.video", "unused": "y"}).taps) == [
-        "transformer_blocks.0.video", "out"]
+        "transformer_blocks.0.video",
+        "out",
+    ]
     assert list(renamed(found, lambda name: re.sub(r"block_(\d+).x", r"transformer_blocks.\1.video", name)).taps) == [
-        "transformer_blocks.0.video", "out"]
+        "transformer_blocks.0.video",
+        "out",
+    ]
     with pytest.raises(TraceError, match=r"mine: out: a second tap would get this name, out"):
         renamed(found, {"block_0.x": "out"})
 
@@ -625,13 +667,18 @@ def test_the_documented_hashes_are_right() -> None:
 def test_the_documented_sketches_are_right() -> None:
     small, large = (json.loads(text) for text in blocks("json")[-2:])
     documented = {
-        "small": torch.tensor([1, -2, 0.5, NAN, INF, -INF, -0.0, 3]), "large": torch.arange(-500.0, 500).view(10, 100)}
+        "small": torch.tensor([1, -2, 0.5, NAN, INF, -INF, -0.0, 3]),
+        "large": torch.arange(-500.0, 500).view(10, 100),
+    }
     documented["small bf16"] = documented["small"].bfloat16()
     for said in (*small, large):
         found = sketch(documented[said["tensor"]])
         buckets = said["buckets"]
-        buckets = {i: x for i, x in enumerate(buckets) if x} if isinstance(buckets, list) else {
-            int(i): x for i, x in buckets.items()}
+        buckets = (
+            {i: x for i, x in enumerate(buckets) if x}
+            if isinstance(buckets, list)
+            else {int(i): x for i, x in buckets.items()}
+        )
         assert {i: x for i, x in enumerate(found.buckets.tolist()) if x} == buckets
         assert (list(found.shape), SPELLING[found.dtype]) == (said["shape"], said["dtype"])
         assert (found.norm, found.min, found.max) == (said["norm"], said["min"], said["max"])

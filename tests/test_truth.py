@@ -1,7 +1,8 @@
 """In float64 the model is the truth: an independent NumPy implementation agrees, and nothing is narrower.
 
-    pytest tests/test_truth.py
+pytest tests/test_truth.py
 """
+
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,24 @@ CONFIGS: dict[str, dict[str, Any]] = {  # by case: what the case changes
     "video is gated": {"gated_attn": True, "audio_gated_attn": False, "audio_ff_bias": False},
     "audio is gated": {"gated_attn": False, "audio_gated_attn": True, "ff_bias": False},
     "geometry": {
-        "vae_scale_factors": (4, 16, 24), "causal_offset": 0, "rope_theta": 500.0, "audio_scale_factor": 3,
-        "audio_sampling_rate": 24000, "audio_hop_length": 300},
+        "vae_scale_factors": (4, 16, 24),
+        "causal_offset": 0,
+        "rope_theta": 500.0,
+        "audio_scale_factor": 3,
+        "audio_sampling_rate": 24000,
+        "audio_hop_length": 300,
+    },
 }
 EVERYTHING = {
-    "batch": 3, "per_token": True, "text_masks": torch.float64, "coords": torch.float64, "stg": True,
-    "self_mask": True, "keyframes": True, "use_cross_timestep": True}
+    "batch": 3,
+    "per_token": True,
+    "text_masks": torch.float64,
+    "coords": torch.float64,
+    "stg": True,
+    "self_mask": True,
+    "keyframes": True,
+    "use_cross_timestep": True,
+}
 OPTIONS: dict[str, dict[str, Any]] = {  # by case: options of `random_inputs`
     "plain": {"grid": (3, 5, 7)},
     "three rows": {"batch": 3},
@@ -50,12 +63,14 @@ OPTIONS: dict[str, dict[str, Any]] = {  # by case: options of `random_inputs`
     "masks, fractions": {"text_masks": torch.float64, "encoder_attention_mask": torch.full((2, 6), 0.9999)},
     "masks, 3d": {
         "encoder_attention_mask": torch.arange(2.0 * 6).reshape(2, 1, 6).sin(),
-        "audio_encoder_attention_mask": torch.arange(2 * 11 * 9).reshape(2, 11, 9) % 5 > 1},
+        "audio_encoder_attention_mask": torch.arange(2 * 11 * 9).reshape(2, 11, 9) % 5 > 1,
+    },
     "self mask": {"self_mask": True},
     "coords": {"coords": torch.float64},
     "coords, points": {
         "video_coords": torch.linspace(0, 15, 2 * 3 * TOKENS, dtype=torch.float64).reshape(2, 3, TOKENS),
-        "audio_coords": torch.linspace(-2, 15, 2 * 11, dtype=torch.float64).reshape(2, 1, 11)},
+        "audio_coords": torch.linspace(-2, 15, 2 * 11, dtype=torch.float64).reshape(2, 1, 11),
+    },
     "stg, if perturbed_attn": {"stg": True},
     "stg, mixed rows": {"batch": 3, "stg": True},
     "stg, all rows": {"spatio_temporal_guidance_blocks": [0, 1]},

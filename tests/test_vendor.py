@@ -1,7 +1,8 @@
 """Copies in other projects work under another name, with nothing else importable, and say how they differ.
 
-    pytest tests/test_vendor.py
+pytest tests/test_vendor.py
 """
+
 import importlib.metadata
 import json
 import os
@@ -38,8 +39,11 @@ def closure(names: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
             found[name] = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:  # for other platforms
             continue
-        queue += [re.split(r"[^\w.-]", needed, maxsplit=1)[0]
-                  for needed in found[name].requires or () if "extra ==" not in needed]
+        queue += [
+            re.split(r"[^\w.-]", needed, maxsplit=1)[0]
+            for needed in found[name].requires or ()
+            if "extra ==" not in needed
+        ]
     return found
 
 
@@ -56,8 +60,12 @@ def importable(folder: Path, *names: str) -> Path:
 def run(project: Path, site: Path, code: str, *arguments: str) -> str:
     """Python without site-packages and without this package: the project, and what `site` has."""
     opening = f"import sys; sys.path[:0] = [{str(project)!r}, {str(site)!r}]; import torch; torch.set_num_threads(1)\n"
-    done = subprocess.run([sys.executable, "-I", "-S", "-W", "ignore", "-c", opening + code, *arguments], cwd=project,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-W", "ignore", "-c", opening + code, *arguments],
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -82,7 +90,10 @@ def test_the_model_alone_runs_with_torch_and_einops(tmp_path: Path) -> None:
     config = tiny_config("2.5")
     model, inputs = random_model(config), random_inputs(config, per_token=True, stg=True, keyframes=True)
     torch.save({"state": model.state_dict(), "config": config.to_diffusers(), "inputs": inputs}, tmp_path / "in.pt")
-    run(tmp_path / "project", site, f"""
+    run(
+        tmp_path / "project",
+        site,
+        f"""
 import {NAME} as copy
 given = torch.load("../in.pt")
 config = copy.TransformerConfig.from_diffusers(given["config"])
@@ -90,7 +101,8 @@ model = copy.LTX2VideoTransformer3DModel(config).eval()
 model.load_state_dict(given["state"])
 with torch.no_grad():
     torch.save(model(**given["inputs"]).to_tuple(), "../out.pt")
-""")
+""",
+    )
     with torch.no_grad():
         expected = model(**inputs)
     assert all(map(torch.equal, torch.load(tmp_path / "out.pt"), expected))
@@ -99,8 +111,9 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("model_only", [False, True])
-def test_a_copy_has_the_licence_and_a_record(tmp_path: Path, model_only: bool,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_has_the_licence_and_a_record(
+    tmp_path: Path, model_only: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["vendor", str(tmp_path), "--as", NAME]
     assert main([*command, *["--model"] * model_only]) == 0
     assert f"{'the model' if model_only else 'all'} of ltx2ref {ltx2ref.__version__}" in capsys.readouterr().out
@@ -114,8 +127,14 @@ def test_a_copy_has_the_licence_and_a_record(tmp_path: Path, model_only: bool,
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
     assert main([*command, "--check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "folder": str(copy), "version": ltx2ref.__version__, "commit": record["commit"], "model_only": model_only,
-        "files": len(record["files"]), "changed": [], "outdated": []}
+        "folder": str(copy),
+        "version": ltx2ref.__version__,
+        "commit": record["commit"],
+        "model_only": model_only,
+        "files": len(record["files"]),
+        "changed": [],
+        "outdated": [],
+    }
 
 
 def test_a_changed_copy_is_told_and_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,8 +150,9 @@ def test_a_changed_copy_is_told_and_not_replaced(tmp_path: Path, capsys: pytest.
     assert (tmp_path / NAME / "rope.py").read_text() == "changed = True\n"
 
 
-def test_an_older_copy_is_told_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                            capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_older_copy_is_told_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["vendor", str(tmp_path), "--as", NAME, "--model"]
     monkeypatch.setattr(vendor, "__version__", "0.0.1")
     assert main(command) == 0
@@ -145,13 +165,17 @@ def test_an_older_copy_is_told_and_replaced(tmp_path: Path, monkeypatch: pytest.
     assert json.loads((tmp_path / NAME / "VENDORED.json").read_text())["version"] == ltx2ref.__version__
 
 
-@pytest.mark.parametrize(("name", "arguments", "message"), [
-    ("a-b", [], "--as a-b: expected a Python identifier"),
-    ("other", [], "expected a copy of ltx2ref with a VENDORED.json"),
-    ("missing", ["--check"], "expected a copy of ltx2ref with a VENDORED.json"),
-])
-def test_unusable_input_is_one_line_and_status_2(tmp_path: Path, name: str, arguments: list[str], message: str,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("a-b", [], "--as a-b: expected a Python identifier"),
+        ("other", [], "expected a copy of ltx2ref with a VENDORED.json"),
+        ("missing", ["--check"], "expected a copy of ltx2ref with a VENDORED.json"),
+    ],
+)
+def test_unusable_input_is_one_line_and_status_2(
+    tmp_path: Path, name: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "theirs.py").write_text("")
     assert main(["vendor", str(tmp_path), "--as", name, *arguments]) == 2
@@ -177,12 +201,18 @@ def test_the_commands_of_the_docs(tmp_path: Path) -> None:
     launcher.chmod(0o755)
     (tmp_path / "myproject").mkdir()
     script = "set -e\n" + "".join(blocks)
-    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, env={
-        **os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        ["sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for line in re.findall(r"```text\n(.*?)```", doc, re.DOTALL)[0].splitlines():
         assert re.sub(r", commit \w+(-dirty)?|\d+ files", "", line) in re.sub(
-            r", commit \w+(-dirty)?|\d+ files", "", done.stdout)
+            r", commit \w+(-dirty)?|\d+ files", "", done.stdout
+        )
 
 
 def test_the_python_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

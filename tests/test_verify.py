@@ -1,7 +1,8 @@
 """The recorded tensors are what diffusers and ltx-core compute; `ltx2ref verify` passes and fails for good reasons.
 
-    pytest tests/test_verify.py
+pytest tests/test_verify.py
 """
+
 import hashlib
 import itertools
 import json
@@ -59,14 +60,21 @@ def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/stg-one-of-batch", "2.5/everything", "2.0/ltx-core-everything"])
 def test_the_recordings_are_what_the_implementation_computes(case_id: str, dtype: str) -> None:
     import record_reference
+
     forward, _ = record_reference.forward_of(BY_ID[case_id], dtype)
     taps, recorded = record_reference.run_exactly(forward), record.load_exact(BY_ID[case_id], dtype)
     assert {name: record.digest(x) for name, x in taps.items()} == recorded.digests
     assert all(torch.equal(taps[name], x) for name, x in recorded.outputs.items())
 
 
-@pytest.mark.parametrize("variables", [{"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
-                                       {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2"}], ids=str)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
+        {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2"},
+    ],
+    ids=str,
+)
 @pytest.mark.slow
 def test_other_arithmetic_is_exactly_identical_and_natively_within_the_budget(variables: dict[str, str]) -> None:
     command = [sys.executable, "-m", "ltx2ref", "verify", "--json", "--case", "2.[35]/[ti]2v"]
@@ -145,19 +153,25 @@ def test_one_bit_is_a_failure_under_exact_arithmetic_and_its_size_is_told() -> N
     assert verify.compare_exactly(case, "float32", taps).differing == 2
 
 
-def natively(case_id: str, dtype: str, taps: Taps | None = None, exact_taps: Taps | None = None,
-             machine: str | None = None) -> verify.NativeResult:
+def natively(
+    case_id: str, dtype: str, taps: Taps | None = None, exact_taps: Taps | None = None, machine: str | None = None
+) -> verify.NativeResult:
     """The verdict on a case that is recorded under exact arithmetic alone."""
     case = BY_ID[case_id]
     forward = verify.prepared(case, dtype, torch.device("cpu"))
     return verify.compare_with_exact(
-        case, dtype, verify.run_on(machine, forward) if taps is None else taps,
+        case,
+        dtype,
+        verify.run_on(machine, forward) if taps is None else taps,
         verify.run_on("exact", forward) if exact_taps is None else exact_taps,
-        verify.run_on(verify.WRITTEN_OUT, forward))
+        verify.run_on(verify.WRITTEN_OUT, forward),
+    )
 
 
-@pytest.mark.parametrize(("case_id", "machine"), [("2.0/empty-text-rows", "online-softmax"),
-                                                  ("2.3/soft-self-mask", None), ("2.3/defaults", "faithful")])
+@pytest.mark.parametrize(
+    ("case_id", "machine"),
+    [("2.0/empty-text-rows", "online-softmax"), ("2.3/soft-self-mask", None), ("2.3/defaults", "faithful")],
+)
 def test_a_case_without_native_tensors_is_judged_against_the_exact_ones(case_id: str, machine: str | None) -> None:
     """Beside a bias of -10,000 float32 keeps a thousandth of a logit, which is nobody's error."""
     result = natively(case_id, "float32", machine=machine)
@@ -260,8 +274,10 @@ def test_without_other_processes_one_does_it_all(monkeypatch: pytest.MonkeyPatch
 def test_tables_of_float32_frequencies_are_judged_by_a_bound() -> None:
     """Of seven roundings one machine has more luck than another; a wrong frequency is no luck."""
     for case_id in ("2.0/float32-frequencies", "2.3/float32-frequencies"):
-        faithful, natively = (verify.verify(BY_ID[case_id], "float32", torch.device("cpu"), False, "native", machine)
-                              for machine in ("faithful", None))
+        faithful, natively = (
+            verify.verify(BY_ID[case_id], "float32", torch.device("cpu"), False, "native", machine)
+            for machine in ("faithful", None)
+        )
         assert faithful.native and natively.native
         assert {faithful.native.verdict, natively.native.verdict} == {WITHIN}
         case, taps = BY_ID[case_id], taps_of(case_id, "float32", "max-pos-frames")
@@ -282,12 +298,15 @@ def test_recordings_of_another_version_of_exact_arithmetic_are_refused(monkeypat
         record.load_exact(BY_ID["2.0/t2v"], "float32")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--case", "9.9/*"], "--case 9.9/*: no such case; --list names them"),
-    (["--device", "abacus"], "--device abacus"),
-    (["--device", "meta"], "--device meta"),
-    (["--arithmetic", "native", "--dtype", "float16"], "--dtype float16: recorded under exact arithmetic only"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--case", "9.9/*"], "--case 9.9/*: no such case; --list names them"),
+        (["--device", "abacus"], "--device abacus"),
+        (["--device", "meta"], "--device meta"),
+        (["--arithmetic", "native", "--dtype", "float16"], "--dtype float16: recorded under exact arithmetic only"),
+    ],
+)
 def test_what_cannot_be_run_is_exit_2_and_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +362,7 @@ A_OF_SEED_0 = [0.6766347885131836, -0.630123496055603, -0.9099793434143066]
 def test_the_recorded_weights_are_those_of_the_documented_generator() -> None:
     """A digest of the numbers themselves, so that every language can check its own."""
     from ltx2ref.parity.oracles.diffusers import build_diffusers
+
     config = BY_ID["2.5/everything"].config
     state = verify.build(config, torch.float32).state_dict()
     assert build_diffusers(config.to_diffusers(), state, torch.float32).state_dict().keys() == state.keys()

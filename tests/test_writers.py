@@ -1,7 +1,8 @@
 """The writers of checkpoint dialects and quantised formats agree with published facts, and with slow decoders.
 
-    pytest tests/test_writers.py
+pytest tests/test_writers.py
 """
+
 import hashlib
 import itertools
 import json
@@ -125,21 +126,32 @@ def test_a_single_file_has_tensors_of_every_foreign_prefix(release: str, tmp_pat
     state = random_model(config).state_dict()
     writers.write_single_file(tmp_path / "file", state, config)
     foreign = read(tmp_path / "file").keys() - {PREFIX + original_name(name) for name in state}
-    prefixes = ("vae.", "audio_vae.", "vocoder.", "text_embedding_projection.",
-                PREFIX + "video_embeddings_connector.", PREFIX + "audio_embeddings_connector.")
+    prefixes = (
+        "vae.",
+        "audio_vae.",
+        "vocoder.",
+        "text_embedding_projection.",
+        PREFIX + "video_embeddings_connector.",
+        PREFIX + "audio_embeddings_connector.",
+    )
     legacy = PREFIX + "embeddings_connector."
     assert all(any(name.startswith(prefix) for name in foreign) for prefix in prefixes)
     assert all(name.startswith((*prefixes, legacy)) for name in foreign)
     assert any(name.startswith(legacy) for name in foreign) == (release == "2.0")
 
 
-def test_metadata_is_where_the_published_files_have_it(
-    state: State, config: TransformerConfig, tmp_path: Path
-) -> None:
+def test_metadata_is_where_the_published_files_have_it(state: State, config: TransformerConfig, tmp_path: Path) -> None:
     four = {"config", "gemma_source_checkpoint", "license", "model_version"}
     listed = four | {"_quantization_metadata"}
-    for name, keys in {"split": four, "int8_convrot": four, "nvfp4": listed, "fp8_scaled": listed,
-                       "fp8_new_comfy": four, "fp8_vonkaiser": None, "nvfp4_torchao": None}.items():
+    for name, keys in {
+        "split": four,
+        "int8_convrot": four,
+        "nvfp4": listed,
+        "fp8_scaled": listed,
+        "fp8_new_comfy": four,
+        "fp8_vonkaiser": None,
+        "nvfp4_torchao": None,
+    }.items():
         WRITERS[name](tmp_path / name, state, config)
         found = metadata_of(tmp_path / name)
         assert (found.keys() if found else None) == keys, name
@@ -197,8 +209,9 @@ def test_fp8_is_within_half_a_step(fp8: torch.dtype) -> None:
     parts, truth = writers.fp8_encoder(fp8)(weight)
     assert torch.equal(truth, parts["weight"].float() * parts["weight_scale"])
     info = torch.finfo(fp8)
-    half_step = torch.maximum(weight.double().abs() * info.eps / 2,
-                              parts["weight_scale"].double() * info.smallest_normal * info.eps / 2)
+    half_step = torch.maximum(
+        weight.double().abs() * info.eps / 2, parts["weight_scale"].double() * info.smallest_normal * info.eps / 2
+    )
     assert ((truth.double() - weight.double()).abs() <= half_step * (1 + 1e-6)).all()
 
 
@@ -235,10 +248,19 @@ def test_the_tile_formula_is_a_bijection_of_integers_and_of_arrays(rows: int, co
     assert sorted(one_by_one) == list(range(rows * columns))
 
 
-@pytest.mark.parametrize(("r", "c", "columns", "offset"), [
-    (0, 0, 4, 0), (0, 3, 4, 3), (1, 0, 4, 16), (32, 0, 4, 4), (127, 3, 4, 511), (0, 4, 8, 512), (128, 0, 8, 1024),
-    (33, 5, 8, 533),
-])
+@pytest.mark.parametrize(
+    ("r", "c", "columns", "offset"),
+    [
+        (0, 0, 4, 0),
+        (0, 3, 4, 3),
+        (1, 0, 4, 16),
+        (32, 0, 4, 4),
+        (127, 3, 4, 511),
+        (0, 4, 8, 512),
+        (128, 0, 8, 1024),
+        (33, 5, 8, 533),
+    ],
+)
 def test_scales_are_where_the_tiles_have_them(r: int, c: int, columns: int, offset: int) -> None:
     assert writers.tile_offset(r, c, columns) == offset
 
@@ -298,6 +320,7 @@ def test_nvfp4_is_within_half_a_step_of_what_the_scales_can_say() -> None:
 @pytest.mark.parametrize("kind", writers.GGUF_BLOCKS)
 def test_the_decoder_of_gguf_blocks_agrees_with_the_library(kind: str) -> None:
     import gguf
+
     weight, ggml_type = weights(40, 96), gguf.GGMLQuantizationType[kind]
     coded = gguf.quants.quantize(weight.numpy(), ggml_type)
     decoded = writers.decode_gguf(torch.from_numpy(coded), kind)
@@ -306,10 +329,9 @@ def test_the_decoder_of_gguf_blocks_agrees_with_the_library(kind: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", PREFIX])
-def test_the_gguf_library_reads_the_truth(
-    prefix: str, state: State, config: TransformerConfig, tmp_path: Path
-) -> None:
+def test_the_gguf_library_reads_the_truth(prefix: str, state: State, config: TransformerConfig, tmp_path: Path) -> None:
     import gguf
+
     truth = writers.write_gguf(tmp_path / "file", state, config, prefix=prefix)
     reader = gguf.GGUFReader(tmp_path / "file")
     found = {tensor.name: tensor for tensor in reader.tensors}
@@ -326,6 +348,7 @@ def test_a_gguf_file_has_its_architecture_config_and_the_shape_of_what_is_reshap
     state: State, config: TransformerConfig, tmp_path: Path
 ) -> None:
     import gguf
+
     writers.write_gguf(tmp_path / "file", state, config)
     reader = gguf.GGUFReader(tmp_path / "file")
     said = {key: field.contents() for key, field in reader.fields.items()}
@@ -340,8 +363,11 @@ def test_a_gguf_file_has_its_architecture_config_and_the_shape_of_what_is_reshap
 @releases
 def test_the_layers_inside_the_blocks_fit_every_format(release: str) -> None:
     state = random_model(writers.quantisable_config(release)).state_dict()
-    chosen = [name for name, tensor in state.items() if tensor.ndim == 2 and name.endswith(".weight")
-              and writers.published_linears(name.removesuffix(".weight"))]
+    chosen = [
+        name
+        for name, tensor in state.items()
+        if tensor.ndim == 2 and name.endswith(".weight") and writers.published_linears(name.removesuffix(".weight"))
+    ]
     assert len(chosen) == 2 * 28 and all(state[name].shape[1] % 256 == 0 for name in chosen)
 
 

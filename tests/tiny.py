@@ -1,4 +1,5 @@
 """Tiny configs, models and inputs that hide nothing, for the tests: all sizes differ, no parameter is 0."""
+
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +19,18 @@ def tiny_config(release: str, **changes: Any) -> TransformerConfig:
     """A release with all of its flags, and sizes of our own; `changes` are config fields."""
     heads, head_dim, audio_head_dim = SIZES[release]
     sizes = {
-        "in_channels": 17, "out_channels": 19, "num_attention_heads": heads, "attention_head_dim": head_dim,
-        "cross_attention_dim": heads * head_dim, "audio_in_channels": 18, "audio_out_channels": 23,
-        "audio_num_attention_heads": heads, "audio_attention_head_dim": audio_head_dim,
-        "audio_cross_attention_dim": heads * audio_head_dim, "num_layers": 2, "caption_channels": 29,
+        "in_channels": 17,
+        "out_channels": 19,
+        "num_attention_heads": heads,
+        "attention_head_dim": head_dim,
+        "cross_attention_dim": heads * head_dim,
+        "audio_in_channels": 18,
+        "audio_out_channels": 23,
+        "audio_num_attention_heads": heads,
+        "audio_attention_head_dim": audio_head_dim,
+        "audio_cross_attention_dim": heads * audio_head_dim,
+        "num_layers": 2,
+        "caption_channels": 29,
     }
     return replace(RELEASES[release], **sizes | changes)
 
@@ -45,10 +54,21 @@ def random_model(
 
 
 def random_inputs(
-    config: TransformerConfig, dtype: torch.dtype = torch.float32, seed: int = 0, *, batch: int = 2,
-    grid: tuple[int, int, int] = (3, 5, 7), audio_frames: int = 11, text_tokens: tuple[int, int] = (6, 9),
-    per_token: bool = False, text_masks: torch.dtype | None = None, coords: torch.dtype | None = None,
-    stg: bool = False, self_mask: bool = False, keyframes: bool = False, **arguments: Any,
+    config: TransformerConfig,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    batch: int = 2,
+    grid: tuple[int, int, int] = (3, 5, 7),
+    audio_frames: int = 11,
+    text_tokens: tuple[int, int] = (6, 9),
+    per_token: bool = False,
+    text_masks: torch.dtype | None = None,
+    coords: torch.dtype | None = None,
+    stg: bool = False,
+    self_mask: bool = False,
+    keyframes: bool = False,
+    **arguments: Any,
 ) -> Inputs:
     """The documented arguments, with timesteps and sigmas that all differ; `arguments` are added as they are.
 

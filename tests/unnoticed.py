@@ -2,6 +2,7 @@
 
 A change is made at run time, of a model's arguments, attributes or layers: `changed(change, model)` is a context.
 """
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ def mutant(name: str, case: str, tap: str, dtype: str = "float32") -> Callable[[
     def add(change: Change) -> Change:
         MUTANTS[name] = Mutant(change, case, tap, dtype)
         return change
+
     return add
 
 
@@ -39,27 +41,33 @@ def changed(change: Change, model: nn.Module) -> AbstractContextManager[None]:
 
 def arguments(change: Callable[[Given], Given]) -> Change:
     """Change what the model is called with."""
+
     def patches(model: Any) -> list[Any]:
         forward = model.forward
         return [patch.object(model, "forward", lambda **given: forward(**given | change(given)))]
+
     return patches
 
 
 def attributes(*at: str, **values: Any) -> Change:
     def patches(model: Any) -> list[Any]:
         return [patch.object(model.get_submodule(name), key, value) for name in at for key, value in values.items()]
+
     return patches
 
 
 def outputs(change: Callable[[Given, Tensor, str], Tensor]) -> Change:
     """Change what the model returns, given its arguments."""
+
     def patches(model: Any) -> list[Any]:
         forward = model.forward
 
         def other(**given: Any) -> tuple[Tensor, ...]:
             names = ("hidden_states", "audio_hidden_states")
             return tuple(change(given, x, name) for x, name in zip(forward(**given), names, strict=True))
+
         return [patch.object(model, "forward", other)]
+
     return patches
 
 
@@ -74,10 +82,18 @@ def with_residual(given: Given, x: Tensor, name: str) -> Tensor:
 
 def rows_by_latents(given: Given) -> Given:
     """Rows whose latents are equal are computed once, although their text differs."""
-    same = all(torch.equal(given[name][:1].expand_as(given[name]), given[name])
-               for name in ("hidden_states", "audio_hidden_states"))
-    return {name: given[name][:1].expand_as(given[name]) for name in (
-        "encoder_hidden_states", "audio_encoder_hidden_states")} if same else {}
+    same = all(
+        torch.equal(given[name][:1].expand_as(given[name]), given[name])
+        for name in ("hidden_states", "audio_hidden_states")
+    )
+    return (
+        {
+            name: given[name][:1].expand_as(given[name])
+            for name in ("encoder_hidden_states", "audio_encoder_hidden_states")
+        }
+        if same
+        else {}
+    )
 
 
 def audio_level_of_tokens(given: Given) -> Given:
@@ -88,10 +104,18 @@ def audio_level_of_tokens(given: Given) -> Given:
 
 for release in ("2.0", "2.3", "2.5"):
     add(f"residual-where-channels-fit-{release}", f"{release}/pipeline-t2v", "sample", outputs(with_residual))
-    add(f"rows-cached-by-latents-{release}", f"{release}/pipeline-t2v",
-        "caption_projection" if release == "2.0" else "transformer_blocks.0.attn2.context", arguments(rows_by_latents))
-    add(f"audio-level-of-a-token-{release}", f"{release}/pipeline-i2v", "audio_time_embed.sinusoid",
-        arguments(audio_level_of_tokens))
+    add(
+        f"rows-cached-by-latents-{release}",
+        f"{release}/pipeline-t2v",
+        "caption_projection" if release == "2.0" else "transformer_blocks.0.attn2.context",
+        arguments(rows_by_latents),
+    )
+    add(
+        f"audio-level-of-a-token-{release}",
+        f"{release}/pipeline-i2v",
+        "audio_time_embed.sinusoid",
+        arguments(audio_level_of_tokens),
+    )
 
 
 # ---------------------------------------------------------------- arguments that are absent
@@ -100,16 +124,38 @@ def default(**values: Callable[[Given], Any]) -> Change:
 
 
 add("fps-default-25", "2.3/defaults", "video_coords", default(fps=lambda given: 25.0))
-add("audio-timestep-default-sigma", "2.3/defaults", "audio_time_embed.sinusoid",
-    default(audio_timestep=lambda given: given.get("sigma")))
-add("audio-sigma-default-timestep", "2.3/defaults", "audio_prompt_adaln.sinusoid",
-    default(audio_sigma=lambda given: given["timestep"]))
-add("audio-mask-default-video's", "2.3/defaults", "transformer_blocks.0.audio_attn2.sdpa",
-    default(audio_encoder_attention_mask=lambda given: given.get("encoder_attention_mask")))
-add("video-mask-default-audio's", "2.5/batch-3", "transformer_blocks.0.attn2.sdpa",
-    default(encoder_attention_mask=lambda given: given.get("audio_encoder_attention_mask")))
-add("audio-mask-only-with-video's", "2.5/batch-3", "transformer_blocks.0.audio_attn2.sdpa", arguments(
-    lambda given: {} if given.get("encoder_attention_mask") is not None else {"audio_encoder_attention_mask": None}))
+add(
+    "audio-timestep-default-sigma",
+    "2.3/defaults",
+    "audio_time_embed.sinusoid",
+    default(audio_timestep=lambda given: given.get("sigma")),
+)
+add(
+    "audio-sigma-default-timestep",
+    "2.3/defaults",
+    "audio_prompt_adaln.sinusoid",
+    default(audio_sigma=lambda given: given["timestep"]),
+)
+add(
+    "audio-mask-default-video's",
+    "2.3/defaults",
+    "transformer_blocks.0.audio_attn2.sdpa",
+    default(audio_encoder_attention_mask=lambda given: given.get("encoder_attention_mask")),
+)
+add(
+    "video-mask-default-audio's",
+    "2.5/batch-3",
+    "transformer_blocks.0.attn2.sdpa",
+    default(encoder_attention_mask=lambda given: given.get("audio_encoder_attention_mask")),
+)
+add(
+    "audio-mask-only-with-video's",
+    "2.5/batch-3",
+    "transformer_blocks.0.audio_attn2.sdpa",
+    arguments(
+        lambda given: {} if given.get("encoder_attention_mask") is not None else {"audio_encoder_attention_mask": None}
+    ),
+)
 
 
 # ---------------------------------------------------------------- other batches
@@ -124,8 +170,11 @@ def squeezed_mask(given: Given) -> Given:
 def sigma_by_halves(given: Given) -> Given:
     """One sigma for each half of the batch, as if there were two rows."""
     sigma = given.get("sigma")
-    return {} if sigma is None or len(sigma) < 2 else {
-        "sigma": sigma[[0, -1]].repeat_interleave(-(-len(sigma) // 2), 0)[:len(sigma)]}
+    return (
+        {}
+        if sigma is None or len(sigma) < 2
+        else {"sigma": sigma[[0, -1]].repeat_interleave(-(-len(sigma) // 2), 0)[: len(sigma)]}
+    )
 
 
 add("mask-of-one-row-squeezed", "2.3/defaults", "transformer_blocks.0.attn2.sdpa", arguments(squeezed_mask))
@@ -137,28 +186,55 @@ def highest(timestep: Tensor) -> Tensor:
     return timestep.reshape(len(timestep), -1).amax(1)
 
 
-add("sigma-from-highest-timestep", "2.3/other-sigma", "prompt_adaln.sinusoid", arguments(
-    lambda given: {"sigma": highest(given["timestep"])}))
-add("audio-sigma-from-highest-timestep", "2.3/other-sigma", "audio_prompt_adaln.sinusoid", arguments(
-    lambda given: {"audio_sigma": highest(given["audio_timestep"] if given.get("audio_timestep") is not None
-                                          else given["timestep"])} if given.get("audio_sigma") is not None else {}))
-add("fps-rounded", "2.0/other-rates", "video_coords", arguments(
-    lambda given: {"fps": round(given["fps"])} if "fps" in given else {}))
+add(
+    "sigma-from-highest-timestep",
+    "2.3/other-sigma",
+    "prompt_adaln.sinusoid",
+    arguments(lambda given: {"sigma": highest(given["timestep"])}),
+)
+add(
+    "audio-sigma-from-highest-timestep",
+    "2.3/other-sigma",
+    "audio_prompt_adaln.sinusoid",
+    arguments(
+        lambda given: (
+            {
+                "audio_sigma": highest(
+                    given["audio_timestep"] if given.get("audio_timestep") is not None else given["timestep"]
+                )
+            }
+            if given.get("audio_sigma") is not None
+            else {}
+        )
+    ),
+)
+add(
+    "fps-rounded",
+    "2.0/other-rates",
+    "video_coords",
+    arguments(lambda given: {"fps": round(given["fps"])} if "fps" in given else {}),
+)
 for name, tap, change in (
     ("hop-length-160", "audio_coords", attributes("audio_rope", hop_length=160)),
     ("sampling-rate-16000", "audio_coords", attributes("audio_rope", sampling_rate=16000)),
     ("audio-scale-4", "audio_coords", attributes("audio_rope", scale_factors=[4])),
     ("vae-scales-8-32-32", "video_coords", attributes("rope", scale_factors=(8, 32, 32))),
-    ("theta-10000", "rope.cos", attributes("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope",
-                                           theta=10000.0)),
+    (
+        "theta-10000",
+        "rope.cos",
+        attributes("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope", theta=10000.0),
+    ),
 ):
     add(name, "2.0/other-rates", tap, change)
 
 
 # ---------------------------------------------------------------- guidance
 def perturbation(change: Callable[[Tensor], Tensor]) -> Change:
-    return arguments(lambda given: {} if given.get("perturbation_mask") is None else {
-        "perturbation_mask": change(given["perturbation_mask"])})
+    return arguments(
+        lambda given: (
+            {} if given.get("perturbation_mask") is None else {"perturbation_mask": change(given["perturbation_mask"])}
+        )
+    )
 
 
 def without_gates(model: Any) -> list[Any]:
@@ -170,26 +246,47 @@ SHARES = ("2.3/stg-shares", "transformer_blocks.0.attn1.to_out")
 add("perturbation-rounded", *SHARES, perturbation(torch.round))
 add("perturbation-as-bool", *SHARES, perturbation(lambda x: (x != 0).to(x.dtype)))
 for name, some in (("first", slice(0, 1)), ("last", slice(-1, None))):
-    add(f"{name}-guidance-block-alone", "2.3/stg-shares",
+    add(
+        f"{name}-guidance-block-alone",
+        "2.3/stg-shares",
         f"transformer_blocks.{0 if name == 'first' else 1}.attn1.to_out",
-        arguments(lambda given, some=some: {
-            "spatio_temporal_guidance_blocks": (given.get("spatio_temporal_guidance_blocks") or [])[some]}))
-add("gates-with-guidance-alone", "2.3/gates-without-guidance", "transformer_blocks.0.attn1.to_gate_logits",
-    without_gates)
+        arguments(
+            lambda given, some=some: {
+                "spatio_temporal_guidance_blocks": (given.get("spatio_temporal_guidance_blocks") or [])[some]
+            }
+        ),
+    )
+add(
+    "gates-with-guidance-alone",
+    "2.3/gates-without-guidance",
+    "transformer_blocks.0.attn1.to_gate_logits",
+    without_gates,
+)
 
 
 # ---------------------------------------------------------------- masks
 def text_bias(fill: Callable[[Tensor, torch.dtype], Tensor]) -> Change:
     """Masks (B, S) become a bias, or True to keep, (B, 1, S) by another rule."""
     names = ("encoder_attention_mask", "audio_encoder_attention_mask")
-    return arguments(lambda given: {
-        name: fill(given[name], given["hidden_states"].dtype)[:, None] for name in names
-        if given.get(name) is not None and given[name].ndim == 2})
+    return arguments(
+        lambda given: {
+            name: fill(given[name], given["hidden_states"].dtype)[:, None]
+            for name in names
+            if given.get(name) is not None and given[name].ndim == 2
+        }
+    )
 
 
 def self_mask(change: Callable[[Tensor], Tensor]) -> Change:
-    return arguments(lambda given: {} if given.get("video_self_attention_mask") is None else {
-        "video_self_attention_mask": change(given["video_self_attention_mask"].to(given["hidden_states"].dtype))})
+    return arguments(
+        lambda given: (
+            {}
+            if given.get("video_self_attention_mask") is None
+            else {
+                "video_self_attention_mask": change(given["video_self_attention_mask"].to(given["hidden_states"].dtype))
+            }
+        )
+    )
 
 
 EMPTY = ("2.0/empty-text-rows", "transformer_blocks.0.attn2.sdpa")
@@ -203,12 +300,24 @@ add("self-mask-rounded-down", *SOFT, self_mask(torch.floor), "bfloat16")
 # ---------------------------------------------------------------- sizes
 LARGE = "2.3/small-stream-large-outputs"
 add("outputs-clamped-to-4", LARGE, "sample", outputs(lambda given, x, name: x.clamp(-4, 4)))
-add("output-norm-epsilon-float32", LARGE, "norm_out", attributes(
-    "norm_out", "audio_norm_out", eps=float(np.float32(1e-6))))
+add(
+    "output-norm-epsilon-float32",
+    LARGE,
+    "norm_out",
+    attributes("norm_out", "audio_norm_out", eps=float(np.float32(1e-6))),
+)
 
 # Exact arithmetic sees these epsilons in each case. Natively bfloat16 hides them where streams are of unit size.
-NORMS = ("norm1", "audio_norm1", "norm2", "audio_norm2", "audio_to_video_norm", "video_to_audio_norm", "norm3",
-         "audio_norm3")
+NORMS = (
+    "norm1",
+    "audio_norm1",
+    "norm2",
+    "audio_norm2",
+    "audio_to_video_norm",
+    "video_to_audio_norm",
+    "norm3",
+    "audio_norm3",
+)
 
 
 def without_epsilons(model: Any) -> list[Any]:

@@ -9,6 +9,7 @@ every product but the last is exact; ConvRot sums 256 terms, where a float32 rea
 A quantised weight is made from the tensor as it is in `dtype`, by this file's own arithmetic; only the five simple
 GGUF formats are encoded by the gguf library, and decoded here.
 """
+
 import itertools
 import json
 import zlib
@@ -55,41 +56,102 @@ ORIGINAL_PARTS = {
 
 # In this order, with this scheduler and default separators, the `config` of 2.5 has the published length and sha256.
 CONFIG_ORDER = (
-    "_class_name", "_diffusers_version", "activation_fn", "attention_bias", "attention_head_dim", "attention_type",
-    "caption_channels", "cross_attention_dim", "double_self_attention", "dropout", "in_channels",
-    "norm_elementwise_affine", "norm_eps", "norm_num_groups", "num_attention_heads", "num_embeds_ada_norm",
-    "num_layers", "num_vector_embeds", "only_cross_attention", "cross_attention_norm", "out_channels",
-    "upcast_attention", "use_linear_projection", "qk_norm", "standardization_norm", "positional_embedding_type",
-    "positional_embedding_theta", "positional_embedding_max_pos", "timestep_scale_multiplier",
-    "av_ca_timestep_scale_multiplier", "causal_temporal_positioning", "audio_num_attention_heads",
-    "audio_attention_head_dim", "use_audio_video_cross_attention", "ff_bias", "share_ff", "audio_out_channels",
-    "audio_cross_attention_dim", "audio_positional_embedding_max_pos", "av_cross_ada_norm",
-    "use_embeddings_connector", "connector_attention_head_dim", "connector_num_attention_heads",
-    "connector_num_layers", "connector_positional_embedding_max_pos", "connector_num_learnable_registers",
-    "connector_norm_output", "use_middle_indices_grid", "apply_gated_attention", "connector_apply_gated_attention",
-    "caption_projection_first_linear", "caption_projection_second_linear", "caption_proj_input_norm",
-    "connector_learnable_registers_std", "caption_proj_before_connector", "audio_connector_attention_head_dim",
-    "audio_connector_num_attention_heads", "cross_attention_adaln", "rope_type", "frequencies_precision",
-    "text_encoder_norm_type", "use_keyframes_abs_pos_embedding",
-    "audio_in_channels", "audio_ff_bias", "use_prompt_adaln_single",  # in no published file, only in tests
+    "_class_name",
+    "_diffusers_version",
+    "activation_fn",
+    "attention_bias",
+    "attention_head_dim",
+    "attention_type",
+    "caption_channels",
+    "cross_attention_dim",
+    "double_self_attention",
+    "dropout",
+    "in_channels",
+    "norm_elementwise_affine",
+    "norm_eps",
+    "norm_num_groups",
+    "num_attention_heads",
+    "num_embeds_ada_norm",
+    "num_layers",
+    "num_vector_embeds",
+    "only_cross_attention",
+    "cross_attention_norm",
+    "out_channels",
+    "upcast_attention",
+    "use_linear_projection",
+    "qk_norm",
+    "standardization_norm",
+    "positional_embedding_type",
+    "positional_embedding_theta",
+    "positional_embedding_max_pos",
+    "timestep_scale_multiplier",
+    "av_ca_timestep_scale_multiplier",
+    "causal_temporal_positioning",
+    "audio_num_attention_heads",
+    "audio_attention_head_dim",
+    "use_audio_video_cross_attention",
+    "ff_bias",
+    "share_ff",
+    "audio_out_channels",
+    "audio_cross_attention_dim",
+    "audio_positional_embedding_max_pos",
+    "av_cross_ada_norm",
+    "use_embeddings_connector",
+    "connector_attention_head_dim",
+    "connector_num_attention_heads",
+    "connector_num_layers",
+    "connector_positional_embedding_max_pos",
+    "connector_num_learnable_registers",
+    "connector_norm_output",
+    "use_middle_indices_grid",
+    "apply_gated_attention",
+    "connector_apply_gated_attention",
+    "caption_projection_first_linear",
+    "caption_projection_second_linear",
+    "caption_proj_input_norm",
+    "connector_learnable_registers_std",
+    "caption_proj_before_connector",
+    "audio_connector_attention_head_dim",
+    "audio_connector_num_attention_heads",
+    "cross_attention_adaln",
+    "rope_type",
+    "frequencies_precision",
+    "text_encoder_norm_type",
+    "use_keyframes_abs_pos_embedding",
+    "audio_in_channels",
+    "audio_ff_bias",
+    "use_prompt_adaln_single",  # in no published file, only in tests
 )
 SCHEDULER = {
-    "_class_name": "RectifiedFlowScheduler", "_diffusers_version": "0.25.1", "num_train_timesteps": 1000,
-    "shifting": None, "base_resolution": None, "sampler": "LinearQuadratic",
+    "_class_name": "RectifiedFlowScheduler",
+    "_diffusers_version": "0.25.1",
+    "num_train_timesteps": 1000,
+    "shifting": None,
+    "base_resolution": None,
+    "sampler": "LinearQuadratic",
 }
 # Keys of a Lightricks config that are not the transformer's, but stand beside its own.
 CONNECTOR_KEYS: dict[str, Any] = {
-    "connector_attention_head_dim": 128, "connector_norm_output": True, "connector_num_learnable_registers": 128,
+    "connector_attention_head_dim": 128,
+    "connector_norm_output": True,
+    "connector_num_learnable_registers": 128,
     "connector_positional_embedding_max_pos": [4096],
 }
 CONNECTOR_KEYS_2_0 = CONNECTOR_KEYS | {
-    "_diffusers_version": "0.25.1", "connector_num_attention_heads": 30, "connector_num_layers": 2,
+    "_diffusers_version": "0.25.1",
+    "connector_num_attention_heads": 30,
+    "connector_num_layers": 2,
 }
 CONNECTOR_KEYS_2_3 = CONNECTOR_KEYS | {
-    "audio_connector_attention_head_dim": 64, "audio_connector_num_attention_heads": 32,
-    "caption_proj_input_norm": False, "caption_projection_first_linear": False,
-    "caption_projection_second_linear": False, "connector_apply_gated_attention": True,
-    "connector_learnable_registers_std": 1, "connector_num_attention_heads": 32, "connector_num_layers": 8,
+    "audio_connector_attention_head_dim": 64,
+    "audio_connector_num_attention_heads": 32,
+    "caption_proj_input_norm": False,
+    "caption_projection_first_linear": False,
+    "caption_projection_second_linear": False,
+    "connector_apply_gated_attention": True,
+    "connector_learnable_registers_std": 1,
+    "connector_num_attention_heads": 32,
+    "connector_num_layers": 8,
     "text_encoder_norm_type": "per_token_rms",
 }
 EXTRA_KEYS = {
@@ -101,9 +163,14 @@ GEMMA_2_5 = '{"ltx_version":"2.5.0","gemma_version":"gemma4-12b-ltx-v1"}'
 DIFFUSERS_KEYS = {"_class_name": "LTX2VideoTransformer3DModel", "_diffusers_version": "0.40.0.dev0"}
 CONVROT_MARK = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": CONVROT_GROUP}
 TORCHAO_MARK = {
-    "format": "torchao_nvfp4", "block_size": NVFP4_BLOCK, "scope": "full",
-    "config": "NVFP4DynamicActivationNVFP4WeightConfig", "is_swizzled_scales": True, "use_triton_kernel": True,
-    "use_dynamic_activation": True, "use_dynamic_per_tensor_scale": True,
+    "format": "torchao_nvfp4",
+    "block_size": NVFP4_BLOCK,
+    "scope": "full",
+    "config": "NVFP4DynamicActivationNVFP4WeightConfig",
+    "is_swizzled_scales": True,
+    "use_triton_kernel": True,
+    "use_dynamic_activation": True,
+    "use_dynamic_per_tensor_scale": True,
 }
 
 
@@ -113,8 +180,12 @@ def quantisable_config(release: str, **changes: Any) -> TransformerConfig:
 
     Both streams are 256 wide; the audio stream's `in_channels`, 18, and the video stream's, 17, fit no format."""
     sizes = {
-        "num_attention_heads": 4, "attention_head_dim": 64, "cross_attention_dim": 256,
-        "audio_num_attention_heads": 4, "audio_attention_head_dim": 64, "audio_cross_attention_dim": 256,
+        "num_attention_heads": 4,
+        "attention_head_dim": 64,
+        "cross_attention_dim": 256,
+        "audio_num_attention_heads": 4,
+        "audio_attention_head_dim": 64,
+        "audio_cross_attention_dim": 256,
         "caption_channels": 256,
     }
     return tiny_config(release, **sizes | changes)
@@ -123,8 +194,11 @@ def quantisable_config(release: str, **changes: Any) -> TransformerConfig:
 def padded_config(release: str, **changes: Any) -> TransformerConfig:
     """Smaller, and only for NVFP4: no scale of a square layer fills its 128 x 4 tiles, G is 3 (video) and 5."""
     sizes = {
-        "attention_head_dim": 12, "cross_attention_dim": 48, "audio_attention_head_dim": 20,
-        "audio_cross_attention_dim": 80, "caption_channels": 112,
+        "attention_head_dim": 12,
+        "cross_attention_dim": 48,
+        "audio_attention_head_dim": 20,
+        "audio_cross_attention_dim": 80,
+        "caption_channels": 112,
     }
     return quantisable_config(release, **sizes | changes)
 
@@ -146,8 +220,10 @@ def original_name(name: str) -> str:
 
 def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> State:
     """In `dtype`, but for the scale-shift tables, which all files except diffusers' own keep in float32."""
-    return {name: tensor.to(torch.float32 if "scale_shift_table" in name else dtype).contiguous()
-            for name, tensor in state.items()}
+    return {
+        name: tensor.to(torch.float32 if "scale_shift_table" in name else dtype).contiguous()
+        for name, tensor in state.items()
+    }
 
 
 def lightricks_config(config: TransformerConfig) -> dict[str, Any]:
@@ -205,16 +281,22 @@ def connectors(dtype: torch.dtype = torch.bfloat16) -> State:
 def other_models(release: str, dtype: torch.dtype = torch.bfloat16) -> State:
     """What else is in a single file, under full names: a tensor or two of every prefix."""
     shapes: dict[str, tuple[int, ...]] = {
-        "vae.decoder.conv_in.conv.weight": (4, 3, 3, 3, 3), "vae.per_channel_statistics.mean-of-means": (4,),
-        "audio_vae.decoder.conv_in.conv.weight": (4, 3, 3, 3), "vocoder.conv_pre.weight": (4, 3, 7),
+        "vae.decoder.conv_in.conv.weight": (4, 3, 3, 3, 3),
+        "vae.per_channel_statistics.mean-of-means": (4,),
+        "audio_vae.decoder.conv_in.conv.weight": (4, 3, 3, 3),
+        "vocoder.conv_pre.weight": (4, 3, 7),
     }
     if release == "2.0":  # with the legacy name of the video connector
-        shapes |= {"text_embedding_projection.aggregate_embed.weight": (8, 24),
-                   PREFIX + "embeddings_connector.learnable_registers": (8, 8)}
+        shapes |= {
+            "text_embedding_projection.aggregate_embed.weight": (8, 24),
+            PREFIX + "embeddings_connector.learnable_registers": (8, 8),
+        }
     else:
         for name in ("video_aggregate_embed", "audio_aggregate_embed"):
-            shapes |= {f"text_embedding_projection.{name}.weight": (8, 24),
-                       f"text_embedding_projection.{name}.bias": (8,)}
+            shapes |= {
+                f"text_embedding_projection.{name}.weight": (8, 24),
+                f"text_embedding_projection.{name}.bias": (8,),
+            }
     return {name: noise(*shape, dtype=dtype) for name, shape in shapes.items()}
 
 
@@ -280,9 +362,7 @@ def write_single_file(
     return truth
 
 
-def write_split(
-    path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16
-) -> State:
+def write_split(path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16) -> State:
     """Lightricks' file of 2.5: the transformer and the connectors, four metadata keys."""
     truth = cast(state, dtype)
     save(path, renamed(truth) | prefixed(connectors(dtype)), lightricks_metadata(config))
@@ -316,7 +396,11 @@ def write_fastvideo(
 
 
 def write_prefixed_diffusers(
-    path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
     prefix: str = "transformer.",
 ) -> State:
     """diffusers' names behind a prefix, tables in `dtype`; no config anywhere."""
@@ -331,8 +415,14 @@ def renamed(state: Mapping[str, Tensor], prefix: str = PREFIX) -> State:
 
 # ---------------------------------------------------------------- fp8
 def write_fp8_cast(
-    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
-    biases: bool = False, quantised: Chooser = published_linears, dtype: torch.dtype = torch.bfloat16,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    fp8: torch.dtype = torch.float8_e4m3fn,
+    biases: bool = False,
+    quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> State:
     """Weights of the quantised layers, and their biases if `biases`, are cast, without scales.
 
@@ -348,8 +438,13 @@ def write_fp8_cast(
 
 
 def write_fp8_scaled(
-    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
-    quantised: Chooser = published_linears, dtype: torch.dtype = torch.bfloat16,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    fp8: torch.dtype = torch.float8_e4m3fn,
+    quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> State:
     """Lightricks' own FP8 single file: 0-dim `.weight_scale` and `.input_scale`, `_quantization_metadata`."""
     layers, truth = encode_linears(cast(state, dtype), quantised, fp8_encoder(fp8, input_scale="input_scale"))
@@ -360,9 +455,16 @@ def write_fp8_scaled(
 
 
 def write_fp8_old_comfy(
-    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
-    marker_dtype: torch.dtype | None = None, marker_elements: int = 2, scale_shape: tuple[int, ...] = (),
-    quantised: Chooser = published_linears, dtype: torch.dtype = torch.bfloat16,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    fp8: torch.dtype = torch.float8_e4m3fn,
+    marker_dtype: torch.dtype | None = None,
+    marker_elements: int = 2,
+    scale_shape: tuple[int, ...] = (),
+    quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> State:
     """ComfyUI's first convention: `.scale_weight`, `.scale_input`, and one marker `scaled_fp8` behind the prefix.
 
@@ -375,8 +477,14 @@ def write_fp8_old_comfy(
 
 
 def write_fp8_new_comfy(
-    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
-    blobs: bool = True, metadata_says: str | None = None, quantised: Chooser = published_linears,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    fp8: torch.dtype = torch.float8_e4m3fn,
+    blobs: bool = True,
+    metadata_says: str | None = None,
+    quantised: Chooser = published_linears,
     dtype: torch.dtype = torch.bfloat16,
 ) -> State:
     """ComfyUI's second convention: `.weight_scale`, and what a layer is in its own `.comfy_quant` or in the metadata.
@@ -394,8 +502,13 @@ def write_fp8_new_comfy(
 
 
 def write_fp8_vonkaiser(
-    path: Path, state: State, config: TransformerConfig, *, fp8: torch.dtype = torch.float8_e4m3fn,
-    quantised: Chooser = lambda name: True, dtype: torch.dtype = torch.bfloat16,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    fp8: torch.dtype = torch.float8_e4m3fn,
+    quantised: Chooser = lambda name: True,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> State:
     """vonkaiser's 2.5 file: an F32 0-dim `<tensor name>_scale` for every FP8 tensor, connectors too, no metadata.
 
@@ -416,12 +529,16 @@ def write_fp8_vonkaiser(
 
 
 def fp8_encoder(
-    fp8: torch.dtype, scale: str = "weight_scale", input_scale: str = "", shape: tuple[int, ...] = (),
+    fp8: torch.dtype,
+    scale: str = "weight_scale",
+    input_scale: str = "",
+    shape: tuple[int, ...] = (),
     marks: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Encoder:
     """Truth: `weight.float() * scale`, a single product of float32 numbers.
 
     Scales are stored under the suffixes given; `marks` are stored with each layer as they are."""
+
     def encode(weight: Tensor) -> tuple[State, Tensor]:
         factor = (weight.double().abs().max() / torch.finfo(fp8).max).float().clamp(min=1e-12)
         codes = (weight.double() / factor.double()).clamp(-torch.finfo(fp8).max, torch.finfo(fp8).max).to(fp8)
@@ -429,12 +546,17 @@ def fp8_encoder(
         if input_scale:
             parts[input_scale] = torch.tensor(0.0625).reshape(shape)
         return parts, (codes.double() * factor.double()).float()
+
     return encode
 
 
 # ---------------------------------------------------------------- int8 ConvRot
 def write_int8_convrot(
-    path: Path, state: State, config: TransformerConfig, *, quantised: Chooser = published_linears,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    quantised: Chooser = published_linears,
     dtype: torch.dtype = torch.bfloat16,
 ) -> State:
     """The split 2.5 file in int8: a scale per row, `.comfy_quant`, weights rotated. Connectors are quantised too."""
@@ -467,8 +589,13 @@ def hadamard() -> Tensor:
 
 # ---------------------------------------------------------------- NVFP4
 def write_nvfp4(
-    path: Path, state: State, config: TransformerConfig, *, quantised: Chooser = published_linears,
-    dtype: torch.dtype = torch.bfloat16, quantization: bool = True,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16,
+    quantization: bool = True,
 ) -> State:
     """Lightricks' NVFP4 split file: high nibble first. `quantization`: with `_quantization_metadata`, as the newer one.
 
@@ -482,8 +609,13 @@ def write_nvfp4(
 
 
 def write_nvfp4_torchao(
-    path: Path, state: State, config: TransformerConfig, *, quantised: Chooser = published_linears,
-    dtype: torch.dtype = torch.bfloat16, swizzled: bool = True,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16,
+    swizzled: bool = True,
 ) -> State:
     """torchao's: low nibble first, a marker `.torchao_nvfp4` for each layer, no metadata.
 
@@ -496,8 +628,12 @@ def write_nvfp4_torchao(
 
 def encode_nvfp4(weight: Tensor) -> tuple[State, Tensor]:
     codes, scales, scale_2 = quantise_nvfp4(weight)
-    parts = {"weight": pack_nibbles(codes, high_first=True), "weight_scale": swizzle(scales), "weight_scale_2": scale_2,
-             "input_scale": torch.tensor(0.03125)}
+    parts = {
+        "weight": pack_nibbles(codes, high_first=True),
+        "weight_scale": swizzle(scales),
+        "weight_scale_2": scale_2,
+        "input_scale": torch.tensor(0.03125),
+    }
     return parts, dequantise_nvfp4(codes, scales, scale_2)
 
 
@@ -505,8 +641,12 @@ def encode_torchao(weight: Tensor, swizzled: bool = True) -> tuple[State, Tensor
     codes, scales, scale_2 = quantise_nvfp4(weight)
     tiled = swizzle(scales)
     stored = tiled.reshape(tiled.shape[0] // 4, tiled.shape[1] * 4) if swizzled else scales
-    parts = {"weight": pack_nibbles(codes, high_first=False), "weight_scale": stored, "weight_scale_2": scale_2,
-             "torchao_nvfp4": blob(TORCHAO_MARK | {"is_swizzled_scales": swizzled})}
+    parts = {
+        "weight": pack_nibbles(codes, high_first=False),
+        "weight_scale": stored,
+        "weight_scale_2": scale_2,
+        "torchao_nvfp4": blob(TORCHAO_MARK | {"is_swizzled_scales": swizzled}),
+    }
     return parts, dequantise_nvfp4(codes, scales, scale_2)
 
 
@@ -584,8 +724,14 @@ def mixed_gguf_types(name: str, tensor: Tensor) -> str:
 
 
 def write_gguf(
-    path: Path, state: State, config: TransformerConfig, *, types: Callable[[str, Tensor], str] = mixed_gguf_types,
-    prefix: str = "", reshaped: str = "proj_in.weight", metadata: bool = True,
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    types: Callable[[str, Tensor], str] = mixed_gguf_types,
+    prefix: str = "",
+    reshaped: str = "proj_in.weight",
+    metadata: bool = True,
 ) -> State:
     """A GGUF file of the architecture "ltxv", connectors included. Needs the gguf library.
 
@@ -595,6 +741,7 @@ def write_gguf(
     metadata    the strings `config` and `model_version` are there
     """
     from gguf import GGUFWriter
+
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, "ltxv")
     for key, text in lightricks_metadata(config).items() if metadata else ():
@@ -614,6 +761,7 @@ def write_gguf(
 def add_gguf_tensor(writer: Any, key: str, tensor: Tensor, kind: str) -> Tensor:
     """Returns the truth: in the stored dtype, or decoded in float64 and rounded to float32."""
     from gguf import GGMLQuantizationType, quants
+
     ggml_type = GGMLQuantizationType[kind]
     if kind in GGUF_BLOCKS:
         coded = quants.quantize(tensor.float().contiguous().numpy(), ggml_type)

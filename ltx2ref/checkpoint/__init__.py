@@ -1,4 +1,5 @@
 """Checkpoints: every published dialect and quantised format read, described, merged with LoRAs, and written."""
+
 from . import convert, inspection
 from .files import CheckpointError
 from .loading import LTX2VideoTransformer3DModel, load

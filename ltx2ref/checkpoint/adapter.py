@@ -1,4 +1,5 @@
 """PEFT's config in a LoRA's metadata, which is where files of diffusers have the alpha, and where alone."""
+
 import math
 import re
 import sys
@@ -13,13 +14,15 @@ PREFIX = "transformer."  # of its own keys; diffusers' `save_lora_adapter` write
 
 class Adapter(NamedTuple):
     """What decides the factors of a LoRA."""
+
     alpha: float
     patterns: dict[str, float]  # other alphas, by the ends of layers' names; ^ before a whole name
     rank_stabilised: bool
 
     def factor(self, layer: str, rank: int) -> float:
-        matching = (alpha for end, alpha in self.patterns.items() if layer == end.removeprefix("^")
-                    or layer.endswith(f".{end}"))
+        matching = (
+            alpha for end, alpha in self.patterns.items() if layer == end.removeprefix("^") or layer.endswith(f".{end}")
+        )
         return next(matching, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 

@@ -1,4 +1,5 @@
 """A checkpoint into the other dialect or another dtype: every tensor bit for bit, unless a dtype is asked for."""
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,26 +22,35 @@ from .writer import Entry
 PIECE = 2**20  # bytes that are copied at a time: with more, the memory is slower than the disk
 GGUF = ("GGUF.", "general.")  # how a GGUF file's metadata begin that describe the container
 # By dialect, the keys of a config that a `TransformerConfig` stands for.
-HELD = {LIGHTRICKS: {"_class_name", *LIGHTRICKS_NAMES, *LIGHTRICKS_FIXED},
-        DIFFUSERS: {"_class_name", *LTX_2_0.to_diffusers()}}
+HELD = {
+    LIGHTRICKS: {"_class_name", *LIGHTRICKS_NAMES, *LIGHTRICKS_FIXED},
+    DIFFUSERS: {"_class_name", *LTX_2_0.to_diffusers()},
+}
 
 
 class Report(NamedTuple):
     """What `convert` did."""
+
     source: str
     destination: str
     source_dialect: str
     dialect: str
     tensors: int
     bytes: int
-    formats: list[str]                  # of the source's tensors
+    formats: list[str]  # of the source's tensors
     foreign: dict[str, dict[str, int]]  # left out, for they are not the transformer's: tensors and bytes by prefix
-    left_out: list[str]                 # of the metadata and the config
-    assumed: list[str]                  # about the source
+    left_out: list[str]  # of the metadata and the config
+    assumed: list[str]  # about the source
 
 
-def convert(source: str | Path, destination: str | Path, *, dialect: str, dtype: torch.dtype | None = None,
-            max_shard_size: int | str | None = None) -> Report:
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    dialect: str,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str | None = None,
+) -> Report:
     """Write the transformer in a checkpoint anew, in bounded memory: a folder for diffusers, one file for Lightricks.
 
     Without a `dtype` each tensor's bytes are copied, which a quantised one's cannot be; with one, each is decoded
@@ -54,15 +64,32 @@ def convert(source: str | Path, destination: str | Path, *, dialect: str, dtype:
     plan.check()
     quantised = sorted(set(plan.formats.values()) - set(PLAIN))
     if quantised and dtype is None:
-        raise CheckpointError(plan.source.path, [f"quantised as {', '.join(quantised)}: say into which dtype "
-                                                 "(--dtype float32, bfloat16 or float16) to decode it"])
+        raise CheckpointError(
+            plan.source.path,
+            [
+                f"quantised as {', '.join(quantised)}: say into which dtype "
+                "(--dtype float32, bfloat16 or float16) to decode it"
+            ],
+        )
     contents, left_out = carried_over(plan, dialect)
     contents.entries.update({name: entry(weight, dtype) for name, weight in plan.weights.items()})
     size = write(path, contents, limit, plan.source.files)
-    foreign = {prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
-               for prefix, stored in plan.foreign.items()}
-    return Report(str(source), str(destination), str(plan.dialect), str(TARGETS[dialect]), len(plan.weights), size,
-                  sorted(set(plan.formats.values())), foreign, left_out, plan.notes)
+    foreign = {
+        prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
+        for prefix, stored in plan.foreign.items()
+    }
+    return Report(
+        str(source),
+        str(destination),
+        str(plan.dialect),
+        str(TARGETS[dialect]),
+        len(plan.weights),
+        size,
+        sorted(set(plan.formats.values())),
+        foreign,
+        left_out,
+        plan.notes,
+    )
 
 
 def entry(weight: Weight, dtype: torch.dtype | None) -> Entry:
@@ -78,10 +105,11 @@ def copied(stored: Stored) -> Iterator[bytearray]:
 
 class Said(NamedTuple):
     """The object in which a source states its config."""
-    where: str             # "" if there is none
+
+    where: str  # "" if there is none
     whole: dict[str, Any]
     inner: dict[str, Any]  # the transformer's part, or the whole
-    dialect: str | None    # None: of neither
+    dialect: str | None  # None: of neither
 
     @property
     def beside(self) -> list[str]:
@@ -109,8 +137,11 @@ def carried_over(plan: Plan, dialect: str) -> tuple[Contents, list[str]]:
     if said.dialect == dialect:  # in the source's order; a key that ours leaves out means the format's default
         config = {key: (LIGHTRICKS_ABSENT | config).get(key, value) for key, value in said.inner.items()} | config
         whole = said.whole if said.inner is not said.whole else {}
-    metadata = {key: value for key, value in source.metadata.items()
-                if plan.dialect.names == dialect and key not in ("config", QUANTISATION) and not key.startswith(GGUF)}
+    metadata = {
+        key: value
+        for key, value in source.metadata.items()
+        if plan.dialect.names == dialect and key not in ("config", QUANTISATION) and not key.startswith(GGUF)
+    }
     known = {*metadata, "format", said.where}
     lost = [f"metadata {key}" for file in source.files for key in file.metadata if key not in known]
     if dialect == DIFFUSERS:

@@ -1,4 +1,5 @@
 """The config of a checkpoint: what it says of itself, checked against the shapes of its tensors."""
+
 import re
 import warnings
 from collections import Counter
@@ -14,8 +15,15 @@ from .source import Source
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
 # What tells the releases apart. Not the keyframes: one published file of 2.5 has none.
-RELEASE_FIELDS = ("use_prompt_embeddings", "gated_attn", "audio_gated_attn", "cross_attn_mod",
-                  "audio_cross_attn_mod", "ff_bias", "audio_ff_bias")
+RELEASE_FIELDS = (
+    "use_prompt_embeddings",
+    "gated_attn",
+    "audio_gated_attn",
+    "cross_attn_mod",
+    "audio_cross_attn_mod",
+    "ff_bias",
+    "audio_ff_bias",
+)
 ARGUMENT, CONFIG_JSON, METADATA, SHAPES = "argument", "config.json", "metadata", "shapes"
 FORMAT_DEFAULT = "default of the format"  # documented: what leaving the key out means there
 RELEASE_DEFAULT = "default of the release"  # nothing in the file says it
@@ -56,6 +64,7 @@ BLOCK = re.compile(r"transformer_blocks\.(0|[1-9][0-9]{0,5})\.")
 
 class Facts(NamedTuple):
     """A config, and for each of its fields where the value comes from."""
+
     config: TransformerConfig
     origins: dict[str, str]
     problems: list[str]  # what the file says of itself and its tensors do not bear out
@@ -65,8 +74,14 @@ class Facts(NamedTuple):
 def release_of(config: TransformerConfig) -> str | None:
     """Which release a config belongs to, of whatever size."""
     wanted = [getattr(config, name) for name in RELEASE_FIELDS]
-    return next((release for release, preset in RELEASES.items()
-                 if [getattr(preset, name) for name in RELEASE_FIELDS] == wanted), None)
+    return next(
+        (
+            release
+            for release, preset in RELEASES.items()
+            if [getattr(preset, name) for name in RELEASE_FIELDS] == wanted
+        ),
+        None,
+    )
 
 
 def resolve(source: Source, shapes: Mapping[str, tuple[int, ...]], given: TransformerConfig | None) -> Facts:
@@ -92,8 +107,9 @@ def resolve(source: Source, shapes: Mapping[str, tuple[int, ...]], given: Transf
     return Facts(config, origins, [], notes)
 
 
-def says(source: Source, given: TransformerConfig | None,
-         notes: list[str]) -> tuple[TransformerConfig | None, dict[str, str]]:
+def says(
+    source: Source, given: TransformerConfig | None, notes: list[str]
+) -> tuple[TransformerConfig | None, dict[str, str]]:
     """The config that the caller or the files state, and the origins of its fields; None if neither does."""
     if given is not None:
         return given, dict.fromkeys(asdict(given), ARGUMENT)
@@ -118,8 +134,7 @@ def says(source: Source, given: TransformerConfig | None,
     return None, {}
 
 
-def lightricks(config: Mapping[str, Any], origin: str,
-               notes: list[str]) -> tuple[TransformerConfig, dict[str, str]]:
+def lightricks(config: Mapping[str, Any], origin: str, notes: list[str]) -> tuple[TransformerConfig, dict[str, str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = TransformerConfig.from_lightricks(config)
@@ -160,8 +175,13 @@ def presumed(measured: Mapping[str, Any]) -> TransformerConfig:
     return RELEASES[release]
 
 
-def contradictions(said: Mapping[str, Any], measured: Mapping[str, Any], origins: dict[str, str],
-                   notes: list[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def contradictions(
+    said: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    origins: dict[str, str],
+    notes: list[str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[str]:
     problems = []
     for name, value in measured.items():
         if name == "use_keyframes_abs_pos_embedding" and said[name] != value:

@@ -1,4 +1,5 @@
 """Tensors in files: ranges of bytes, read or mapped, of a file that must not change meanwhile."""
+
 import mmap
 import os
 from collections.abc import Sequence
@@ -12,13 +13,20 @@ from torch import Tensor
 
 SHOWN = 20  # problems in a message; all of them are in `CheckpointError.problems`
 TORCH = {
-    "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
 }
 
 
 class CheckpointError(ValueError):
     """A file that is damaged, that is not what it seems, or that does not hold one whole model: all `problems`."""
+
     def __init__(self, path: Path | str, problems: Sequence[str]) -> None:
         self.path, self.problems = Path(path), list(problems)
         lines = [*self.problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]
@@ -28,6 +36,7 @@ class CheckpointError(ValueError):
 @dataclass(frozen=True)
 class TensorFile:
     """An opened file. Its `metadata` are strings; `size` and `mtime` what they were when its header was read."""
+
     path: Path
     container: str  # "safetensors" or "gguf"
     size: int
@@ -44,7 +53,8 @@ class TensorFile:
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime):
             file.close()
             raise CheckpointError(
-                self.path, [f"changed while it was being read: from {self.size} bytes to {stat.st_size}"])
+                self.path, [f"changed while it was being read: from {self.size} bytes to {stat.st_size}"]
+            )
         return file
 
     def read(self, start: int, stop: int, name: str) -> bytearray:
@@ -68,6 +78,7 @@ class TensorFile:
 
 class Stored(NamedTuple):
     """A tensor in a file, not read yet: `start` and `stop` count bytes from the file's beginning."""
+
     file: TensorFile
     name: str
     dtype: str  # in safetensors' spelling or in ggml's: "BF16", "F8_E4M3", "Q4_K"

@@ -3,6 +3,7 @@
 The safetensors library is not used for this: it takes duplicate names, and maps files whole, which a file that
 shrinks meanwhile turns into a crash of the process.
 """
+
 import json
 import math
 import os
@@ -17,9 +18,26 @@ MAX_HEADER = 8 * 2**20  # bytes; the largest published one has 1.3 MB
 MAX_VALUES = 400_000  # brackets and commas, eight for each tensor: bounds the memory that a hostile header takes
 MAX_DIMENSIONS = 8
 BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
+    "C64": 64,
 }
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # + a tensor's name: its shape, if GGUF has another one
 # How files begin that are often given a wrong name. Neither is opened: unpickling runs code.
@@ -133,15 +151,19 @@ def read_gguf(path: Path, file: TensorFile) -> tuple[TensorFile, dict[str, Store
         raise CheckpointError(path, ["a GGUF file: `pip install 'ltx2ref[gguf]'` to read it"]) from None
     try:
         reader = GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()
-                  if field.types[-1:] == [GGUFValueType.STRING] or name.startswith(ORIGINAL_SHAPE)}
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if field.types[-1:] == [GGUFValueType.STRING] or name.startswith(ORIGINAL_SHAPE)
+        }
         for tensor in reader.tensors:
             shape = fields.get(ORIGINAL_SHAPE + tensor.name, tensor.shape.tolist()[::-1])
             start, stop = int(tensor.data_offset), int(tensor.data_offset + tensor.n_bytes)
             if tensor.name in stored or stop > file.size or math.prod(shape) != tensor.n_elements:
                 raise ValueError(f"{tensor.name}: occurs twice, lies outside the file, or has another shape")
             stored[tensor.name] = Stored(
-                file, str(tensor.name), tensor.tensor_type.name, tuple(map(int, shape)), start, stop)
+                file, str(tensor.name), tensor.tensor_type.name, tuple(map(int, shape)), start, stop
+            )
     except Exception as error:  # whatever a damaged file does to that library
         raise CheckpointError(path, [f"not a readable GGUF file: {type(error).__name__}: {error}"]) from None
     file.metadata.update({name: value for name, value in fields.items() if isinstance(value, str)})

@@ -1,4 +1,5 @@
 """What a file is, from its headers alone: release, dialect, formats, config, and the published file it may be."""
+
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,24 +22,32 @@ READ = 2**24  # bytes that are read at a time
 OUTLIER = 8  # times the median of the same tensor in the other blocks, or a part of it: worth a look
 # What a parameter is for, by a part of its name; the first that fits.
 LAYERS = {
-    "scale_shift_table": "tables", "keyframes_abs_pos": "tables", ".bias": "biases", "norm_": "norms",
-    "to_gate_logits": "gates", "attn": "attention", "ff.": "feed-forward", "": "projections and embeddings",
+    "scale_shift_table": "tables",
+    "keyframes_abs_pos": "tables",
+    ".bias": "biases",
+    "norm_": "norms",
+    "to_gate_logits": "gates",
+    "attn": "attention",
+    "ff.": "feed-forward",
+    "": "projections and embeddings",
 }
 
 
 @dataclass(frozen=True)
 class Published:
     """An entry of the manifest of the same size, and whether the sha256 was compared."""
+
     repository: str
     name: str
     revision: str | None
     tensors: int | None  # as published: None if nobody says
-    by: str              # what agrees
+    by: str  # what agrees
 
 
 @dataclass(frozen=True)
 class Description:
     """Everything that `ltx2ref inspect` knows; a file without a transformer has neither release nor config."""
+
     path: str
     kind: str
     container: str
@@ -69,8 +78,14 @@ def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> D
     source = open_source(path)
     digest = sha256_of(source) if sha256 else None
     common: dict[str, Any] = {
-        "path": str(path), "container": source.files[0].container, "files": len(source.files), "bytes": source.size,
-        "tensors": len(source.tensors), "metadata": sorted(source.metadata), "manifest": published(source, digest)}
+        "path": str(path),
+        "container": source.files[0].container,
+        "files": len(source.files),
+        "bytes": source.size,
+        "tensors": len(source.tensors),
+        "metadata": sorted(source.metadata),
+        "manifest": published(source, digest),
+    }
     try:
         plan = make_plan(source)
     except CheckpointError as error:
@@ -79,14 +94,24 @@ def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> D
     release = release_of(plan.config)
     described = [Stored.__str__(stored) for stored in plan.unknown]
     return Description(
-        kind="transformer", release=release, dialect=str(plan.dialect), formats=formats(plan),
+        kind="transformer",
+        release=release,
+        dialect=str(plan.dialect),
+        formats=formats(plan),
         parameters=sum(torch.Size(weight.shape).numel() for weight in plan.weights.values()),
         published_shapes=release is not None and has_published_shapes(plan, release),
         config={name: {"value": value, "origin": plan.origins[name]} for name, value in asdict(plan.config).items()},
-        foreign={prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
-                 for prefix, stored in plan.foreign.items()},
-        unknown=described, problems=plan.problems, notes=plan.notes, stats=statistics(plan) if stats else None,
-        cannot_tell=cannot_tell(plan, common["manifest"], digest), **common)
+        foreign={
+            prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
+            for prefix, stored in plan.foreign.items()
+        },
+        unknown=described,
+        problems=plan.problems,
+        notes=plan.notes,
+        stats=statistics(plan) if stats else None,
+        cannot_tell=cannot_tell(plan, common["manifest"], digest),
+        **common,
+    )
 
 
 def other_kind(source: Source) -> str | None:
@@ -95,8 +120,15 @@ def other_kind(source: Source) -> str | None:
     if format := lora_format(names):
         return f"LoRA, {format}"
     parts = Counter(name.split(".")[0] for name in names)
-    literal = {"vae": "VAE", "audio_vae": "audio VAE", "vocoder": "vocoder", "duration_head": "duration head",
-               "text_embedding_projection": "text projection", "encoder": "VAE", "decoder": "VAE"}
+    literal = {
+        "vae": "VAE",
+        "audio_vae": "audio VAE",
+        "vocoder": "vocoder",
+        "duration_head": "duration head",
+        "text_embedding_projection": "text projection",
+        "encoder": "VAE",
+        "decoder": "VAE",
+    }
     kinds = sorted({literal[part] for part in parts if part in literal})
     return " + ".join(kinds) if kinds and len(parts) <= 8 else None
 
@@ -107,9 +139,16 @@ def formats(plan: Plan) -> list[dict[str, Any]]:
     for name, format in plan.formats.items():
         layers = next(layers for part, layers in LAYERS.items() if part in name)
         rows.setdefault((name.startswith("transformer_blocks."), layers, format), []).append(name)
-    return [{"layers": layers, "format": format, "tensors": len(names), "bytes": sum(stored_bytes(plan, names)),
-             "blocks": ranges(int(name.split(".")[1]) for name in names) if inside else None}
-            for (inside, layers, format), names in rows.items()]
+    return [
+        {
+            "layers": layers,
+            "format": format,
+            "tensors": len(names),
+            "bytes": sum(stored_bytes(plan, names)),
+            "blocks": ranges(int(name.split(".")[1]) for name in names) if inside else None,
+        }
+        for (inside, layers, format), names in rows.items()
+    ]
 
 
 def stored_bytes(plan: Plan, names: Iterable[str]) -> Iterable[int]:
@@ -132,8 +171,11 @@ def ranges(numbers: Iterable[int]) -> str:
 def published(source: Source, digest: str | None) -> list[Published]:
     by = "size" if digest is None else "size and sha256"
     same = [file for file in manifest.find(source.size) if len(source.files) == 1]
-    return [Published(file.repository, file.name, file.revision, file.tensors, by)
-            for file in same if digest is None or file.sha256 == digest]
+    return [
+        Published(file.repository, file.name, file.revision, file.tensors, by)
+        for file in same
+        if digest is None or file.sha256 == digest
+    ]
 
 
 def has_published_shapes(plan: Plan, release: str) -> bool:
@@ -143,8 +185,11 @@ def has_published_shapes(plan: Plan, release: str) -> bool:
 
 
 def cannot_tell(plan: Plan, same: Sequence[Published], digest: str | None) -> list[str]:
-    unsure = [] if digest and len(same) == 1 else ["dev or distilled: nothing in the tensors or the metadata says it "
-                                                   "(--sha256 does, for a published file)"]
+    unsure = (
+        []
+        if digest and len(same) == 1
+        else ["dev or distilled: nothing in the tensors or the metadata says it (--sha256 does, for a published file)"]
+    )
     if any("assumed" in note for note in plan.notes):
         unsure.append("which NVFP4 code of a byte comes first")
     return unsure
@@ -172,8 +217,16 @@ def statistics(plan: Plan) -> list[dict[str, Any]]:
         ratio = rms / median if median else None
         outlier = ratio is not None and len(alike[any_block(name)]) > 2 and not 1 / OUTLIER <= ratio <= OUTLIER
         if nonfinite or largest == 0 or outlier:
-            rows.append({"name": name, "nonfinite": nonfinite, "all_zero": largest == 0 and not nonfinite, "rms": rms,
-                         "largest": largest, "times_the_median": ratio})
+            rows.append(
+                {
+                    "name": name,
+                    "nonfinite": nonfinite,
+                    "all_zero": largest == 0 and not nonfinite,
+                    "rms": rms,
+                    "largest": largest,
+                    "times_the_median": ratio,
+                }
+            )
     return rows
 
 

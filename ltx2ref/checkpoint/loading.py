@@ -1,4 +1,5 @@
 """A checkpoint becomes a model: the whole of it, or a `CheckpointError` and nothing."""
+
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -26,9 +27,17 @@ class LTX2VideoTransformer3DModel(model.LTX2VideoTransformer3DModel):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, subfolder: str = "", torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None, device: str | torch.device = "cpu", revision: str | None = None,
-        cache_dir: str | Path | None = None, local_files_only: bool = False, conventions: Conventions = DIFFUSERS,
+        cls,
+        path: str | Path,
+        *,
+        subfolder: str = "",
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        conventions: Conventions = DIFFUSERS,
     ) -> "LTX2VideoTransformer3DModel":
         """`load` under the documented name, for a local file or folder or a repository on the Hugging Face hub.
 
@@ -41,10 +50,16 @@ class LTX2VideoTransformer3DModel(model.LTX2VideoTransformer3DModel):
         return load(folder, dtype=dtype or torch_dtype, device=device, conventions=conventions)
 
 
-def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
-         config: TransformerConfig | None = None, nibbles: Nibbles | None = None,
-         lora: Sequence[tuple[str | Path, float]] = (),
-         conventions: Conventions = DIFFUSERS) -> LTX2VideoTransformer3DModel:
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    config: TransformerConfig | None = None,
+    nibbles: Nibbles | None = None,
+    lora: Sequence[tuple[str | Path, float]] = (),
+    conventions: Conventions = DIFFUSERS,
+) -> LTX2VideoTransformer3DModel:
     """The model in a checkpoint of any published dialect and format, strictly, in evaluation mode.
 
     `path` is a .safetensors or .gguf file, or a folder with one, or with an index of shards. `dtype` None is that
@@ -66,13 +81,20 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, device: str | to
 
 class Recipe(NamedTuple):
     """How a checkpoint's parameters are read."""
+
     plan: Plan
     loras: list[tuple[Lora, float]]
     dtype: torch.dtype
 
 
-def prepare(path: str | Path, dtype: torch.dtype | None, config: TransformerConfig | None, nibbles: Nibbles | None,
-            lora: Sequence[tuple[str | Path, float]], conventions: Conventions) -> Recipe:
+def prepare(
+    path: str | Path,
+    dtype: torch.dtype | None,
+    config: TransformerConfig | None,
+    nibbles: Nibbles | None,
+    lora: Sequence[tuple[str | Path, float]],
+    conventions: Conventions,
+) -> Recipe:
     """The arguments of `load`, checked against the headers."""
     if not isinstance(conventions, Conventions):
         raise ValueError(f"conventions: expected ltx2ref.Conventions, got {conventions!r}")
@@ -92,8 +114,10 @@ def prepare(path: str | Path, dtype: torch.dtype | None, config: TransformerConf
 def read(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
     """All parameters, one at a time."""
     plan, loras, dtype = recipe
-    state = {name: merged(name, plan.weights[name], loras, dtype).to(device)
-             for name in track(list(plan.weights), f"loading {plan.source.path.name}")}
+    state = {
+        name: merged(name, plan.weights[name], loras, dtype).to(device)
+        for name in track(list(plan.weights), f"loading {plan.source.path.name}")
+    }
     for file in plan.source.files:
         file.open().close()  # raises if it changed: then mapped tensors are not what they were
     return state

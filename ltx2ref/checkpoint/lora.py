@@ -4,6 +4,7 @@ Every format means W' = W + strength * factor * B @ A, and differs in names and 
 layer's alpha, factor = alpha / rank; from PEFT's config in the metadata, the same; it is 1 where nothing says it. The
 rank is that of the layer's own A: published files clip it to the layer's width, whatever their metadata say.
 """
+
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,21 +27,38 @@ FORMATS = {
     "lightricks": ("diffusion_model.",),
     "diffusers": ("transformer.",),
     KOHYA: ("lora_unet_",),
-    "diffusers without prefix": tuple(f"{name}." for name in (
-        *OPENINGS[DIFFUSERS], "transformer_blocks", "proj_out", "audio_proj_out", "caption_projection",
-        "audio_caption_projection")),
+    "diffusers without prefix": tuple(
+        f"{name}."
+        for name in (
+            *OPENINGS[DIFFUSERS],
+            "transformer_blocks",
+            "proj_out",
+            "audio_proj_out",
+            "caption_projection",
+            "audio_caption_projection",
+        )
+    ),
 }
 PARTS = {  # what follows the name of a layer: A is (rank, in), B is (out, rank)
-    ".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_down.weight": "A", ".lora_up.weight": "B", ".alpha": "alpha",
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_down.weight": "A",
+    ".lora_up.weight": "B",
+    ".alpha": "alpha",
 }
 # Not the transformer, although in its LoRA's file.
-SKIPPED = ("text_embedding_projection.", "diffusion_model.text_embedding_projection.", "connectors.",
-           *(f"diffusion_model.{part}" for part in FOREIGN_INSIDE))
+SKIPPED = (
+    "text_embedding_projection.",
+    "diffusion_model.text_embedding_projection.",
+    "connectors.",
+    *(f"diffusion_model.{part}" for part in FOREIGN_INSIDE),
+)
 Parts = dict[str, Stored]  # of one layer
 
 
 class Layer(NamedTuple):
     """The change of one weight."""
+
     a: Stored
     b: Stored
     factor: float
@@ -52,24 +70,31 @@ class Layer(NamedTuple):
 
 class Lora(NamedTuple):
     """A LoRA file understood. Made from its header and its alphas alone."""
+
     path: Path
     format: str
     layers: dict[str, Layer]  # by our names of the weights
-    skipped: dict[str, int]   # how many tensors are not the transformer's, by the prefix that says so
+    skipped: dict[str, int]  # how many tensors are not the transformer's, by the prefix that says so
 
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers.values()]
         factors = [layer.factor for layer in self.layers.values()]
         skipped = ", ".join(f"{count} tensors of {prefix}*" for prefix, count in self.skipped.items()) or "nothing"
-        return (f"{self.path}: {self.format} LoRA, {len(self.layers)} layers, ranks {min(ranks)} to {max(ranks)}, "
-                f"factors {min(factors):g} to {max(factors):g}, skipped {skipped}")
+        return (
+            f"{self.path}: {self.format} LoRA, {len(self.layers)} layers, ranks {min(ranks)} to {max(ranks)}, "
+            f"factors {min(factors):g} to {max(factors):g}, skipped {skipped}"
+        )
 
 
 def lora_format(names: Iterable[str]) -> str | None:
     """The format of a file with tensors of these names, "kohya and lightricks" for a mixture, None if it is no LoRA."""
     factors = [name for name in names if split(name)[1] in ("A", "B")]
-    return " and ".join(sorted(format for format, openings in FORMATS.items()
-                               if any(name.startswith(openings) for name in factors))) or None
+    return (
+        " and ".join(
+            sorted(format for format, openings in FORMATS.items() if any(name.startswith(openings) for name in factors))
+        )
+        or None
+    )
 
 
 def read_lora(path: str | Path, plan: Plan) -> Lora:
@@ -84,10 +109,13 @@ def read_lora(path: str | Path, plan: Plan) -> Lora:
     problems += [problem for name in parts for problem in faults(plan.weights[name], parts[name])]
     require(file, problems)
     adapter = read_adapter(file)
-    layers = {name: Layer(part["A"], part["B"], factor(name, part, format == KOHYA, adapter))
-              for name, part in parts.items()}
-    require(file, [f"{parts[name]['alpha']}: not finite" for name, layer in layers.items()
-                   if not math.isfinite(layer.factor)])
+    layers = {
+        name: Layer(part["A"], part["B"], factor(name, part, format == KOHYA, adapter)) for name, part in parts.items()
+    }
+    require(
+        file,
+        [f"{parts[name]['alpha']}: not finite" for name, layer in layers.items() if not math.isfinite(layer.factor)],
+    )
     return Lora(file.path, str(format), layers, dict(skipped))
 
 
@@ -118,8 +146,11 @@ def merged_into(out: Tensor, name: str, weight: Weight, loras: Sequence[tuple[Lo
 
 def changes(name: str, loras: Sequence[tuple[Lora, float]]) -> list[tuple[Layer, float]]:
     """What the LoRAs add to a weight, and how strongly."""
-    return [(lora.layers[name], strength) for lora, strength in loras
-            if name in lora.layers and strength * lora.layers[name].factor]
+    return [
+        (lora.layers[name], strength)
+        for lora, strength in loras
+        if name in lora.layers and strength * lora.layers[name].factor
+    ]
 
 
 def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.dtype) -> Tensor:
@@ -135,22 +166,31 @@ def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.d
 
 def split(name: str) -> tuple[str, str]:
     """The layer that a tensor belongs to, and which part of its LoRA it is; two empty strings if it is none."""
-    return next(((name.removesuffix(ending), part) for ending, part in PARTS.items() if name.endswith(ending)),
-                ("", ""))
+    return next(
+        ((name.removesuffix(ending), part) for ending, part in PARTS.items() if name.endswith(ending)), ("", "")
+    )
 
 
 def spellings(layer: str) -> list[str]:
     """How the formats call the layer of our name. Kohya's come in either dialect; musubi-tuner wraps the model."""
     theirs = to_lightricks(layer)
     flat = [name.replace(".", "_") for name in (layer, theirs)]
-    return [f"diffusion_model.{theirs}", f"transformer.{layer}", layer,
-            *(f"lora_unet_{wrapper}{name}" for wrapper in ("", "model_") for name in flat)]
+    return [
+        f"diffusion_model.{theirs}",
+        f"transformer.{layer}",
+        layer,
+        *(f"lora_unet_{wrapper}{name}" for wrapper in ("", "model_") for name in flat),
+    ]
 
 
 def match(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, Parts], list[str]]:
     """The parts of each weight's LoRA, by our names, and what is wrong with the names."""
-    weights = {spelling: name for name in plan.weights if name.endswith(".weight")
-               for spelling in spellings(name.removesuffix(".weight"))}
+    weights = {
+        spelling: name
+        for name in plan.weights
+        if name.endswith(".weight")
+        for spelling in spellings(name.removesuffix(".weight"))
+    }
     parts: dict[str, Parts] = {}
     problems = []
     for stored in tensors:
@@ -169,12 +209,17 @@ def faults(weight: Weight, parts: Parts) -> list[str]:
     if len(weight.shape) != 2:
         return [f"{stored}: {weight.tensor.name} is not of a Linear layer" for stored in parts.values()]
     if not {"A", "B"} <= parts.keys():
-        return [f"{stored}: A and B belong together, but the layer has only {' and '.join(sorted(parts))}"
-                for stored in parts.values()]
+        return [
+            f"{stored}: A and B belong together, but the layer has only {' and '.join(sorted(parts))}"
+            for stored in parts.values()
+        ]
     (rows, columns), rank = weight.shape, max((1, *parts["A"].shape[:1]))
     shapes: dict[str, list[tuple[int, ...]]] = {"A": [(rank, columns)], "B": [(rows, rank)], "alpha": [(), (1,)]}
-    return [f"{stored}: expected {' or '.join(str(list(shape)) for shape in shapes[part])}, {', '.join(PLAIN)}"
-            for part, stored in parts.items() if stored.shape not in shapes[part] or stored.dtype not in PLAIN]
+    return [
+        f"{stored}: expected {' or '.join(str(list(shape)) for shape in shapes[part])}, {', '.join(PLAIN)}"
+        for part, stored in parts.items()
+        if stored.shape not in shapes[part] or stored.dtype not in PLAIN
+    ]
 
 
 def factor(name: str, parts: Parts, kohya: bool, adapter: Adapter | None) -> float:
@@ -186,8 +231,9 @@ def factor(name: str, parts: Parts, kohya: bool, adapter: Adapter | None) -> flo
     alpha = parts["alpha"].tensor().double().item()
     result = (alpha or rank) / rank if kohya else alpha / rank  # to kohya's scripts, 0 means the rank
     if adapter and not math.isclose(result, by_peft, rel_tol=2**-8):  # alpha may be rounded to bfloat16
-        raise CheckpointError(parts["alpha"].file.path, [
-            f"{parts['alpha']} = {alpha}: a factor of {result}, but {by_peft} by {ADAPTER}"])
+        raise CheckpointError(
+            parts["alpha"].file.path, [f"{parts['alpha']} = {alpha}: a factor of {result}, but {by_peft} by {ADAPTER}"]
+        )
     return result
 
 

@@ -2,6 +2,7 @@
 
 It stands at the top of the repository, written by scripts/make_manifest.py; the build copies it into the package.
 """
+
 import functools
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ NAME = "weights_manifest.json"
 
 class ManifestFile(NamedTuple):
     """One published file. None where a fact is not known; `evidence` says what backs the others."""
+
     repository: str
     name: str
     revision: str | None
@@ -43,8 +45,9 @@ def find(size: int, tensors: int | None = None, sha256: str | None = None) -> li
 
     Several may: dev and distilled of 2.5 differ in nothing but the sha256.
     """
-    return [file for file in files()
-            if file.bytes == size and agree(file.tensors, tensors) and agree(file.sha256, sha256)]
+    return [
+        file for file in files() if file.bytes == size and agree(file.tensors, tensors) and agree(file.sha256, sha256)
+    ]
 
 
 def agree(known: int | str | None, given: int | str | None) -> bool:

@@ -3,6 +3,7 @@
 Lightricks' own files (and those of ComfyUI, Kijai, DiffSynth, FastVideo, GGUF) use one dialect, diffusers the other.
 Source: the names and shapes published for all three releases; weights_manifest.json has every one of them.
 """
+
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ FOREIGN_INSIDE = ("video_embeddings_connector.", "audio_embeddings_connector.", 
 
 class Dialect(NamedTuple):
     """How a file names the transformer's tensors: `prefix` + a name in the dialect `names`."""
+
     names: str
     prefix: str
 
@@ -71,7 +73,15 @@ def renamed(name: str, segments: Mapping[str, str]) -> str:
 
 def dialects(stored: Iterable[str]) -> set[Dialect]:
     """Every dialect that some name in a file speaks: one for a file with one transformer, and none without one."""
-    opening = {(name.removeprefix(prefix).split(".")[0], prefix)
-               for name in stored for prefix in PREFIXES if name.startswith(prefix)}
-    return {Dialect(names, prefix) for names, segments in OPENINGS.items() for prefix in PREFIXES
-            if any((segment, prefix) in opening for segment in segments)}
+    opening = {
+        (name.removeprefix(prefix).split(".")[0], prefix)
+        for name in stored
+        for prefix in PREFIXES
+        if name.startswith(prefix)
+    }
+    return {
+        Dialect(names, prefix)
+        for names, segments in OPENINGS.items()
+        for prefix in PREFIXES
+        if any((segment, prefix) in opening for segment in segments)
+    }

@@ -1,4 +1,5 @@
 """A checkpoint understood: for each parameter of the model the tensor that holds it, and all that is wrong."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,14 +26,15 @@ Shapes = dict[str, tuple[int, ...]]
 @dataclass(frozen=True)
 class Plan:
     """What loading a checkpoint means. Made from headers alone."""
+
     source: Source
     dialect: Dialect
     config: TransformerConfig
-    origins: dict[str, str]            # of the config's fields
-    weights: dict[str, Weight]         # by our names
-    formats: dict[str, str]            # by our names
-    foreign: dict[str, list[Stored]]   # not the transformer, by the prefix that says so
-    unknown: list[Stored]              # neither foreign nor part of the model
+    origins: dict[str, str]  # of the config's fields
+    weights: dict[str, Weight]  # by our names
+    formats: dict[str, str]  # by our names
+    foreign: dict[str, list[Stored]]  # not the transformer, by the prefix that says so
+    unknown: list[Stored]  # neither foreign nor part of the model
     problems: list[str]
     notes: list[str]
 
@@ -42,8 +44,9 @@ class Plan:
             raise CheckpointError(self.source.path, self.problems)
 
 
-def make_plan(path: str | Path | Source, config: TransformerConfig | None = None,
-              nibbles: Nibbles | None = None) -> Plan:
+def make_plan(
+    path: str | Path | Source, config: TransformerConfig | None = None, nibbles: Nibbles | None = None
+) -> Plan:
     """Understand a checkpoint by its headers: `CheckpointError` if it has no transformer, else its `problems`.
 
     `nibbles` says which of the two NVFP4 codes in a byte comes first, for files that do not say it.
@@ -60,8 +63,11 @@ def make_plan(path: str | Path | Source, config: TransformerConfig | None = None
             foreign.setdefault(prefix, []).append(stored)
     companions = {name: owner for name in own if (owner := find_owner(name, own))}
     packed = {owner for owner, kind in companions.values() if kind == "second scale"}
-    shapes = {dialect.ours(name): unpacked(stored, name in packed) for name, stored in own.items()
-              if name.startswith(dialect.prefix) and name not in companions}
+    shapes = {
+        dialect.ours(name): unpacked(stored, name in packed)
+        for name, stored in own.items()
+        if name.startswith(dialect.prefix) and name not in companions
+    }
     facts = resolve(source, shapes, config)
     plan = Plan(source, dialect, facts.config, facts.origins, {}, {}, foreign, [], facts.problems, facts.notes)
     if not facts.problems:  # else every other problem is a consequence
@@ -75,15 +81,26 @@ def the_dialect(source: Source) -> Dialect:
         return found.pop()
     if found:
         speakers = {str(dialect): [name for name in source.tensors if dialect in dialects([name])] for dialect in found}
-        raise CheckpointError(source.path, ["names of several dialects: " + "; ".join(
-            f"{len(names)} have {dialect}, such as {names[0]}"
-            for dialect, names in sorted(speakers.items(), key=lambda item: len(item[1])))])
+        raise CheckpointError(
+            source.path,
+            [
+                "names of several dialects: "
+                + "; ".join(
+                    f"{len(names)} have {dialect}, such as {names[0]}"
+                    for dialect, names in sorted(speakers.items(), key=lambda item: len(item[1]))
+                )
+            ],
+        )
     example = ", ".join(list(source.tensors)[:3]) or "none at all"
     openings = " or ".join(names[0] for names in OPENINGS.values())
     path = source.path if len(source.files) > 1 else source.files[0].path
-    raise CheckpointError(path, [
-        f"no LTX-2 transformer in it: no tensor begins with {openings} etc., bare or after "
-        f"{' or '.join(filter(None, PREFIXES))}; its {len(source.tensors)} tensors: {example}"])
+    raise CheckpointError(
+        path,
+        [
+            f"no LTX-2 transformer in it: no tensor begins with {openings} etc., bare or after "
+            f"{' or '.join(filter(None, PREFIXES))}; its {len(source.tensors)} tensors: {example}"
+        ],
+    )
 
 
 def find_owner(name: str, own: Mapping[str, Stored]) -> tuple[str, str] | None:
@@ -99,8 +116,9 @@ def unpacked(stored: Stored, fp4: bool) -> tuple[int, ...]:
     return (*stored.shape[:-1], 2 * stored.shape[-1]) if fp4 and stored.shape else stored.shape
 
 
-def match(plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, tuple[str, str]],
-          nibbles: Nibbles | None) -> None:
+def match(
+    plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, tuple[str, str]], nibbles: Nibbles | None
+) -> None:
     """Fill in the plan's weights and formats, and list what is missing, unexpected or undecodable."""
     problems, dialect = plan.problems, plan.dialect
     parts: dict[str, dict[str, Stored]] = {}
@@ -140,8 +158,9 @@ def parameter_shapes(config: TransformerConfig) -> Shapes:
     first = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     block = {name.removeprefix(FIRST_BLOCK): shape for name, shape in first.items() if name.startswith(FIRST_BLOCK)}
     outside = {name: shape for name, shape in first.items() if not name.startswith(FIRST_BLOCK)}
-    return outside | {f"transformer_blocks.{i}.{name}": shape
-                      for i in range(config.num_layers) for name, shape in block.items()}
+    return outside | {
+        f"transformer_blocks.{i}.{name}": shape for i in range(config.num_layers) for name, shape in block.items()
+    }
 
 
 def unexpected(name: str) -> str:
@@ -170,14 +189,20 @@ def misquoted(plan: Plan) -> list[str]:
         layers = parse_json(plan.source.metadata[QUANTISATION].encode())["layers"]
         declared = {f"{layer}.weight": said["format"] for layer, said in layers.items()}
         marked = {weight.tensor.name for weight in plan.weights.values() if "marker" in weight.companions}
-        wanted = {name: MARKED[kind][0] for name, kind in declared.items()
-                  if plan.dialect.foreign(name) is None and name not in marked}
+        wanted = {
+            name: MARKED[kind][0]
+            for name, kind in declared.items()
+            if plan.dialect.foreign(name) is None and name not in marked
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{QUANTISATION}: not the formats of layers: {type(error).__name__} {error}"]
     tensors = plan.source.tensors
-    return [f"{QUANTISATION}: {name} is {declared[name]}, but the file has "
-            f"{tensors[name].dtype if name in tensors else 'no such tensor'}"
-            for name, dtype in wanted.items() if name not in tensors or tensors[name].dtype != dtype]
+    return [
+        f"{QUANTISATION}: {name} is {declared[name]}, but the file has "
+        f"{tensors[name].dtype if name in tensors else 'no such tensor'}"
+        for name, dtype in wanted.items()
+        if name not in tensors or tensors[name].dtype != dtype
+    ]
 
 
 def check_nibbles(plan: Plan, nibbles: Nibbles | None) -> None:
@@ -187,5 +212,7 @@ def check_nibbles(plan: Plan, nibbles: Nibbles | None) -> None:
         plan.problems.append("nibbles = 'high', but its torchao_nvfp4 markers say low")
     told = QUANTISATION in plan.source.metadata or all(kind & {"marker", "torchao marker"} for kind in kinds)
     if not told and nibbles is None:
-        plan.notes.append("nothing in the checkpoint says which NVFP4 code of a byte comes first: assumed the high "
-                          "nibble, as in Lightricks' files (nibbles='low' for the other order)")
+        plan.notes.append(
+            "nothing in the checkpoint says which NVFP4 code of a byte comes first: assumed the high "
+            "nibble, as in Lightricks' files (nibbles='low' for the other order)"
+        )

@@ -3,6 +3,7 @@
 A format shows in the dtype and shape of a tensor and in its companions, so that a header suffices to name it.
 Companions follow their layer by name: how they are called depends on the producer, what they mean does not.
 """
+
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
@@ -20,11 +21,11 @@ Nibbles = Literal["high", "low"]
 # What follows the name of a layer whose .weight is quantised, and what it is.
 COMPANIONS = {
     ".weight_scale": "scale",
-    ".scale_weight": "scale",         # ComfyUI, before it had comfy_quant
+    ".scale_weight": "scale",  # ComfyUI, before it had comfy_quant
     ".weight_scale_2": "second scale",
-    ".input_scale": "input scale",    # of activations: no part of the weight
+    ".input_scale": "input scale",  # of activations: no part of the weight
     ".scale_input": "input scale",
-    ".comfy_quant": "marker",         # JSON in bytes
+    ".comfy_quant": "marker",  # JSON in bytes
     ".torchao_nvfp4": "torchao marker",
 }
 PLAIN = ("BF16", "F16", "F32", "F64")
@@ -43,9 +44,18 @@ MARKED: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
     "float8_e5m2": ("F8_E5M2", {"full_precision_matrix_mult": ANY}),
     "int8_tensorwise": ("I8", {"convrot": (True,), "convrot_groupsize": (256,)}),
     "nvfp4": ("U8", {"full_precision_matrix_mult": ANY}),
-    "torchao_nvfp4": ("U8", {
-        "block_size": (16,), "is_swizzled_scales": (True,), "scope": ANY, "config": ANY, "use_triton_kernel": ANY,
-        "use_dynamic_activation": ANY, "use_dynamic_per_tensor_scale": ANY}),
+    "torchao_nvfp4": (
+        "U8",
+        {
+            "block_size": (16,),
+            "is_swizzled_scales": (True,),
+            "scope": ANY,
+            "config": ANY,
+            "use_triton_kernel": ANY,
+            "use_dynamic_activation": ANY,
+            "use_dynamic_per_tensor_scale": ANY,
+        },
+    ),
 }
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 BLOCK = 16  # columns of a row that share a scale in NVFP4
@@ -55,10 +65,11 @@ CHUNK = 2**22  # elements that are decoded at a time: bounds the memory
 
 class Weight(NamedTuple):
     """One parameter of the model as it is stored."""
+
     shape: tuple[int, ...]
     tensor: Stored
     companions: Mapping[str, Stored]  # by what they are
-    nibbles: Nibbles                  # which of the two NVFP4 codes in a byte comes first
+    nibbles: Nibbles  # which of the two NVFP4 codes in a byte comes first
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """The parameter: memory-mapped if stored in `dtype`, else decoded and rounded once. `CheckpointError`."""
@@ -73,7 +84,7 @@ class Weight(NamedTuple):
             return out
         at = 0
         for rows in self.chunks():
-            out[at:at + len(rows)] = rows
+            out[at : at + len(rows)] = rows
             at += len(rows)
         return out
 
@@ -117,7 +128,8 @@ class Weight(NamedTuple):
                 good = False
             if not good:
                 raise CheckpointError(
-                    stored.file.path, [f"{stored} says {text!r}: no supported format of {self.tensor}"])
+                    stored.file.path, [f"{stored} says {text!r}: no supported format of {self.tensor}"]
+                )
 
 
 def identify(weight: Weight) -> str:
@@ -130,10 +142,16 @@ def identify(weight: Weight) -> str:
         name, right = tensor.dtype, shape
         require(not kinds, f"{tensor} is not quantised, but comes with {companions}")
     else:
-        fitting = [name for name, (dtypes, needed, allowed) in FORMATS.items()
-                   if tensor.dtype in dtypes and needed <= kinds <= needed | allowed]
-        lacking = [needed - kinds for dtypes, needed, allowed in FORMATS.values()
-                   if tensor.dtype in dtypes and kinds <= needed | allowed and needed - kinds]
+        fitting = [
+            name
+            for name, (dtypes, needed, allowed) in FORMATS.items()
+            if tensor.dtype in dtypes and needed <= kinds <= needed | allowed
+        ]
+        lacking = [
+            needed - kinds
+            for dtypes, needed, allowed in FORMATS.values()
+            if tensor.dtype in dtypes and kinds <= needed | allowed and needed - kinds
+        ]
         missing = f", its {' and '.join(sorted(lacking[0]))} is missing" if lacking else ""
         require(len(fitting) == 1, f"{tensor} with {companions} is no supported format{packed}{missing}")
         name, right = fitting[0], halved if halved and fitting == ["nvfp4"] else shape
@@ -190,6 +208,7 @@ def int8_convrot(weight: Weight) -> Rows:
     def rows(start: int, stop: int) -> Tensor:
         groups = rearrange(weight.tensor.rows(start, stop).float(), "n (g c) -> n g c", c=GROUP)
         return rearrange(groups @ signs, "n g c -> n (g c)") * scale[start:stop]
+
     return rows
 
 
@@ -211,6 +230,7 @@ def nvfp4(weight: Weight) -> Rows:
         codes = taken(pairs, weight, start, stop)  # (n * K/2, 2)
         blocks = codes.reshape(stop - start, -1, BLOCK) * scales[start:stop, :, None]
         return rearrange(blocks, "n g c -> n (g c)") * scale
+
     return rows
 
 
@@ -224,12 +244,14 @@ def untiled(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
 def gguf_rows(weight: Weight) -> Rows:
     """By the gguf library's dequantiser."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
     kind = GGMLQuantizationType[weight.tensor.dtype]
     elements, size = GGML_QUANT_SIZES[kind]
 
     def rows(start: int, stop: int) -> Tensor:
         blocks = np.frombuffer(weight.tensor.row_bytes(start, stop), np.uint8).reshape(-1, size)
         return torch.from_numpy(dequantize(blocks, kind)).reshape(-1, *weight.shape[1:])
+
     if weight.shape[-1] % elements == 0:
         return rows
     whole = rows(0, weight.shape[0])  # stored in another shape, whose rows are whole blocks

@@ -1,4 +1,5 @@
 """A model written in either dialect: a folder as diffusers has it, or one file as Lightricks has it."""
+
 import json
 import re
 import shutil
@@ -26,14 +27,20 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # as diffu
 
 class Contents(NamedTuple):
     """All that is to be written: `config` is diffusers' config.json, Lightricks' is in the files' `metadata`."""
+
     dialect: str
     config: dict[str, Any]
     metadata: dict[str, str]
     entries: dict[str, Entry]  # by our names
 
 
-def save(model: LTX2VideoTransformer3DModel, path: str | Path, *, dialect: str = DIFFUSERS,
-         max_shard_size: int | str | None = None) -> None:
+def save(
+    model: LTX2VideoTransformer3DModel,
+    path: str | Path,
+    *,
+    dialect: str = DIFFUSERS,
+    max_shard_size: int | str | None = None,
+) -> None:
     """Write a model, each parameter in its own dtype: a folder as diffusers has it, or one file in "lightricks".
 
     `max_shard_size`, in bytes or like "5GB", splits a folder's weights: only a single tensor makes a file larger.
@@ -42,10 +49,15 @@ def save(model: LTX2VideoTransformer3DModel, path: str | Path, *, dialect: str =
     """
     limit, state = check(Path(path), dialect, max_shard_size), model.state_dict()
     wanted = {name: str(list(shape)) for name, shape in parameter_shapes(model.config).items()}
-    has = {name: str(list(x.shape) if x.dtype in STORED and not x.is_meta else f"{x.dtype} on {x.device}")
-           for name, x in state.items()}
-    problems = [f"{name}: the model has {has.get(name, 'none')}, its config {wanted.get(name, 'none')}"
-                for name in wanted | has if has.get(name) != wanted.get(name)]
+    has = {
+        name: str(list(x.shape) if x.dtype in STORED and not x.is_meta else f"{x.dtype} on {x.device}")
+        for name, x in state.items()
+    }
+    problems = [
+        f"{name}: the model has {has.get(name, 'none')}, its config {wanted.get(name, 'none')}"
+        for name in wanted | has
+        if has.get(name) != wanted.get(name)
+    ]
     if problems:
         raise CheckpointError(path, problems)
     config = described(model.config, dialect)

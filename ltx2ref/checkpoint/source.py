@@ -1,4 +1,5 @@
 """A checkpoint as it lies on disk: one file, or a folder with a config.json and perhaps an index of shards."""
+
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ INDEX = ".safetensors.index.json"
 
 class Source(NamedTuple):
     """Everything that the files of a checkpoint say. `tensors` are under the files' own names."""
+
     path: Path
     files: list[TensorFile]
     tensors: dict[str, Stored]
     config: dict[str, Any] | None  # config.json, if there is one
-    metadata: dict[str, str]       # of the file, if there is only one
+    metadata: dict[str, str]  # of the file, if there is only one
 
     @property
     def size(self) -> int:
@@ -60,11 +62,15 @@ def open_shards(index: Path, config: dict[str, Any] | None) -> Source:
             raise CheckpointError(index, [f"{shard}: there is no such file in this folder; {lost} should be in it"])
         file, stored = read_header(index.parent / shard)
         files.append(file)
-        problems += [f"{name}: in {shard}, but not according to the index"
-                     for name in stored if shards.get(name) != shard]
+        problems += [
+            f"{name}: in {shard}, but not according to the index" for name in stored if shards.get(name) != shard
+        ]
         tensors |= stored
-    problems += [f"{name}: in no shard, but in {shard} according to the index"
-                 for name, shard in shards.items() if name not in tensors]
+    problems += [
+        f"{name}: in no shard, but in {shard} according to the index"
+        for name, shard in shards.items()
+        if name not in tensors
+    ]
     if problems:
         raise CheckpointError(index, problems)
     return Source(index.parent, files, tensors, config, {})

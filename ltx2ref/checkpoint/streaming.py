@@ -2,6 +2,7 @@
 
 Hooks on the blocks do it. What the blocks compute, and what a trace sees of them, is what it is with `load`.
 """
+
 import os
 import threading
 from collections.abc import Sequence
@@ -25,10 +26,16 @@ Room = dict[str, nn.Parameter]  # memory for one block, by the names of its para
 Model = TypeVar("Model", bound="StreamedTransformer")
 
 
-def stream(path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
-           config: TransformerConfig | None = None, nibbles: Nibbles | None = None,
-           lora: Sequence[tuple[str | Path, float]] = (),
-           conventions: Conventions = DIFFUSERS) -> "StreamedTransformer":
+def stream(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    config: TransformerConfig | None = None,
+    nibbles: Nibbles | None = None,
+    lora: Sequence[tuple[str | Path, float]] = (),
+    conventions: Conventions = DIFFUSERS,
+) -> "StreamedTransformer":
     """The model of `load`, which see for the arguments, with two blocks in memory in place of all.
 
     In memory are the weights outside the blocks, the block that computes and the next one, which a thread reads
@@ -37,8 +44,11 @@ def stream(path: str | Path, *, dtype: torch.dtype | None = None, device: str | 
     which gradients would be needed raises `RuntimeError`. A deep copy, and `double()`, are streamed, too.
     """
     recipe = prepare(path, dtype, config, nibbles, lora, conventions)
-    outside = {name: torch.empty(weight.shape, dtype=recipe.dtype, device=device)
-               for name, weight in recipe.plan.weights.items() if not name.startswith(BLOCKS)}
+    outside = {
+        name: torch.empty(weight.shape, dtype=recipe.dtype, device=device)
+        for name, weight in recipe.plan.weights.items()
+        if not name.startswith(BLOCKS)
+    }
     for name in track(list(outside), f"loading {recipe.plan.source.path.name} outside its blocks"):
         merged_into(outside[name], name, recipe.plan.weights[name], recipe.loras)
     require_unchanged(recipe)
@@ -47,6 +57,7 @@ def stream(path: str | Path, *, dtype: torch.dtype | None = None, device: str | 
 
 class StreamedTransformer(LTX2VideoTransformer3DModel):
     """A model whose blocks are on the meta device but for the one that computes. Made by `stream`."""
+
     reader: "BlockReader"
 
     def double(self: Model) -> Model:
@@ -61,8 +72,10 @@ class StreamedTransformer(LTX2VideoTransformer3DModel):
         return assemble(outside, reader, self.conventions)
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError("the blocks of a streamed model are in its file: to move, convert, change or save it, give "
-                        "`stream` a device, a dtype or a LoRA, or use `load`")
+        raise TypeError(
+            "the blocks of a streamed model are in its file: to move, convert, change or save it, give "
+            "`stream` a device, a dtype or a LoRA, or use `load`"
+        )
 
     # The rest of nn.Module's ways to the parameters would do a part of the work, on the weights outside the blocks.
     _apply = state_dict = load_state_dict = __reduce_ex__ = refuse  # type: ignore[assignment]
@@ -81,6 +94,7 @@ def assemble(outside: dict[str, Tensor], reader: "BlockReader", conventions: Con
 
 class BlockReader:
     """Hooks that give a block its parameters, and take them back, and the thread that reads the next block's."""
+
     def __init__(self, recipe: Recipe, dtype: torch.dtype, device: torch.device) -> None:
         self.recipe, self.dtype, self.device = recipe, dtype, device
         self.rooms: tuple[Room, Room] = {}, {}  # of even blocks and of odd ones
@@ -107,8 +121,10 @@ class BlockReader:
             torch.accelerator.synchronize(self.device)  # it may still be reading what is about to be overwritten
         self.vacate()
         if out is not None and any(x.requires_grad for x in out):
-            raise RuntimeError("a streamed model has no gradients, its weights are gone when they would be needed: "
-                               "run it under torch.no_grad(), or use `load`")
+            raise RuntimeError(
+                "a streamed model has no gradients, its weights are gone when they would be needed: "
+                "run it under torch.no_grad(), or use `load`"
+            )
 
     def vacate(self) -> None:
         if self.resident is not None:
@@ -128,9 +144,14 @@ class BlockReader:
         stored = [item for item in self.recipe.plan.weights.items() if item[0].startswith(block)]
         room = self.rooms[i % 2]
         if not room:
-            room.update({name.removeprefix(block): nn.Parameter(
-                torch.empty(weight.shape, dtype=self.dtype, device=self.device), requires_grad=False)
-                for name, weight in stored})
+            room.update(
+                {
+                    name.removeprefix(block): nn.Parameter(
+                        torch.empty(weight.shape, dtype=self.dtype, device=self.device), requires_grad=False
+                    )
+                    for name, weight in stored
+                }
+            )
         for name, _ in sorted(stored, key=lambda item: (item[1].tensor.file.path, item[1].tensor.start)):
             self.fill(room[name.removeprefix(block)], name)
         require_unchanged(self.recipe)

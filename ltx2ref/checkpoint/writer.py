@@ -1,4 +1,5 @@
 """safetensors files written piece by piece, and a place on the disk that is filled as a whole or not at all."""
+
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ Piece = bytearray | memoryview
 
 class Entry(NamedTuple):
     """A tensor that is to be written. Its pieces are made one by one, when it is its turn."""
+
     dtype: str  # in safetensors' spelling
     shape: tuple[int, ...]
     pieces: Iterable[Piece]

@@ -3,6 +3,7 @@
 A component is a part of one of these models. What it is given and what is expected are taps of the same recording, so
 that each stage is judged on its own: a port can be built, and checked, from the sinusoid up.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,9 @@ GRID, LONG_GRID = (3, 2, 4), (16, 1, 1)  # the second: 121 pixel frames
 
 def both_self_masks(case: Case, x: Inputs) -> Inputs:
     """The keyframes' mask and the self-attention's in one `attention_kwargs`."""
-    return {"attention_kwargs": keyframes(case, x)["attention_kwargs"]
-            | fractional_self_mask(case, x)["attention_kwargs"]}
+    return {
+        "attention_kwargs": keyframes(case, x)["attention_kwargs"] | fractional_self_mask(case, x)["attention_kwargs"]
+    }
 
 
 def stepped_self_mask(case: Case, x: Inputs) -> Inputs:
@@ -43,8 +45,13 @@ PLAIN = Case("2.0", "kit", grid=GRID, extras=(text_masks,))
 T2V = Case("2.3", "kit-t2v", grid=GRID, extras=(text_masks,))
 I2V = Case("2.3", "kit-i2v", grid=GRID, extras=(per_token, stg_second))
 LONG = Case("2.3", "kit-isolated", grid=LONG_GRID, extras=(isolated,))
-NEWEST = Case("2.5", "kit", INTERLEAVED, grid=GRID, extras=(
-    per_token, cross_timestep, text_masks, coords, stg_second, both_self_masks))
+NEWEST = Case(
+    "2.5",
+    "kit",
+    INTERLEAVED,
+    grid=GRID,
+    extras=(per_token, cross_timestep, text_masks, coords, stg_second, both_self_masks),
+)
 # In bfloat16 the mask of the case above rounds to 1. This one is recorded under exact arithmetic alone, and no model of
 # the kit: a component comes from it, whose expected tensors are the exact ones on the native level, too.
 MASKED = Case("2.3", "kit-self-mask", grid=GRID, extras=(stepped_self_mask,))
@@ -54,6 +61,7 @@ MODELS = (PLAIN, T2V, I2V, LONG, NEWEST)
 @dataclass(frozen=True)
 class Component:
     """`given` and `outputs` are taps, `raw` are arguments of the model, `weights` begin with one of these."""
+
     operation: str
     name: str
     case: Case
@@ -80,14 +88,27 @@ def below(at: str, *names: str) -> tuple[str, ...]:
 
 def positions(name: str, case: Case) -> Component:
     keys = ("num_frames", "height", "width", "fps") if name == "video" else ("audio_num_frames",)
-    return Component("positions", name, case, f"{name}_coords", (), (f"{name}_coords",), arguments=lambda config, x: {
-        "batch": len(x["hidden_states"]), **{key: x[key] for key in keys}})
+    return Component(
+        "positions",
+        name,
+        case,
+        f"{name}_coords",
+        (),
+        (f"{name}_coords",),
+        arguments=lambda config, x: {"batch": len(x["hidden_states"]), **{key: x[key] for key in keys}},
+    )
 
 
 def rope(name: str, case: Case) -> Component:
     prefix = "audio_" if name.startswith("audio") else ""
-    return Component("rope", name, case, f"{prefix}rope", (f"{prefix or 'video_'}coords",),
-                     (*pair(f"{prefix}rope"), *pair(f"cross_attn_{prefix}rope")))
+    return Component(
+        "rope",
+        name,
+        case,
+        f"{prefix}rope",
+        (f"{prefix or 'video_'}coords",),
+        (*pair(f"{prefix}rope"), *pair(f"cross_attn_{prefix}rope")),
+    )
 
 
 def rotation(name: str, case: Case, at: str, table: str) -> Component:
@@ -95,48 +116,88 @@ def rotation(name: str, case: Case, at: str, table: str) -> Component:
 
 
 def adaln(name: str) -> Component:
-    return Component("timestep embedding", name.replace("_", "-"), I2V, name, (f"{name}.sinusoid",),
-                     below(name, "emb", "linear"), (f"{name}.",))
+    return Component(
+        "timestep embedding",
+        name.replace("_", "-"),
+        I2V,
+        name,
+        (f"{name}.sinusoid",),
+        below(name, "emb", "linear"),
+        (f"{name}.",),
+    )
 
 
 def rows(name: str, tap: str, *sources: tuple[str, tuple[int, int], str, tuple[int, int]]) -> Component:
     """`sources`: a table, its rows, the layer whose offsets are added, and which of these."""
-    described = [{"table": f"{BLOCK}{table}", "rows": chosen, "offsets": f"{layer}.linear", "offset_rows": of_layer}
-                 for table, chosen, layer, of_layer in sources]
-    return Component("rows", name, I2V, f"{BLOCK}{tap}", tuple(f"{layer}.linear" for _, _, layer, _ in sources),
-                     (f"{BLOCK}{tap}",), tuple(f"{BLOCK}{table}" for table, *_ in sources),
-                     arguments=lambda config, x: {"sources": described})
+    described = [
+        {"table": f"{BLOCK}{table}", "rows": chosen, "offsets": f"{layer}.linear", "offset_rows": of_layer}
+        for table, chosen, layer, of_layer in sources
+    ]
+    return Component(
+        "rows",
+        name,
+        I2V,
+        f"{BLOCK}{tap}",
+        tuple(f"{layer}.linear" for _, _, layer, _ in sources),
+        (f"{BLOCK}{tap}",),
+        tuple(f"{BLOCK}{table}" for table, *_ in sources),
+        arguments=lambda config, x: {"sources": described},
+    )
 
 
-def attention(name: str, case: Case, at: str, ropes: tuple[str, str] = ("", ""), mask: str = "",
-              raw: tuple[str, ...] = ()) -> Component:
+def attention(
+    name: str, case: Case, at: str, ropes: tuple[str, str] = ("", ""), mask: str = "", raw: tuple[str, ...] = ()
+) -> Component:
     gated = case.config.audio.gated_attn if ".audio_a" in at or ".video_to" in at else case.config.video.gated_attn
     context = () if at.endswith("attn1") else (f"{at}.context",)
     tables = tuple(dict.fromkeys(part for name in ropes if name for part in pair(name)))
-    outputs = below(at, "norm_q", "norm_k", "to_v", "q", "k", "sdpa") + (
-        below(at, "to_gate_logits", "gate") if gated else ()) + (f"{at}.to_out",)
-    return Component("attention", name, case, at, (f"{at}.input", *context, *tables), outputs, (f"{at}.",),
-                     (*raw, *((mask,) if mask else ())), lambda config, x: {"ropes": ropes, "mask": mask})
+    outputs = (
+        below(at, "norm_q", "norm_k", "to_v", "q", "k", "sdpa")
+        + (below(at, "to_gate_logits", "gate") if gated else ())
+        + (f"{at}.to_out",)
+    )
+    return Component(
+        "attention",
+        name,
+        case,
+        at,
+        (f"{at}.input", *context, *tables),
+        outputs,
+        (f"{at}.",),
+        (*raw, *((mask,) if mask else ())),
+        lambda config, x: {"ropes": ropes, "mask": mask},
+    )
 
 
 def feed_forward(name: str, case: Case, at: str) -> Component:
-    return Component("feed-forward", name, case, at, (f"{at}.input",), below(at, "proj", "activation", "output"),
-                     (f"{at}.",))
+    return Component(
+        "feed-forward", name, case, at, (f"{at}.input",), below(at, "proj", "activation", "output"), (f"{at}.",)
+    )
 
 
 def output(name: str, case: Case, prefix: str) -> Component:
     last = f"transformer_blocks.{case.config.num_layers - 1}.{name}"
-    return Component("output", name, case, f"{prefix}proj_out", (last, f"{prefix}time_embed.emb"),
-                     (f"{prefix}norm_out", f"{prefix}proj_out.input", f"{prefix}sample"),
-                     (f"{prefix}scale_shift_table", f"{prefix}proj_out."))
+    return Component(
+        "output",
+        name,
+        case,
+        f"{prefix}proj_out",
+        (last, f"{prefix}time_embed.emb"),
+        (f"{prefix}norm_out", f"{prefix}proj_out.input", f"{prefix}sample"),
+        (f"{prefix}scale_shift_table", f"{prefix}proj_out."),
+    )
 
 
 BLOCK, SECOND = "transformer_blocks.0.", "transformer_blocks.1."
 V, A = "audio_to_video_attn", "video_to_audio_attn"
 SIDES = (("cross_attn_rope", "cross_attn_audio_rope"), ("cross_attn_audio_rope", "cross_attn_rope"))
 ALL_ROPES = (*pair("rope"), *pair("audio_rope"), *pair(SIDES[0][0]), *pair(SIDES[0][1]))
-EXCHANGE_OFFSETS = ("av_cross_attn_video_scale_shift.linear", "av_cross_attn_audio_scale_shift.linear",
-                    "av_cross_attn_video_a2v_gate.linear", "av_cross_attn_audio_v2a_gate.linear")
+EXCHANGE_OFFSETS = (
+    "av_cross_attn_video_scale_shift.linear",
+    "av_cross_attn_audio_scale_shift.linear",
+    "av_cross_attn_video_a2v_gate.linear",
+    "av_cross_attn_audio_v2a_gate.linear",
+)
 OFFSETS = ("time_embed.linear", "audio_time_embed.linear", "prompt_adaln.linear", "audio_prompt_adaln.linear")
 TABLES = ("video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table")
 
@@ -153,21 +214,53 @@ COMPONENTS = (
     Component("sinusoid", "per-token", I2V, "time_embed", (), ("time_embed.sinusoid",), raw=("timestep",)),
     adaln("time_embed"),
     adaln("audio_prompt_adaln"),
-    Component("tokens", "keyframes", NEWEST, f"{BLOCK}attn1.stream", (), (f"{BLOCK}attn1.stream",),
-              ("proj_in.", "keyframes_abs_pos_embedding"), ("hidden_states", "video_keyframes_mask")),
-    Component("text projection", "video", PLAIN, "caption_projection", (), ("caption_projection",),
-              ("caption_projection.",), ("encoder_hidden_states",)),
-    Component("text projection", "audio", PLAIN, "audio_caption_projection", (), ("audio_caption_projection",),
-              ("audio_caption_projection.",), ("audio_encoder_hidden_states",)),
+    Component(
+        "tokens",
+        "keyframes",
+        NEWEST,
+        f"{BLOCK}attn1.stream",
+        (),
+        (f"{BLOCK}attn1.stream",),
+        ("proj_in.", "keyframes_abs_pos_embedding"),
+        ("hidden_states", "video_keyframes_mask"),
+    ),
+    Component(
+        "text projection",
+        "video",
+        PLAIN,
+        "caption_projection",
+        (),
+        ("caption_projection",),
+        ("caption_projection.",),
+        ("encoder_hidden_states",),
+    ),
+    Component(
+        "text projection",
+        "audio",
+        PLAIN,
+        "audio_caption_projection",
+        (),
+        ("audio_caption_projection",),
+        ("audio_caption_projection.",),
+        ("audio_encoder_hidden_states",),
+    ),
     rows("self-attention", "attn1.rows", ("scale_shift_table", (0, 3), "time_embed", (0, 3))),
     rows("feed-forward", "ff.rows", ("scale_shift_table", (3, 6), "time_embed", (3, 6))),
     rows("text-queries", "attn2.rows", ("scale_shift_table", (6, 9), "time_embed", (6, 9))),
     rows("text", "attn2.context_rows", ("prompt_scale_shift_table", (0, 2), "prompt_adaln", (0, 2))),
-    rows("audio-to-video", f"{V}.rows", (TABLES[0], (0, 2), "av_cross_attn_video_scale_shift", (0, 2)),
-         (TABLES[0], (4, 5), "av_cross_attn_video_a2v_gate", (0, 1))),
+    rows(
+        "audio-to-video",
+        f"{V}.rows",
+        (TABLES[0], (0, 2), "av_cross_attn_video_scale_shift", (0, 2)),
+        (TABLES[0], (4, 5), "av_cross_attn_video_a2v_gate", (0, 1)),
+    ),
     rows("audio-to-video-heard", f"{V}.context_rows", (TABLES[1], (0, 2), "av_cross_attn_audio_scale_shift", (0, 2))),
-    rows("video-to-audio", f"{A}.rows", (TABLES[1], (2, 4), "av_cross_attn_audio_scale_shift", (2, 4)),
-         (TABLES[1], (4, 5), "av_cross_attn_audio_v2a_gate", (0, 1))),
+    rows(
+        "video-to-audio",
+        f"{A}.rows",
+        (TABLES[1], (2, 4), "av_cross_attn_audio_scale_shift", (2, 4)),
+        (TABLES[1], (4, 5), "av_cross_attn_audio_v2a_gate", (0, 1)),
+    ),
     rows("video-to-audio-heard", f"{A}.context_rows", (TABLES[0], (2, 4), "av_cross_attn_video_scale_shift", (2, 4))),
     attention("video-self", T2V, f"{BLOCK}attn1", ("rope", "rope")),
     attention("audio-self", T2V, f"{BLOCK}audio_attn1", ("audio_rope", "audio_rope")),
@@ -182,15 +275,37 @@ COMPONENTS = (
     feed_forward("video", T2V, f"{BLOCK}ff"),
     feed_forward("audio", T2V, f"{BLOCK}audio_ff"),
     feed_forward("no-biases", NEWEST, f"{BLOCK}ff"),
-    Component("exchange", "both", I2V, BLOCK, (f"{BLOCK}{V}.stream", f"{BLOCK}{A}.stream", *EXCHANGE_OFFSETS,
-              *ALL_ROPES), (*below(f"{BLOCK}{V}", "input", "context", "to_out"),
-              *below(f"{BLOCK}{A}", "input", "context", "to_out"), f"{BLOCK}ff.stream", f"{BLOCK}audio_ff.stream"),
-              (f"{BLOCK}{V}.", f"{BLOCK}{A}.", *(f"{BLOCK}{table}" for table in TABLES)),
-              chain=((f"{BLOCK}{V}.stream", f"{BLOCK}ff.stream"), (f"{BLOCK}{A}.stream", f"{BLOCK}audio_ff.stream"))),
-    Component("block", "second", T2V, SECOND, (f"{BLOCK}video", f"{BLOCK}audio", *OFFSETS, *EXCHANGE_OFFSETS,
-              *ALL_ROPES), (f"{SECOND}video", f"{SECOND}audio"), (SECOND,),
-              ("encoder_hidden_states", "audio_encoder_hidden_states", "encoder_attention_mask",
-               "audio_encoder_attention_mask"), lambda config, x: {"block": 1}),
+    Component(
+        "exchange",
+        "both",
+        I2V,
+        BLOCK,
+        (f"{BLOCK}{V}.stream", f"{BLOCK}{A}.stream", *EXCHANGE_OFFSETS, *ALL_ROPES),
+        (
+            *below(f"{BLOCK}{V}", "input", "context", "to_out"),
+            *below(f"{BLOCK}{A}", "input", "context", "to_out"),
+            f"{BLOCK}ff.stream",
+            f"{BLOCK}audio_ff.stream",
+        ),
+        (f"{BLOCK}{V}.", f"{BLOCK}{A}.", *(f"{BLOCK}{table}" for table in TABLES)),
+        chain=((f"{BLOCK}{V}.stream", f"{BLOCK}ff.stream"), (f"{BLOCK}{A}.stream", f"{BLOCK}audio_ff.stream")),
+    ),
+    Component(
+        "block",
+        "second",
+        T2V,
+        SECOND,
+        (f"{BLOCK}video", f"{BLOCK}audio", *OFFSETS, *EXCHANGE_OFFSETS, *ALL_ROPES),
+        (f"{SECOND}video", f"{SECOND}audio"),
+        (SECOND,),
+        (
+            "encoder_hidden_states",
+            "audio_encoder_hidden_states",
+            "encoder_attention_mask",
+            "audio_encoder_attention_mask",
+        ),
+        lambda config, x: {"block": 1},
+    ),
     output("video", I2V, ""),
     output("audio", I2V, "audio_"),
 )

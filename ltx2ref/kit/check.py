@@ -4,6 +4,7 @@ On the native level components are compared with what is expected, by the budget
 weights as well, for what the audit can say on top: errors made at a stage or only passed on, and what the first of them
 looks like. On the exact level there is no budget: see identity.py.
 """
+
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -41,6 +42,7 @@ Entry = Mapping[str, Any]  # of a case, in kit.json
 @dataclass(frozen=True)
 class Result:
     """One case in one dtype. No report: the port wrote nothing for it."""
+
     case: str
     dtype: str
     report: Report | None
@@ -57,6 +59,7 @@ class Result:
 @dataclass(frozen=True)
 class Verdict:
     """All cases on one level. `partial`: what is missing was left out on purpose."""
+
     results: list[Result]
     level: str = NATIVE
     partial: bool = False
@@ -69,7 +72,8 @@ class Verdict:
     def missing(self) -> list[str]:
         """Name the cases, and then the outputs of cases, that the port did not write."""
         return [result.name for result in self.results if result.report is None] + [
-            f"{result.name}: {name}" for result in self.results for name in result.missing]
+            f"{result.name}: {name}" for result in self.results for name in result.missing
+        ]
 
     @property
     def passed(self) -> int:
@@ -102,8 +106,14 @@ class Verdict:
         return f"ltx2ref kit: {word}, {', '.join(counts)}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"summary": self.summary, "status": self.status, "level": self.level, "partial": self.partial,
-                "missing": self.missing, "results": [asdict(x) for x in self.results]}
+        return {
+            "summary": self.summary,
+            "status": self.status,
+            "level": self.level,
+            "partial": self.partial,
+            "missing": self.missing,
+            "results": [asdict(x) for x in self.results],
+        }
 
 
 def verdicts(report: Report) -> set[str]:
@@ -132,10 +142,14 @@ def judge_all(folder: Path, kit: Path, level: str) -> list[Result]:
     known = {folder / name for case in cases for name in asked(case, level).values()}
     strange = sorted({path for name in known for path in name.parent.glob("*.safetensors")} - known)
     if strange:
-        raise ValueError(f"{strange[0].parent}: {strange[0].name} is the result of no case of the kit "
-                         f"({len(strange)} such files)")
-    return [judge_one(case, dtype, folder / name, kit, level)
-            for case in cases for dtype, name in asked(case, level).items()]
+        raise ValueError(
+            f"{strange[0].parent}: {strange[0].name} is the result of no case of the kit ({len(strange)} such files)"
+        )
+    return [
+        judge_one(case, dtype, folder / name, kit, level)
+        for case in cases
+        for dtype, name in asked(case, level).items()
+    ]
 
 
 def asked(case: Entry, level: str) -> dict[str, str]:
@@ -182,8 +196,11 @@ def judge_natively(case: Entry, dtype: str, file: Taps, given: Taps) -> Report:
         return noted(judge_taps(*model_of(case, dtype, file), expected, given))
     error, inputs = part(file, f"{dtype}/error/"), part(file, f"{dtype}/inputs/")
     timestep = inputs.get("timestep")
-    bounds = {name: sinusoid_bound(timestep, DTYPES[dtype]) for name in expected
-              if timestep is not None and name.endswith(".sinusoid")}
+    bounds = {
+        name: sinusoid_bound(timestep, DTYPES[dtype])
+        for name in expected
+        if timestep is not None and name.endswith(".sinusoid")
+    }
     true = {name: x.double() - error[name].double() for name, x in expected.items()}
     config = TransformerConfig.from_diffusers(case["config"])
     least = {name: x for name, x in least_lost(config, inputs).items() if name in expected}
@@ -193,8 +210,11 @@ def judge_natively(case: Entry, dtype: str, file: Taps, given: Taps) -> Report:
 def noted(report: Report) -> Report:
     """Take what is between one budget and two, or explained by a simulated machine, as within it, with a note, as
     `verify` does. A bound has no such band."""
-    more = {row.name: row.budget for row in report.rows
-            if row.verdict == SUSPECT and row.budget is not None and (row.budget <= CLEARLY or row.machine)}
+    more = {
+        row.name: row.budget
+        for row in report.rows
+        if row.verdict == SUSPECT and row.budget is not None and (row.budget <= CLEARLY or row.machine)
+    }
     if not more:
         return report
     most = max(more, key=lambda name: more[name])
@@ -215,8 +235,11 @@ def model_of(case: Entry, dtype: str, file: Taps) -> tuple[LTX2VideoTransformer3
 
 
 def part(file: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): x.view(torch.bfloat16) if x.dtype == torch.uint16 else x
-            for name, x in file.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): x.view(torch.bfloat16) if x.dtype == torch.uint16 else x
+        for name, x in file.items()
+        if name.startswith(prefix)
+    }
 
 
 def read_results(path: Path, expected: Iterable[str]) -> Taps:
@@ -237,5 +260,8 @@ def read_tensors(path: Path) -> Taps:
 
 
 def failures(verdict: Verdict) -> dict[str, Report]:
-    return {x.name: x.report for x in verdict.results
-            if x.report is not None and verdicts(x.report) & {DIVERGED, SHAPE, SUSPECT}}
+    return {
+        x.name: x.report
+        for x in verdict.results
+        if x.report is not None and verdicts(x.report) & {DIVERGED, SHAPE, SUSPECT}
+    }

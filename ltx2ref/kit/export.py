@@ -6,6 +6,7 @@ it is stored as the recorded tensors' own error, `expected - truth`, which in fl
 On the exact level the digests that diffusers left under exact arithmetic are expected. What a component needs besides,
 tensors with these digests, this package's model computes: if any of its taps had another digest, nothing is written.
 """
+
 import json
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -35,14 +36,14 @@ SCHEMA = 2
 ABOUT = {
     "bfloat16": "stored as uint16 bit patterns: the upper half of a float32's bits",
     "tensors": "DTYPE/weights/NAME, DTYPE/inputs/NAME, DTYPE/expected/NAME and DTYPE/error/NAME, with DTYPE float32 or "
-               "bfloat16, NAME of a parameter, an argument or a tap; of ltx2ref/parity/taps.py",
+    "bfloat16, NAME of a parameter, an argument or a tap; of ltx2ref/parity/taps.py",
     "error": "expected - truth, in float32: of diffusers' own tensors against float64, given the same inputs",
     "results": "a file for each case and dtype, with tensors of the names in outputs: float16, bfloat16 (or its bits "
-               "as uint16), float32 or float64",
+    "as uint16), float32 or float64",
     "exact": "what diffusers computes under exact arithmetic, see docs/arithmetic.md: for each dtype the results file "
-             "of a port that computes so, too, and a digest of each tap, the first 16 bytes of the SHA-256 of "
-             "'{dtype} {shape}\\n' and the elements; DTYPE/exact/inputs/NAME takes the place of DTYPE/inputs/NAME "
-             "where there is one, and DTYPE/exact/expected/NAME has a component's digest",
+    "of a port that computes so, too, and a digest of each tap, the first 16 bytes of the SHA-256 of "
+    "'{dtype} {shape}\\n' and the elements; DTYPE/exact/inputs/NAME takes the place of DTYPE/inputs/NAME "
+    "where there is one, and DTYPE/exact/expected/NAME has a component's digest",
 }
 
 
@@ -60,8 +61,15 @@ def export(directory: str | Path) -> dict[str, Any]:
     for about, tensors in everything():
         save_file(tensors, folder / about["file"])
         cases.append(about)
-    kit = {"schema": SCHEMA, "ltx2ref": __version__, "arithmetic": VERSION, "recorded": provenance(), "about": ABOUT,
-           "budget": {"share": SHARE, "floor": FLOOR, "with_a_note_up_to": CLEARLY}, "cases": cases}
+    kit = {
+        "schema": SCHEMA,
+        "ltx2ref": __version__,
+        "arithmetic": VERSION,
+        "recorded": provenance(),
+        "about": ABOUT,
+        "budget": {"share": SHARE, "floor": FLOOR, "with_a_note_up_to": CLEARLY},
+        "cases": cases,
+    }
     (folder / "kit.json").write_text(json.dumps(kit, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text((files(__package__) / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     return kit
@@ -86,6 +94,7 @@ def origin(part: Case | Component) -> Case:
 
 class Source:
     """A recorded model: everything that it and its components need, in one dtype."""
+
     def __init__(self, case: Case, dtype: str) -> None:
         self.case, self.dtype = case, dtype
         self.model: LTX2VideoTransformer3DModel = build(case.config, DTYPES[dtype])
@@ -109,8 +118,13 @@ class Source:
 
     def outputs(self, part: "Case | Component") -> tuple[str, ...]:
         """Name what a port is asked for: of a model all taps but derived ones, and what `sample` says again."""
-        return part.outputs if isinstance(part, Component) else tuple(
-            name for name in self.taps if not name.endswith(("rows", ".gate")) and name not in PROJECTED.values())
+        return (
+            part.outputs
+            if isinstance(part, Component)
+            else tuple(
+                name for name in self.taps if not name.endswith(("rows", ".gate")) and name not in PROJECTED.values()
+            )
+        )
 
     def tensors(self, part: "Case | Component") -> dict[str, Taps]:
         """Return what the case's file has of this dtype, by kind."""
@@ -120,15 +134,22 @@ class Source:
         else:
             weights = {name: x for name, x in self.weights.items() if part.weights and name.startswith(part.weights)}
             given = {name: self.taps[name] for name in part.given} | {name: self.flat[name] for name in part.raw}
-            more = {"exact/inputs": {name: self.exact[name] for name in part.given},
-                    "exact/expected": {name: self.exact[name] for name in part.outputs}}
+            more = {
+                "exact/inputs": {name: self.exact[name] for name in part.given},
+                "exact/expected": {name: self.exact[name] for name in part.outputs},
+            }
         true, outputs = self.truth(part), self.outputs(part)
-        return {"weights": weights, "inputs": given, "expected": {name: self.taps[name] for name in outputs},
-                "error": {name: self.taps[name].double() - true[name] for name in outputs}} | more
+        return {
+            "weights": weights,
+            "inputs": given,
+            "expected": {name: self.taps[name] for name in outputs},
+            "error": {name: self.taps[name].double() - true[name] for name in outputs},
+        } | more
 
 
-def exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs, case: Case,
-            dtype: str) -> tuple[Taps, dict[str, bytes]]:
+def exactly(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, case: Case, dtype: str
+) -> tuple[Taps, dict[str, bytes]]:
     """Compute every tap under exact arithmetic, and return them with diffusers' digests, which are theirs as well.
 
     Raises `RecordError` if one differs: then nobody has the tensors that diffusers computed.
@@ -138,8 +159,10 @@ def exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs, case: Case,
     recorded = record.load_exact(case, dtype).digests
     other = [name for name, x in recorded.items() if name not in taps or record.digest(taps[name]) != x]
     if other:
-        raise RecordError(f"{case.id} {dtype}: {len(other)} of {len(recorded)} taps have another digest here than "
-                          f"recorded, the first is {other[0]}")
+        raise RecordError(
+            f"{case.id} {dtype}: {len(other)} of {len(recorded)} taps have another digest here than "
+            f"recorded, the first is {other[0]}"
+        )
     return taps, recorded
 
 
@@ -155,15 +178,31 @@ def entry(part: Case | Component, sources: Mapping[str, Source]) -> tuple[dict[s
     slug, case = part.id.replace("/", "-"), origin(part)
     results = {dtype: f"{slug}.{dtype}.safetensors" for dtype in sources}
     about = {
-        "id": part.id, "operation": operation, "module": module, "file": f"{slug}.safetensors",
-        "release": case.release, "from": None if isinstance(part, Case) else case.id,
-        "config": case.config.to_diffusers(), "arguments": arguments, "inputs": list(tensors[some.dtype]["inputs"]),
-        "outputs": list(outputs), "results": results,
-        "exact": {dtype: {"results": f"exact/{results[dtype]}", "digests": {
-            name: x.hex() for name, x in source.digests.items() if isinstance(part, Case) or name in outputs}}
-            for dtype, source in sources.items()},
-        "own_error": {dtype: {name: share(x, found["expected"][name]) for name, x in found["error"].items()}
-                      for dtype, found in tensors.items()}}
+        "id": part.id,
+        "operation": operation,
+        "module": module,
+        "file": f"{slug}.safetensors",
+        "release": case.release,
+        "from": None if isinstance(part, Case) else case.id,
+        "config": case.config.to_diffusers(),
+        "arguments": arguments,
+        "inputs": list(tensors[some.dtype]["inputs"]),
+        "outputs": list(outputs),
+        "results": results,
+        "exact": {
+            dtype: {
+                "results": f"exact/{results[dtype]}",
+                "digests": {
+                    name: x.hex() for name, x in source.digests.items() if isinstance(part, Case) or name in outputs
+                },
+            }
+            for dtype, source in sources.items()
+        },
+        "own_error": {
+            dtype: {name: share(x, found["expected"][name]) for name, x in found["error"].items()}
+            for dtype, found in tensors.items()
+        },
+    }
     return about, stored(tensors)
 
 
@@ -174,10 +213,13 @@ def share(error: Tensor, expected: Tensor) -> float:
 
 
 def stored(tensors: Mapping[str, Mapping[str, Taps]]) -> Taps:
-    return {f"{dtype}/{kind}/{name}": plain(x.float() if kind == "error" else x)
-            for dtype, found in tensors.items()
-            for kind, name, x in chain.from_iterable(
-                ((kind, name, x) for name, x in some.items()) for kind, some in found.items())}
+    return {
+        f"{dtype}/{kind}/{name}": plain(x.float() if kind == "error" else x)
+        for dtype, found in tensors.items()
+        for kind, name, x in chain.from_iterable(
+            ((kind, name, x) for name, x in some.items()) for kind, some in found.items()
+        )
+    }
 
 
 def plain(x: Tensor) -> Tensor:

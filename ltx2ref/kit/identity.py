@@ -3,6 +3,7 @@
 A digest says that, and not by how much. What tells it is a component's expected tensor, which the kit has, or of a
 model this package's own forward under exact arithmetic, where that has the digest.
 """
+
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -21,9 +22,15 @@ def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expect
     """
     other = [name for name, x in given.items() if not has(x, digests[name])]
     tensors = {name: x for name, x in expected().items() if has(x, digests[name])} if other else {}
-    rows = [TapRow(name, MISSING) if name not in given else TapRow(name, IDENTICAL) if name not in other
-            else differing(name, given[name], tensors.get(name), digests[name])
-            for name in digests if name in given or name in outputs]
+    rows = [
+        TapRow(name, MISSING)
+        if name not in given
+        else TapRow(name, IDENTICAL)
+        if name not in other
+        else differing(name, given[name], tensors.get(name), digests[name])
+        for name in digests
+        if name in given or name in outputs
+    ]
     return verdict(rows)
 
 
@@ -49,7 +56,7 @@ def verdict(rows: list[TapRow]) -> Report:
     if first is None:
         said = f"identical at {'every tap' if not missing else f'all of {len(rows) - missing} taps'}{lacking}"
         return Report(MISSING if missing else IDENTICAL, said, None, rows)
-    before = sum(row.verdict == IDENTICAL for row in rows[:rows.index(first)])
+    before = sum(row.verdict == IDENTICAL for row in rows[: rows.index(first)])
     said = f"first difference at {first.name} ({distance(first)}); {before} taps before it are identical{lacking}"
     return Report(first.verdict, said, first.name, rows)
 

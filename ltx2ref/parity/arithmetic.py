@@ -3,6 +3,7 @@
 docs/arithmetic.md says the same for people and for other languages; exact.py has torch compute by it. A formula is
 given float64 tensors and returns one, which is then rounded once, to the dtype that the result has in torch.
 """
+
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -44,7 +45,7 @@ class Arithmetic:
         n = len(terms)
         while n > 1:
             half = n // 2
-            terms[:half] += terms[n - half:n]
+            terms[:half] += terms[n - half : n]
             n -= half
         return terms[0] if n else terms.new_zeros(terms.shape[1:])
 
@@ -59,12 +60,12 @@ class Arithmetic:
         out = torch.empty(count, rows, columns, dtype=torch.float64, device=a.device)
         buffer = out.new_empty(c * m * n * inner)
         for i, j in product(range(0, count, max(c, 1)), range(0, columns, max(n, 1))):
-            right = b[i:i + c, :, j:j + n].double().movedim(1, 0).contiguous()[:, :, None]
+            right = b[i : i + c, :, j : j + n].double().movedim(1, 0).contiguous()[:, :, None]
             for k in range(0, rows, max(m, 1)):
-                left = a[i:i + c, k:k + m].double().movedim(2, 0).contiguous()[..., None]
+                left = a[i : i + c, k : k + m].double().movedim(2, 0).contiguous()[..., None]
                 shape = torch.broadcast_shapes(left.shape, right.shape)
-                terms = torch.mul(left, right, out=buffer[:math.prod(shape)].view(shape))
-                out[i:i + c, k:k + m, j:j + n] = self.fold(terms)
+                terms = torch.mul(left, right, out=buffer[: math.prod(shape)].view(shape))
+                out[i : i + c, k : k + m, j : j + n] = self.fold(terms)
         return out.view(*batch, rows, columns)
 
     def biased(self, y: Tensor, bias: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class Arithmetic:
         """Sum over `dims`, or all, in row-major order. They stay, with size 1."""
         among = dimensions(x, dims)
         front = x.movedim(among, tuple(range(len(among))))
-        terms = front.reshape(math.prod(front.shape[:len(among)]), *front.shape[len(among):]).clone()
+        terms = front.reshape(math.prod(front.shape[: len(among)]), *front.shape[len(among) :]).clone()
         return self.fold(terms).reshape([1 if i in among else n for i, n in enumerate(x.shape)])
 
 
@@ -231,8 +232,9 @@ def vector_norm(m: Arithmetic, x: Tensor, ord: Scalar = 2, dims: Dims = None, ke
     return m.function("sqrt", total(m, x * x, dims, keepdim))
 
 
-def layer_norm(m: Arithmetic, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None,
-               eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def layer_norm(
+    m: Arithmetic, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, the mean and the inverse deviation, as ATen does."""
     dims = list(range(x.ndim - len(shape), x.ndim))
     center = average(m, x, dims)
@@ -244,8 +246,13 @@ def layer_norm(m: Arithmetic, x: Tensor, shape: Sequence[int], weight: Tensor | 
 
 
 # ---- of tensors as they come: these widen what they need, when they need it
-def rms_norm(m: Arithmetic, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
-             eps: float | None = None) -> tuple[Tensor, Tensor]:
+def rms_norm(
+    m: Arithmetic,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
     """Take the operations that code which writes the norm out would take, each rounded to float32 or wider.
 
     The second result is the factor, which ATen's fused operator returns, too.
@@ -287,9 +294,17 @@ def linear(m: Arithmetic, input: Tensor, weight: Tensor, bias: Tensor | None = N
     return y if bias is None else m.biased(y, bias)
 
 
-def attention(m: Arithmetic, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-              dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-              enable_gqa: bool = False) -> Tensor:
+def attention(
+    m: Arithmetic,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """Attend from (..., T, d) to (..., S, d): one operation, one rounding. A row with nothing to attend to is 0."""
     if dropout_p:
         raise NotExact(f"exact arithmetic does not define dropout: expected dropout_p=0, got {dropout_p}")
@@ -312,8 +327,12 @@ def attend(m: Arithmetic, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, 
         return torch.stack(parts)
     if len(q) * k.shape[-2] > LOGITS and q.ndim == 2 and len(q) > 1:
         half = len(q) // 2
-        return torch.cat([attend(m, q[part], k, v, None if mask is None else mask[part], scale)
-                          for part in (slice(0, half), slice(half, None))])
+        return torch.cat(
+            [
+                attend(m, q[part], k, v, None if mask is None else mask[part], scale)
+                for part in (slice(0, half), slice(half, None))
+            ]
+        )
     logits = m.matmul(q, k.mT) * scale
     if mask is not None:
         logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask.double()
@@ -337,17 +356,72 @@ def arange(m: Arithmetic, *bounds: Scalar) -> Tensor:
     return float(start) + float(step) * torch.arange(math.ceil((end - start) / step), dtype=torch.float64)
 
 
-FUNCTIONS = ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "sinh", "cosh",
-             "asin", "acos", "atan", "atan2", "sqrt", "erf", "erfc")
+FUNCTIONS = (
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log2",
+    "log10",
+    "log1p",
+    "sin",
+    "cos",
+    "tan",
+    "tanh",
+    "sinh",
+    "cosh",
+    "asin",
+    "acos",
+    "atan",
+    "atan2",
+    "sqrt",
+    "erf",
+    "erfc",
+)
 NARROW: dict[str, Callable[..., Any]] = {
-    "rms_norm": rms_norm, "_fused_rms_norm": rms_norm, "mm": mm, "bmm": mm, "mv": mv, "dot": dot, "vdot": dot,
-    "addmm": addmm, "baddbmm": addmm, "addmv": addmm, "linear": linear, "scaled_dot_product_attention": attention,
-    "linspace": linspace, "logspace": logspace, "arange": arange,
+    "rms_norm": rms_norm,
+    "_fused_rms_norm": rms_norm,
+    "mm": mm,
+    "bmm": mm,
+    "mv": mv,
+    "dot": dot,
+    "vdot": dot,
+    "addmm": addmm,
+    "baddbmm": addmm,
+    "addmv": addmm,
+    "linear": linear,
+    "scaled_dot_product_attention": attention,
+    "linspace": linspace,
+    "logspace": logspace,
+    "arange": arange,
 }
-FORMULAS: dict[str, Callable[..., Any]] = NARROW | {
-    "add": add, "sub": sub, "rsub": rsub, "mul": lambda m, x, y: x * y, "div": div, "addcmul": addcmul,
-    "addcdiv": addcdiv, "lerp": lerp, "pow": power, "square": lambda m, x: x * x, "rsqrt": rsqrt,
-    "reciprocal": lambda m, x: 1 / x, "sigmoid": sigmoid, "silu": silu, "gelu": gelu, "_softmax": softmax,
-    "_safe_softmax": safe_softmax, "_log_softmax": log_softmax, "sum": total, "mean": mean, "var": var, "std": std,
-    "linalg_vector_norm": vector_norm, "native_layer_norm": layer_norm,
-} | {name: lambda m, *x, name=name: m.function(name, *x) for name in FUNCTIONS}
+FORMULAS: dict[str, Callable[..., Any]] = (
+    NARROW
+    | {
+        "add": add,
+        "sub": sub,
+        "rsub": rsub,
+        "mul": lambda m, x, y: x * y,
+        "div": div,
+        "addcmul": addcmul,
+        "addcdiv": addcdiv,
+        "lerp": lerp,
+        "pow": power,
+        "square": lambda m, x: x * x,
+        "rsqrt": rsqrt,
+        "reciprocal": lambda m, x: 1 / x,
+        "sigmoid": sigmoid,
+        "silu": silu,
+        "gelu": gelu,
+        "_softmax": softmax,
+        "_safe_softmax": safe_softmax,
+        "_log_softmax": log_softmax,
+        "sum": total,
+        "mean": mean,
+        "var": var,
+        "std": std,
+        "linalg_vector_norm": vector_norm,
+        "native_layer_norm": layer_norm,
+    }
+    | {name: lambda m, *x, name=name: m.function(name, *x) for name in FUNCTIONS}
+)

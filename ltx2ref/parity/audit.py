@@ -1,8 +1,9 @@
 """Another implementation against this one: the same weights and inputs in both, every tap compared and judged.
 
-    from ltx2ref import assert_parity
-    assert_parity(model, port, inputs)      # in a test: fails with the first divergence
+from ltx2ref import assert_parity
+assert_parity(model, port, inputs)      # in a test: fails with the first divergence
 """
+
 import importlib
 import platform
 import re
@@ -47,6 +48,7 @@ DRAWS = 3  # of phases that a candidate does not show
 class Setup(NamedTuple):
     """What both implementations are given: a diffusers config, and parameters under diffusers' names. `coords` are
     those of the reference, for an implementation whose model is given positions in place of a grid."""
+
     config: TransformerConfig
     state: dict[str, Tensor]
     inputs: Inputs
@@ -58,14 +60,21 @@ class Setup(NamedTuple):
 class Candidate(NamedTuple):
     """An implementation. `run` computes taps, by our names, for a setup, or raises `ValueError` if it cannot express
     that. `made_in` is the arithmetic of a trace file, which nobody can run again."""
+
     name: str
     version: str | None
     run: Callable[[Setup], Mapping[str, Any]]
     made_in: str | None = None
 
 
-def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.device, reference: str = "ltx2ref",
-          arithmetic: str = NATIVE) -> Report:
+def audit(
+    candidate: Candidate,
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device,
+    reference: str = "ltx2ref",
+    arithmetic: str = NATIVE,
+) -> Report:
     """Run one conformance case in both, in this machine's arithmetic or, with "exact", in exact arithmetic.
 
     Raises `ValueError` if the candidate has no equivalent of the case, and `NotExact` if it computes what exact
@@ -85,16 +94,21 @@ def audit(candidate: Candidate, case: Case, dtype: torch.dtype, device: torch.de
         report = judge(model, inputs, theirs())
         report = cleared(report, model, inputs, theirs) if candidate.made_in is None else report
     elif candidate.made_in not in (None, EXACT):
-        raise NotExact(f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {EXACT}: what its "
-                       "fingerprint says, as docs/trace-format.md has it")
+        raise NotExact(
+            f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {EXACT}: what its "
+            "fingerprint says, as docs/trace-format.md has it"
+        )
     else:
         with threads(1):  # no bit depends on it, and for tensors this small it is the fastest
             report = judge_exactly(model, inputs, theirs)
         unclear = not report.failed and any(row.verdict in (ROUNDING, SUSPECT) for row in report.rows)
         if unclear and dtype != torch.float32 and candidate.made_in is None:
             report = widened(report, audit(candidate, case, torch.float32, device, reference, arithmetic))
-    return replace(report, reference={"implementation": reference, **about},
-                   candidate={"implementation": candidate.name, "version": candidate.version, **about})
+    return replace(
+        report,
+        reference={"implementation": reference, **about},
+        candidate={"implementation": candidate.name, "version": candidate.version, **about},
+    )
 
 
 def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]) -> Report:
@@ -106,8 +120,9 @@ def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[st
     return replace(report, notes=[*report.notes, *without_effect(model)])
 
 
-def judge_exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs,
-                  theirs: Callable[[], Mapping[str, Any]]) -> Report:
+def judge_exactly(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Mapping[str, Any]]
+) -> Report:
     """Run both under exact arithmetic, in which whatever differs differs in operations, and judge that.
 
     Raises `NotExact`, of a candidate that does not repeat itself, too: layers may draw the numbers that weights then
@@ -117,23 +132,30 @@ def judge_exactly(model: LTX2VideoTransformer3DModel, inputs: Inputs,
         ours = run(model, inputs)
     with torch.random.fork_rng(devices=[]), exact(random=True):
         given, second = theirs(), theirs()
-    changed = [name for name, x in given.items()
-               if isinstance(x, Tensor) and record.digest(x) != record.digest(second[name])]
+    changed = [
+        name for name, x in given.items() if isinstance(x, Tensor) and record.digest(x) != record.digest(second[name])
+    ]
     if changed:
-        raise NotExact(f"the candidate does not repeat itself under exact arithmetic, at {changed[0]}: it computes "
-                       "with random numbers, or with memory that nobody has written")
+        raise NotExact(
+            f"the candidate does not repeat itself under exact arithmetic, at {changed[0]}: it computes "
+            "with random numbers, or with memory that nobody has written"
+        )
     report = judge_taps(model, inputs, shown(ours, given, inputs), given, exactly=True)
     return replace(report, notes=[*report.notes, *without_effect(model)])
 
 
 def shown(ours: Taps, theirs: Mapping[str, Any], inputs: Inputs) -> Taps:
     """Return the taps of ours that are compared: those that the candidate has, or should have."""
-    return {name: x for name, x in ours.items()
-            if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())}
+    return {
+        name: x
+        for name, x in ours.items()
+        if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())
+    }
 
 
-def cleared(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs,
-            theirs: Callable[[], Mapping[str, Any]]) -> Report:
+def cleared(
+    report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Mapping[str, Any]]
+) -> Report:
     """Compute what is suspect again, under exact arithmetic: with the same operations it is rounding after all."""
     if report.verdict != SUSPECT or report.first is None:
         return report
@@ -156,16 +178,24 @@ def widened(report: Report, wide: Report) -> Report:
         said = "what is suspect in this dtype is rounding in float32, and so it is rounding here, at other places"
         return summary(rows, [*report.notes, said]) if report.verdict == SUSPECT else report
     wrong = {row.name: row for row in wide.rows if row.verdict in (DIVERGED, SUSPECT) and row.origin != PROPAGATED}
-    rows = [replace(row, verdict=wrong[row.name].verdict, hints=wrong[row.name].hints)
-            if row.name in wrong and row.verdict != MISSING else row for row in report.rows]
+    rows = [
+        replace(row, verdict=wrong[row.name].verdict, hints=wrong[row.name].hints)
+        if row.name in wrong and row.verdict != MISSING
+        else row
+        for row in report.rows
+    ]
     report = summary(rows, report.notes)
-    hidden = [f"{row.name}: {wrong[row.name].budget:.3g} times the budget in float32, which {row.dtype} hides"
-              for row in report.rows if row.name == report.first and row.name in wrong]
+    hidden = [
+        f"{row.name}: {wrong[row.name].budget:.3g} times the budget in float32, which {row.dtype} hides"
+        for row in report.rows
+        if row.name == report.first and row.name in wrong
+    ]
     return replace(report, notes=[*report.notes, *hidden])
 
 
-def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any],
-               exactly: bool = False) -> Report:
+def judge_taps(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any], exactly: bool = False
+) -> Report:
     """Judge taps that both computed before, here or elsewhere; `exactly`: under exact arithmetic."""
     queries = unscaled(ours, theirs)
     notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
@@ -190,23 +220,36 @@ def judge_taps(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, t
     return explained(replace(report, notes=[*report.notes, *notes]), ours, theirs, true, model, inputs, why)
 
 
-def of_other_frequencies(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs,
-                         theirs: Mapping[str, Any]) -> Report:
+def of_other_frequencies(
+    report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]
+) -> Report:
     """Call RoPE tables diverged whose frequencies are float32 in place of float64, or the other way round, under exact
     arithmetic. The budget hardly tells them from other ways of rounding an angle; the bits do."""
     double = model.config.rope_double_precision
     other = switched(model, config=replace(model.config, rope_double_precision=not double))
     with exact():
         tables = {name: x for name, x in phases(run(other, inputs)).items() if name.endswith((".cos", ".sin"))}
-    found = {row.name for row in report.rows if row.verdict in (ROUNDING, SUSPECT) and row.name in tables
-             and isinstance(x := theirs.get(row.name), Tensor) and torch.equal(tables[row.name], x.cpu())}
+    found = {
+        row.name
+        for row in report.rows
+        if row.verdict in (ROUNDING, SUSPECT)
+        and row.name in tables
+        and isinstance(x := theirs.get(row.name), Tensor)
+        and torch.equal(tables[row.name], x.cpu())
+    }
     hint = f"frequencies computed in float{32 if double else 64}"
     rows = [replace(row, verdict=DIVERGED, hints=(hint,)) if row.name in found else row for row in report.rows]
     return summary(rows, report.notes) if found else report
 
 
-def rounded(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, truth: Truth,
-            theirs: Mapping[str, Any], true: Taps) -> Report:
+def rounded(
+    report: Report,
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    truth: Truth,
+    theirs: Mapping[str, Any],
+    true: Taps,
+) -> Report:
     """Make suspect, with a note, what simulated machines explain that round more often."""
     rows = explained_by_machines(report.rows, lambda: run(model, inputs), truth, theirs, true)
     found = sorted({row.machine for row in rows if row.machine is not None})
@@ -248,8 +291,10 @@ def unseen(truth: Truth, ours: Taps, theirs: Mapping[str, Any]) -> dict[str, flo
     missing = {name: x for name, x in phases(ours).items() if name not in theirs}
     if not missing:
         return {}
-    draws = [{name: truth.drawn(name, x, seed=99 * i + j) for j, (name, x) in enumerate(missing.items())}
-             for i in range(DRAWS)]
+    draws = [
+        {name: truth.drawn(name, x, seed=99 * i + j) for j, (name, x) in enumerate(missing.items())}
+        for i in range(DRAWS)
+    ]
     plain, drawn = truth.of(ours), [truth.of(ours | draw) for draw in draws]
     return {name: max(norm(x[name] - y) for x in drawn) for name, y in plain.items() if not name.endswith(PHASES)}
 
@@ -259,9 +304,14 @@ def without_effect(model: nn.Module) -> list[str]:
     there = {name: x for name, x in model.named_parameters() if not x.is_meta}  # the rest is in a streamed model's file
     zero = [name for name, x in there.items() if not x.any()]
     one = [name for name, x in there.items() if name.endswith((".norm_q.weight", ".norm_k.weight")) and (x == 1).all()]
-    return [f"{what}: {some(names, model)}" for names, what in (
-        (zero, "parameters that are all zero, so that a port passes without them"),
-        (one, "norm weights that are all one, and without effect")) if names]
+    return [
+        f"{what}: {some(names, model)}"
+        for names, what in (
+            (zero, "parameters that are all zero, so that a port passes without them"),
+            (one, "norm weights that are all one, and without effect"),
+        )
+        if names
+    ]
 
 
 def some(names: list[str], model: nn.Module, count: int = 12) -> str:
@@ -281,12 +331,23 @@ def unused(name: str, inputs: Inputs) -> bool:
     mask = inputs.get("perturbation_mask")
     perturbed = int(block) in (inputs.get("spatio_temporal_guidance_blocks") or ()) if block.isdigit() else False
     attention, _, part = tap.partition(".")
-    return (perturbed and (mask is None or not mask.any()) and attention in ("attn1", "audio_attn1")
-            and part in ("norm_q", "norm_k", "q", "k", "sdpa"))
+    return (
+        perturbed
+        and (mask is None or not mask.any())
+        and attention in ("attn1", "audio_attn1")
+        and part in ("norm_q", "norm_k", "q", "k", "sdpa")
+    )
 
 
-def explained(report: Report, ours: Taps, theirs: Mapping[str, Any], true: Taps,
-              model: LTX2VideoTransformer3DModel, inputs: Inputs, why: Explanation | None) -> Report:
+def explained(
+    report: Report,
+    ours: Taps,
+    theirs: Mapping[str, Any],
+    true: Taps,
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    why: Explanation | None,
+) -> Report:
     """The report with what its first divergence looks like: another convention, a mistake that ports make."""
     found = next((row for row in report.rows if row.name == report.first), None)
     if found is None:
@@ -300,22 +361,37 @@ def explained(report: Report, ours: Taps, theirs: Mapping[str, Any], true: Taps,
     return summary(rows, report.notes)
 
 
-def mistakes(name: str, ours: Taps, theirs: Mapping[str, Any], true: Taps, model: LTX2VideoTransformer3DModel,
-             inputs: Inputs) -> tuple[str, ...]:
+def mistakes(
+    name: str, ours: Taps, theirs: Mapping[str, Any], true: Taps, model: LTX2VideoTransformer3DModel, inputs: Inputs
+) -> tuple[str, ...]:
     other = theirs.get(name)
     if not isinstance(other, Tensor):
         return ()
     other = spread(name, other, ours[name])
     if other.shape != ours[name].shape:
         return ()
-    before = list(ours)[:list(ours).index(name)]
-    return hints(Evidence(
-        name, ours[name], other.cpu(), true.get(name), ours, {name: theirs[name] for name in before if name in theirs},
-        model.config, inputs))
+    before = list(ours)[: list(ours).index(name)]
+    return hints(
+        Evidence(
+            name,
+            ours[name],
+            other.cpu(),
+            true.get(name),
+            ours,
+            {name: theirs[name] for name in before if name in theirs},
+            model.config,
+            inputs,
+        )
+    )
 
 
-def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Callable[..., Outputs], inputs: Inputs,
-                  names: Mapping[str, str] | None = None, arithmetic: str = NATIVE) -> Report:
+def assert_parity(
+    model: LTX2VideoTransformer3DModel,
+    candidate: nn.Module | Callable[..., Outputs],
+    inputs: Inputs,
+    names: Mapping[str, str] | None = None,
+    arithmetic: str = NATIVE,
+) -> Report:
     """Raises `AssertionError` with the first divergence if the candidate computes something else from `inputs`.
 
     `candidate` has the same weights. A module with diffusers' names is called with the documented arguments and
@@ -324,6 +400,7 @@ def assert_parity(model: LTX2VideoTransformer3DModel, candidate: nn.Module | Cal
     `arithmetic` is "native" or "exact"; what exact arithmetic cannot see raises `NotExact`. What bfloat16 hides shows
     with float32 models alone: unlike `audit`, this runs them in no other dtype.
     """
+
     def theirs() -> Mapping[str, Any]:
         return {(names or {}).get(name, name): x for name, x in taps_of(candidate, inputs).items()}
 
@@ -344,6 +421,7 @@ def taps_of(candidate: nn.Module | Callable[..., Outputs], inputs: Inputs) -> Ma
         return run(candidate, inputs)
     if isinstance(candidate, nn.Module):
         from .oracles import diffusers
+
         return diffusers.traced(candidate, inputs)
     return as_taps(candidate(**inputs))
 
@@ -370,11 +448,18 @@ def candidate_named(name: str) -> Candidate:
         return oracle(name)
     if Path(name).exists() and not name.endswith(".py"):
         found = load_trace(name)
-        return Candidate(found.implementation or name, None, lambda setup: found.taps,
-                         str(found.fingerprint.get("arithmetic", NATIVE)))
+        return Candidate(
+            found.implementation or name,
+            None,
+            lambda setup: found.taps,
+            str(found.fingerprint.get("arithmetic", NATIVE)),
+        )
     function = port_named(name)
-    return Candidate(name, None, lambda s: as_taps(function(
-        config=s.config.to_diffusers(), state=s.state, inputs=s.inputs, dtype=s.dtype)))
+    return Candidate(
+        name,
+        None,
+        lambda s: as_taps(function(config=s.config.to_diffusers(), state=s.state, inputs=s.inputs, dtype=s.dtype)),
+    )
 
 
 def ours(s: Setup, conventions: Conventions) -> LTX2VideoTransformer3DModel:
@@ -395,13 +480,20 @@ def oracle(name: str) -> Candidate:
 def fingerprint(device: torch.device, dtype: torch.dtype) -> Fingerprint:
     """Everything on which bits depend."""
     return {
-        "torch": torch.__version__, "python": platform.python_version(), "device": describe(device),
-        "dtype": dtype_name(torch.empty(0, dtype=dtype)), "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": describe(device),
+        "dtype": dtype_name(torch.empty(0, dtype=dtype)),
+        "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "sdpa": [name for name in ("flash", "mem_efficient", "math", "cudnn")
-                 if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()],
-        "deterministic": torch.are_deterministic_algorithms_enabled()}
+        "sdpa": [
+            name
+            for name in ("flash", "mem_efficient", "math", "cudnn")
+            if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()
+        ],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def describe(device: torch.device) -> str:

@@ -4,6 +4,7 @@ Batch 2; frames, height and width odd and different; widths that RoPE has to pad
 length; unequal noise levels; no weight, table, gate or bias is zero. Then what these do not exercise, found by changes
 of diffusers that no case noticed (tests/test_cases.py), and, before all others, the calls that a pipeline makes.
 """
+
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -20,9 +21,18 @@ SEED = 20261122
 BATCH, TEXT_TOKENS, AUDIO_TOKENS, GRID = 2, 9, 11, (3, 5, 7)
 LONG_GRID = (16, 1, 3)  # 121 pixel frames
 SIZES: dict[str, Any] = {
-    "in_channels": 6, "out_channels": 5, "num_attention_heads": 2, "attention_head_dim": 14,
-    "cross_attention_dim": 28, "audio_in_channels": 7, "audio_out_channels": 4, "audio_num_attention_heads": 2,
-    "audio_attention_head_dim": 10, "audio_cross_attention_dim": 20, "num_layers": 2, "caption_channels": 12,
+    "in_channels": 6,
+    "out_channels": 5,
+    "num_attention_heads": 2,
+    "attention_head_dim": 14,
+    "cross_attention_dim": 28,
+    "audio_in_channels": 7,
+    "audio_out_channels": 4,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 10,
+    "audio_cross_attention_dim": 20,
+    "num_layers": 2,
+    "caption_channels": 12,
 }
 RELEASES = {"2.0": replace(LTX_2_0, **SIZES), "2.3": replace(LTX_2_3, **SIZES), "2.5": replace(LTX_2_5, **SIZES)}
 Inputs = dict[str, Any]
@@ -40,10 +50,10 @@ class Case:
     extras: tuple[Callable[["Case", Inputs], Inputs], ...] = ()
     conventions: Conventions = DIFFUSERS  # of the implementation that is recorded
     batch: int = BATCH
-    absent: tuple[str, ...] = ()          # arguments that are left to their defaults
-    scales: Scales = ()                   # of the weights
-    seed: int = SEED                      # of the inputs
-    native: bool = True                   # tensors were recorded in native arithmetic, too
+    absent: tuple[str, ...] = ()  # arguments that are left to their defaults
+    scales: Scales = ()  # of the weights
+    seed: int = SEED  # of the inputs
+    native: bool = True  # tensors were recorded in native arithmetic, too
 
     @property
     def id(self) -> str:
@@ -56,7 +66,8 @@ class Case:
     def about(self) -> dict[str, Any]:
         """What a recording holds of the case, besides its inputs."""
         return {"config": self.config.to_diffusers(), "conventions": asdict(self.conventions)} | (
-            {"scales": [list(x) for x in self.scales]} if self.scales else {})
+            {"scales": [list(x) for x in self.scales]} if self.scales else {}
+        )
 
     @property
     def config(self) -> TransformerConfig:
@@ -67,17 +78,24 @@ class Case:
 
     def inputs(self) -> Inputs:
         video, audio, (frames, height, width) = self.config.video, self.config.audio, self.grid
-        level = torch.tensor([731.25, 402.5, 64.5][:self.batch])
-        audio_level = torch.tensor([518.75, 883.0, 240.25][:self.batch])
+        level = torch.tensor([731.25, 402.5, 64.5][: self.batch])
+        audio_level = torch.tensor([518.75, 883.0, 240.25][: self.batch])
         base: Inputs = {
             "hidden_states": self.draw("hidden_states", self.batch, frames * height * width, video.in_channels),
             "audio_hidden_states": self.draw("audio_hidden_states", self.batch, AUDIO_TOKENS, audio.in_channels),
             "encoder_hidden_states": self.draw("encoder_hidden_states", self.batch, TEXT_TOKENS, video.text_dim),
             "audio_encoder_hidden_states": self.draw(
-                "audio_encoder_hidden_states", self.batch, TEXT_TOKENS, audio.text_dim),
-            "timestep": level, "audio_timestep": audio_level,
-            "sigma": level.clone(), "audio_sigma": audio_level.clone(),
-            "num_frames": frames, "height": height, "width": width, "audio_num_frames": AUDIO_TOKENS, "fps": 25.0,
+                "audio_encoder_hidden_states", self.batch, TEXT_TOKENS, audio.text_dim
+            ),
+            "timestep": level,
+            "audio_timestep": audio_level,
+            "sigma": level.clone(),
+            "audio_sigma": audio_level.clone(),
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "audio_num_frames": AUDIO_TOKENS,
+            "fps": 25.0,
         }
         for extra in self.extras:
             base |= extra(self, base)
@@ -100,8 +118,10 @@ def cross_timestep(case: Case, x: Inputs) -> Inputs:
 def text_masks(case: Case, x: Inputs) -> Inputs:
     """Another length in each row; the audio's text is padded on the left."""
     tokens, lengths = torch.arange(TEXT_TOKENS), torch.tensor([[TEXT_TOKENS - 2], [4]])
-    return {"encoder_attention_mask": (tokens < lengths).long(),
-            "audio_encoder_attention_mask": (tokens >= TEXT_TOKENS - lengths.flip(0)).float()}
+    return {
+        "encoder_attention_mask": (tokens < lengths).long(),
+        "audio_encoder_attention_mask": (tokens >= TEXT_TOKENS - lengths.flip(0)).float(),
+    }
 
 
 def text_masks_3d(case: Case, x: Inputs) -> Inputs:
@@ -117,8 +137,14 @@ def coords(case: Case, x: Inputs) -> Inputs:
     audio = (case.draw("audio_coords", case.batch, 1, AUDIO_TOKENS, 1) + 2) / 4 * 20
     start = start * torch.tensor([20.0, 1000.0, 2000.0])[:, None, None]
     size = torch.tensor([1 / 3, 32.0, 32.0])[:, None, None]
-    return {"video_coords": torch.cat([start, start + size], -1), "audio_coords": torch.cat([audio, audio + 0.04], -1),
-            "num_frames": None, "height": None, "width": None, "audio_num_frames": None}
+    return {
+        "video_coords": torch.cat([start, start + size], -1),
+        "audio_coords": torch.cat([audio, audio + 0.04], -1),
+        "num_frames": None,
+        "height": None,
+        "width": None,
+        "audio_num_frames": None,
+    }
 
 
 def isolated(case: Case, x: Inputs) -> Inputs:
@@ -173,12 +199,17 @@ def guided_rows(case: Case, x: Inputs) -> Inputs:
     like, n = torch.empty(0), case.batch
     tokens, lengths = torch.arange(TEXT_TOKENS), torch.tensor([[3], [TEXT_TOKENS - 1]])
     mask = (tokens >= TEXT_TOKENS - lengths).long()  # padded on the left
-    return {"hidden_states": x["hidden_states"][:1].repeat(n, 1, 1),
-            "audio_hidden_states": x["audio_hidden_states"][:1].repeat(n, 1, 1),
-            "timestep": sigma, "sigma": sigma.clone(), "fps": 24.0,
-            "encoder_attention_mask": mask, "audio_encoder_attention_mask": mask.clone(),
-            "video_coords": video_positions(case.grid, 24.0, case.config, like).repeat(n, 1, 1, 1),
-            "audio_coords": audio_positions((AUDIO_TOKENS,), case.config, like).repeat(n, 1, 1, 1)}
+    return {
+        "hidden_states": x["hidden_states"][:1].repeat(n, 1, 1),
+        "audio_hidden_states": x["audio_hidden_states"][:1].repeat(n, 1, 1),
+        "timestep": sigma,
+        "sigma": sigma.clone(),
+        "fps": 24.0,
+        "encoder_attention_mask": mask,
+        "audio_encoder_attention_mask": mask.clone(),
+        "video_coords": video_positions(case.grid, 24.0, case.config, like).repeat(n, 1, 1, 1),
+        "audio_coords": audio_positions((AUDIO_TOKENS,), case.config, like).repeat(n, 1, 1, 1),
+    }
 
 
 def first_frame(case: Case, x: Inputs) -> Inputs:
@@ -186,8 +217,12 @@ def first_frame(case: Case, x: Inputs) -> Inputs:
     is padded with registers, so that its mask is all ones."""
     noisy = (torch.arange(x["hidden_states"].shape[1]) >= case.grid[1] * case.grid[2]).float()
     mask = torch.ones_like(x["encoder_attention_mask"])
-    return {"timestep": x["sigma"][:, None] * noisy, "audio_timestep": x["sigma"].clone(),
-            "encoder_attention_mask": mask, "audio_encoder_attention_mask": mask.clone()}
+    return {
+        "timestep": x["sigma"][:, None] * noisy,
+        "audio_timestep": x["sigma"].clone(),
+        "encoder_attention_mask": mask,
+        "audio_encoder_attention_mask": mask.clone(),
+    }
 
 
 def fps_23976(case: Case, x: Inputs) -> Inputs:
@@ -206,7 +241,7 @@ def video_mask(case: Case, x: Inputs) -> Inputs:
 
 def audio_mask(case: Case, x: Inputs) -> Inputs:
     """For the audio's text alone, another length in each row."""
-    lengths = torch.tensor([[5], [8], [2]][:case.batch])
+    lengths = torch.tensor([[5], [8], [2]][: case.batch])
     return {"audio_encoder_attention_mask": (torch.arange(TEXT_TOKENS) < lengths).long()}
 
 
@@ -224,32 +259,67 @@ def low_self_mask(case: Case, x: Inputs) -> Inputs:
 
 INTERLEAVED = {"rope_type": "interleaved"}
 SAME_CHANNELS = {"out_channels": SIZES["in_channels"], "audio_out_channels": SIZES["audio_in_channels"]}
-OTHER_RATES = {"audio_hop_length": 256, "audio_sampling_rate": 44100, "audio_scale_factor": 8,
-               "vae_scale_factors": (4, 16, 24), "rope_theta": 5000.0}
+OTHER_RATES = {
+    "audio_hop_length": 256,
+    "audio_sampling_rate": 44100,
+    "audio_scale_factor": 8,
+    "vae_scale_factors": (4, 16, 24),
+    "rope_theta": 5000.0,
+}
 # A stream of 1e-3, and queries and keys of that size, so that each norm's epsilon weighs as much as what it norms.
-SMALL_STREAM: Scales = (("*proj_in.*", 2.0**-10), ("*.to_out.0.*", 2.0**-10), ("*ff.net.2.*", 2.0**-10),
-                        ("*.to_q.*", 2.0**-10), ("*.to_k.*", 2.0**-10))
+SMALL_STREAM: Scales = (
+    ("*proj_in.*", 2.0**-10),
+    ("*.to_out.0.*", 2.0**-10),
+    ("*ff.net.2.*", 2.0**-10),
+    ("*.to_q.*", 2.0**-10),
+    ("*.to_k.*", 2.0**-10),
+)
 LARGE_OUTPUTS: Scales = (("*proj_out.*", 8.0),)
 
 PIPELINE_CASES = (
-    *(Case(release, "pipeline-t2v", SAME_CHANNELS, extras=(guided_rows, *more), native=False,
-           absent=("audio_timestep", "audio_sigma"))
-      for release, more in (("2.0", ()), ("2.3", (cross_timestep,)), ("2.5", (cross_timestep,)))),
-    *(Case(release, "pipeline-i2v", SAME_CHANNELS, extras=(guided_rows, first_frame, *more), native=False,
-           absent=("audio_sigma",))
-      for release, more in (("2.0", ()), ("2.3", (cross_timestep,)), ("2.5", (cross_timestep,)))),
+    *(
+        Case(
+            release,
+            "pipeline-t2v",
+            SAME_CHANNELS,
+            extras=(guided_rows, *more),
+            native=False,
+            absent=("audio_timestep", "audio_sigma"),
+        )
+        for release, more in (("2.0", ()), ("2.3", (cross_timestep,)), ("2.5", (cross_timestep,)))
+    ),
+    *(
+        Case(
+            release,
+            "pipeline-i2v",
+            SAME_CHANNELS,
+            extras=(guided_rows, first_frame, *more),
+            native=False,
+            absent=("audio_sigma",),
+        )
+        for release, more in (("2.0", ()), ("2.3", (cross_timestep,)), ("2.5", (cross_timestep,)))
+    ),
 )
-MORE_CASES = tuple(replace(case, native=False) for case in (
-    Case("2.0", "empty-text-rows", extras=(empty_text_masks,)),
-    Case("2.0", "other-rates", OTHER_RATES, extras=(fps_23976,)),
-    Case("2.3", "defaults", extras=(other_sigma, video_mask), batch=1, absent=("audio_timestep", "audio_sigma", "fps")),
-    Case("2.5", "batch-3", extras=(audio_mask,), batch=3),
-    Case("2.3", "other-sigma", extras=(per_token, other_sigma, cross_timestep)),
-    Case("2.3", "stg-shares", extras=(stg_shares,)),
-    Case("2.3", "soft-self-mask", extras=(low_self_mask,)),
-    Case("2.3", "gates-without-guidance", {"perturbed_attn": False}),
-    Case("2.3", "small-stream-large-outputs", scales=SMALL_STREAM + LARGE_OUTPUTS),
-))
+MORE_CASES = tuple(
+    replace(case, native=False)
+    for case in (
+        Case("2.0", "empty-text-rows", extras=(empty_text_masks,)),
+        Case("2.0", "other-rates", OTHER_RATES, extras=(fps_23976,)),
+        Case(
+            "2.3",
+            "defaults",
+            extras=(other_sigma, video_mask),
+            batch=1,
+            absent=("audio_timestep", "audio_sigma", "fps"),
+        ),
+        Case("2.5", "batch-3", extras=(audio_mask,), batch=3),
+        Case("2.3", "other-sigma", extras=(per_token, other_sigma, cross_timestep)),
+        Case("2.3", "stg-shares", extras=(stg_shares,)),
+        Case("2.3", "soft-self-mask", extras=(low_self_mask,)),
+        Case("2.3", "gates-without-guidance", {"perturbed_attn": False}),
+        Case("2.3", "small-stream-large-outputs", scales=SMALL_STREAM + LARGE_OUTPUTS),
+    )
+)
 CASES = (
     *PIPELINE_CASES,
     Case("2.0", "t2v"),
@@ -280,18 +350,25 @@ CASES = (
     Case("2.3", "one-stream-flags", {"audio_gated_attn": False, "cross_attn_mod": False}),
     Case("2.5", "t2v"),
     Case("2.5", "keyframes", extras=(per_token, keyframes)),
-    Case("2.5", "everything", INTERLEAVED, extras=(
-        per_token, cross_timestep, text_masks, coords, stg_second, keyframes)),
+    Case(
+        "2.5", "everything", INTERLEAVED, extras=(per_token, cross_timestep, text_masks, coords, stg_second, keyframes)
+    ),
     *MORE_CASES,
 )
 
 LTX_CORE_CASES = tuple(  # each convention shows in one of them, except in float32 what only rounds
-    replace(case, conventions=LTX_CORE_2026_03) for case in (
+    replace(case, conventions=LTX_CORE_2026_03)
+    for case in (
         Case("2.0", "ltx-core-t2v"),
         Case("2.0", "ltx-core-everything", extras=(per_token, empty_text_masks, soft_self_mask, stg_second)),
         Case("2.3", "ltx-core-i2v", extras=(per_token,)),
         Case("2.3", "ltx-core-interleaved", INTERLEAVED, extras=(text_masks, stg)),
-        Case("2.3", "ltx-core-everything", grid=LONG_GRID, extras=(
-            per_token, empty_text_masks, soft_self_mask, stg_second)),
-    ))
+        Case(
+            "2.3",
+            "ltx-core-everything",
+            grid=LONG_GRID,
+            extras=(per_token, empty_text_masks, soft_self_mask, stg_second),
+        ),
+    )
+)
 RECORDED = CASES + LTX_CORE_CASES

@@ -1,4 +1,5 @@
 """Error against depth, one drawing for each stream: SVG whose colours are the page's."""
+
 import math
 import re
 from collections.abc import Iterable
@@ -13,8 +14,10 @@ from .report import DIVERGED, IDENTICAL, ROUNDING, SUSPECT, Report, TapRow
 STREAMS = ("video", "audio")
 ENTRANCE, OUTPUT = -1.0, math.inf  # depths; a block's is its number
 ENDS = {
-    "proj_in": ("video", ENTRANCE), "audio_proj_in": ("audio", ENTRANCE),
-    "sample": ("video", OUTPUT), "audio_sample": ("audio", OUTPUT),
+    "proj_in": ("video", ENTRANCE),
+    "audio_proj_in": ("audio", ENTRANCE),
+    "sample": ("video", OUTPUT),
+    "audio_sample": ("audio", OUTPUT),
 }
 BLOCK = re.compile(r"transformer_blocks\.([0-9]{1,4})\.(.+)")
 WIDTH, HEIGHT = 560, 330
@@ -22,8 +25,10 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 16, 34, 52  # margins
 MOST_DECADES = 18
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = {  # told apart without colours, too
-    IDENTICAL: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z", ROUNDING: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z",
-    SUSPECT: "M-3.5,-3.5h7v7h-7z", DIVERGED: "M0,-5.5L5.5,0L0,5.5L-5.5,0z",
+    IDENTICAL: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z",
+    ROUNDING: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z",
+    SUSPECT: "M-3.5,-3.5h7v7h-7z",
+    DIVERGED: "M0,-5.5L5.5,0L0,5.5L-5.5,0z",
 }
 CROSS = "M-4,-4L4,4M-4,4L4,-4"
 
@@ -31,10 +36,11 @@ CROSS = "M-4,-4L4,4M-4,4L4,-4"
 @dataclass(frozen=True)
 class Point:
     """A stage of a stream: its tap, the line of the table that the tap is, and what is drawn of it."""
+
     depth: float
     line: int
     tap: TapRow
-    value: float | None      # the candidate's error; its difference from the reference where no truth is known
+    value: float | None  # the candidate's error; its difference from the reference where no truth is known
     reference: float | None  # the reference's own error
 
     @property
@@ -51,8 +57,9 @@ class Point:
 @dataclass(frozen=True)
 class Scale:
     """From depth and error to the drawing; both streams share one, so that they can be compared."""
+
     layers: int
-    low: int     # decades
+    low: int  # decades
     high: int
     zeros: bool  # room below for zeros, which have no logarithm
 
@@ -87,7 +94,9 @@ def chart(report: Report) -> str:
     subject = "error against float64" if truth else "difference from the reference"
     return "".join(
         figure(stream, sorted(points, key=lambda p: p.depth), scale, mark, subject)
-        for stream, points in streams.items() if points) or tag("p", "No block's output was recorded.", class_="muted")
+        for stream, points in streams.items()
+        if points
+    ) or tag("p", "No block's output was recorded.", class_="muted")
 
 
 def scale_of(points: list[Point]) -> Scale:
@@ -106,14 +115,19 @@ def first_depth(report: Report) -> float | None:
         return None
     if block := BLOCK.fullmatch(report.first):
         return float(block[1]) - (0 if block[2] in STREAMS else 0.5)
-    before = names[:names.index(report.first)]
+    before = names[: names.index(report.first)]
     return OUTPUT if any(BLOCK.fullmatch(name) for name in before) else ENTRANCE
 
 
 def figure(stream: str, points: list[Point], scale: Scale, mark: float | None, subject: str) -> str:
-    drawing = [band(points, scale), *axes(scale), line("own", points, [p.reference for p in points], scale),
-               line("candidate", points, [p.value for p in points], scale), *first_mark(mark, scale),
-               *(marker(p, scale) for p in points)]
+    drawing = [
+        band(points, scale),
+        *axes(scale),
+        line("own", points, [p.reference for p in points], scale),
+        line("candidate", points, [p.value for p in points], scale),
+        *first_mark(mark, scale),
+        *(marker(p, scale) for p in points),
+    ]
     worst = max(points, key=lambda p: p.value or 0)
     about = f"The candidate's {subject}, {stream} stream, against depth; largest at {worst.title}."
     svg = tag("svg", *drawing, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=about)
@@ -136,8 +150,10 @@ def axes(scale: Scale) -> list[str]:
 
 
 def level(y: float, label: str) -> list[str]:
-    return [tag("path", d=f"M{LEFT},{y}H{WIDTH - RIGHT}", class_="grid"),
-            tag("text", label, x=LEFT - 8, y=y + 4, class_="decade")]
+    return [
+        tag("path", d=f"M{LEFT},{y}H{WIDTH - RIGHT}", class_="grid"),
+        tag("text", label, x=LEFT - 8, y=y + 4, class_="decade"),
+    ]
 
 
 def band(points: list[Point], scale: Scale) -> str:

@@ -4,27 +4,25 @@ Where there is a truth, nothing but the budget of judge.py decides between round
 difference is called a divergence only if it takes half of the digits of the coarser dtype (relative L2 above the square
 root of its epsilon), and else stays suspect.
 """
+
 from collections.abc import Mapping
 from dataclasses import replace
 
 from .judge import Against, Local, Taps, judge_tap
-from .report import (
-    DIVERGED,
-    IDENTICAL,
-    MISSING,
-    PROPAGATED,
-    ROUNDING,
-    SHAPE,
-    SUSPECT,
-    Report,
-    TapRow,
-)
+from .report import DIVERGED, IDENTICAL, MISSING, PROPAGATED, ROUNDING, SHAPE, SUSPECT, Report, TapRow
 from .taps import PROJECTED
 
 
-def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: Local | None = None,
-            candidate_truth: Taps | None = None, bounds: Taps | None = None,
-            slack: Mapping[str, float] | None = None, least: Mapping[str, float] | None = None) -> Report:
+def compare(
+    reference: Taps,
+    candidate: Taps,
+    truth: Taps | None = None,
+    local: Local | None = None,
+    candidate_truth: Taps | None = None,
+    bounds: Taps | None = None,
+    slack: Mapping[str, float] | None = None,
+    least: Mapping[str, float] | None = None,
+) -> Report:
     """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence.
 
     `candidate_truth` is what the candidate is measured against, where its phases are not the reference's. `bounds` are
@@ -32,10 +30,19 @@ def compare(reference: Taps, candidate: Taps, truth: Taps | None = None, local: 
     is added to budgets.
     """
     true, theirs, bounds, slack, least = truth or {}, candidate_truth or {}, bounds or {}, slack or {}, least or {}
-    rows = [judge_tap(name, x, candidate.get(name), local,
-                Against(true.get(name), theirs.get(name), bounds.get(name), slack.get(name, 0.0),
-                        least=least.get(name, 0.0)))
-            for name, x in reference.items() if name in candidate or name not in PROJECTED.values()]
+    rows = [
+        judge_tap(
+            name,
+            x,
+            candidate.get(name),
+            local,
+            Against(
+                true.get(name), theirs.get(name), bounds.get(name), slack.get(name, 0.0), least=least.get(name, 0.0)
+            ),
+        )
+        for name, x in reference.items()
+        if name in candidate or name not in PROJECTED.values()
+    ]
     rows = after_projection(amplified(rows) if local is not None else rows)
     return summary(rows, notes(rows, reference, candidate, truth))
 
@@ -54,9 +61,14 @@ def amplified(rows: list[TapRow]) -> list[TapRow]:
 def after_projection(rows: list[TapRow]) -> list[TapRow]:
     """Say of an output that is wrong although what its projection put out is right, that it was changed in between."""
     right = {row.name for row in rows if row.verdict in (IDENTICAL, ROUNDING)}
-    return [replace(row, hints=(
-        f"a change after {PROJECTED[row.name]}: what it put out is right, what is returned is not",))
-        if PROJECTED.get(row.name) in right and row.verdict in (SUSPECT, DIVERGED, SHAPE) else row for row in rows]
+    return [
+        replace(
+            row, hints=(f"a change after {PROJECTED[row.name]}: what it put out is right, what is returned is not",)
+        )
+        if PROJECTED.get(row.name) in right and row.verdict in (SUSPECT, DIVERGED, SHAPE)
+        else row
+        for row in rows
+    ]
 
 
 def summary(rows: list[TapRow], remarks: list[str]) -> Report:
@@ -66,8 +78,14 @@ def summary(rows: list[TapRow], remarks: list[str]) -> Report:
     other = next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
     first = wrong or next((row for row in rows if row.verdict == SUSPECT), None) or other
     verdict = next(v for v in (DIVERGED, SHAPE, SUSPECT, MISSING, ROUNDING, IDENTICAL) if v in found or v == IDENTICAL)
-    return Report(verdict, sentence(verdict, first, other, rows), first.name if first else None, rows, notes=remarks,
-                  hints=first.hints if first else ())
+    return Report(
+        verdict,
+        sentence(verdict, first, other, rows),
+        first.name if first else None,
+        rows,
+        notes=remarks,
+        hints=first.hints if first else (),
+    )
 
 
 def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: list[TapRow]) -> str:
@@ -82,7 +100,8 @@ def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: lis
     else:
         before = f"before it only rounding, from {other.name} on"
     kind = {ROUNDING: "rounding", SUSPECT: "more than rounding explains, less than a bug would do"}.get(
-        first.verdict, first.verdict)
+        first.verdict, first.verdict
+    )
     return f"first divergence at {first.name} ({kind}){looks}; {before}{lacking}"
 
 
@@ -92,6 +111,8 @@ def notes(rows: list[TapRow], reference: Taps, candidate: Taps, truth: Taps | No
     if extra:
         remarks.append(f"the candidate has {len(extra)} taps that the reference has not: {', '.join(extra[:3])}")
     if truth is None and any(row.verdict in (SUSPECT, DIVERGED) for row in rows):
-        remarks.append("without a float64 truth there is no budget: a difference that is not the coarser dtype's "
-                       "rounding is called a divergence above the square root of its epsilon, and else suspect")
+        remarks.append(
+            "without a float64 truth there is no budget: a difference that is not the coarser dtype's "
+            "rounding is called a divergence above the square root of its epsilon, and else suspect"
+        )
     return remarks

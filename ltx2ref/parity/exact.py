@@ -9,6 +9,7 @@ gone, and two implementations have the same bits if they compute the same operat
 
 The definition is in arithmetic.py. An operation that it does not know is an error that names it, never a native result.
 """
+
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,23 +26,131 @@ from .arithmetic import DTYPES, EXACT, FORMULAS, NARROW, VERSION, Arithmetic, No
 
 # What moves, selects or compares numbers and rounds none of them, or only as a cast does. Views are known as such.
 MOVES = {
-    "_to_copy", "copy", "clone", "lift_fresh", "_unsafe_view", "_reshape_alias", "cat", "stack",
-    "constant_pad_nd", "repeat", "roll", "flip", "tril", "triu", "index", "index_select", "index_put",
-    "index_copy", "gather", "scatter", "masked_fill", "masked_scatter", "masked_select", "where", "take",
-    "embedding", "slice_scatter", "select_scatter", "diagonal_scatter", "split_with_sizes_copy", "fill", "zero",
-    "zeros", "ones", "full", "empty", "empty_strided", "zeros_like", "ones_like", "full_like", "empty_like",
-    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "scalar_tensor", "eye", "sort",
-    "topk", "argsort", "argmax", "argmin", "max", "min", "amax", "amin", "aminmax", "maximum", "minimum",
-    "fmax", "fmin", "clamp", "clamp_min", "clamp_max", "relu", "neg", "abs", "sign", "sgn", "floor", "ceil",
-    "trunc", "nan_to_num", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "isposinf",
-    "isneginf", "signbit", "logical_not", "logical_and", "logical_or", "round", "index_fill", "count_nonzero",
-    "isin", "logical_xor", "any", "all", "nonzero", "equal", "bucketize", "searchsorted", "unique_dim",
-    "_local_scalar_dense", "is_nonzero", "_assert_async", "_assert_tensor_metadata", "detach", "alias",
-    "resize", "set",
+    "_to_copy",
+    "copy",
+    "clone",
+    "lift_fresh",
+    "_unsafe_view",
+    "_reshape_alias",
+    "cat",
+    "stack",
+    "constant_pad_nd",
+    "repeat",
+    "roll",
+    "flip",
+    "tril",
+    "triu",
+    "index",
+    "index_select",
+    "index_put",
+    "index_copy",
+    "gather",
+    "scatter",
+    "masked_fill",
+    "masked_scatter",
+    "masked_select",
+    "where",
+    "take",
+    "embedding",
+    "slice_scatter",
+    "select_scatter",
+    "diagonal_scatter",
+    "split_with_sizes_copy",
+    "fill",
+    "zero",
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "empty_strided",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "new_empty_strided",
+    "scalar_tensor",
+    "eye",
+    "sort",
+    "topk",
+    "argsort",
+    "argmax",
+    "argmin",
+    "max",
+    "min",
+    "amax",
+    "amin",
+    "aminmax",
+    "maximum",
+    "minimum",
+    "fmax",
+    "fmin",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "relu",
+    "neg",
+    "abs",
+    "sign",
+    "sgn",
+    "floor",
+    "ceil",
+    "trunc",
+    "nan_to_num",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "isposinf",
+    "isneginf",
+    "signbit",
+    "logical_not",
+    "logical_and",
+    "logical_or",
+    "round",
+    "index_fill",
+    "count_nonzero",
+    "isin",
+    "logical_xor",
+    "any",
+    "all",
+    "nonzero",
+    "equal",
+    "bucketize",
+    "searchsorted",
+    "unique_dim",
+    "_local_scalar_dense",
+    "is_nonzero",
+    "_assert_async",
+    "_assert_tensor_metadata",
+    "detach",
+    "alias",
+    "resize",
+    "set",
 }
 # Of these a result that is zero is +0: which of two zeros a processor picks depends on the length and the layout.
-EXTREMES = {"max", "min", "amax", "amin", "aminmax", "maximum", "minimum", "fmax", "fmin", "clamp", "clamp_min",
-            "clamp_max"}
+EXTREMES = {
+    "max",
+    "min",
+    "amax",
+    "amin",
+    "aminmax",
+    "maximum",
+    "minimum",
+    "fmax",
+    "fmin",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+}
 WHOLE = {"linear", "rms_norm", "scaled_dot_product_attention"}  # and not what ATen makes of them, which differs
 LEAVES = {"numpy", "__array__", "__dlpack__", "data_ptr"}  # methods that hand a tensor to something that is not torch
 LEAVE_WITH_NUMBERS = {"tolist", "__reduce_ex__", "share_memory_"}  # and these, unless it holds integers
@@ -118,8 +227,10 @@ class Dispatched(TorchDispatchMode):
         require_known(func, results[0])
         for x, value in zip(results, values or self.values(name, args, kwargs, results[0].dtype), strict=True):
             if value.shape != x.shape:
-                raise NotExact(f"exact arithmetic does not define {func} of these arguments: the result has the shape "
-                               f"{tuple(x.shape)}, the formula's {tuple(value.shape)}")
+                raise NotExact(
+                    f"exact arithmetic does not define {func} of these arguments: the result has the shape "
+                    f"{tuple(x.shape)}, the formula's {tuple(value.shape)}"
+                )
             x.copy_(self.arithmetic.round(value, x.dtype))
         self.operations[name] += 1
         return result
@@ -172,24 +283,32 @@ def base_name(func: Any) -> str:
     return name.removesuffix("_") if not name.startswith("__") else name
 
 
-def require_defined(name: str, func: Any, args: Any, kwargs: Mapping[str, Any], given: list[Tensor],
-                    results: list[Tensor]) -> None:
+def require_defined(
+    name: str, func: Any, args: Any, kwargs: Mapping[str, Any], given: list[Tensor], results: list[Tensor]
+) -> None:
     """Refuse an operation, already done, that has no formula and does more than move numbers."""
     put = name == "index_put" and (kwargs.get("accumulate", False) or (len(args) > 3 and args[3]))
     other = put or {"reduce", "decimals"} & {*func._overloadname.split("_")}
     moves = (name in MOVES or func.is_view) and not other
     random = torch.Tag.nondeterministic_seeded in func.tags and bool(results)
-    narrowed = name in ("_to_copy", "copy") and any(computes(x) and x.dtype not in DTYPES for x in results) and any(
-        x.dtype in DTYPES for x in given)
+    narrowed = (
+        name in ("_to_copy", "copy")
+        and any(computes(x) and x.dtype not in DTYPES for x in results)
+        and any(x.dtype in DTYPES for x in given)
+    )
     complexes = any(x.is_complex() for x in (*given, *results)) and not func.is_view
     if random or narrowed or complexes or (not moves and any(map(computes, (*given, *results)))):
-        raise NotExact(f"exact arithmetic (version {VERSION}) does not define the operation {func}"
-                       f"{': make models and inputs before exact()' * random}{' of complex numbers' * complexes}")
+        raise NotExact(
+            f"exact arithmetic (version {VERSION}) does not define the operation {func}"
+            f"{': make models and inputs before exact()' * random}{' of complex numbers' * complexes}"
+        )
 
 
 def require_known(func: Any, x: Tensor) -> None:
     if x.dtype not in DTYPES or x.layout != torch.strided:
-        raise NotExact(f"exact arithmetic does not define {func} of {x.dtype} ({x.layout}); "
-                       f"it defines {', '.join(map(str, DTYPES))}")
+        raise NotExact(
+            f"exact arithmetic does not define {func} of {x.dtype} ({x.layout}); "
+            f"it defines {', '.join(map(str, DTYPES))}"
+        )
     if x.device.type == "mps":
         raise NotExact("exact arithmetic needs float64, which MPS has not: move the model and its inputs to the CPU")

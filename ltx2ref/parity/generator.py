@@ -8,6 +8,7 @@ Element `index` (row-major, from 0) of the tensor `name` is, in unsigned 32-bit 
 
 The first two factors are exact in float32, uniform in [-1, 1); the last multiplication is the only rounding.
 """
+
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -55,6 +56,8 @@ def weight_scale(name: str, shape: tuple[int, ...]) -> float:
 
 def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scales: Scales = ()) -> dict[str, Tensor]:
     """Float32 parameters, by diffusers' names."""
-    return {name: uniform(name, shape, weight_scale(name, shape), seed)
-            * math.prod(factor for pattern, factor in scales if fnmatch(name, pattern))
-            for name, shape in shapes.items()}
+    return {
+        name: uniform(name, shape, weight_scale(name, shape), seed)
+        * math.prod(factor for pattern, factor in scales if fnmatch(name, pattern))
+        for name, shape in shapes.items()
+    }

@@ -3,6 +3,7 @@
 Names and fingerprints come from foreign files, so none of them is trusted: `tag` escapes attributes, `escape` text,
 the details are JSON without a `<`, and the page's policy obeys only the style and the script of report.html.
 """
+
 import base64
 import hashlib
 import json
@@ -27,21 +28,40 @@ MEANING = {
     MISSING: "the candidate has no such tap",
 }
 COLUMNS = {  # of the table, after name and verdict
-    "Differs by": "relative", "Largest": "max_abs", "ULP": "ulp_max", "Error": "error",
-    "Ref. error": "reference_error", "Budget used": "budget", "Origin": "origin",
+    "Differs by": "relative",
+    "Largest": "max_abs",
+    "ULP": "ulp_max",
+    "Error": "error",
+    "Ref. error": "reference_error",
+    "Budget used": "budget",
+    "Origin": "origin",
 }
 DETAILS = {
     "Difference from the reference": {
-        "relative (L2)": "relative", "largest absolute": "max_abs", "largest, in ULP": "ulp_max",
-        "99th percentile, in ULP": "ulp_p99", "SQNR, dB": "sqnr_db", "cosine": "cosine",
-        "equal after rounding": "equal_rounded", "estimated from sketches": "estimated"},
+        "relative (L2)": "relative",
+        "largest absolute": "max_abs",
+        "largest, in ULP": "ulp_max",
+        "99th percentile, in ULP": "ulp_p99",
+        "SQNR, dB": "sqnr_db",
+        "cosine": "cosine",
+        "equal after rounding": "equal_rounded",
+        "estimated from sketches": "estimated",
+    },
     "Error against float64": {
-        "candidate": "error", "reference": "reference_error", "budget used": "budget", "origin": "origin",
-        "local error": "local_error", "amplification": "amplification"},
+        "candidate": "error",
+        "reference": "reference_error",
+        "budget used": "budget",
+        "origin": "origin",
+        "local error": "local_error",
+        "amplification": "amplification",
+    },
     "Where it is largest": {"coordinate": "worst", "reference": "worst_reference", "candidate": "worst_candidate"},
     "Tensors": {
-        "reference's shape": "shape", "candidate's shape": "candidate_shape", "reference's dtype": "dtype",
-        "candidate's dtype": "candidate_dtype"},
+        "reference's shape": "shape",
+        "candidate's shape": "candidate_shape",
+        "reference's dtype": "dtype",
+        "candidate's dtype": "candidate_dtype",
+    },
 }
 EXACT = {"cosine", "worst_reference", "worst_candidate"}  # fields whose digits matter
 
@@ -50,11 +70,21 @@ def html(report: Report) -> str:
     """The whole page. It loads nothing, so it can be mailed, attached to an issue, or kept by a CI."""
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     content = {
-        "policy": policy(template), "verdict": escape(report.verdict), "sentence": breakable(report.sentence),
-        "names": names(report), "hints": hints(report), "summary": summary(report.rows),
-        "first": first(report), "chart": chart(report), "checkboxes": checkboxes(report.rows), "head": head(),
-        "rows": "\n".join(row(i, tap) for i, tap in enumerate(report.rows)), "data": data(report.rows),
-        "fingerprints": fingerprints(report), "notes": bullets("Notes", report.notes), "legend": legend(),
+        "policy": policy(template),
+        "verdict": escape(report.verdict),
+        "sentence": breakable(report.sentence),
+        "names": names(report),
+        "hints": hints(report),
+        "summary": summary(report.rows),
+        "first": first(report),
+        "chart": chart(report),
+        "checkboxes": checkboxes(report.rows),
+        "head": head(),
+        "rows": "\n".join(row(i, tap) for i, tap in enumerate(report.rows)),
+        "data": data(report.rows),
+        "fingerprints": fingerprints(report),
+        "notes": bullets("Notes", report.notes),
+        "legend": legend(),
         "share": number(SHARE),
     }
     # In one pass: the name of a slot within a foreign text is not a slot.
@@ -64,6 +94,7 @@ def html(report: Report) -> str:
 
 def policy(template: str) -> str:
     """A Content-Security-Policy: nothing is loaded, and only the template's own style and script are obeyed."""
+
     def source(element: str) -> str:
         text = template.split(f"<{element}>")[1].split(f"</{element}>")[0]
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -140,7 +171,9 @@ def checkboxes(rows: list[TapRow]) -> str:
     counts = Counter(tap.verdict for tap in rows)
     return "".join(
         tag("label", tag("input", type="checkbox", value=verdict, checked=""), f" {verdict}", class_=verdict)
-        for verdict in VERDICTS if counts[verdict])
+        for verdict in VERDICTS
+        if counts[verdict]
+    )
 
 
 def head() -> str:
@@ -166,8 +199,9 @@ def cell(tap: TapRow, name: str) -> str:
 def data(rows: list[TapRow]) -> str:
     """What a click shows, for every tap, as compact JSON: 5,000 lists in the page would make it slow."""
     labels = [[title, [*fields]] for title, fields in DETAILS.items()]
-    values = [[[*(text(tap, name) for fields in DETAILS.values() for name in fields.values())], tap.hints]
-              for tap in rows]
+    values = [
+        [[*(text(tap, name) for fields in DETAILS.values() for name in fields.values())], tap.hints] for tap in rows
+    ]
     island = json.dumps({"labels": labels, "taps": values}, ensure_ascii=False, separators=(",", ":"))
     return island.replace("<", r"\u003c")  # neither </script> nor <!--
 

@@ -3,6 +3,7 @@
 Each tap is recorded and then replaced by the candidate's, so that every stage of the reference starts from what the
 candidate had there: teacher forcing. What is far from the float64 result of that stage originated in it.
 """
+
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -18,20 +19,33 @@ from .taps import Taps
 from .truth import doubled, wide
 
 # The residual of one stream through a block: where it enters each sub-layer, and where it leaves.
-CHAINS = (("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.stream", "video"),
-          ("audio_attn1.stream", "audio_attn2.stream", "video_to_audio_attn.stream", "audio_ff.stream", "audio"))
+CHAINS = (
+    ("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.stream", "video"),
+    ("audio_attn1.stream", "audio_attn2.stream", "video_to_audio_attn.stream", "audio_ff.stream", "audio"),
+)
 
 
-def isolate(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference_taps: Taps,
-            candidate: Mapping[str, Any], exactly: bool = False) -> Local:
+def isolate(
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    reference_taps: Taps,
+    candidate: Mapping[str, Any],
+    exactly: bool = False,
+) -> Local:
     """Run the reference on the candidate's taps. Those that the candidate lacks, or has in another shape, stay the
     reference's own. `exactly`: under exact arithmetic, where the same operations have the same bits."""
-    taps: Taps = {name: spread(name, x, reference_taps[name]) for name, x in candidate.items()
-                  if isinstance(x, Tensor) and name in reference_taps}
+    taps: Taps = {
+        name: spread(name, x, reference_taps[name])
+        for name, x in candidate.items()
+        if isinstance(x, Tensor) and name in reference_taps
+    }
     taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}
     reference, exact = run(model, inputs, taps), run(doubled(model), wide(inputs), taps)
-    chains = [[name for part in chain if (name := f"transformer_blocks.{i}.{part}") in exact]
-              for i in range(len(model.transformer_blocks)) for chain in CHAINS]
+    chains = [
+        [name for part in chain if (name := f"transformer_blocks.{i}.{part}") in exact]
+        for i in range(len(model.transformer_blocks))
+        for chain in CHAINS
+    ]
     same_bits = {name: x for name, x in reference.items() if not any(name in names[1:] for names in chains)}
     for names in chains:
         step(reference, exact, taps, names)

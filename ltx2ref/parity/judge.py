@@ -15,6 +15,7 @@ analytic bound in the budget's place.
 There are honest ways of computing between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.8, a
 bfloat16 matrix product in two halves that are rounded before they are added 1.6. A bound has no such band.
 """
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ CLEARLY = 2.0  # budgets, beyond which nothing passes that roundings.py does not
 
 class Local(NamedTuple):
     """The reference run on the candidate's own taps: in its dtype, and in float64."""
+
     reference: Taps
     truth: Taps
     same_bits: Taps | None = None  # those of `reference` that the same operations have to the bit, in exact arithmetic
@@ -41,12 +43,13 @@ class Local(NamedTuple):
 
 class Against(NamedTuple):
     """What one tap is measured against, as far as it is known."""
-    true: Tensor | None = None             # in float64
-    candidate_true: Tensor | None = None   # where the candidate's phases are not the reference's
-    bound: Tensor | None = None            # of a sinusoid, or of a table of float32 frequencies
-    slack: float = 0.0                     # what phases do that the candidate does not show
-    allowed: Tensor | None = None          # whose error the budget is made from, if it is not the reference's
-    least: float = 0.0                     # that error, if it is smaller
+
+    true: Tensor | None = None  # in float64
+    candidate_true: Tensor | None = None  # where the candidate's phases are not the reference's
+    bound: Tensor | None = None  # of a sinusoid, or of a table of float32 frequencies
+    slack: float = 0.0  # what phases do that the candidate does not show
+    allowed: Tensor | None = None  # whose error the budget is made from, if it is not the reference's
+    least: float = 0.0  # that error, if it is smaller
 
 
 def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, against: Against) -> TapRow:
@@ -63,8 +66,16 @@ def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, ag
         return estimated(about, reference, candidate, against.true)
     reference, candidate = reference.cpu(), candidate.cpu()
     if candidate.dtype == reference.dtype and torch.equal(candidate, reference):
-        return TapRow(verdict=IDENTICAL, equal_rounded=True, max_abs=0.0, relative=0.0, ulp_max=0.0, ulp_p99=0.0,
-                      **about, **errors(reference, candidate, Against(against.true)))
+        return TapRow(
+            verdict=IDENTICAL,
+            equal_rounded=True,
+            max_abs=0.0,
+            relative=0.0,
+            ulp_max=0.0,
+            ulp_p99=0.0,
+            **about,
+            **errors(reference, candidate, Against(against.true)),
+        )
     numbers = differences(reference, candidate) | errors(reference, candidate, against)
     most, dtype = CLEARLY if against.bound is None else 1.0, coarser(reference, candidate)
     if not same_roundings(reference, candidate):
@@ -102,11 +113,17 @@ def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
     ulp_max, ulp_p99 = ulps(*rounded)
     apart, size = norm(gap), norm(a)
     return {
-        "max_abs": gap.flatten()[worst].item(), "relative": ratio(apart, size), "ulp_max": ulp_max, "ulp_p99": ulp_p99,
+        "max_abs": gap.flatten()[worst].item(),
+        "relative": ratio(apart, size),
+        "ulp_max": ulp_max,
+        "ulp_p99": ulp_p99,
         "sqnr_db": 20 * torch.log10(torch.tensor(size / apart)).item() if apart and size else None,
-        "cosine": ratio((a * b).sum().item(), size * norm(b)), "equal_rounded": torch.equal(*rounded),
+        "cosine": ratio((a * b).sum().item(), size * norm(b)),
+        "equal_rounded": torch.equal(*rounded),
         "worst": tuple(int(i) for i in np.unravel_index(worst, tuple(a.shape))),
-        "worst_reference": a.flatten()[worst].item(), "worst_candidate": b.flatten()[worst].item()}
+        "worst_reference": a.flatten()[worst].item(),
+        "worst_candidate": b.flatten()[worst].item(),
+    }
 
 
 def errors(reference: Tensor, candidate: Tensor, against: Against) -> dict[str, Any]:
@@ -118,8 +135,11 @@ def errors(reference: Tensor, candidate: Tensor, against: Against) -> dict[str, 
     bound = None if against.bound is None or against.bound.shape != true.shape else against.bound
     own = reference if against.allowed is None else against.allowed
     found = measure(candidate, own, theirs, true, bound, against.slack, against.least)
-    return {"error": ratio(found.error, found.size), "reference_error": ratio(found.reference, norm(true)),
-            "budget": found.share}
+    return {
+        "error": ratio(found.error, found.size),
+        "reference_error": ratio(found.reference, norm(true)),
+        "budget": found.share,
+    }
 
 
 def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bool:
@@ -155,10 +175,11 @@ def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: An
 # ---------------------------------------------------------------- numbers
 class Errors(NamedTuple):
     """L2 norms."""
-    error: float      # of the candidate against its truth
+
+    error: float  # of the candidate against its truth
     reference: float  # of the reference against its own
-    allowed: float    # the budget
-    size: float       # of the truth
+    allowed: float  # the budget
+    size: float  # of the truth
 
     @property
     def share(self) -> float:
@@ -169,8 +190,15 @@ def norm(x: Tensor) -> float:
     return torch.linalg.vector_norm(x.double()).item()
 
 
-def measure(candidate: Tensor, reference: Tensor, candidate_true: Tensor, true: Tensor, bound: Tensor | None = None,
-            slack: float = 0.0, least: float = 0.0) -> Errors:
+def measure(
+    candidate: Tensor,
+    reference: Tensor,
+    candidate_true: Tensor,
+    true: Tensor,
+    bound: Tensor | None = None,
+    slack: float = 0.0,
+    least: float = 0.0,
+) -> Errors:
     """Measure both sides, each against its own truth. `bound` takes the budget's place, `slack` is added to it."""
     error, own, size = norm(candidate.double() - candidate_true), norm(reference.double() - true), norm(candidate_true)
     allowed = SHARE * max(own, least) + FLOOR * norm(true) + slack if bound is None else norm(bound)

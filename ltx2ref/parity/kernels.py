@@ -3,6 +3,7 @@
 The cases are small models, whose heads are 14 and 10 wide. Attention kernels choose their code by width, length, mask
 and layout; what they choose at these shapes shows here alone.
 """
+
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,10 +23,10 @@ HEADS, OUTPUT = 2, "output"
 class Kernel:
     """One operation on generated tensors. Queries, keys and values are (B, T, H, width), as the model has them."""
 
-    operation: str            # "attention", "linear": from 4 * width to width
+    operation: str  # "attention", "linear": from 4 * width to width
     width: int
-    length: int               # of queries and keys, or rows in a batch
-    kind: str = ""            # of mask, or of keys; of a linear layer "no-bias"
+    length: int  # of queries and keys, or rows in a batch
+    kind: str = ""  # of mask, or of keys; of a linear layer "no-bias"
     batch: int = 2
     seed: int = SEED
     release: str = field(default="kernel", init=False)
@@ -84,22 +85,34 @@ def without_text(kernel: Kernel) -> Tensor:
 MASKS: dict[str, Callable[[Kernel], Tensor]] = {
     "bool": lambda kernel: keep(kernel, kernel.length),
     "bool-row": lambda kernel: keep(kernel, 1),
-    "bool-empty-row": without_row,                 # a query with nothing to attend to, whose result is 0
+    "bool-empty-row": without_row,  # a query with nothing to attend to, whose result is 0
     "bias": lambda kernel: kernel.draw("mask", kernel.batch, 1, kernel.length, kernel.length),
     "bias-row": lambda kernel: (1 - keep(kernel, 1).float()) * -10_000.0,
-    "bias-empty": without_text,                    # of one sample every key is masked, by as much
+    "bias-empty": without_text,  # of one sample every key is masked, by as much
 }
 LONG = 1025
 # One more than a tile of 32 or 128, a multiple of 64, and with --all one more than 1024. Each mask is at both widths.
 SHAPES = (
-    (64, 33, ("", "bool", "bias-empty", "bias-row")), (64, 129, ("", "bool-row", "bias")),
+    (64, 33, ("", "bool", "bias-empty", "bias-row")),
+    (64, 129, ("", "bool-row", "bias")),
     (64, 192, ("bool-empty-row", "expanded")),
-    (128, 33, ("", "bias-row", "bool-empty-row", "expanded")), (128, 129, ("bool", "bias-empty", "bias")),
-    (128, 192, ("bool-row",)))
+    (128, 33, ("", "bias-row", "bool-empty-row", "expanded")),
+    (128, 129, ("bool", "bias-empty", "bias")),
+    (128, 192, ("bool-row",)),
+)
 KERNELS = (
     *(Kernel("attention", width, length, kind) for width, length, kinds in SHAPES for kind in kinds),
-    *(Kernel("linear", width, length, kind) for width, length, kind in (
-        (64, 33, ""), (64, 129, "no-bias"), (64, 192, ""), (128, 33, "no-bias"), (128, 129, ""), (128, 192, ""))),
+    *(
+        Kernel("linear", width, length, kind)
+        for width, length, kind in (
+            (64, 33, ""),
+            (64, 129, "no-bias"),
+            (64, 192, ""),
+            (128, 33, "no-bias"),
+            (128, 129, ""),
+            (128, 192, ""),
+        )
+    ),
 )
 LONG_KERNELS = (
     *(Kernel("attention", width, LONG, kind, batch=1) for width, kind in ((64, ""), (64, "bool"), (128, "bias-row"))),

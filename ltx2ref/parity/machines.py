@@ -8,6 +8,7 @@ A verdict that is to hold on every machine is tested on these, and not on the tw
 Each is a correct way of computing, but `tf32`, whose matrix products keep 11 bits of their operands. In float64 nothing
 but the order of sums is another one. Machines that draw random numbers have a seed of their own, and repeat themselves.
 """
+
 import math
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from .arithmetic import Arithmetic, Scalar, highest
 
 LANES = 16  # of a vector unit that sums in chunks
-KEYS = 32   # in a tile of attention
+KEYS = 32  # in a tile of attention
 PRODUCTS = ("linear", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")  # of matrices
 
 
@@ -97,8 +98,11 @@ class InChunks(Summing):
     """Has lanes that sum every 16th term, and adds these up at the end."""
 
     def fold(self, terms: Tensor) -> Tensor:
-        return self.sequential(torch.stack([self.sequential(terms[i::LANES]) for i in range(min(LANES, len(terms)))])
-                               if len(terms) else terms)
+        return self.sequential(
+            torch.stack([self.sequential(terms[i::LANES]) for i in range(min(LANES, len(terms)))])
+            if len(terms)
+            else terms
+        )
 
 
 class Parts(Machine):
@@ -115,8 +119,9 @@ class Parts(Machine):
         parts = [super(Parts, self).matmul(x, y) for x, y in zip(a.split(size, -1), b.split(size, -2), strict=True)]
         total = parts[0]
         for part in parts[1:]:
-            total = self.round(self.round(total, self.dtype).double() + self.round(part, self.dtype).double(),
-                               self.dtype).double()
+            total = self.round(
+                self.round(total, self.dtype).double() + self.round(part, self.dtype).double(), self.dtype
+            ).double()
         return total
 
 
@@ -146,13 +151,13 @@ class OnlineSoftmax(Machine):
         most = torch.full_like(logits[..., :1], -math.inf)
         weight, total = torch.zeros_like(most), logits.new_zeros(*logits.shape[:-1], v.shape[-1])
         for i in range(0, logits.shape[-1], KEYS):
-            tile = float32(logits[..., i:i + KEYS])
+            tile = float32(logits[..., i : i + KEYS])
             before, most = most, torch.maximum(most, highest(tile, -1))
             e = float32((tile - most).exp()).masked_fill(most == -math.inf, 0.0)
             rescale = float32((before - most).exp()).masked_fill(before == -math.inf, 0.0)
             weight = float32(float32(weight * rescale) + self.total(e, -1))
             rounded = self.round(e, self.dtype)
-            total = float32(float32(total * rescale) + self.matmul(rounded, v[..., i:i + KEYS, :]))
+            total = float32(float32(total * rescale) + self.matmul(rounded, v[..., i : i + KEYS, :]))
         return torch.where(weight > 0, total / weight, total)
 
 
@@ -205,7 +210,7 @@ class Pairwise(Summing):
     def fold(self, terms: Tensor) -> Tensor:
         terms = float32(terms) if self.narrow else terms
         while len(terms) > 1:
-            odd = terms[len(terms) - len(terms) % 2:]
+            odd = terms[len(terms) - len(terms) % 2 :]
             terms = torch.cat([self.add(terms[:-1:2], terms[1::2]), odd])
         return terms[0] if len(terms) else terms.new_zeros(terms.shape[1:])
 

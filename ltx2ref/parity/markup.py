@@ -1,4 +1,5 @@
 """How the HTML report writes an element and a number."""
+
 import math
 from html import escape
 

@@ -1,4 +1,5 @@
 """A port by its name: `module:callable`, of the current folder or installed, or `path/to/file.py:callable`."""
+
 import importlib
 import importlib.util
 import inspect
@@ -24,8 +25,10 @@ def port_named(name: str) -> Callable[..., Any]:
     if not where or not attribute.isidentifier():
         if name.endswith(".py") and Path(name).is_file():
             raise ValueError(f"{name}: expected the file and a function in it, {name}:FUNCTION")
-        raise ValueError(f"{name}: no such file; expected diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file, "
-                         "module:callable or path/to/file.py:callable")
+        raise ValueError(
+            f"{name}: no such file; expected diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file, "
+            "module:callable or path/to/file.py:callable"
+        )
     file = Path(where).absolute() if where.endswith(".py") else None
     folder = Path.cwd() if file is None else file.parent
     with importable(folder), one_line(name, where):
@@ -88,15 +91,20 @@ def place(error: BaseException) -> str:
     if not frames:
         return ""
     folder = Path(frames[0].filename).parent
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(folder)
-           and "site-packages" not in Path(frame.filename).relative_to(folder).parts]
+    own = [
+        frame
+        for frame in frames
+        if Path(frame.filename).is_relative_to(folder)
+        and "site-packages" not in Path(frame.filename).relative_to(folder).parts
+    ]
     return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 
 
 def checked(where: str, name: str) -> str:
     if not all(part.isidentifier() for part in where.split(".")):
-        raise PortError(f"{name}: {where} is not the name of a module; for a file it would be {where}.py"
-                        f"{name.removeprefix(where)}")
+        raise PortError(
+            f"{name}: {where} is not the name of a module; for a file it would be {where}.py{name.removeprefix(where)}"
+        )
     return where
 
 
@@ -108,8 +116,10 @@ def module_of(file: Path, name: str) -> ModuleType:
     if there is not None:
         if (origin := getattr(there, "__file__", None)) and Path(origin).resolve() == file.resolve():
             return there
-        raise PortError(f"{name}: another module {file.stem} is imported already, from {origin or 'Python itself'}; "
-                        "give the file another name")
+        raise PortError(
+            f"{name}: another module {file.stem} is imported already, from {origin or 'Python itself'}; "
+            "give the file another name"
+        )
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None  # as for any file that ends in .py
     module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
@@ -123,8 +133,11 @@ def module_of(file: Path, name: str) -> ModuleType:
 
 def attribute_of(module: ModuleType, attribute: str, name: str, where: str) -> Callable[..., Any]:
     if not hasattr(module, attribute):
-        own = ", ".join(key for key, x in vars(module).items() if not key.startswith("_") and inspect.isroutine(x)
-                        and getattr(x, "__module__", None) == module.__name__)
+        own = ", ".join(
+            key
+            for key, x in vars(module).items()
+            if not key.startswith("_") and inspect.isroutine(x) and getattr(x, "__module__", None) == module.__name__
+        )
         raise PortError(f"{name}: {where} has no {attribute}{f'; its functions are {own}' if own else ''}")
     function = getattr(module, attribute)
     if not callable(function):

@@ -3,6 +3,7 @@
 Bits depend on the processor's vector units, the BLAS library, the number of threads, the device and torch's version,
 and for one operation on its sizes: so each is probed at several of those that the conformance cases have.
 """
+
 import hashlib
 import platform
 import re
@@ -18,7 +19,17 @@ from .generator import uniform
 
 ROWS = (1, 2, 3, 9, 11, 18, 22, 48, 96, 210)  # batch, tokens, or both
 WIDTHS = (
-    (256, 28), (28, 28), (28, 112), (112, 28), (28, 20), (20, 28), (20, 80), (80, 20), (28, 252), (12, 20), (7, 20),
+    (256, 28),
+    (28, 28),
+    (28, 112),
+    (112, 28),
+    (28, 20),
+    (20, 28),
+    (20, 80),
+    (80, 20),
+    (28, 252),
+    (12, 20),
+    (7, 20),
 )
 
 
@@ -36,8 +47,10 @@ def attention(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
 
     sizes = ((105, 105, 14), (105, 9, 14), (48, 48, 14), (11, 11, 10), (11, 9, 10), (105, 11, 10), (11, 105, 10))
     plain = [F.scaled_dot_product_attention(heads(t, d), heads(s, d), heads(s, d)) for t, s, d in sizes]
-    masks = [F.scaled_dot_product_attention(heads(t, d), heads(s, d), heads(s, d), attn_mask=to(draw(2, 1, t, s)))
-             for t, s, d in sizes]
+    masks = [
+        F.scaled_dot_product_attention(heads(t, d), heads(s, d), heads(s, d), attn_mask=to(draw(2, 1, t, s)))
+        for t, s, d in sizes
+    ]
     return plain + masks
 
 
@@ -84,7 +97,8 @@ def probe(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, st
     """sha256 of each operation's results, by "operation dtype"."""
     return {
         f"{name} {str(dtype).removeprefix('torch.')}": sha256(*operation(lambda x, to=dtype: x.to(device, to)))  # type: ignore[misc]
-        for dtype in dtypes for name, operation in OPERATIONS.items()
+        for dtype in dtypes
+        for name, operation in OPERATIONS.items()
     }
 
 

@@ -9,6 +9,7 @@ What was recorded under exact arithmetic needs no tolerance, so a digest of each
 the folder `exact`, with DTYPE/digests (a row of 16 bytes for each tap), DTYPE/buckets (four float64 numbers for each,
 from which the size of a difference can be estimated) and both outputs as tensors.
 """
+
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -74,8 +75,15 @@ def save(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms: dict[s
         if first.setdefault(digest, name) != name:
             same[name] = first[digest]
     record = {
-        "schema": SCHEMA, "case": case.id, "dtype": dtype, "seed": seed, "config": case.config.to_diffusers(),
-        "conventions": asdict(case.conventions), "taps": list(taps), "same": same, "inputs": digests(inputs),
+        "schema": SCHEMA,
+        "case": case.id,
+        "dtype": dtype,
+        "seed": seed,
+        "config": case.config.to_diffusers(),
+        "conventions": asdict(case.conventions),
+        "taps": list(taps),
+        "same": same,
+        "inputs": digests(inputs),
         "truth_norms": truth_norms,
     }
     stored: Taps = {}
@@ -110,8 +118,9 @@ def load(case: Case, dtype: str) -> Record:
 @dataclass(frozen=True)
 class ExactRecord:
     """What an implementation computed for one case in one dtype, under exact arithmetic."""
-    digests: dict[str, bytes]         # of each tap, in the order of the computation
-    buckets: dict[str, Tensor]        # of each tap, (4,) float64: see `buckets`
+
+    digests: dict[str, bytes]  # of each tap, in the order of the computation
+    buckets: dict[str, Tensor]  # of each tap, (4,) float64: see `buckets`
     outputs: Taps
     input_digests: dict[str, str]
     implementation: str
@@ -147,7 +156,11 @@ def save_exact(case: Case | Kernel, taps: dict[str, Taps], inputs: dict[str, Inp
         stored[f"{dtype}/buckets"] = torch.stack([buckets(x) for x in found.values()])
         stored |= {f"{dtype}/{name}": found[name].contiguous() for name in case.outputs}
     record = {
-        "schema": SCHEMA, "arithmetic": VERSION, "implementation": implementation, "case": case.id, **case.about(),
+        "schema": SCHEMA,
+        "arithmetic": VERSION,
+        "implementation": implementation,
+        "case": case.id,
+        **case.about(),
         "taps": {dtype: list(found) for dtype, found in taps.items()},
         "inputs": {dtype: digests(given) for dtype, given in inputs.items()},
     }
@@ -172,8 +185,10 @@ def load_exact(case: Case | Kernel, dtype: str) -> ExactRecord:
         return ExactRecord(
             dict(zip(names, rows, strict=True)),
             dict(zip(names, file.get_tensor(f"{dtype}/buckets"), strict=True)),
-            {name: file.get_tensor(f"{dtype}/{name}") for name in case.outputs}, record["inputs"][dtype],
-            record["implementation"])
+            {name: file.get_tensor(f"{dtype}/{name}") for name in case.outputs},
+            record["inputs"][dtype],
+            record["implementation"],
+        )
 
 
 def require_same(what: str, name: str, recorded: Any, here: Any) -> None:

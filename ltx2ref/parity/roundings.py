@@ -5,6 +5,7 @@ matrix product, and a kernel that stores its logits keeps little of them beside 
 depends on the numbers, so it is measured. It is an explanation, and no wider budget: it is asked for only where a tap
 is beyond the band, it has to hold at all of those, and what it explains is suspect, or a note, and not simply passed.
 """
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +26,9 @@ class InFloat64(Protocol):
     def of(self, taps: Taps) -> Taps: ...
 
 
-def explained_by_machines(rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloat64,
-                          theirs: Mapping[str, Any], true: Taps) -> list[TapRow]:
+def explained_by_machines(
+    rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloat64, theirs: Mapping[str, Any], true: Taps
+) -> list[TapRow]:
     """Make suspect what diverged, with a machine's name, if the reference is as wrong on a machine at each such tap.
 
     `forward` runs the reference; `true` is what `theirs` are measured against.

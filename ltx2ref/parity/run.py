@@ -1,4 +1,5 @@
 """One forward of this model: with the weights of a conformance case, in a dtype, with every tap."""
+
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache
@@ -16,8 +17,9 @@ from .generator import Scales
 from .taps import Taps, returned, trace
 
 
-def build(config: TransformerConfig, dtype: torch.dtype, conventions: Conventions = DIFFUSERS,
-          scales: Scales = ()) -> LTX2VideoTransformer3DModel:
+def build(
+    config: TransformerConfig, dtype: torch.dtype, conventions: Conventions = DIFFUSERS, scales: Scales = ()
+) -> LTX2VideoTransformer3DModel:
     """A model with the generated weights, rounded to `dtype`."""
     return deepcopy(generated(config, conventions, scales)).to(dtype)
 

@@ -16,6 +16,7 @@ element that has 64 bits itself, bits is mix(lower half) ^ upper half. Narrower 
 Sums are float64, in any order: torch's on the CPU repeat themselves to the bit, those of a GPU or another language
 differ by some 1e-16 of a bucket's sum of absolute values. The checksum is the same everywhere.
 """
+
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,9 +29,18 @@ BUCKETS = 256
 CHUNK = 2**16  # elements, whatever fits a cache; divides 2**32, so that `index >> 32` is one number for a chunk
 MASK = 2**32 - 1
 SPELLING = {  # as safetensors has it
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
-    torch.int64: "I64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float16: "F16",
-    torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
 }
 # The estimated squared norm is distributed as chi-square with 256 degrees of freedom where many elements differ; its
 # quantiles by Wilson and Hilferty, at z standard deviations, as factors of the estimated norm. 1.96 would hold 95 %.
@@ -45,15 +55,16 @@ Whole = TypeVar("Whole", int, Tensor)
 @dataclass(frozen=True, eq=False)
 class Sketch:
     """What is kept of a tensor. Norm, extrema and buckets are of its finite elements."""
+
     shape: tuple[int, ...]
     dtype: torch.dtype
-    norm: float           # L2
-    min: float | None     # None: no element is finite
+    norm: float  # L2
+    min: float | None  # None: no element is finite
     max: float | None
-    nan: int              # how many
+    nan: int  # how many
     inf: int
     neg_inf: int
-    buckets: Tensor       # (256,) float64, on the CPU
+    buckets: Tensor  # (256,) float64, on the CPU
     checksum: int | None  # None: whoever made the sketch left it out
 
     def __eq__(self, other: object) -> bool:
@@ -61,7 +72,8 @@ class Sketch:
             return NotImplemented
         mine, its = vars(self), vars(other)
         return all(mine[name] == its[name] for name in mine if name != "buckets") and torch.equal(
-            self.buckets, other.buckets)
+            self.buckets, other.buckets
+        )
 
     @property
     def strange(self) -> tuple[int, int, int]:
@@ -79,6 +91,7 @@ class Sketch:
 
 class Estimate(NamedTuple):
     """|b - a| / |a|, and the interval that holds it in 95 of 100 cases. (0, 0, 0): the values are the same."""
+
     relative: float
     low: float
     high: float
@@ -97,9 +110,17 @@ def sketch(x: Tensor) -> Sketch:
     extrema = [y for part in parts for y in part.extrema]
     nan, inf, neg_inf = (sum(counts) for counts in zip(*(part.strange for part in parts), strict=True))
     return Sketch(
-        tuple(x.shape), x.dtype, math.hypot(*(part.norm for part in parts)),
-        min(extrema, default=None), max(extrema, default=None), nan, inf, neg_inf,
-        sums[:, 0] - sums[:, 1], sum(part.checksum for part in parts) % 2**64)
+        tuple(x.shape),
+        x.dtype,
+        math.hypot(*(part.norm for part in parts)),
+        min(extrema, default=None),
+        max(extrema, default=None),
+        nan,
+        inf,
+        neg_inf,
+        sums[:, 0] - sums[:, 1],
+        sum(part.checksum for part in parts) % 2**64,
+    )
 
 
 def estimate(a: Sketch, b: Sketch) -> Estimate:
@@ -117,15 +138,17 @@ def estimate(a: Sketch, b: Sketch) -> Estimate:
     rounding = ROUNDING * (a.buckets.abs().max() + b.buckets.abs().max()).item()
     # The norms are exact, and bound the difference.
     least, most = abs(b.norm - a.norm), a.norm + b.norm
-    return Estimate(*(min(max(x, least), most) / a.norm for x in (
-        distance, distance * LOW - rounding, distance * HIGH + rounding)))
+    return Estimate(
+        *(min(max(x, least), most) / a.norm for x in (distance, distance * LOW - rounding, distance * HIGH + rounding))
+    )
 
 
 class Summary(NamedTuple):
     """Of some elements of a tensor."""
+
     sums: Tensor  # (512,) float64, on the CPU: for each bucket, of the elements with sign 1 and of those with -1
     norm: float
-    extrema: tuple[float, ...]     # of the finite ones; empty if there are none
+    extrema: tuple[float, ...]  # of the finite ones; empty if there are none
     strange: tuple[int, int, int]  # NaN, inf, -inf
     checksum: int
 

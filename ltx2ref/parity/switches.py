@@ -1,4 +1,5 @@
 """Does another convention explain it? The reference is run again, each time with one convention switched."""
+
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, get_args
@@ -13,12 +14,17 @@ from .cases import Inputs
 from .judge import spread
 from .run import run
 
-NAMED = {"ltx2ref": DIFFUSERS, "ltx2ref:diffusers": DIFFUSERS, "ltx2ref:ltx-core-2026-03": LTX_CORE_2026_03,
-         "ltx2ref:ltx-core-2026-08": LTX_CORE_2026_08}
+NAMED = {
+    "ltx2ref": DIFFUSERS,
+    "ltx2ref:diffusers": DIFFUSERS,
+    "ltx2ref:ltx-core-2026-03": LTX_CORE_2026_03,
+    "ltx2ref:ltx-core-2026-08": LTX_CORE_2026_08,
+}
 
 
 class Explanation(NamedTuple):
     """What to switch so that the first divergence is gone, and where the next one is: None if there is none."""
+
     switches: dict[str, str]
     next: str | None
 
@@ -39,23 +45,28 @@ def conventions_of(implementation: str) -> Conventions:
     return NAMED[implementation]
 
 
-def switched(model: LTX2VideoTransformer3DModel, conventions: Conventions | None = None,
-             config: TransformerConfig | None = None) -> LTX2VideoTransformer3DModel:
+def switched(
+    model: LTX2VideoTransformer3DModel, conventions: Conventions | None = None, config: TransformerConfig | None = None
+) -> LTX2VideoTransformer3DModel:
     """Return a model with the same parameters, shared, under other conventions, or of another configuration."""
     other = object.__new__(type(model))  # `copy` asks a streamed model for its state
     other.__dict__ = vars(model) | {"conventions": conventions or model.conventions, "config": config or model.config}
     return other
 
 
-def explanation(model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Mapping[str, Tensor],
-                theirs: Mapping[str, Any]) -> Explanation | None:
+def explanation(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Mapping[str, Tensor], theirs: Mapping[str, Any]
+) -> Explanation | None:
     """Which conventions the candidate has in place of the model's. None if switching none of them takes the first
     divergence away. Switches are found one after the other, each by the bits of all taps up to the next one."""
     conventions, at = model.conventions, divergence(ours, theirs)
     switches: dict[str, str] = {}
     while at is not None:
-        found = [(step, *far) for step in steps(conventions, model, inputs)
-                 if (far := after(switched(model, replace(conventions, **step)), inputs, theirs, at))]
+        found = [
+            (step, *far)
+            for step in steps(conventions, model, inputs)
+            if (far := after(switched(model, replace(conventions, **step)), inputs, theirs, at))
+        ]
         if not found:
             break
         step, _, at = max(found, key=lambda x: x[1])
@@ -68,19 +79,22 @@ def steps(conventions: Conventions, model: LTX2VideoTransformer3DModel, x: Input
     """Each other value of each convention, where it can change anything: a forward can take minutes."""
     narrow = torch.finfo(model.proj_in.weight.dtype).bits < 32
     acts = {
-        "rotation_dtype": narrow, "positions_dtype": narrow and x.get("video_coords") is None,
+        "rotation_dtype": narrow,
+        "positions_dtype": narrow and x.get("video_coords") is None,
         "text_mask_bias": any(x.get(f"{stream}encoder_attention_mask") is not None for stream in ("", "audio_")),
         "self_mask_bias": (x.get("attention_kwargs") or {}).get("video_self_attention_mask") is not None,
         "exchange": x.get("sigma") is not None,
-        "guidance": bool(x.get("spatio_temporal_guidance_blocks")) and not model.config.perturbed_attn}
+        "guidance": bool(x.get("spatio_temporal_guidance_blocks")) and not model.config.perturbed_attn,
+    }
     for field in fields(conventions):
         for value in get_args(field.type):
             if acts[field.name] and value != getattr(conventions, field.name):
                 yield {field.name: value}
 
 
-def after(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any],
-          before: str) -> tuple[int, str | None] | None:
+def after(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any], before: str
+) -> tuple[int, str | None] | None:
     """How many taps are identical until this model diverges, if that is later than at `before`, and where."""
     taps = run(model, inputs)
     names, at = [*taps], divergence(taps, theirs)

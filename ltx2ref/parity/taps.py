@@ -29,6 +29,7 @@ Coordinates of this model, rows and gates are computed by the tracer, from what 
 layers put out; everything else is what passed through the model. `sample` and `audio_sample` are read from the return
 value of the traced module and not from a layer, so that nothing between the last layer and the caller stays unseen.
 """
+
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,8 +52,14 @@ FORWARD = inspect.signature(LTX2VideoTransformer3DModel.forward)  # a subclass m
 On = Callable[[Any], None]
 ROPES = ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
 ADALN_LAYERS = (
-    "time_embed", "audio_time_embed", "prompt_adaln", "audio_prompt_adaln", "av_cross_attn_video_scale_shift",
-    "av_cross_attn_audio_scale_shift", "av_cross_attn_video_a2v_gate", "av_cross_attn_audio_v2a_gate",
+    "time_embed",
+    "audio_time_embed",
+    "prompt_adaln",
+    "audio_prompt_adaln",
+    "av_cross_attn_video_scale_shift",
+    "av_cross_attn_audio_scale_shift",
+    "av_cross_attn_video_a2v_gate",
+    "av_cross_attn_audio_v2a_gate",
 )
 PHASES = (".cos", ".sin", ".sinusoid")  # taps that are judged against pure float64
 # What is returned, and what the last projections put out: the same, unless something comes between. A candidate without
@@ -87,13 +94,14 @@ ROWS: dict[str, Recipe] = {
 @dataclass
 class Recorder:
     """Keeps what `keep` makes of each tap, and hands on what is to be used in its place: by default the same."""
+
     keep: Callable[[Tensor], Any]
     inject: Mapping[str, Tensor]
     taps: dict[str, Any] = field(default_factory=dict)
-    offsets: Taps = field(default_factory=dict)   # live: of the AdaLN layers
+    offsets: Taps = field(default_factory=dict)  # live: of the AdaLN layers
     streams: list[Tensor] = field(default_factory=list)  # what was normalised since the last sub-layer began
     earlier: list[Tensor] = field(default_factory=list)
-    sublayer: str = ""                            # in which an attention is running
+    sublayer: str = ""  # in which an attention is running
     norms: Iterator[str] = field(default_factory=lambda: iter(()))  # residuals still to be normalised in a block
     chunks: dict[str, list[Tensor]] = field(default_factory=dict)  # of the queries of a sub-layer's attention, so far
     outputs: int = 0
@@ -137,8 +145,9 @@ def returned(output: Any) -> Taps:
     else:
         found = [getattr(output, name, None) for name in PROJECTED]
     if len(found) != 2 or not all(isinstance(x, Tensor) and x.is_floating_point() for x in found):
-        raise OutputError("the returned outputs: expected two floating-point tensors, video and audio, got "
-                          f"{described(output)}")
+        raise OutputError(
+            f"the returned outputs: expected two floating-point tensors, video and audio, got {described(output)}"
+        )
     return dict(zip(PROJECTED, found, strict=True))
 
 
@@ -161,6 +170,7 @@ Door = Callable[[nn.Module, Recorder, On], None]
 @dataclass(frozen=True)
 class Layout:
     """Where an implementation has what a tap shows: `path` takes our names of modules and parameters to its own."""
+
     doors: Door  # coordinates and RoPE tables
     path: Callable[[str], str] = str
     pair: Callable[[Any], tuple[Tensor, Tensor]] = tuple  # both streams in a block's output
@@ -168,8 +178,12 @@ class Layout:
 
 
 @contextmanager
-def trace(model: nn.Module, layout: Layout | None = None, inject: Mapping[str, Tensor] | None = None,
-          keep: Callable[[Tensor], Any] = torch.clone) -> Iterator[Taps]:
+def trace(
+    model: nn.Module,
+    layout: Layout | None = None,
+    inject: Mapping[str, Tensor] | None = None,
+    keep: Callable[[Tensor], Any] = torch.clone,
+) -> Iterator[Taps]:
     """The taps of the last forward within the context; the model's output is what it is without.
 
     Every tap that is in `inject` is recorded, and then replaced: what follows is computed from the replacement. Nothing
@@ -199,6 +213,7 @@ def hooks() -> Iterator[On]:
 
 class Functions(TorchFunctionMode):
     """Sees the calls that no module makes: attention, the weightless norms of the residuals, the last norms."""
+
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
@@ -234,7 +249,7 @@ class Functions(TorchFunctionMode):
             parts.append(x.transpose(1, 2))
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
             seen = self.recorder(f"{self.recorder.sublayer}.{name}", whole)
-            return seen[:, seen.shape[1] - x.shape[2]:].transpose(1, 2)
+            return seen[:, seen.shape[1] - x.shape[2] :].transpose(1, 2)
 
         query = tap("q", query)
         if first:
@@ -244,6 +259,7 @@ class Functions(TorchFunctionMode):
 
 def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
     """Everything outside the blocks but the doors."""
+
     def result(path: str, name: str) -> None:
         if (module := find(model, layout.path(path))) is not None:
             on(module.register_forward_hook(lambda _, args, out: tap(name, out)))
@@ -266,6 +282,7 @@ def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
 
 def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) -> None:
     """Everything in one block. A hook per sub-layer begins it, and says whose attention is running."""
+
     def module(name: str) -> nn.Module | None:
         return find(model, layout.path(block + name))
 
@@ -280,12 +297,16 @@ def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) 
                 if (derived := modulation(part, table, tap.offsets)) is not None:
                     tap(block + part, derived)
             return inputs(tap, block + name, args, kwargs)
+
         return hook
 
     for name in (*ATTENTIONS, *FEED_FORWARDS):
         if name in layout.norms:
-            on(model.get_submodule(layout.path(block + layout.norms[name])).register_forward_pre_hook(
-                lambda _, args: tap.streams.append(args[0])))
+            on(
+                model.get_submodule(layout.path(block + layout.norms[name])).register_forward_pre_hook(
+                    lambda _, args: tap.streams.append(args[0])
+                )
+            )
         on(model.get_submodule(layout.path(block + name)).register_forward_pre_hook(enter(name), with_kwargs=True))
     for name in ATTENTIONS:
         for part in OUTPUTS:
@@ -293,13 +314,19 @@ def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) 
                 on(layer.register_forward_hook(lambda _, args, out, at=f"{block}{name}.{part}": put_out(tap, at, out)))
     for name in FEED_FORWARDS:
         at = block + name
-        on(model.get_submodule(layout.path(f"{at}.net.0.proj")).register_forward_hook(
-            lambda _, args, out, at=at: tap(f"{at}.proj", out)))
+        on(
+            model.get_submodule(layout.path(f"{at}.net.0.proj")).register_forward_hook(
+                lambda _, args, out, at=at: tap(f"{at}.proj", out)
+            )
+        )
         last = model.get_submodule(layout.path(f"{at}.net.2"))
         on(last.register_forward_pre_hook(lambda _, args, at=at: (tap(f"{at}.activation", args[0]), *args[1:])))
         on(last.register_forward_hook(lambda _, args, out, at=at: tap(f"{at}.output", out)))
-    on(model.get_submodule(layout.path(block[:-1])).register_forward_hook(
-        lambda _, args, out: put_streams(tap, block, layout, out)))
+    on(
+        model.get_submodule(layout.path(block[:-1])).register_forward_hook(
+            lambda _, args, out: put_streams(tap, block, layout, out)
+        )
+    )
 
 
 def inputs(tap: Recorder, at: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -356,6 +383,7 @@ def find(model: nn.Module, path: str) -> nn.Module | None:
 
 def our_doors(model: Any, tap: Recorder, on: On) -> None:
     """Coordinates from the arguments of the model, RoPE tables from those of each block."""
+
     def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = FORWARD.bind(model, *args, **{name: x for name, x in kwargs.items() if name in FORWARD.parameters})
         given.apply_defaults()
@@ -375,15 +403,18 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
         vx, ax, vc, ac, *rest = args
         skipped = ATTENTIONS[4:] if vc.isolated else ()
         tap.norms = iter([f"{block}.{name}.stream" for name in NORMED if name not in skipped])
-        vc = vc._replace(rope=pair("rope", vc.rope, len(vx)),
-                         cross_rope=pair("cross_attn_rope", vc.cross_rope, len(vx)))
-        ac = ac._replace(rope=pair("audio_rope", ac.rope, len(vx)),
-                         cross_rope=pair("cross_attn_audio_rope", ac.cross_rope, len(vx)))
+        vc = vc._replace(
+            rope=pair("rope", vc.rope, len(vx)), cross_rope=pair("cross_attn_rope", vc.cross_rope, len(vx))
+        )
+        ac = ac._replace(
+            rope=pair("audio_rope", ac.rope, len(vx)), cross_rope=pair("cross_attn_audio_rope", ac.cross_rope, len(vx))
+        )
         return vx, ax, vc, ac, *rest
 
     def pair(name: str, rope: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
-        cos, sin = (tap(name + part, x.expand(batch, *x.shape[1:]))
-                    for part, x in zip((".cos", ".sin"), rope, strict=True))
+        cos, sin = (
+            tap(name + part, x.expand(batch, *x.shape[1:])) for part, x in zip((".cos", ".sin"), rope, strict=True)
+        )
         return (cos, sin) if tap.inject else rope
 
     on(model.register_forward_pre_hook(coordinates, with_kwargs=True))

@@ -7,6 +7,7 @@ say of it. The metadata key "trace" holds JSON, of which only the schema is requ
      "taps": ["NAME"], "sketches": [{"name": "NAME", "shape": [], "dtype": "F32", "norm": 0, "min": 0, "max": 0,
      "nan": 0, "inf": 0, "neg_inf": 0, "exponent": 0, "checksum": "0123456789abcdef"}]}
 """
+
 import json
 import math
 import os
@@ -41,16 +42,23 @@ class TraceError(ValueError):
 
 
 class Trace(NamedTuple):
-    taps: dict[str, Tap]           # in the order of the computation, if the file tells it
+    taps: dict[str, Tap]  # in the order of the computation, if the file tells it
     implementation: str
-    fingerprint: dict[str, Any]    # versions, device, dtype, threads: whatever its writer found worth telling
+    fingerprint: dict[str, Any]  # versions, device, dtype, threads: whatever its writer found worth telling
     config: dict[str, Any] | None  # diffusers'
-    inputs: dict[str, str]         # sha256 by name
-    schema: int | None             # None: tensors, without a word on them
+    inputs: dict[str, str]  # sha256 by name
+    schema: int | None  # None: tensors, without a word on them
 
 
-def save_trace(path: str | Path, taps: Mapping[str, Tap], *, implementation: str, fingerprint: Mapping[str, Any],
-               config: Mapping[str, Any] | None = None, inputs: Mapping[str, str] | None = None) -> None:
+def save_trace(
+    path: str | Path,
+    taps: Mapping[str, Tap],
+    *,
+    implementation: str,
+    fingerprint: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> None:
     """Write a trace; `taps` are in the order of the computation. A file that is there is replaced at the end.
 
     Raises `TraceError` for what a file cannot hold, and for a disk without room.
@@ -61,10 +69,19 @@ def save_trace(path: str | Path, taps: Mapping[str, Tap], *, implementation: str
         require(not {TABLE, "__metadata__"} & taps.keys(), f"{TABLE} and __metadata__ cannot be names of taps")
         if sketches:
             entries[TABLE] = Entry("I32", (len(sketches), BUCKETS), (data(quantised(x)[0]) for x in sketches.values()))
-        metadata = {KEY: to_json({
-            "schema": SCHEMA, "implementation": implementation, "fingerprint": fingerprint, "config": config,
-            "inputs": inputs or {}, "taps": [*taps], "sketches": [described(name, x) for name, x in sketches.items()],
-        })}
+        metadata = {
+            KEY: to_json(
+                {
+                    "schema": SCHEMA,
+                    "implementation": implementation,
+                    "fingerprint": fingerprint,
+                    "config": config,
+                    "inputs": inputs or {},
+                    "taps": [*taps],
+                    "sketches": [described(name, x) for name, x in sketches.items()],
+                }
+            )
+        }
         size = len(header(entries, metadata))
         require(size <= MAX_HEADER, f"a header of {size} bytes, at most {MAX_HEADER}: too many taps for one file")
         with replacing(Path(path)) as partial:
@@ -86,9 +103,13 @@ def load_trace(path: str | Path) -> Trace:
         require(not both, f"{min(both, default='')}: both a tensor and a sketch")
         taps |= {name: read(x) for name, x in stored.items()}
         return Trace(
-            in_order(taps, optional(said, "taps", list)), optional(said, "implementation", str) or Path(path).stem,
-            optional(said, "fingerprint", dict) or {}, optional(said, "config", dict),
-            optional(said, "inputs", dict) or {}, said.get("schema"))
+            in_order(taps, optional(said, "taps", list)),
+            optional(said, "implementation", str) or Path(path).stem,
+            optional(said, "fingerprint", dict) or {},
+            optional(said, "config", dict),
+            optional(said, "inputs", dict) or {},
+            said.get("schema"),
+        )
 
 
 def renamed(trace: Trace, names: Mapping[str, str] | Callable[[str], str]) -> Trace:
@@ -144,13 +165,23 @@ def quantised(x: Sketch) -> tuple[Tensor, int]:
 
 def described(name: str, x: Sketch) -> dict[str, Any]:
     """What is not in the table; zeros and None are left out."""
-    require(x.buckets.shape == (BUCKETS,) and math.isfinite(x.norm) and bool(x.buckets.isfinite().all()),
-            f"{name}: expected {BUCKETS} buckets and a norm that are finite, got {list(x.buckets.shape)} and {x.norm}")
+    require(
+        x.buckets.shape == (BUCKETS,) and math.isfinite(x.norm) and bool(x.buckets.isfinite().all()),
+        f"{name}: expected {BUCKETS} buckets and a norm that are finite, got {list(x.buckets.shape)} and {x.norm}",
+    )
     extrema = {} if x.min is None else {"min": x.min, "max": x.max}
     counts = {key: count for key, count in (("nan", x.nan), ("inf", x.inf), ("neg_inf", x.neg_inf)) if count}
     checksum = {} if x.checksum is None else {"checksum": f"{x.checksum:016x}"}
-    return {"name": name, "shape": x.shape, "dtype": SPELLING[x.dtype], "norm": x.norm, **extrema, **counts,
-            "exponent": quantised(x)[1], **checksum}
+    return {
+        "name": name,
+        "shape": x.shape,
+        "dtype": SPELLING[x.dtype],
+        "norm": x.norm,
+        **extrema,
+        **counts,
+        "exponent": quantised(x)[1],
+        **checksum,
+    }
 
 
 def to_json(value: dict[str, Any]) -> str:
@@ -207,8 +238,10 @@ def sketches_of(rows: list[Any], table: Stored | None) -> dict[str, Sketch]:
     if table is None:
         require(not rows, f"{len(rows)} sketches are described, but there is no tensor {TABLE}")
         return {}
-    require(table.dtype in NUMBERS and table.shape == (len(rows), BUCKETS),
-            f"{table}: expected {' or '.join(NUMBERS)} {[len(rows), BUCKETS]}, a row for each sketch in the metadata")
+    require(
+        table.dtype in NUMBERS and table.shape == (len(rows), BUCKETS),
+        f"{table}: expected {' or '.join(NUMBERS)} {[len(rows), BUCKETS]}, a row for each sketch in the metadata",
+    )
     sketches: dict[str, Sketch] = {}
     for i, (said, numbers) in enumerate(zip(rows, read(table), strict=True)):
         name = said.get("name") if isinstance(said, dict) else None
@@ -222,7 +255,7 @@ def sketches_of(rows: list[Any], table: Stored | None) -> dict[str, Sketch]:
 
 
 def sketch_of(said: dict[str, Any], numbers: Tensor) -> Sketch:
-    buckets = numbers * 2.0**take(said, "exponent", is_exponent, "a small whole number", 0)
+    buckets = numbers * 2.0 ** take(said, "exponent", is_exponent, "a small whole number", 0)
     require(bool(buckets.isfinite().all()), "buckets that are not finite")
     checksum = take(said, "checksum", is_checksum, "16 hexadecimal digits")
     return Sketch(
@@ -234,7 +267,9 @@ def sketch_of(said: dict[str, Any], numbers: Tensor) -> Sketch:
         nan=take(said, "nan", is_count, "a whole number", 0),
         inf=take(said, "inf", is_count, "a whole number", 0),
         neg_inf=take(said, "neg_inf", is_count, "a whole number", 0),
-        buckets=buckets, checksum=checksum and int(checksum, 16))
+        buckets=buckets,
+        checksum=checksum and int(checksum, 16),
+    )
 
 
 def take(said: dict[str, Any], key: str, holds: Callable[[Any], bool], expected: str, default: Any = None) -> Any:

@@ -5,6 +5,7 @@ and sines, timestep sinusoids) of the side that is judged. RoPE angles reach 15,
 place of a float32 angle moves everything that follows by 1e-5, on each machine another way, and is no error of what
 follows. The phases themselves are judged against pure float64.
 """
+
 import math
 from collections.abc import Mapping
 from copy import deepcopy
@@ -58,10 +59,12 @@ def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict
     and of the product, all in radians."""
     video, audio, spans = coords.get("video_coords"), coords.get("audio_coords"), config.audio.max_position
     found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    for name, x, most, dim in (("rope", video, config.video.max_position, config.video.dim),
-                               ("audio_rope", audio, spans, config.audio.dim),
-                               ("cross_attn_rope", None if video is None else video[:, :1], spans, config.audio.dim),
-                               ("cross_attn_audio_rope", audio, spans, config.audio.dim)):
+    for name, x, most, dim in (
+        ("rope", video, config.video.max_position, config.video.dim),
+        ("audio_rope", audio, spans, config.audio.dim),
+        ("cross_attn_rope", None if video is None else video[:, :1], spans, config.audio.dim),
+        ("cross_attn_audio_rope", audio, spans, config.audio.dim),
+    ):
         if x is None:
             continue
         x = x.double()
@@ -99,8 +102,10 @@ class Truth:
             hook.remove()
         self.least = least_lost(model.config, self.pure)
         if not model.config.rope_double_precision:
-            self.bounds |= {name: ANGLE_ULPS * 2.0**-23 * made_from + torch.finfo(torch.float32).eps * table.abs()
-                            for name, (table, _, made_from) in rope_tables(model.config, self.pure).items()}
+            self.bounds |= {
+                name: ANGLE_ULPS * 2.0**-23 * made_from + torch.finfo(torch.float32).eps * table.abs()
+                for name, (table, _, made_from) in rope_tables(model.config, self.pure).items()
+            }
 
     def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.bounds[f"{name}.sinusoid"] = sinusoid_bound(given[0], self.dtype)

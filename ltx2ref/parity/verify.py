@@ -15,6 +15,7 @@ the budget is what the recorded operations lose with attention written out: logi
 
 The truth is conditional on the phases of the side that is judged (see truth.py), and the verdicts are judge.py's.
 """
+
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,29 +54,32 @@ IDENTICAL, WITHIN, FAILED, INCONCLUSIVE = "identical", "within budget", "FAILED"
 @dataclass(frozen=True)
 class ExactResult:
     """One case in one dtype under exact arithmetic."""
+
     verdict: str
-    taps: int                # compared
-    differing: int           # or missing
-    first: str | None        # differing tap
-    distance: float | None   # of the first from the record, relative L2, estimated
+    taps: int  # compared
+    differing: int  # or missing
+    first: str | None  # differing tap
+    distance: float | None  # of the first from the record, relative L2, estimated
     note: str = ""
 
 
 @dataclass(frozen=True)
 class NativeResult:
     """One case in one dtype in this machine's arithmetic."""
+
     verdict: str
-    first: str | None        # divergent tap
-    share: float             # of the budget that an error takes, the largest of all taps
-    against_record: float    # relative L2, the largest of all taps
-    error: float             # of the outputs against the truth, relative L2, the larger one
-    record_error: float      # the recorded outputs' own
+    first: str | None  # divergent tap
+    share: float  # of the budget that an error takes, the largest of all taps
+    against_record: float  # relative L2, the largest of all taps
+    error: float  # of the outputs against the truth, relative L2, the larger one
+    record_error: float  # the recorded outputs' own
     note: str = ""
 
 
 @dataclass(frozen=True)
 class CaseResult:
     """Both verdicts on a case in one dtype. None: not asked for, or nothing is recorded in this dtype."""
+
     release: str
     case: str
     dtype: str
@@ -87,8 +91,14 @@ class CaseResult:
         return {result.verdict for result in (self.exact, self.native) if result is not None}
 
 
-def verify(case: Case | Kernel, dtype: str, device: torch.device, same_bits: bool, arithmetic: str | None = None,
-           machine: str | None = None) -> CaseResult:
+def verify(
+    case: Case | Kernel,
+    dtype: str,
+    device: torch.device,
+    same_bits: bool,
+    arithmetic: str | None = None,
+    machine: str | None = None,
+) -> CaseResult:
     """Run one case, exactly, natively or both, and compare all its taps. `same_bits`: natively, nothing but identical
     will do. `machine`: natively, as this simulated machine computes.
 
@@ -119,8 +129,9 @@ def inputs_of(case: Case | Kernel, dtype: str) -> Inputs:
     return cast(case.inputs(), EXACT_DTYPES[dtype])
 
 
-def natively_judged(case: Case | Kernel, dtype: str, forward: Forward, exact_taps: Taps, same_bits: bool,
-                    machine: str | None) -> NativeResult:
+def natively_judged(
+    case: Case | Kernel, dtype: str, forward: Forward, exact_taps: Taps, same_bits: bool, machine: str | None
+) -> NativeResult:
     taps, again = run_on(machine, forward), run_on(machine, forward)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, "does not repeat itself")
@@ -140,6 +151,7 @@ def run_on(machine: str | None, forward: Forward) -> Taps:
 @dataclass(frozen=True)
 class How:
     """The arguments of `verify` that are the same for all cases."""
+
     device: torch.device
     same_bits: bool
     arithmetic: str | None = None
@@ -153,8 +165,9 @@ def verify_all(runs: Sequence[tuple[Case | Kernel, str]], how: How) -> Iterator[
     jobs, done = min(os.cpu_count() or 1, MOST_JOBS), 0
     if how.device.type == "cpu" and jobs > 1 and len(runs) >= MANY:
         with suppress(BrokenProcessPool, OSError), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            for result in pool.map(partial(verify_one, how), *zip(*runs, strict=True),
-                                   chunksize=len(record.EXACT_DTYPES)):
+            for result in pool.map(
+                partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(record.EXACT_DTYPES)
+            ):
                 yield result
                 done += 1
     yield from (verify_one(how, *run) for run in runs[done:])
@@ -170,12 +183,19 @@ def compare_exactly(case: Case | Kernel, dtype: str, taps: Taps) -> ExactResult:
     recorded = record.load_exact(case, dtype)
     require_inputs(case, dtype, recorded)
     missing = [name for name in recorded.digests if name not in taps]
-    differing = [name for name, digest in recorded.digests.items()
-                 if name in taps and record.digest(taps[name]) != digest]
+    differing = [
+        name for name, digest in recorded.digests.items() if name in taps and record.digest(taps[name]) != digest
+    ]
     first = next(iter([*differing, *missing]), None)
     note = f"the model lacks {len(missing)} taps, the first is {missing[0]}" if missing else ""
-    return ExactResult(IDENTICAL if first is None else FAILED, len(recorded.digests), len(differing) + len(missing),
-                       first, apart(taps[first], recorded.buckets[first]) if first and differing else None, note)
+    return ExactResult(
+        IDENTICAL if first is None else FAILED,
+        len(recorded.digests),
+        len(differing) + len(missing),
+        first,
+        apart(taps[first], recorded.buckets[first]) if first and differing else None,
+        note,
+    )
 
 
 def apart(x: Tensor, recorded: Tensor) -> float | None:
@@ -196,33 +216,65 @@ def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult
     truth = truth_of(case, DTYPES[dtype])
     theirs = {name: taps[name] for name in recorded.taps}
     true, record_true = truth.of(theirs), truth.of(recorded.taps)
-    rows = [judge_tap(name, x, theirs[name], None, Against(
-                record_true[name], true[name], truth.bounds.get(name), least=truth.least.get(name, 0.0)))
-            for name, x in recorded.taps.items()]
+    rows = [
+        judge_tap(
+            name,
+            x,
+            theirs[name],
+            None,
+            Against(record_true[name], true[name], truth.bounds.get(name), least=truth.least.get(name, 0.0)),
+        )
+        for name, x in recorded.taps.items()
+    ]
     rows = explained_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, theirs, true)
     return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
 
-def compare_with_exact(case: Case | Kernel, dtype: str, taps: Taps, exact_taps: Taps,
-                       written_out: Taps) -> NativeResult:
+def compare_with_exact(
+    case: Case | Kernel, dtype: str, taps: Taps, exact_taps: Taps, written_out: Taps
+) -> NativeResult:
     """Judge what was computed in native arithmetic for a case that is recorded under exact arithmetic alone.
     `exact_taps`: what the same model computes there; `written_out`: with attention written out."""
     recorded = record.load_exact(case, dtype)
     require_inputs(case, dtype, recorded)
-    known = {name: exact_taps[name] for name, digest in recorded.digests.items()
-             if name in exact_taps and record.digest(exact_taps[name]) == digest}
+    known = {
+        name: exact_taps[name]
+        for name, digest in recorded.digests.items()
+        if name in exact_taps and record.digest(exact_taps[name]) == digest
+    }
     truth = truth_of(case, DTYPES[dtype])
     true, own = truth.of(taps), truth.of(written_out)
-    rows = [judge_tap(name, x, taps[name], None, Against(
-                own[name], true[name], truth.bounds.get(name), allowed=written_out[name],
-                least=truth.least.get(name, 0.0)))
-            for name, x in known.items()]
+    rows = [
+        judge_tap(
+            name,
+            x,
+            taps[name],
+            None,
+            Against(
+                own[name],
+                true[name],
+                truth.bounds.get(name),
+                allowed=written_out[name],
+                least=truth.least.get(name, 0.0),
+            ),
+        )
+        for name, x in known.items()
+    ]
     rows = explained_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, taps, true)
     unknown = [name for name in recorded.digests if name not in known]
     if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
-        return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, (
-            f"{len(unknown)} of {len(recorded.digests)} taps, the first is {unknown[0]}, are not the recorded ones "
-            "under exact arithmetic: there is nothing to judge them against"))
+        return NativeResult(
+            INCONCLUSIVE,
+            None,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            (
+                f"{len(unknown)} of {len(recorded.digests)} taps, the first is {unknown[0]}, are not the recorded ones "
+                "under exact arithmetic: there is nothing to judge them against"
+            ),
+        )
     return summary(rows, False, None)
 
 
@@ -238,8 +290,7 @@ def drifted(true: Taps, recorded: Record) -> str | None:
 
 
 def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
-    """Give the verdict on a case from those on its taps: what an audit suspects is within the budget here, with a note.
-    """
+    """Give the verdict on a case from those on its taps: what an audit suspects is within the budget here, with a note."""
     first = next((row.name for row in rows if row.verdict != report.IDENTICAL), None)
     wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
     shares = {row.name: math.inf if row.verdict == SHAPE else row.budget or 0.0 for row in rows}
@@ -254,10 +305,18 @@ def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeRes
     if verdict == WITHIN and shares[most] > 1:
         machine = next((row.machine for row in rows if row.machine is not None), None)
         note = f"{most} takes {shares[most]:.2f} of its budget: rounded more often than the record" + (
-            "" if machine is None else f", and no more than on the simulated machine {machine}")
+            "" if machine is None else f", and no more than on the simulated machine {machine}"
+        )
     outputs = [row for row in rows if row.name in (*OUTPUTS, KERNEL_OUTPUT)]
-    return NativeResult(verdict, first, shares[most], largest(row.relative for row in rows),
-                        largest(row.error for row in outputs), largest(row.reference_error for row in outputs), note)
+    return NativeResult(
+        verdict,
+        first,
+        shares[most],
+        largest(row.relative for row in rows),
+        largest(row.error for row in outputs),
+        largest(row.reference_error for row in outputs),
+        note,
+    )
 
 
 def largest(numbers: Iterable[float | None]) -> float:

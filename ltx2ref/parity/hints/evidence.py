@@ -1,4 +1,5 @@
 """What is known where two implementations part, and when a guess explains it."""
+
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -26,14 +27,15 @@ PHASE = ULPS * 2.0**-10
 
 class Evidence(NamedTuple):
     """The more taps, the more hints; the reference's later ones help as well."""
+
     name: str
     reference: Tensor
-    candidate: Tensor             # of the same shape; of an embedder also B rows where the other has B * T
-    truth: Tensor | None = None   # in float64
+    candidate: Tensor  # of the same shape; of an embedder also B rows where the other has B * T
+    truth: Tensor | None = None  # in float64
     reference_taps: Mapping[str, Tensor] = NONE
-    candidate_taps: Mapping[str, Any] = NONE     # those before this one; what is no tensor is not looked at
+    candidate_taps: Mapping[str, Any] = NONE  # those before this one; what is no tensor is not looked at
     config: TransformerConfig | None = None
-    inputs: Mapping[str, Any] | None = None      # the documented arguments of the forward
+    inputs: Mapping[str, Any] | None = None  # the documented arguments of the forward
 
 
 Guess = tuple[str, Tensor]  # what the candidate does, and what it then has here
@@ -89,6 +91,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 
 
 # Ways to look at a tap.
+
 
 def view(e: Evidence, change: Callable[[Tensor], Tensor]) -> Evidence:
     truth = None if e.truth is None else change(e.truth)

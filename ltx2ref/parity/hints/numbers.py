@@ -1,4 +1,5 @@
 """Numbers that are found by fitting, and the sizes that rounding has."""
+
 from collections.abc import Iterator
 from math import prod
 
@@ -11,12 +12,15 @@ from .evidence import SHARE, Evidence, by_head, explains, first, gap, rounding
 
 # Numbers that are fitted.
 
+
 def not_finite(e: Evidence) -> str | None:
     wrong = e.reference.isfinite() & ~e.candidate.isfinite()
     if not wrong.any():
         return None
-    return (f"{int(wrong.sum())} of {wrong.numel()} numbers that are not finite, the first at "
-            f"{tuple(wrong.nonzero()[0].tolist())}: an overflow, or a softmax over nothing")
+    return (
+        f"{int(wrong.sum())} of {wrong.numel()} numbers that are not finite, the first at "
+        f"{tuple(wrong.nonzero()[0].tolist())}: an overflow, or a softmax over nothing"
+    )
 
 
 def constant_factor(e: Evidence) -> str | None:
@@ -57,8 +61,12 @@ def constant_vector(e: Evidence) -> str | None:
     vector = (e.candidate.double() - e.reference.double()).mean((0, 1), keepdim=True)
     if tokens(e) < 2 or e.name.endswith(PHASES) or not explains(e, e.reference.double() + vector):
         return None
-    known = [name for name, x in e.reference_taps.items() if x.numel() == vector.numel()
-             and min(gap(x.flatten(), sign * vector.flatten()) for sign in (1, -1)) <= SHARE * norm(vector)]
+    known = [
+        name
+        for name, x in e.reference_taps.items()
+        if x.numel() == vector.numel()
+        and min(gap(x.flatten(), sign * vector.flatten()) for sign in (1, -1)) <= SHARE * norm(vector)
+    ]
     what = known[0] if known else "a bias, table or embedding"
     return f"a vector of norm {norm(vector):.3g} that all tokens have too much or too little: {what}"
 
@@ -69,8 +77,10 @@ def factor_per_channel(e: Evidence) -> str | None:
         return None
     if not explains(e, factor * e.reference):
         return None
-    return (f"a factor for each channel, {factor.min():.3g} to {factor.max():.3g}: "
-            "a norm's weight, or a row, that is applied twice or not at all")
+    return (
+        f"a factor for each channel, {factor.min():.3g} to {factor.max():.3g}: "
+        "a norm's weight, or a row, that is applied twice or not at all"
+    )
 
 
 def factor_per_head(e: Evidence) -> str | None:
@@ -103,8 +113,9 @@ FORMATS = {"bfloat16": 8, "float16 or TF32": 11, "float32": 24}
 
 def rounded(e: Evidence) -> str | None:
     """The reference's numbers, rounded; the candidate may well keep them in a wider dtype."""
-    return first(e, ((f"the reference rounded to {name}", to_bits(e.reference, bits))
-                     for name, bits in FORMATS.items()))
+    return first(
+        e, ((f"the reference rounded to {name}", to_bits(e.reference, bits)) for name, bits in FORMATS.items())
+    )
 
 
 def narrow_numbers(e: Evidence) -> str | None:

@@ -1,4 +1,5 @@
 """Sinusoids and RoPE tables, made again with one mistake: from noise levels, coordinates and the configuration."""
+
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import log, pi
@@ -15,6 +16,7 @@ from .evidence import Evidence, Guess, gap, mistaken, name_of, rounding
 
 # Noise levels: the sinusoid of another one.
 
+
 def scaled_timestep(e: Evidence) -> str | None:
     config = e.config or TransformerConfig()
     multipliers = {1000.0, config.timestep_scale_multiplier, config.cross_attn_timestep_scale_multiplier}
@@ -24,9 +26,16 @@ def scaled_timestep(e: Evidence) -> str | None:
 
 
 def rounded_timestep(e: Evidence) -> str | None:
-    return by_level(e, lambda name, x: (
-        (name, x), (f"{name} in bfloat16", x.bfloat16()), (f"{name} in float16", x.half()),
-        (f"{name} as the nearest integer", x.round()), (f"{name} as an integer, cut,", x.floor())))
+    return by_level(
+        e,
+        lambda name, x: (
+            (name, x),
+            (f"{name} in bfloat16", x.bfloat16()),
+            (f"{name} in float16", x.half()),
+            (f"{name} as the nearest integer", x.round()),
+            (f"{name} as an integer, cut,", x.floor()),
+        ),
+    )
 
 
 def other_noise_level(e: Evidence) -> str | None:
@@ -40,19 +49,29 @@ def other_noise_level(e: Evidence) -> str | None:
 
 def other_sinusoid(e: Evidence) -> str | None:
     """Other embedders have the options `flip_sin_to_cos` and `downscale_freq_shift`."""
+
     def ways(level: Tensor) -> Iterator[Guess]:
         phases = level.double()[..., None] * 10_000 ** -(torch.arange(128, dtype=torch.float64) / 127)
         yield "", sines(e, level)
         yield "sines before cosines", sines(e, level).roll(128, -1)
         yield "frequencies of i / 127, not i / 128", torch.cat([phases.cos(), phases.sin()], -1).expand_as(e.reference)
+
     found = (mistaken(e, lambda e, x=x: ways(x)) for x in noise_levels(e).values() if fits(e, x))  # type: ignore[misc]
     return next((what for what in found if what), None)
 
 
 def by_level(e: Evidence, ways: Callable[[str, Tensor], Iterable[Guess]]) -> str | None:
     """The first mistake that has the right noise level, changed."""
-    found = (mistaken(e, lambda e, name=name, x=x: (  # type: ignore[misc]
-        (what, sines(e, level)) for what, level in ways(name, x))) for name, x in noise_levels(e).items() if fits(e, x))
+    found = (
+        mistaken(
+            e,
+            lambda e, name=name, x=x: (  # type: ignore[misc]
+                (what, sines(e, level)) for what, level in ways(name, x)
+            ),
+        )
+        for name, x in noise_levels(e).items()
+        if fits(e, x)
+    )
     return next((what for what in found if what), None)
 
 
@@ -99,6 +118,7 @@ STREAMS = {"rope": "video", "audio_rope": "audio", "cross_attn_rope": "video", "
 
 class Table(NamedTuple):
     """The arguments of `rope.rotation`."""
+
     coords: Tensor
     max_position: tuple[int, ...]
     dim: int
@@ -120,14 +140,18 @@ def wrong_positions(e: Evidence) -> str | None:
     changed = [("", coords), *misplaced(e, stream, coords)]
     if table is not None:
         return mistaken(e, lambda e: ((what, table.moved(x).make(e)) for what, x in changed))
-    return mistaken(e, lambda e: ((what, x.movedim(2, 1).expand_as(e.reference))
-                                  for what, x in changed if x.ndim == coords.ndim))
+    return mistaken(
+        e, lambda e: ((what, x.movedim(2, 1).expand_as(e.reference)) for what, x in changed if x.ndim == coords.ndim)
+    )
 
 
 def wrong_frequencies(e: Evidence) -> str | None:
     table = own_table(e)
-    return None if table is None else mistaken(e, lambda e: (
-        (what, x.make(e)) for what, x in (("", table), *mistuned(table))))
+    return (
+        None
+        if table is None
+        else mistaken(e, lambda e: ((what, x.make(e)) for what, x in (("", table), *mistuned(table))))
+    )
 
 
 def misplaced(e: Evidence, stream: str, coords: Tensor) -> Iterator[Guess]:
@@ -155,9 +179,22 @@ def regridded(e: Evidence, stream: str) -> Iterator[Guess]:
         return
     scale = e.config.vae_scale_factors
     per_latent = scale[0] if stream == "video" else e.config.audio_scale_factor
-    yield "time in latent frames in place of seconds", gridded(e, stream, replace(
-        e.config, vae_scale_factors=(1, *scale[1:]), audio_scale_factor=1, audio_hop_length=1,
-        audio_sampling_rate=1, causal_offset=1), 1.0)
+    yield (
+        "time in latent frames in place of seconds",
+        gridded(
+            e,
+            stream,
+            replace(
+                e.config,
+                vae_scale_factors=(1, *scale[1:]),
+                audio_scale_factor=1,
+                audio_hop_length=1,
+                audio_sampling_rate=1,
+                causal_offset=1,
+            ),
+            1.0,
+        ),
+    )
     for offset, what in ((0, "no causal offset"), (per_latent, "a first latent frame as long as all others")):
         yield what, gridded(e, stream, replace(e.config, causal_offset=offset), e.inputs.get("fps", 24.0))
 
@@ -175,11 +212,15 @@ def mistuned(table: Table) -> Iterator[tuple[str, Table]]:
     middle = coords.mean(-1) if coords.ndim == 4 else coords
     largest = torch.tensor(table.max_position, dtype=middle.dtype)[:, None]
     made_in = "float32" if config.rope_double_precision else "float64"
-    yield (f"frequencies computed in {made_in}",
-           table._replace(config=replace(config, rope_double_precision=not config.rope_double_precision)))
+    yield (
+        f"frequencies computed in {made_in}",
+        table._replace(config=replace(config, rope_double_precision=not config.rope_double_precision)),
+    )
     yield "positions from 0 to 1 in place of -1 to 1", table._replace(coords=(middle + largest) / 2)
-    yield ("frequencies without the factor pi / 2",
-           table._replace(coords=((middle / largest * 2 - 1) * 2 / pi + 1) / 2 * largest))
+    yield (
+        "frequencies without the factor pi / 2",
+        table._replace(coords=((middle / largest * 2 - 1) * 2 / pi + 1) / 2 * largest),
+    )
 
 
 def own_table(e: Evidence) -> Table | None:
@@ -210,6 +251,7 @@ def in_time(coords: Tensor, factor: float) -> Tensor:
 
 # Rounding of angles.
 
+
 def float32_angles(e: Evidence) -> str | None:
     """What a relative error of the angles makes of the table: large in every column as the angles are large."""
     table = own_table(e)
@@ -219,10 +261,14 @@ def float32_angles(e: Evidence) -> str | None:
     error = (1 + log(table.config.rope_theta)) * 2.0**-23
     middle = table.coords.double().mean(-1) if table.coords.ndim == 4 else table.coords.double()
     center = torch.tensor(table.max_position, dtype=torch.float64)[:, None] / 2
-    exact, off = (rotation(center + (middle - center) * factor, *table[1:], torch.float64)[e.name.endswith(".sin")]
-                  for factor in (1.0, 1 + error))
-    columns = [torch.linalg.vector_norm(x, dim=(0, 1)) for x in (
-        e.candidate.double() - e.reference.double(), (off - exact).expand_as(e.reference))]
+    exact, off = (
+        rotation(center + (middle - center) * factor, *table[1:], torch.float64)[e.name.endswith(".sin")]
+        for factor in (1.0, 1 + error)
+    )
+    columns = [
+        torch.linalg.vector_norm(x, dim=(0, 1))
+        for x in (e.candidate.double() - e.reference.double(), (off - exact).expand_as(e.reference))
+    ]
     own = rounding(e._replace(name="", truth=None)) * norm(e.reference)
     if gap(e.candidate, e.reference) <= own or not (columns[0] <= columns[1] + own / columns[0].numel()).all():
         return None

@@ -1,4 +1,5 @@
 """The right numbers in another place, in some places alone, or everywhere the same."""
+
 from collections.abc import Iterator
 from math import prod
 
@@ -26,10 +27,17 @@ from .evidence import (
 
 # Order: the same numbers elsewhere.
 
+
 def another_tap(e: Evidence) -> str | None:
     """Also of a step that was left out: then it is the tap before."""
-    return first(e, ((f"the reference's {name} in its place: another stream or direction, or a step left out", x)
-                     for name, x in e.reference_taps.items() if name != e.name and len(x) == len(e.candidate)))
+    return first(
+        e,
+        (
+            (f"the reference's {name} in its place: another stream or direction, or a step left out", x)
+            for name, x in e.reference_taps.items()
+            if name != e.name and len(x) == len(e.candidate)
+        ),
+    )
 
 
 def swapped_rows(e: Evidence) -> str | None:
@@ -60,8 +68,10 @@ def swapped_halves(e: Evidence) -> str | None:
 def dealt(x: Tensor, planes: bool) -> Iterator[Guess]:
     """Other ways to read (B, T, H, d); rotation planes have no halves."""
     yield "components dealt out to heads in turn, (d h) in place of (h d)", rearrange(x, "b t h d -> b t (d h)")
-    yield ("components of a head from every head, (h d) in place of (d h)",
-           rearrange(x.flatten(2), "b t (d h) -> b t h d", h=x.shape[2]))
+    yield (
+        "components of a head from every head, (h d) in place of (d h)",
+        rearrange(x.flatten(2), "b t (d h) -> b t h d", h=x.shape[2]),
+    )
     if not planes and x.shape[3] % 2 == 0:
         pairs, halves = "b t h (r two)", "b t h (two r)"
         yield "neighbouring pairs in place of halves", rearrange(x, f"{halves} -> {pairs}", two=2)
@@ -72,15 +82,28 @@ def dealt(x: Tensor, planes: bool) -> Iterator[Guess]:
 def axis_major(e: Evidence) -> str | None:
     """Of the table of three axes. Its planes without rotation are the D/2 that three axes do not divide."""
     planes, pad = by_plane(e)
-    return None if planes is None else first(e, [
-        ("frequencies that are axis-major, (p f), in place of frequency-major, (f p)", torch.cat([
-            planes[..., :pad], rearrange(planes[..., pad:], "b t (f p) -> b t (p f)", p=3)], -1))])
+    return (
+        None
+        if planes is None
+        else first(
+            e,
+            [
+                (
+                    "frequencies that are axis-major, (p f), in place of frequency-major, (f p)",
+                    torch.cat([planes[..., :pad], rearrange(planes[..., pad:], "b t (f p) -> b t (p f)", p=3)], -1),
+                )
+            ],
+        )
+    )
 
 
 def padding_side(e: Evidence) -> str | None:
     planes, pad = by_plane(e)
-    return None if planes is None else first(e, [
-        (f"the {pad} planes without rotation last in place of first", planes.roll(-pad, -1))])
+    return (
+        None
+        if planes is None
+        else first(e, [(f"the {pad} planes without rotation last in place of first", planes.roll(-pad, -1))])
+    )
 
 
 def by_plane(e: Evidence) -> tuple[Tensor | None, int]:
@@ -91,8 +114,9 @@ def by_plane(e: Evidence) -> tuple[Tensor | None, int]:
 
 def reordered_planes(e: Evidence) -> str | None:
     """Of a RoPE table, in no order that has a name."""
-    if not e.name.endswith((".cos", ".sin")) or any(hint(e) for hint in (
-            axis_major, padding_side, swapped_halves, permuted_heads)):
+    if not e.name.endswith((".cos", ".sin")) or any(
+        hint(e) for hint in (axis_major, padding_side, swapped_halves, permuted_heads)
+    ):
         return None
     order = reordering(e._replace(reference=e.reference.flatten(2), candidate=e.candidate.flatten(2), truth=None), 2)
     return None if order is None else f"frequencies in another order, {moved(order)}"
@@ -136,9 +160,11 @@ def moved(order: list[int]) -> str:
 
 # Parts: everything else is right.
 
+
 def only_some_tokens(e: Evidence) -> str | None:
-    return next((f"a difference at {what} alone{one_vector(e, where)}"
-                 for what, where in marked(e) if only(e, where)), None)
+    return next(
+        (f"a difference at {what} alone{one_vector(e, where)}" for what, where in marked(e) if only(e, where)), None
+    )
 
 
 def one_vector(e: Evidence, where: Tensor) -> str:
@@ -165,8 +191,14 @@ def marked(e: Evidence) -> Iterator[tuple[str, Tensor]]:
 
 def only_one_batch_element(e: Evidence) -> str | None:
     size = len(e.reference)
-    return next((f"a difference in element {i} of the batch alone, of {size}" for i in range(size)
-                 if only(e, torch.arange(size)[:, None] == i)), None)
+    return next(
+        (
+            f"a difference in element {i} of the batch alone, of {size}"
+            for i in range(size)
+            if only(e, torch.arange(size)[:, None] == i)
+        ),
+        None,
+    )
 
 
 def only_one_axis(e: Evidence) -> str | None:
@@ -179,8 +211,13 @@ def only_one_axis(e: Evidence) -> str | None:
     else:
         return None
     axis = axis.reshape(1, 1, *axis.shape, *[1] * (e.reference.ndim - 2 - axis.ndim))
-    return first(e, ((f"a difference on the {name} axis alone", torch.where(axis == i, e.candidate, e.reference))
-                     for i, name in enumerate(("time", "height", "width"))))
+    return first(
+        e,
+        (
+            (f"a difference on the {name} axis alone", torch.where(axis == i, e.candidate, e.reference))
+            for i, name in enumerate(("time", "height", "width"))
+        ),
+    )
 
 
 def only(e: Evidence, where: Tensor) -> bool:
@@ -193,6 +230,7 @@ def only(e: Evidence, where: Tensor) -> bool:
 
 
 # Sameness: what should differ does not.
+
 
 def collapsed_batch(e: Evidence) -> str | None:
     return "all elements of the batch the same, which the reference's are not" if collapsed(e, 0) else None

@@ -1,4 +1,5 @@
 """Stages of a block, made again with one mistake: from the taps before them, the configuration and the inputs."""
+
 import re
 from collections.abc import Iterable, Iterator
 from itertools import permutations
@@ -31,9 +32,12 @@ NARROW = torch.bfloat16, torch.float16
 
 # Rotation and attention.
 
-ROTATED = {"attn1": ("rope", "rope"), "audio_attn1": ("audio_rope", "audio_rope"),  # of queries and of keys
-           "audio_to_video_attn": ("cross_attn_rope", "cross_attn_audio_rope"),
-           "video_to_audio_attn": ("cross_attn_audio_rope", "cross_attn_rope")}
+ROTATED = {
+    "attn1": ("rope", "rope"),
+    "audio_attn1": ("audio_rope", "audio_rope"),  # of queries and of keys
+    "audio_to_video_attn": ("cross_attn_rope", "cross_attn_audio_rope"),
+    "video_to_audio_attn": ("cross_attn_audio_rope", "cross_attn_rope"),
+}
 
 
 def wrong_rotation(e: Evidence) -> str | None:
@@ -55,8 +59,10 @@ def rotations(e: Evidence) -> Iterator[Guess]:
         for dtype in NARROW:
             c, s = cos.to(dtype), sin.to(dtype)
             yield f"the {layout} rotation, computed in {name_of(dtype)},", rotate_as_given(x.to(dtype), (c, s), layout)
-            yield (f"the {layout} rotation with cosines and sines in {name_of(dtype)}",
-                   apply_rope(x, (c.to(cos), s.to(sin)), layout))
+            yield (
+                f"the {layout} rotation with cosines and sines in {name_of(dtype)}",
+                apply_rope(x, (c.to(cos), s.to(sin)), layout),
+            )
 
 
 def rotate_as_given(x: Tensor, rope: Rope, layout: str) -> Tensor:
@@ -100,8 +106,11 @@ def attend(heads: Iterable[Tensor], mask: Tensor | None, scale: float | None = N
 def attention_masks(e: Evidence, layer: str) -> Iterator[tuple[str, Tensor | None]]:
     """Of this attention, (B, 1, 1|T, S), and what ports make of them."""
     x, dtype = e.inputs or {}, e.reference.dtype
-    masks = {"attn1": kwargs(e).get("video_self_attention_mask"), "attn2": x.get("encoder_attention_mask"),
-             "audio_attn2": x.get("audio_encoder_attention_mask")}
+    masks = {
+        "attn1": kwargs(e).get("video_self_attention_mask"),
+        "attn2": x.get("encoder_attention_mask"),
+        "audio_attn2": x.get("audio_encoder_attention_mask"),
+    }
     mask, other = masks.get(layer), masks.get({"attn2": "audio_attn2", "audio_attn2": "attn2"}.get(layer, ""))
     if mask is None:
         yield "", None
@@ -127,8 +136,14 @@ def wrong_projection(e: Evidence) -> str | None:
     if weights is None:
         return None
     guesses, given_out = {what: x @ weights for what, x in theirs.items()}, e.candidate.flatten(0, 1)
-    return next((f"{what} in place of {own}" for what, x in guesses.items()
-                 if gap(x, given_out) < SHARE * gap(guesses[own], given_out)), None)
+    return next(
+        (
+            f"{what} in place of {own}"
+            for what, x in guesses.items()
+            if gap(x, given_out) < SHARE * gap(guesses[own], given_out)
+        ),
+        None,
+    )
 
 
 def joined(e: Evidence) -> dict[str, Tensor]:
@@ -143,8 +158,11 @@ def joined(e: Evidence) -> dict[str, Tensor]:
         sums["values"] = v.unflatten(-1, out.shape[2:])
     if layer.endswith("attn1") and keep is not None:
         sums["blended values"] = torch.lerp(sums["values"], out, keep.reshape(-1, 1, 1, 1).to(out.dtype))
-    gates: dict[str, Tensor | float] = {"without a gate": 1.0} if gate is None else {
-        "with the gate": gate[..., None], "without the gate": 1.0, "with half the gate": gate[..., None] / 2}
+    gates: dict[str, Tensor | float] = (
+        {"without a gate": 1.0}
+        if gate is None
+        else {"with the gate": gate[..., None], "without the gate": 1.0, "with half the gate": gate[..., None] / 2}
+    )
     forms = {f"{what} {how}": x * g for how, g in gates.items() for what, x in sums.items()}
     dealt = {f"{what}, heads joined as (d h),": rearrange(x, "b t h d -> b t (d h)") for what, x in forms.items()}
     forms = {what: x.flatten(2) for what, x in forms.items()} | dealt
@@ -152,6 +170,7 @@ def joined(e: Evidence) -> dict[str, Tensor]:
 
 
 # Modulation, residuals and the exchange.
+
 
 def wrong_rows(e: Evidence) -> str | None:
     """Of a modulated input: which rows are its scale and shift, and how they are applied."""
@@ -172,8 +191,10 @@ def modulations(e: Evidence) -> Iterator[Guess]:
     for which, (scale, shift) in pairs.items():
         yield f"x * scale, without 1 + scale, of scale, shift = {which}", h * scale + shift
         yield f"no norm before scale, shift = {which}", modulate(x, scale, shift)
-        yield (f"LayerNorm before scale, shift = {which}",
-               modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), scale, shift))
+        yield (
+            f"LayerNorm before scale, shift = {which}",
+            modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), scale, shift),
+        )
 
 
 def modulated(e: Evidence) -> tuple[Tensor | None, Tensor | None]:
@@ -227,8 +248,11 @@ def residuals(e: Evidence) -> Iterator[Guess]:
 
 def row_pairs(e: Evidence, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Two rows (B, T|1, D) of one tap each."""
-    return {f"{name}[{i}, {j}]": (rows[:, :, i], rows[:, :, j]) for name, rows in tables(e, x).items()
-            for i, j in permutations(range(rows.shape[2]), 2)}
+    return {
+        f"{name}[{i}, {j}]": (rows[:, :, i], rows[:, :, j])
+        for name, rows in tables(e, x).items()
+        for i, j in permutations(range(rows.shape[2]), 2)
+    }
 
 
 def tables(e: Evidence, x: Tensor) -> dict[str, Tensor]:
@@ -238,8 +262,11 @@ def tables(e: Evidence, x: Tensor) -> dict[str, Tensor]:
     mine = f"{block}{layer}.{'context_' if part == 'context' else ''}rows"
     names = [name for name in e.reference_taps if name.startswith(block) and name.endswith("rows")]
     found = {name: unflat(e.reference_taps[name], len(x)) for name in sorted(names, key=lambda name: name != mine)}
-    return {name.removeprefix(block): rows for name, rows in found.items()
-            if rows.shape[-1] == x.shape[-1] and rows.shape[1] in (1, x.shape[1])}
+    return {
+        name.removeprefix(block): rows
+        for name, rows in found.items()
+        if rows.shape[-1] == x.shape[-1] and rows.shape[1] in (1, x.shape[1])
+    }
 
 
 def sublayer_before(e: Evidence) -> str:
@@ -257,6 +284,7 @@ AUDIO_CHAIN = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
 
 
 # Activations and norms.
+
 
 def other_activation(e: Evidence) -> str | None:
     return mistaken(e, activations)

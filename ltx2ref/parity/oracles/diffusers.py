@@ -4,6 +4,7 @@ It and ltx_core.py take a diffusers config, parameters under diffusers' names an
 forward, so a test or a benchmark feeds one set of inputs to everything and compares outputs.
 Gradients follow the caller's mode: wrap the calls in `torch.no_grad()`.
 """
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,9 +41,7 @@ def adopt(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Mod
     model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, strict=True, assign=True)
     left = [name for name, t in model.named_buffers() if t.is_meta]
     if left:
-        raise RuntimeError(
-            f"{type(model).__name__} keeps {len(left)} buffers that no parameter fills: {left[:4]}"
-        )
+        raise RuntimeError(f"{type(model).__name__} keeps {len(left)} buffers that no parameter fills: {left[:4]}")
     adopted: nn.Module = model.requires_grad_(False).eval()
     return adopted
 
@@ -60,19 +59,30 @@ def planes(x: Tensor, heads: int) -> Tensor:
 
 def doors(model: Any, tap: Recorder, on: On) -> None:
     """Its four RoPE modules are given coordinates, of time alone for the exchange, and return tables."""
+
     def tables(name: str, args: tuple[Any, ...], out: tuple[Tensor, Tensor]) -> None:
         if not name.startswith("cross_attn_"):
             tap("audio_coords" if name.startswith("audio_") else "video_coords", args[0])
         for part, x in zip((".cos", ".sin"), out, strict=True):
             tap(name + part, planes(x, model.config.num_attention_heads))
+
     for name in ROPES:
         on(getattr(model, name).register_forward_hook(lambda _, args, out, name=name: tables(name, args, out)))
 
 
-LAYOUT = Layout(doors, norms={
-    "attn1": "norm1", "audio_attn1": "audio_norm1", "attn2": "norm2", "audio_attn2": "audio_norm2",
-    "audio_to_video_attn": "audio_to_video_norm", "video_to_audio_attn": "video_to_audio_norm",
-    "ff": "norm3", "audio_ff": "audio_norm3"})
+LAYOUT = Layout(
+    doors,
+    norms={
+        "attn1": "norm1",
+        "audio_attn1": "audio_norm1",
+        "attn2": "norm2",
+        "audio_attn2": "audio_norm2",
+        "audio_to_video_attn": "audio_to_video_norm",
+        "video_to_audio_attn": "video_to_audio_norm",
+        "ff": "norm3",
+        "audio_ff": "audio_norm3",
+    },
+)
 
 
 def taps(setup: Any) -> Taps:

@@ -3,6 +3,7 @@
 Install it with `pip install --no-deps ltx-core==1.0.0`: its transformer needs nothing that is not here already.
 Shapes: B batch, T tokens of a stream, S text tokens, P position axes (3 video, 1 audio).
 """
+
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -117,8 +118,12 @@ def video_positions(inputs: Inputs, config: Config) -> Tensor:
     """Bounds of the video patches (B, 3, Tv, 2) as ltx-core makes them: seconds and pixels, in the model's dtype."""
     latent = inputs["hidden_states"]
     shape = VideoLatentShape(*latent.shape[::2], inputs["num_frames"], inputs["height"], inputs["width"])
-    tools = VideoLatentTools(VideoLatentPatchifier(config["patch_size"]), shape, inputs.get("fps", 24.0),
-                             SpatioTemporalScaleFactors(*config["vae_scale_factors"]))  # by axis, whatever its names
+    tools = VideoLatentTools(
+        VideoLatentPatchifier(config["patch_size"]),
+        shape,
+        inputs.get("fps", 24.0),
+        SpatioTemporalScaleFactors(*config["vae_scale_factors"]),
+    )  # by axis, whatever its names
     return tools.create_initial_state(latent.device, latent.dtype).positions
 
 
@@ -126,8 +131,11 @@ def audio_positions(inputs: Inputs, config: Config) -> Tensor:
     """Bounds of the audio patches (B, 1, Ta, 2) in seconds, as ltx-core makes them: always float32."""
     latent = inputs["audio_hidden_states"]
     patchifier = AudioPatchifier(
-        config["audio_patch_size"], sample_rate=config["audio_sampling_rate"], hop_length=config["audio_hop_length"],
-        audio_latent_downsample_factor=config["audio_scale_factor"])
+        config["audio_patch_size"],
+        sample_rate=config["audio_sampling_rate"],
+        hop_length=config["audio_hop_length"],
+        audio_latent_downsample_factor=config["audio_scale_factor"],
+    )
     shape = AudioLatentShape(*latent.shape[::2], frames=inputs["audio_num_frames"], mel_bins=1)
     return AudioLatentTools(patchifier, shape).create_initial_state(latent.device, latent.dtype).positions
 
@@ -147,18 +155,14 @@ def _check_ltx_core_config(config: Config) -> None:
             raise ValueError(f"ltx-core has one flag for {ours}={config[ours]} and {theirs}={config[theirs]}")
     for key, value in LTX_CORE_CONSTANTS.items():
         if config[key] != value:
-            raise ValueError(
-                f"ltx-core 1.0.0 runs releases 2.0 and 2.3: {key}={config[key]}, expected {value}"
-            )
+            raise ValueError(f"ltx-core 1.0.0 runs releases 2.0 and 2.3: {key}={config[key]}, expected {value}")
 
 
 def _ltx_core_arguments(config: Config) -> dict[str, Any]:
     return {key: config[key] for key in LTX_CORE_SAME_FIELDS} | {
         "attention_type": AttentionFunction.PYTORCH,
         "positional_embedding_theta": config["rope_theta"],
-        "positional_embedding_max_pos": [
-            config[k] for k in ("pos_embed_max_pos", "base_height", "base_width")
-        ],
+        "positional_embedding_max_pos": [config[k] for k in ("pos_embed_max_pos", "base_height", "base_width")],
         "audio_positional_embedding_max_pos": [config["audio_pos_embed_max_pos"]],
         "av_ca_timestep_scale_multiplier": config["cross_attn_timestep_scale_multiplier"],
         "rope_type": LTXRopeType(config["rope_type"]),
@@ -227,8 +231,10 @@ def _text_mask(mask: Tensor | None) -> Tensor | None:
     if mask is None or (mask.ndim == 3 and mask.is_floating_point()):
         return mask
     if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError("ltx-core needs a text mask (B, S) of zeros and ones, or a bias (B, 1|T, S), "
-                         f"got {tuple(mask.shape)} {mask.dtype}")
+        raise ValueError(
+            "ltx-core needs a text mask (B, S) of zeros and ones, or a bias (B, 1|T, S), "
+            f"got {tuple(mask.shape)} {mask.dtype}"
+        )
     return mask.long()
 
 
@@ -241,9 +247,7 @@ def _perturbations(inputs: Inputs) -> BatchedPerturbationConfig:
         raise ValueError(f"ltx-core perturbs a batch element or does not: perturbation_mask {kept}")
     isolated = _skips(("A2V_CROSS_ATTN", "V2A_CROSS_ATTN"), None) if inputs.get("isolate_modalities") else []
     skipped = _skips(("VIDEO_SELF_ATTN", "AUDIO_SELF_ATTN"), blocks) if blocks else []
-    return BatchedPerturbationConfig(
-        [PerturbationConfig(isolated + (skipped if k == 0 else [])) for k in kept]
-    )
+    return BatchedPerturbationConfig([PerturbationConfig(isolated + (skipped if k == 0 else [])) for k in kept])
 
 
 def _skips(names: tuple[str, ...], blocks: list[int] | None) -> list[Perturbation]:
@@ -252,16 +256,20 @@ def _skips(names: tuple[str, ...], blocks: list[int] | None) -> list[Perturbatio
 
 def doors(model: Any, tap: Recorder, on: On) -> None:
     """Coordinates come with each modality, RoPE tables with what the first block is given."""
+
     def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for name, modality in zip(("video_coords", "audio_coords"), args, strict=False):
             tap(name, modality.positions)
 
     def tables(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for prefix, side in (("", "video"), ("audio_", "audio")):
-            for name, rope in ((f"{prefix}rope", kwargs[side].positional_embeddings),
-                               (f"cross_attn_{prefix}rope", kwargs[side].cross_positional_embeddings)):
+            for name, rope in (
+                (f"{prefix}rope", kwargs[side].positional_embeddings),
+                (f"cross_attn_{prefix}rope", kwargs[side].cross_positional_embeddings),
+            ):
                 for part, x in zip((".cos", ".sin"), rope, strict=True):
                     tap(name + part, planes(x, model.num_attention_heads))
+
     on(model.register_forward_pre_hook(coordinates, with_kwargs=True))
     on(model.transformer_blocks[0].register_forward_pre_hook(tables, with_kwargs=True))
 
