@@ -24,9 +24,7 @@ from typing import Any
 
 import diffusers  # type: ignore[import-untyped, unused-ignore]
 import torch
-from diffusers.models.attention_dispatch import (  # type: ignore[import-untyped, unused-ignore]
-    dispatch_attention_fn,
-)
+from diffusers.models.attention_dispatch import dispatch_attention_fn  # type: ignore[import-untyped, unused-ignore]
 from torch import nn
 
 from ltx2ref.conventions import DIFFUSERS
