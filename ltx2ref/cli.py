@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from . import __version__
-from .checkpoint.convert import Report, convert
-from .checkpoint.facts import RELEASES
+from .checkpoint.convert import Conversion, convert
 from .checkpoint.header import parse_json
 from .checkpoint.inspection import Description, inspect
-from .checkpoint.plan import make_plan
+from .checkpoint.match import make_plan
+from .checkpoint.resolve_config import RELEASES
 from .config import TransformerConfig
 from .describe import Architecture, Lengths, describe, lengths
 from .kit.check import LEVELS, Verdict, check, failures
@@ -395,7 +395,7 @@ def ended_by_exceptions() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def print_report(report: Report) -> None:
+def print_report(report: Conversion) -> None:
     print(f"{report.source}: {report.source_dialect}; {', '.join(report.formats)}")
     print(f"{report.destination}: {report.dialect}; {report.tensors:,} tensors, {report.bytes:,} bytes")
     for prefix, held in report.foreign.items():

@@ -78,7 +78,7 @@ class TransformerConfig:
             name, value, like = field.name, getattr(self, field.name), field.default
             good = fits(value, like) or (field.type is float and fits(value, 1.0))
             good |= f"{name} {value!r}" in ("out_channels None", "audio_out_channels None", "causal_offset 0")
-            formats.require(good, name, value, f"one like {like!r}")
+            formats.require_supported(good, name, value, f"one like {like!r}")
         for name, holds, expected in (
             ("audio_num_attention_heads", self.audio.num_heads == self.video.num_heads, self.video.num_heads),
             ("cross_attention_dim", self.cross_attention_dim == self.video.dim, self.video.dim),
@@ -87,7 +87,7 @@ class TransformerConfig:
             ("audio_attention_head_dim", self.audio_attention_head_dim % 2 == 0, "an even number"),
             ("rope_type", self.rope_type in ("split", "interleaved"), "'split' or 'interleaved'"),
         ):
-            formats.require(holds, name, getattr(self, name), expected)
+            formats.require_supported(holds, name, getattr(self, name), expected)
 
     @property
     def video(self) -> StreamConfig:

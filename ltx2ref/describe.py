@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .checkpoint.plan import Shapes, parameter_shapes
+from .checkpoint.match import Shapes, parameter_shapes
 from .config import TransformerConfig
 from .model import LTX2VideoTransformer3DModel
 

@@ -112,7 +112,7 @@ class ConfigError(ValueError):
     """A configuration that is malformed, or that describes a model which no release and no oracle has."""
 
 
-def require(holds: bool, name: str, value: object, expected: object) -> None:
+def require_supported(holds: bool, name: str, value: object, expected: object) -> None:
     if not holds:
         raise ConfigError(f"{name} = {value!r} is not supported: expected {expected}")
 
@@ -125,7 +125,7 @@ def read_diffusers(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]
             given[key] = tuple(value) if isinstance(value, list) else value
         elif not key.startswith("_"):
             expected = DIFFUSERS_FIXED.get(key, "no such field")  # in diffusers' own format, unknown is an error
-            require(key in DIFFUSERS_FIXED and value == expected, key, value, expected)
+            require_supported(key in DIFFUSERS_FIXED and value == expected, key, value, expected)
     return given
 
 
@@ -138,7 +138,7 @@ def read_lightricks(config: Mapping[str, Any]) -> dict[str, Any]:
         if key in LIGHTRICKS_NAMES:
             given |= dict.fromkeys(LIGHTRICKS_NAMES[key], translated(key, value))
         elif key in LIGHTRICKS_FIXED:
-            require(value == LIGHTRICKS_FIXED[key], key, value, LIGHTRICKS_FIXED[key])
+            require_supported(value == LIGHTRICKS_FIXED[key], key, value, LIGHTRICKS_FIXED[key])
         elif not key.startswith(LIGHTRICKS_FOREIGN):
             warnings.warn(f"{key} = {value!r}: unknown key of a Lightricks config, ignored", stacklevel=3)
     return given
@@ -148,7 +148,7 @@ def translated(key: str, value: Any) -> Any:
     flag = isinstance(LIGHTRICKS_ABSENT.get(key), bool)
     values = LIGHTRICKS_VALUES.get(key, ((True, True), (False, False)) if flag else ((value, value),))
     ours = [ours for theirs, ours in values if theirs == value and type(theirs) is type(value)]
-    require(len(ours) == 1, key, value, " or ".join(repr(theirs) for theirs, _ in values))
+    require_supported(len(ours) == 1, key, value, " or ".join(repr(theirs) for theirs, _ in values))
     return ours[0]
 
 
@@ -159,5 +159,5 @@ def write_lightricks(fields: Mapping[str, Any]) -> dict[str, Any]:
         values = LIGHTRICKS_VALUES.get(key, ())
         config[key] = next((theirs for theirs, ours in values if ours == fields[name]), fields[name])
     for name, said in read_lightricks(config).items():
-        require(fields[name] == said, name, fields[name], f"{said}: a Lightricks config cannot say it")
+        require_supported(fields[name] == said, name, fields[name], f"{said}: a Lightricks config cannot say it")
     return {key: value for key, value in config.items() if value != LIGHTRICKS_ABSENT.get(key, ...)}

@@ -26,10 +26,10 @@ from torch import Tensor
 
 import ltx2ref
 from ltx2ref import LTX_2_3, TransformerConfig
-from ltx2ref.checkpoint.files import TORCH
 from ltx2ref.checkpoint.manifest import manifest
-from ltx2ref.checkpoint.streaming import BLOCKS, StreamedTransformer
-from ltx2ref.checkpoint.writer import Entry, header, pieces, put
+from ltx2ref.checkpoint.storage import TORCH
+from ltx2ref.checkpoint.streaming import BLOCKS_PREFIX, StreamedTransformer
+from ltx2ref.checkpoint.writer import TensorEntry, header, pieces, put
 from ltx2ref.parity.audit import fingerprint
 from ltx2ref.parity.sketch import sketch
 from ltx2ref.parity.tracefile import save_trace
@@ -109,7 +109,7 @@ def write(path: Path, config: TransformerConfig) -> str | None:
     """Published names, shapes, dtypes and order. Returns what is wrong if there is no room for it."""
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0))
     tensors = {
-        name: Entry(dtype, shape, numbers(name, shape, TORCH[dtype], pool, place))
+        name: TensorEntry(dtype, shape, numbers(name, shape, TORCH[dtype], pool, place))
         for place, (name, dtype, shape) in enumerate(published(config))
     }
     metadata = {"config": json.dumps({"transformer": config.to_lightricks()})}
@@ -234,7 +234,7 @@ def trace(
 def in_memory(model: StreamedTransformer, inputs: dict[str, Any]) -> dict[str, int]:
     """Bytes that no streamed forward can do without. Shortens the model to one block, whose activations are all's."""
     size = model.proj_in.weight.element_size()
-    outside = sum(x.numel() for name, x in model.named_parameters() if not name.startswith(BLOCKS))
+    outside = sum(x.numel() for name, x in model.named_parameters() if not name.startswith(BLOCKS_PREFIX))
     block = sum(x.numel() for x in model.transformer_blocks[0].parameters())
     del model.transformer_blocks[1:]
     with PeakMemory("cpu") as memory, torch.no_grad():

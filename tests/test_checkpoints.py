@@ -22,7 +22,7 @@ import ltx2ref
 from ltx2ref import CheckpointError, LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.checkpoint import names
 from ltx2ref.checkpoint.inspection import inspect
-from ltx2ref.checkpoint.plan import Plan, make_plan, parameter_shapes
+from ltx2ref.checkpoint.match import Plan, make_plan, parameter_shapes
 
 pytestmark = pytest.mark.slow
 

@@ -28,8 +28,8 @@ from ltx2ref import CheckpointError, ConfigError, LTX2VideoTransformer3DModel, T
 from ltx2ref.checkpoint import convert as converting
 from ltx2ref.checkpoint import writer
 from ltx2ref.checkpoint.convert import convert
-from ltx2ref.checkpoint.files import TensorFile
-from ltx2ref.checkpoint.plan import make_plan
+from ltx2ref.checkpoint.match import make_plan
+from ltx2ref.checkpoint.storage import TensorFile
 
 ROOT = Path(__file__).parents[1]
 saving = sys.modules["ltx2ref.checkpoint.save"]  # the module: the package has a function of that name
@@ -449,7 +449,7 @@ def test_an_interruption_leaves_nothing(
 SLOW = """
 import sys, time
 from ltx2ref import cli
-from ltx2ref.checkpoint.files import TensorFile
+from ltx2ref.checkpoint.storage import TensorFile
 read = TensorFile.read
 def slow(*arguments):
     time.sleep(0.1)
@@ -624,7 +624,7 @@ def test_the_command_reports_what_it_did(tmp_path: Path, capsys: pytest.CaptureF
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads(
         json.dumps(
-            converting.Report(
+            converting.Conversion(
                 str(tmp_path / "a.safetensors"),
                 str(tmp_path / "b"),
                 "lightricks names, prefix model.diffusion_model.",

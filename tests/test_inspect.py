@@ -17,7 +17,7 @@ from tiny import random_model, tiny_config
 import ltx2ref
 from ltx2ref.checkpoint import manifest
 from ltx2ref.checkpoint.inspection import inspect, ranges
-from ltx2ref.checkpoint.plan import make_plan
+from ltx2ref.checkpoint.match import make_plan
 from ltx2ref.cli import main
 
 pytestmark = pytest.mark.slow

@@ -19,8 +19,8 @@ from torch import Tensor
 
 import ltx2ref
 from ltx2ref import CheckpointError, TransformerConfig
-from ltx2ref.checkpoint import files, plan
-from ltx2ref.checkpoint.lora import FORMATS, lora_format, read_lora, spellings
+from ltx2ref.checkpoint import match, storage
+from ltx2ref.checkpoint.lora import LORA_FORMATS, lora_format, read_lora, spellings
 
 State = dict[str, Tensor]
 Pairs = dict[str, tuple[Tensor, Tensor]]  # by diffusers' name of a layer: A (r, in), B (out, r)
@@ -216,7 +216,7 @@ def test_kohya_names_of_either_dialect_and_comfyui_names_with_up_and_down_are_re
 
 @releases
 def test_no_two_layers_have_the_same_spelling(release: str) -> None:
-    shapes = plan.parameter_shapes(RELEASES[release])
+    shapes = match.parameter_shapes(RELEASES[release])
     layers = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
     owners: dict[str, set[str]] = {}
     for layer in layers:
@@ -253,7 +253,7 @@ def test_a_lora_is_described_by_its_header_and_alphas(tmp_path: Path) -> None:
     pairs = random_pairs(state, ["proj_in", "transformer_blocks.0.attn1.to_gate_logits"])
     lora = read_lora(
         save(tmp_path / "lora.safetensors", diffusers(pairs), {"transformer.r": 5, "transformer.lora_alpha": 10}),
-        plan.make_plan(path, config),
+        match.make_plan(path, config),
     )
     assert lora.format == "diffusers" and lora.skipped == {}
     assert {name: (layer.rank, layer.factor) for name, layer in lora.layers.items()} == {
@@ -280,7 +280,7 @@ def test_a_lora_is_described_by_its_header_and_alphas(tmp_path: Path) -> None:
 )
 def test_a_format_is_told_by_names_alone(names: list[str], expected: str | None) -> None:
     assert lora_format(names) == expected
-    assert expected is None or set(expected.split(" and ")) <= FORMATS.keys()
+    assert expected is None or set(expected.split(" and ")) <= LORA_FORMATS.keys()
 
 
 # ---------------------------------------------------------------- precision
@@ -344,8 +344,8 @@ def test_what_no_lora_changes_stays_memory_mapped(tmp_path: Path, monkeypatch: p
     layers = ["proj_in", "proj_out"]
     lora = save(tmp_path / "lora.safetensors", lightricks(random_pairs(state, layers)))
     mapped: list[str] = []
-    original = files.Stored.mapped
-    monkeypatch.setattr(files.Stored, "mapped", lambda stored: mapped.append(stored.name) or original(stored))
+    original = storage.Stored.mapped
+    monkeypatch.setattr(storage.Stored, "mapped", lambda stored: mapped.append(stored.name) or original(stored))
     untouched = load_state(path, config, (lora, 0), (lora, 0.0))
     assert sorted(mapped) == sorted(state)
     assert all(torch.equal(untouched[name].view(torch.uint8), state[name].view(torch.uint8)) for name in state)
@@ -441,7 +441,7 @@ def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, re
         lora = tmp_path / f"{name}.safetensors"
         theirs = fused(config, {n: t.clone() for n, t in state.items()}, {lora: STRENGTH}, prefix=prefix)
         ours = load_state(path, config, (lora, STRENGTH))
-        layers = read_lora(lora, plan.make_plan(path, config)).layers
+        layers = read_lora(lora, match.make_plan(path, config)).layers
         assert_equal(ours, theirs, state, len(layers))
         alphas |= {round(layer.factor * (layer.rank**0.5 if rslora else layer.rank)) for layer in layers.values()}
     assert alphas == {2, 5, 7, 11}
@@ -581,8 +581,8 @@ def test_a_lora_that_is_not_wholly_understood_is_refused_by_its_header(
     def read(*arguments: Any) -> None:
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(files.TensorFile, "read", read)
-    monkeypatch.setattr(files.Stored, "mapped", read)
+    monkeypatch.setattr(storage.TensorFile, "read", read)
+    monkeypatch.setattr(storage.Stored, "mapped", read)
     found = problems(path, config, lora)
     assert [sum(text in problem for problem in found) for text in expected] == [1] * len(expected), found
 

@@ -301,7 +301,7 @@ def test_the_packages_own_manifest_comes_first_and_none_is_needed(
     for folder, number in present.items():
         text = json.dumps({"schema_version": number, "files": MANIFEST["files"][:number]})
         (tmp_path / folder / "weights_manifest.json").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(reader, "PACKAGE", tmp_path / "ltx2ref")
+    monkeypatch.setattr(reader, "PACKAGE_FOLDER", tmp_path / "ltx2ref")
     reader.manifest.cache_clear()
     try:
         assert (reader.manifest().get("schema_version"), len(files())) == (version, version or 0)

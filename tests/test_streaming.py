@@ -26,8 +26,8 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import CheckpointError, LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.checkpoint import streaming
-from ltx2ref.checkpoint.files import Stored
-from ltx2ref.checkpoint.plan import parameter_shapes
+from ltx2ref.checkpoint.match import parameter_shapes
+from ltx2ref.checkpoint.storage import Stored
 from ltx2ref.checkpoint.streaming import StreamedTransformer
 from ltx2ref.parity.audit import judge
 from ltx2ref.parity.run import run

@@ -1,9 +1,9 @@
 """Checkpoints: every published dialect and quantised format read, described, merged with LoRAs, and written."""
 
 from . import convert, inspection
-from .files import CheckpointError
 from .loading import LTX2VideoTransformer3DModel, load
 from .save import save
+from .storage import CheckpointError
 from .streaming import stream
 
 __all__ = ["CheckpointError", "LTX2VideoTransformer3DModel", "convert", "inspection", "load", "save", "stream"]

@@ -9,26 +9,26 @@ import torch
 
 from ..config import LTX_2_0
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_FIXED, LIGHTRICKS_NAMES
-from .facts import DIFFUSERS_CLASS
-from .files import TORCH, CheckpointError, Stored
 from .header import parse_json
-from .names import DIFFUSERS, LIGHTRICKS
-from .plan import QUANTISATION, Plan, make_plan
-from .quantised import PLAIN, Weight
-from .save import STORED, TARGETS, Contents, check, described, raw, write
-from .source import Source
-from .writer import Entry
+from .match import QUANTISATION, Plan, make_plan
+from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT
+from .quantised import PLAIN_DTYPES, Weight
+from .resolve_config import DIFFUSERS_CLASS
+from .save import STORED, TARGETS, Contents, checked_limit, config_of_dialect, raw, write_contents
+from .source import CheckpointFiles
+from .storage import TORCH, CheckpointError, Stored
+from .writer import TensorEntry
 
 PIECE = 2**20  # bytes that are copied at a time: with more, the memory is slower than the disk
 GGUF = ("GGUF.", "general.")  # how a GGUF file's metadata begin that describe the container
 # By dialect, the keys of a config that a `TransformerConfig` stands for.
 HELD = {
-    LIGHTRICKS: {"_class_name", *LIGHTRICKS_NAMES, *LIGHTRICKS_FIXED},
-    DIFFUSERS: {"_class_name", *LTX_2_0.to_diffusers()},
+    LIGHTRICKS_DIALECT: {"_class_name", *LIGHTRICKS_NAMES, *LIGHTRICKS_FIXED},
+    DIFFUSERS_DIALECT: {"_class_name", *LTX_2_0.to_diffusers()},
 }
 
 
-class Report(NamedTuple):
+class Conversion(NamedTuple):
     """What `convert` did."""
 
     source: str
@@ -50,7 +50,7 @@ def convert(
     dialect: str,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str | None = None,
-) -> Report:
+) -> Conversion:
     """Write the transformer in a checkpoint anew, in bounded memory: a folder for diffusers, one file for Lightricks.
 
     Without a `dtype` each tensor's bytes are copied, which a quantised one's cannot be; with one, each is decoded
@@ -59,10 +59,10 @@ def convert(
     if dtype not in (None, *STORED):
         raise ValueError(f"dtype: expected one of {', '.join(map(str, STORED))}, got {dtype}")
     path = Path(destination)
-    limit = check(path, dialect, max_shard_size)
+    limit = checked_limit(path, dialect, max_shard_size)
     plan = make_plan(source)
     plan.check()
-    quantised = sorted(set(plan.formats.values()) - set(PLAIN))
+    quantised = sorted(set(plan.formats.values()) - set(PLAIN_DTYPES))
     if quantised and dtype is None:
         raise CheckpointError(
             plan.source.path,
@@ -72,13 +72,13 @@ def convert(
             ],
         )
     contents, left_out = carried_over(plan, dialect)
-    contents.entries.update({name: entry(weight, dtype) for name, weight in plan.weights.items()})
-    size = write(path, contents, limit, plan.source.files)
+    contents.entries.update({name: converted_tensor(weight, dtype) for name, weight in plan.weights.items()})
+    size = write_contents(path, contents, limit, plan.source.files)
     foreign = {
         prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
         for prefix, stored in plan.foreign.items()
     }
-    return Report(
+    return Conversion(
         str(source),
         str(destination),
         str(plan.dialect),
@@ -92,10 +92,10 @@ def convert(
     )
 
 
-def entry(weight: Weight, dtype: torch.dtype | None) -> Entry:
+def converted_tensor(weight: Weight, dtype: torch.dtype | None) -> TensorEntry:
     if dtype in (None, TORCH.get(weight.tensor.dtype)):  # never of a quantised one
-        return Entry(weight.tensor.dtype, weight.shape, copied(weight.tensor))
-    return Entry(STORED[dtype], weight.shape, (raw(rows.to(dtype)) for rows in weight.chunks()))
+        return TensorEntry(weight.tensor.dtype, weight.shape, copied(weight.tensor))
+    return TensorEntry(STORED[dtype], weight.shape, (raw(rows.to(dtype)) for rows in weight.chunks()))
 
 
 def copied(stored: Stored) -> Iterator[bytearray]:
@@ -116,8 +116,8 @@ class Said(NamedTuple):
         return [key for key in self.whole if self.inner is not self.whole and key != "transformer"]
 
 
-def stated(source: Source) -> Said:
-    """The same that `facts.says` reads, and found good."""
+def stated(source: CheckpointFiles) -> Said:
+    """The same that `resolve_config.says` reads, and found good."""
     where, whole = "", dict[str, Any]()
     if source.config is not None:
         where, whole = "config.json", source.config
@@ -125,14 +125,14 @@ def stated(source: Source) -> Said:
         where, whole = "config", parse_json(source.metadata["config"].encode())
     inner = whole.get("transformer", whole)
     if inner.keys() >= LIGHTRICKS_NAMES.keys() - LIGHTRICKS_ABSENT.keys():
-        return Said(where, whole, inner, LIGHTRICKS)
+        return Said(where, whole, inner, LIGHTRICKS_DIALECT)
     ours = where and inner.get("_class_name", DIFFUSERS_CLASS) == DIFFUSERS_CLASS
-    return Said(where, whole, inner, DIFFUSERS if ours else None)
+    return Said(where, whole, inner, DIFFUSERS_DIALECT if ours else None)
 
 
 def carried_over(plan: Plan, dialect: str) -> tuple[Contents, list[str]]:
     """Config and metadata for the destination, and which of the source's are not in there."""
-    source, said, config = plan.source, stated(plan.source), described(plan.config, dialect)
+    source, said, config = plan.source, stated(plan.source), config_of_dialect(plan.config, dialect)
     whole: dict[str, Any] = {}
     if said.dialect == dialect:  # in the source's order; a key that ours leaves out means the format's default
         config = {key: (LIGHTRICKS_ABSENT | config).get(key, value) for key, value in said.inner.items()} | config
@@ -144,7 +144,7 @@ def carried_over(plan: Plan, dialect: str) -> tuple[Contents, list[str]]:
     }
     known = {*metadata, "format", said.where}
     lost = [f"metadata {key}" for file in source.files for key in file.metadata if key not in known]
-    if dialect == DIFFUSERS:
+    if dialect == DIFFUSERS_DIALECT:
         metadata["format"] = "pt"
     else:
         whole = whole | {"transformer": config}
@@ -157,7 +157,7 @@ def unsaid(said: Said, dialect: str) -> list[str]:
     """The keys of the source's config that the destination's does not have."""
     if said.dialect is None:
         return [said.where] if said.where else []
-    if said.dialect == dialect == LIGHTRICKS:
+    if said.dialect == dialect == LIGHTRICKS_DIALECT:
         return []
     path = "transformer." if said.inner is not said.whole else ""
     inner = [f"{path}{key}" for key in said.inner if said.dialect != dialect and key not in HELD[said.dialect]]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import CheckpointError, Stored, TensorFile
+from .storage import CheckpointError, Stored, TensorFile
 
 MAX_HEADER = 8 * 2**20  # bytes; the largest published one has 1.3 MB
 MAX_VALUES = 400_000  # brackets and commas, eight for each tensor: bounds the memory that a hostile header takes
@@ -62,7 +62,7 @@ def read_header(path: Path) -> tuple[TensorFile, dict[str, Stored]]:
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("__metadata__: expected an object of strings")
         opened = TensorFile(path, "safetensors", stat.st_size, stat.st_mtime_ns, metadata)
-        stored = [entry(opened, name, value, 8 + length) for name, value in entries.items()]
+        stored = [stored_tensor(opened, name, value, 8 + length) for name, value in entries.items()]
         require_packed(stored, 8 + length, stat.st_size)
     except ValueError as error:
         raise CheckpointError(path, [f"header: {error}"]) from None
@@ -110,7 +110,7 @@ def refuse(constant: str) -> None:
     raise ValueError(f"not JSON: {constant}")
 
 
-def entry(file: TensorFile, name: str, value: Any, data: int) -> Stored:
+def stored_tensor(file: TensorFile, name: str, value: Any, data: int) -> Stored:
     """One tensor; `data` is where the data begins. The offsets in the header count from there."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name}: expected dtype, shape and data_offsets, got {str(value)[:80]}")

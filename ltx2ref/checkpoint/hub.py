@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from .files import CheckpointError
+from .storage import CheckpointError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ("*.json", "*.safetensors")  # of the subfolder: never pickles, never code

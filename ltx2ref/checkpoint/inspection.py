@@ -11,12 +11,12 @@ import torch
 
 from ..progress import track
 from . import manifest
-from .facts import any_block, release_of
-from .files import CheckpointError, Stored
 from .lora import lora_format
-from .plan import Plan, make_plan
+from .match import Plan, make_plan
 from .quantised import Weight
-from .source import Source, open_source
+from .resolve_config import any_block, release_of
+from .source import CheckpointFiles, open_source
+from .storage import CheckpointError, Stored
 
 READ = 2**24  # bytes that are read at a time
 OUTLIER = 8  # times the median of the same tensor in the other blocks, or a part of it: worth a look
@@ -114,7 +114,7 @@ def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> D
     )
 
 
-def other_kind(source: Source) -> str | None:
+def other_kind(source: CheckpointFiles) -> str | None:
     """What a file without a transformer holds, by the beginnings of its names."""
     names = list(source.tensors)
     if format := lora_format(names):
@@ -168,7 +168,7 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join("-".join(map(str, part)) for part in found)
 
 
-def published(source: Source, digest: str | None) -> list[Published]:
+def published(source: CheckpointFiles, digest: str | None) -> list[Published]:
     by = "size" if digest is None else "size and sha256"
     same = [file for file in manifest.find(source.size) if len(source.files) == 1]
     return [
@@ -195,7 +195,7 @@ def cannot_tell(plan: Plan, same: Sequence[Published], digest: str | None) -> li
     return unsure
 
 
-def sha256_of(source: Source) -> str | None:
+def sha256_of(source: CheckpointFiles) -> str | None:
     """Of a single file."""
     if len(source.files) != 1:
         return None
@@ -207,7 +207,7 @@ def sha256_of(source: Source) -> str | None:
 
 def statistics(plan: Plan) -> list[dict[str, Any]]:
     """Tensors that look damaged: not finite, all zero, or of another size than the same tensor in other blocks."""
-    measured = {name: measure(weight) for name, weight in track([*plan.weights.items()], "reading tensors")}
+    measured = {name: weight_statistics(weight) for name, weight in track([*plan.weights.items()], "reading tensors")}
     alike: dict[str, list[float]] = {}
     for name, (_, rms, _) in measured.items():
         alike.setdefault(any_block(name), []).append(rms)
@@ -230,7 +230,7 @@ def statistics(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(weight: Weight) -> tuple[int, float, float]:
+def weight_statistics(weight: Weight) -> tuple[int, float, float]:
     """The number of values that are not finite, and of the others the root mean square and the largest magnitude."""
     finite, squares, largest, count = 0, 0.0, 0.0, torch.Size(weight.shape).numel()
     for rows in weight.chunks():

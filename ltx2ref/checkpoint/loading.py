@@ -13,11 +13,11 @@ from .. import model
 from ..config import TransformerConfig
 from ..conventions import DIFFUSERS, Conventions
 from ..progress import track
-from .files import TORCH
 from .hub import local_folder
 from .lora import Lora, merged, read_lora, require_strengths
-from .plan import Plan, make_plan
+from .match import Plan, make_plan
 from .quantised import Nibbles
+from .storage import TORCH
 
 log = logging.getLogger("ltx2ref")
 
@@ -72,7 +72,7 @@ def load(
     Raises `CheckpointError`, with all problems, for anything that is not one whole model, or a LoRA for another one.
     """
     recipe = prepare(path, dtype, config, nibbles, lora, conventions)
-    state = read(recipe, torch.device(device))
+    state = read_state(recipe, torch.device(device))
     with torch.device("meta"):
         result = LTX2VideoTransformer3DModel(recipe.plan.config, conventions)
     result.load_state_dict(state, strict=True, assign=True)
@@ -111,7 +111,7 @@ def prepare(
     return Recipe(plan, loras, dtype or linear_dtype(plan))
 
 
-def read(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
+def read_state(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
     """All parameters, one at a time."""
     plan, loras, dtype = recipe
     state = {

@@ -6,31 +6,34 @@ rank is that of the layer's own A: published files clip it to the layer's width,
 """
 
 import math
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .adapter import ADAPTER, Adapter, finite, read_adapter
-from .files import CheckpointError, Stored, TensorFile
-from .header import read_header
-from .names import DIFFUSERS, FOREIGN_INSIDE, OPENINGS, to_lightricks
-from .plan import Plan
-from .quantised import PLAIN, Weight
+from .header import parse_json, read_header
+from .match import Plan
+from .names import DIFFUSERS_DIALECT, FOREIGN_INSIDE, OPENINGS, to_lightricks
+from .quantised import PLAIN_DTYPES, Weight
+from .storage import CheckpointError, Stored, TensorFile, require
 
+ADAPTER = "lora_adapter_metadata"  # the key of PEFT's config in the metadata
+ADAPTER_PREFIX = "transformer."  # of that config's own keys; diffusers' `save_lora_adapter` writes none
 KOHYA = "kohya"
 # Format: how its names begin. The last is what diffusers' `save_lora_adapter` writes.
-FORMATS = {
+LORA_FORMATS = {
     "lightricks": ("diffusion_model.",),
     "diffusers": ("transformer.",),
     KOHYA: ("lora_unet_",),
     "diffusers without prefix": tuple(
         f"{name}."
         for name in (
-            *OPENINGS[DIFFUSERS],
+            *OPENINGS[DIFFUSERS_DIALECT],
             "transformer_blocks",
             "proj_out",
             "audio_proj_out",
@@ -53,7 +56,7 @@ SKIPPED = (
     "connectors.",
     *(f"diffusion_model.{part}" for part in FOREIGN_INSIDE),
 )
-Parts = dict[str, Stored]  # of one layer
+LayerParts = dict[str, Stored]  # of one layer
 
 
 class Layer(NamedTuple):
@@ -86,12 +89,30 @@ class Lora(NamedTuple):
         )
 
 
+class Adapter(NamedTuple):
+    """Hold what PEFT's config says that decides the factors of a LoRA."""
+
+    alpha: float
+    patterns: dict[str, float]  # other alphas, by the ends of layers' names; ^ before a whole name
+    rank_stabilised: bool
+
+    def factor(self, layer: str, rank: int) -> float:
+        matching = (
+            alpha for end, alpha in self.patterns.items() if layer == end.removeprefix("^") or layer.endswith(f".{end}")
+        )
+        return next(matching, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+
 def lora_format(names: Iterable[str]) -> str | None:
     """The format of a file with tensors of these names, "kohya and lightricks" for a mixture, None if it is no LoRA."""
-    factors = [name for name in names if split(name)[1] in ("A", "B")]
+    factors = [name for name in names if layer_and_part(name)[1] in ("A", "B")]
     return (
         " and ".join(
-            sorted(format for format, openings in FORMATS.items() if any(name.startswith(openings) for name in factors))
+            sorted(
+                format
+                for format, openings in LORA_FORMATS.items()
+                if any(name.startswith(openings) for name in factors)
+            )
         )
         or None
     )
@@ -102,17 +123,17 @@ def read_lora(path: str | Path, plan: Plan) -> Lora:
     file, tensors = read_header(Path(path))
     own = [stored for stored in tensors.values() if not stored.name.startswith(SKIPPED)]
     skipped = Counter(prefix for name in tensors for prefix in SKIPPED if name.startswith(prefix))
-    parts, problems = match(own, plan)
+    parts, problems = match_layers(own, plan)
     format = lora_format(stored.name for stored in own)
-    if format not in FORMATS:
+    if format not in LORA_FORMATS:
         problems.insert(0, f"names of several formats: {format}" if format else "no LoRA of the transformer in it")
     problems += [problem for name in parts for problem in faults(plan.weights[name], parts[name])]
-    require(file, problems)
+    raise_problems(file, problems)
     adapter = read_adapter(file)
     layers = {
         name: Layer(part["A"], part["B"], factor(name, part, format == KOHYA, adapter)) for name, part in parts.items()
     }
-    require(
+    raise_problems(
         file,
         [f"{parts[name]['alpha']}: not finite" for name, layer in layers.items() if not math.isfinite(layer.factor)],
     )
@@ -122,7 +143,7 @@ def read_lora(path: str | Path, plan: Plan) -> Lora:
 def require_strengths(files: Sequence[tuple[str | Path, float]]) -> None:
     """Raises `ValueError` for the argument `lora` of `load`."""
     for i, pair in enumerate(files):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not finite(pair[1]):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not is_finite_number(pair[1]):
             raise ValueError(f"lora[{i}]: expected a path and a strength that is a finite number, got {pair!r}")
 
 
@@ -164,7 +185,7 @@ def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.d
     return result.to(dtype)
 
 
-def split(name: str) -> tuple[str, str]:
+def layer_and_part(name: str) -> tuple[str, str]:
     """The layer that a tensor belongs to, and which part of its LoRA it is; two empty strings if it is none."""
     return next(
         ((name.removesuffix(ending), part) for ending, part in PARTS.items() if name.endswith(ending)), ("", "")
@@ -183,7 +204,7 @@ def spellings(layer: str) -> list[str]:
     ]
 
 
-def match(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, Parts], list[str]]:
+def match_layers(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, LayerParts], list[str]]:
     """The parts of each weight's LoRA, by our names, and what is wrong with the names."""
     weights = {
         spelling: name
@@ -191,10 +212,10 @@ def match(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, Parts], list
         if name.endswith(".weight")
         for spelling in spellings(name.removesuffix(".weight"))
     }
-    parts: dict[str, Parts] = {}
+    parts: dict[str, LayerParts] = {}
     problems = []
     for stored in tensors:
-        layer, part = split(stored.name)
+        layer, part = layer_and_part(stored.name)
         if not part:
             problems.append(f"{stored}: not supported, a layer can have {', '.join(PARTS)}")
         elif layer not in weights:
@@ -204,7 +225,7 @@ def match(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, Parts], list
     return parts, problems
 
 
-def faults(weight: Weight, parts: Parts) -> list[str]:
+def faults(weight: Weight, parts: LayerParts) -> list[str]:
     """What is wrong with the parts of one layer, by the header."""
     if len(weight.shape) != 2:
         return [f"{stored}: {weight.tensor.name} is not of a Linear layer" for stored in parts.values()]
@@ -216,13 +237,13 @@ def faults(weight: Weight, parts: Parts) -> list[str]:
     (rows, columns), rank = weight.shape, max((1, *parts["A"].shape[:1]))
     shapes: dict[str, list[tuple[int, ...]]] = {"A": [(rank, columns)], "B": [(rows, rank)], "alpha": [(), (1,)]}
     return [
-        f"{stored}: expected {' or '.join(str(list(shape)) for shape in shapes[part])}, {', '.join(PLAIN)}"
+        f"{stored}: expected {' or '.join(str(list(shape)) for shape in shapes[part])}, {', '.join(PLAIN_DTYPES)}"
         for part, stored in parts.items()
-        if stored.shape not in shapes[part] or stored.dtype not in PLAIN
+        if stored.shape not in shapes[part] or stored.dtype not in PLAIN_DTYPES
     ]
 
 
-def factor(name: str, parts: Parts, kohya: bool, adapter: Adapter | None) -> float:
+def factor(name: str, parts: LayerParts, kohya: bool, adapter: Adapter | None) -> float:
     """alpha / rank, the alpha being a tensor of the layer's, or in PEFT's config; 1 without either."""
     rank = parts["A"].shape[0]
     by_peft = adapter.factor(name.removesuffix(".weight"), rank) if adapter else 1.0
@@ -237,6 +258,52 @@ def factor(name: str, parts: Parts, kohya: bool, adapter: Adapter | None) -> flo
     return result
 
 
-def require(file: TensorFile, problems: Sequence[str]) -> None:
+def raise_problems(file: TensorFile, problems: Sequence[str]) -> None:
     if problems:
         raise CheckpointError(file.path, problems)
+
+
+# PEFT's config, in the metadata of files that diffusers writes: the only place where these have the alpha.
+
+
+def read_adapter(file: TensorFile) -> Adapter | None:
+    """Return PEFT's config from the metadata, None without one.
+
+    Raises `CheckpointError` for a config that asks for more than the product of two factors.
+    """
+    if ADAPTER not in file.metadata:
+        return None
+    try:
+        config = {
+            key.removeprefix(ADAPTER_PREFIX): value
+            for key, value in parse_json(file.metadata[ADAPTER].encode()).items()
+        }
+        config = {key: value for key, value in config.items() if "." not in key}  # the others are the connectors'
+        return parse_adapter(config) if config else None
+    except ValueError as error:
+        raise CheckpointError(file.path, [f"{ADAPTER}: {error}"]) from None
+
+
+def parse_adapter(config: dict[str, Any]) -> Adapter:
+    """Check PEFT's config. Raises `ValueError` for what is not supported."""
+    for key, value in config.items():
+        require(not (value and is_variant(key)), f"{key} = {value!r} is not supported")
+    # The other initialisations change the base weight, too: PEFT repeats that when it loads such a file.
+    initialisation = config.get("init_lora_weights", True)
+    require(initialisation in (True, False, "gaussian"), f"init_lora_weights = {initialisation!r} is not supported")
+    patterns = config.get("alpha_pattern") or {}
+    require(isinstance(patterns, dict), f"alpha_pattern = {patterns!r}: expected an object")
+    for end, alpha in {"lora_alpha": config.get("lora_alpha"), **patterns}.items():
+        require(is_finite_number(alpha), f"{end} = {alpha!r}: expected a finite number")
+        require(re.fullmatch(r"\^?[\w.]+", end) is not None, f"{end!r}: expected the end of a layer's name")
+    return Adapter(config["lora_alpha"], patterns, bool(config.get("use_rslora")))
+
+
+def is_variant(key: str) -> bool:
+    """Tell whether this key, if set, asks for a method other than LoRA. PEFT adds such keys with every release, so they
+    are recognised by their names."""
+    return key.endswith(("_config", "_tokens")) or (key.startswith("use_") and key != "use_rslora")
+
+
+def is_finite_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

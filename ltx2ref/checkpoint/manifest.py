@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE_FOLDER = Path(__file__).parents[1]
 NAME = "weights_manifest.json"
 
 
@@ -31,7 +31,7 @@ class ManifestFile(NamedTuple):
 @functools.cache
 def manifest() -> dict[str, Any]:
     """The whole manifest, from the package or the checkout; empty where only the package's source was copied."""
-    paths = [path for path in (PACKAGE / NAME, PACKAGE.parent / NAME) if path.is_file()]
+    paths = [path for path in (PACKAGE_FOLDER / NAME, PACKAGE_FOLDER.parent / NAME) if path.is_file()]
     found: dict[str, Any] = json.loads(paths[0].read_text(encoding="utf-8")) if paths else {}
     return found
 

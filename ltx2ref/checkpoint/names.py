@@ -7,7 +7,7 @@ Source: the names and shapes published for all three releases; weights_manifest.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-LIGHTRICKS, DIFFUSERS = "lightricks", "diffusers"
+LIGHTRICKS_DIALECT, DIFFUSERS_DIALECT = "lightricks", "diffusers"
 
 # Lightricks: diffusers. Whole dotted segments of a name; every other segment is the same in both.
 SEGMENTS = {
@@ -27,7 +27,7 @@ SEGMENTS = {
     "k_norm": "norm_k",
 }
 # The segments with which a name of exactly one dialect begins.
-OPENINGS = {LIGHTRICKS: [*SEGMENTS][:10], DIFFUSERS: [*SEGMENTS.values()][:10]}
+OPENINGS = {LIGHTRICKS_DIALECT: [*SEGMENTS][:10], DIFFUSERS_DIALECT: [*SEGMENTS.values()][:10]}
 PREFIXES = ("model.diffusion_model.", "transformer.", "")
 
 # Not the transformer, although in its file. By the whole name:
@@ -48,10 +48,10 @@ class Dialect(NamedTuple):
     def ours(self, stored: str) -> str:
         """The name of a parameter, which is diffusers', from that in the file. The prefix must be there."""
         name = stored.removeprefix(self.prefix)
-        return to_diffusers(name) if self.names == LIGHTRICKS else name
+        return to_diffusers(name) if self.names == LIGHTRICKS_DIALECT else name
 
     def stored(self, ours: str) -> str:
-        return self.prefix + (to_lightricks(ours) if self.names == LIGHTRICKS else ours)
+        return self.prefix + (to_lightricks(ours) if self.names == LIGHTRICKS_DIALECT else ours)
 
     def foreign(self, stored: str) -> str | None:
         """The literal prefix that says a tensor is not the transformer's, or None."""
@@ -60,14 +60,14 @@ class Dialect(NamedTuple):
 
 
 def to_diffusers(name: str) -> str:
-    return renamed(name, SEGMENTS)
+    return with_segments(name, SEGMENTS)
 
 
 def to_lightricks(name: str) -> str:
-    return renamed(name, {theirs: ours for ours, theirs in SEGMENTS.items()})
+    return with_segments(name, {theirs: ours for ours, theirs in SEGMENTS.items()})
 
 
-def renamed(name: str, segments: Mapping[str, str]) -> str:
+def with_segments(name: str, segments: Mapping[str, str]) -> str:
     return ".".join(segments.get(segment, segment) for segment in name.split("."))
 
 

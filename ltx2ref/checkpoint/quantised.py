@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .files import TORCH, CheckpointError, Stored
+from .storage import TORCH, CheckpointError, Stored, require
 
 Rows = Callable[[int, int], Tensor]  # a parameter's rows, from a first one to before a last one
 Nibbles = Literal["high", "low"]
@@ -28,7 +28,7 @@ COMPANIONS = {
     ".comfy_quant": "marker",  # JSON in bytes
     ".torchao_nvfp4": "torchao marker",
 }
-PLAIN = ("BF16", "F16", "F32", "F64")
+PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
 FP8 = ("F8_E4M3", "F8_E5M2")
 # Format: the dtypes of its weights, the companions that it needs, and those that it may have.
 FORMATS: dict[str, tuple[tuple[str, ...], set[str], set[str]]] = {
@@ -58,7 +58,7 @@ MARKED: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
     ),
 }
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-BLOCK = 16  # columns of a row that share a scale in NVFP4
+NVFP4_BLOCK = 16  # columns of a row that share a scale in NVFP4
 GROUP = 256  # columns that ConvRot rotates together
 CHUNK = 2**22  # elements that are decoded at a time: bounds the memory
 
@@ -101,7 +101,7 @@ class Weight(NamedTuple):
         """What decodes rows; the companions are read, and checked, at once."""
         self.check_markers()
         decoders = {"fp8 cast": fp8, "fp8 scaled": fp8, "int8 ConvRot": int8_convrot, "nvfp4": nvfp4}
-        if self.tensor.file.container == "gguf" and self.tensor.dtype not in PLAIN:
+        if self.tensor.file.container == "gguf" and self.tensor.dtype not in PLAIN_DTYPES:
             return gguf_rows(self)
         decode = decoders.get(identify(self))
         return decode(self) if decode else self.tensor.rows
@@ -138,7 +138,7 @@ def identify(weight: Weight) -> str:
     halved = (*shape[:-1], shape[-1] // 2) if len(shape) == 2 else None
     packed = f": {list(tensor.shape)} is packed fp4 of {list(shape)}" if tensor.shape == halved else ""
     companions = " and ".join(map(str, weight.companions.values())) or "no scales"
-    if tensor.dtype in PLAIN or tensor.file.container == "gguf":
+    if tensor.dtype in PLAIN_DTYPES or tensor.file.container == "gguf":
         name, right = tensor.dtype, shape
         require(not kinds, f"{tensor} is not quantised, but comes with {companions}")
     else:
@@ -156,19 +156,14 @@ def identify(weight: Weight) -> str:
         require(len(fitting) == 1, f"{tensor} with {companions} is no supported format{packed}{missing}")
         name, right = fitting[0], halved if halved and fitting == ["nvfp4"] else shape
     require(tensor.shape == right, f"{tensor} has the wrong shape, expected {list(shape)}{packed}")
-    for kind, columns in (("nvfp4", BLOCK), ("int8 ConvRot", GROUP)):
+    for kind, columns in (("nvfp4", NVFP4_BLOCK), ("int8 ConvRot", GROUP)):
         require(name != kind or shape[-1] % columns == 0, f"{tensor}: {kind} needs columns in groups of {columns}")
     for kind, shapes in scale_shapes(name, weight).items():
         stored = weight.companions[kind]
         require(stored.shape in shapes, f"{stored} has the wrong shape, expected {' or '.join(map(str, shapes))}")
-        dtypes = ("F8_E4M3",) if (name, kind) == ("nvfp4", "scale") else PLAIN
+        dtypes = ("F8_E4M3",) if (name, kind) == ("nvfp4", "scale") else PLAIN_DTYPES
         require(stored.dtype in dtypes, f"{stored} has the wrong dtype, expected {' or '.join(dtypes)}")
     return name
-
-
-def require(holds: bool, problem: str) -> None:
-    if not holds:
-        raise ValueError(problem)
 
 
 def scale_shapes(name: str, weight: Weight) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -179,7 +174,7 @@ def scale_shapes(name: str, weight: Weight) -> dict[str, tuple[tuple[int, ...], 
     if name == "int8 ConvRot":
         return {"scale": ((weight.shape[0], 1),)}
     if name == "nvfp4":
-        tiles, groups = -(-weight.shape[0] // 128), -(-weight.shape[1] // BLOCK // 4)
+        tiles, groups = -(-weight.shape[0] // 128), -(-weight.shape[1] // NVFP4_BLOCK // 4)
         tiled = (32 * tiles, 16 * groups) if "torchao marker" in weight.companions else (128 * tiles, 4 * groups)
         return {"scale": (tiled,), "second scale": scalar}
     return {}
@@ -228,7 +223,7 @@ def nvfp4(weight: Weight) -> Rows:
 
     def rows(start: int, stop: int) -> Tensor:
         codes = taken(pairs, weight, start, stop)  # (n * K/2, 2)
-        blocks = codes.reshape(stop - start, -1, BLOCK) * scales[start:stop, :, None]
+        blocks = codes.reshape(stop - start, -1, NVFP4_BLOCK) * scales[start:stop, :, None]
         return rearrange(blocks, "n g c -> n (g c)") * scale
 
     return rows
@@ -236,7 +231,7 @@ def nvfp4(weight: Weight) -> Rows:
 
 def untiled(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(N, K/16) from cuBLAS' tiles of 128 rows and 4 columns, which pad both; within a tile, rows step by 32."""
-    rows, groups = shape[0], shape[1] // BLOCK
+    rows, groups = shape[0], shape[1] // NVFP4_BLOCK
     tiles = scale.reshape(-(-rows // 128), -(-groups // 4), 32, 4, 4)
     return rearrange(tiles, "rt ct r32 q c -> (rt q r32) (ct c)")[:rows, :groups]
 

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
-from .facts import DIFFUSERS_CLASS
-from .files import TORCH, CheckpointError, TensorFile
-from .names import DIFFUSERS, LIGHTRICKS, PREFIXES, Dialect
-from .plan import parameter_shapes
-from .quantised import CHUNK, PLAIN
-from .writer import Entry, header, pieces, put, require_new, staged
+from .match import parameter_shapes
+from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT, PREFIXES, Dialect
+from .quantised import CHUNK, PLAIN_DTYPES
+from .resolve_config import DIFFUSERS_CLASS
+from .storage import TORCH, CheckpointError, TensorFile
+from .writer import TensorEntry, header, pieces, put, require_new, staged
 
-TARGETS = {DIFFUSERS: Dialect(DIFFUSERS, ""), LIGHTRICKS: Dialect(LIGHTRICKS, PREFIXES[0])}
-STORED = {TORCH[name]: name for name in PLAIN}
+TARGETS = {
+    DIFFUSERS_DIALECT: Dialect(DIFFUSERS_DIALECT, ""),
+    LIGHTRICKS_DIALECT: Dialect(LIGHTRICKS_DIALECT, PREFIXES[0]),
+}
+STORED = {TORCH[name]: name for name in PLAIN_DTYPES}
 FILE = "diffusion_pytorch_model{}.safetensors"  # what diffusers calls it
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # as diffusers counts
 
@@ -31,14 +34,14 @@ class Contents(NamedTuple):
     dialect: str
     config: dict[str, Any]
     metadata: dict[str, str]
-    entries: dict[str, Entry]  # by our names
+    entries: dict[str, TensorEntry]  # by our names
 
 
 def save(
     model: LTX2VideoTransformer3DModel,
     path: str | Path,
     *,
-    dialect: str = DIFFUSERS,
+    dialect: str = DIFFUSERS_DIALECT,
     max_shard_size: int | str | None = None,
 ) -> None:
     """Write a model, each parameter in its own dtype: a folder as diffusers has it, or one file in "lightricks".
@@ -47,7 +50,7 @@ def save(
     Nothing is at `path` until all is, and what was there before is not touched. Raises `CheckpointError` for that,
     for parameters that are not the config's and a disk without room, `ConfigError` for what a dialect cannot say.
     """
-    limit, state = check(Path(path), dialect, max_shard_size), model.state_dict()
+    limit, state = checked_limit(Path(path), dialect, max_shard_size), model.state_dict()
     wanted = {name: str(list(shape)) for name, shape in parameter_shapes(model.config).items()}
     has = {
         name: str(list(x.shape) if x.dtype in STORED and not x.is_meta else f"{x.dtype} on {x.device}")
@@ -60,47 +63,49 @@ def save(
     ]
     if problems:
         raise CheckpointError(path, problems)
-    config = described(model.config, dialect)
-    metadata = {"format": "pt"} if dialect == DIFFUSERS else {"config": json.dumps({"transformer": config})}
-    write(Path(path), Contents(dialect, config, metadata, {name: of_tensor(state[name]) for name in wanted}), limit)
+    config = config_of_dialect(model.config, dialect)
+    metadata = {"format": "pt"} if dialect == DIFFUSERS_DIALECT else {"config": json.dumps({"transformer": config})}
+    write_contents(
+        Path(path), Contents(dialect, config, metadata, {name: parameter_entry(state[name]) for name in wanted}), limit
+    )
 
 
-def described(config: TransformerConfig, dialect: str) -> dict[str, Any]:
+def config_of_dialect(config: TransformerConfig, dialect: str) -> dict[str, Any]:
     """A config in the words of a dialect."""
-    if dialect == LIGHTRICKS:
+    if dialect == LIGHTRICKS_DIALECT:
         return config.to_lightricks()
     return {"_class_name": DIFFUSERS_CLASS} | config.to_diffusers()
 
 
-def of_tensor(x: Tensor) -> Entry:
-    return Entry(STORED[x.dtype], tuple(x.shape), map(raw, x.detach().split(max(1, CHUNK // x[0].numel()))))
+def parameter_entry(x: Tensor) -> TensorEntry:
+    return TensorEntry(STORED[x.dtype], tuple(x.shape), map(raw, x.detach().split(max(1, CHUNK // x[0].numel()))))
 
 
 def raw(x: Tensor) -> memoryview:
     return x.cpu().flatten().view(torch.uint8).numpy().data
 
 
-def check(path: Path, dialect: str, max_shard_size: int | str | None) -> int | None:
+def checked_limit(path: Path, dialect: str, max_shard_size: int | str | None) -> int | None:
     """The maximum size of a shard in bytes. Raises `ValueError` for a destination that cannot be meant."""
     if dialect not in TARGETS:
         raise ValueError(f"dialect = {dialect!r}: expected {' or '.join(TARGETS)}")
-    if (path.suffix == ".safetensors") != (dialect == LIGHTRICKS):
-        kind = "a folder" if dialect == DIFFUSERS else "a .safetensors file"
+    if (path.suffix == ".safetensors") != (dialect == LIGHTRICKS_DIALECT):
+        kind = "a folder" if dialect == DIFFUSERS_DIALECT else "a .safetensors file"
         raise CheckpointError(path, [f"expected the name of {kind}, which is what {dialect} has"])
     require_new(path)
     if max_shard_size is None:
         return None
     parsed = re.fullmatch(r"([0-9.]*[0-9]) ?([KMGT]B|)", str(max_shard_size).upper())
     limit = int(float(parsed[1]) * UNITS[parsed[2]]) if parsed and parsed[1].count(".") < 2 else 0
-    if not limit or dialect == LIGHTRICKS:
-        expected = "bytes, or a size like 5GB" if dialect == DIFFUSERS else "none, for lightricks has one file"
+    if not limit or dialect == LIGHTRICKS_DIALECT:
+        expected = "bytes, or a size like 5GB" if dialect == DIFFUSERS_DIALECT else "none, for lightricks has one file"
         raise ValueError(f"max_shard_size = {max_shard_size!r}: expected {expected}")
     return limit
 
 
-def write(path: Path, contents: Contents, limit: int | None, sources: Sequence[TensorFile] = ()) -> int:
+def write_contents(path: Path, contents: Contents, limit: int | None, sources: Sequence[TensorFile] = ()) -> int:
     """The bytes of the tensor files written. What is read for them, `sources`, must not change meanwhile."""
-    metadata, single = contents.metadata, contents.dialect == LIGHTRICKS
+    metadata, single = contents.metadata, contents.dialect == LIGHTRICKS_DIALECT
     parts = shards(contents, limit)
     sizes = [len(header(part, metadata)) + sum(entry.size for entry in part.values()) for part in parts]
     names = [FILE.format(f"-{i + 1:05d}-of-{len(parts):05d}" if len(parts) > 1 else "") for i in range(len(parts))]
@@ -117,7 +122,7 @@ def write(path: Path, contents: Contents, limit: int | None, sources: Sequence[T
     return sum(sizes)
 
 
-def texts(contents: Contents, files: Mapping[str, Mapping[str, Entry]]) -> dict[str, Any]:
+def texts(contents: Contents, files: Mapping[str, Mapping[str, TensorEntry]]) -> dict[str, Any]:
     """The JSON files of a diffusers folder."""
     total = {"total_size": sum(entry.size for entry in contents.entries.values())}
     weight_map = {tensor: name for name, part in files.items() for tensor in part}
@@ -125,9 +130,9 @@ def texts(contents: Contents, files: Mapping[str, Mapping[str, Entry]]) -> dict[
     return {"config.json": contents.config} | (index if len(files) > 1 else {})
 
 
-def shards(contents: Contents, limit: int | None) -> list[dict[str, Entry]]:
+def shards(contents: Contents, limit: int | None) -> list[dict[str, TensorEntry]]:
     """The tensors by their names in the files: in their order, as many in each file as surely fit with its header."""
-    target, parts, room = TARGETS[contents.dialect], list[dict[str, Entry]](), 0
+    target, parts, room = TARGETS[contents.dialect], list[dict[str, TensorEntry]](), 0
     for ours, entry in contents.entries.items():
         name = target.stored(ours)
         # Beside others, its offsets have more digits than by itself, but no more than the limit.

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .files import CheckpointError, Stored, TensorFile
 from .header import MAX_HEADER, parse_json, read_header
+from .storage import CheckpointError, Stored, TensorFile
 
 INDEX = ".safetensors.index.json"
 
 
-class Source(NamedTuple):
+class CheckpointFiles(NamedTuple):
     """Everything that the files of a checkpoint say. `tensors` are under the files' own names."""
 
     path: Path
@@ -24,14 +24,14 @@ class Source(NamedTuple):
         return sum(file.size for file in self.files)
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path) -> CheckpointFiles:
     """Read all headers of a file or folder. Raises `CheckpointError`; a pipeline's folder is refused by name."""
     path = Path(path)
     if not os.path.isdir(path):
         if not os.path.exists(path):
             raise CheckpointError(path, ["there is no such file or folder"])
         file, tensors = read_header(path)
-        return Source(path, [file], tensors, None, file.metadata)
+        return CheckpointFiles(path, [file], tensors, None, file.metadata)
     if (path / "model_index.json").exists():
         raise CheckpointError(path, ["the folder of a whole pipeline: expected its transformer/"])
     config = read_json(path / "config.json") if (path / "config.json").exists() else None
@@ -43,10 +43,10 @@ def open_source(path: str | Path) -> Source:
         found = ", ".join(file.name for file in [*files, *indices]) or "none"
         raise CheckpointError(path, [f"expected one .safetensors file, or one index of shards; found {found}"])
     file, tensors = read_header(files[0])
-    return Source(path, [file], tensors, config, file.metadata)
+    return CheckpointFiles(path, [file], tensors, config, file.metadata)
 
 
-def open_shards(index: Path, config: dict[str, Any] | None) -> Source:
+def open_shards(index: Path, config: dict[str, Any] | None) -> CheckpointFiles:
     """All shards that an index names: plain names of files beside it, which hold just the tensors it says."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
@@ -73,7 +73,7 @@ def open_shards(index: Path, config: dict[str, Any] | None) -> Source:
     ]
     if problems:
         raise CheckpointError(index, problems)
-    return Source(index.parent, files, tensors, config, {})
+    return CheckpointFiles(index.parent, files, tensors, config, {})
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .loading import LTX2VideoTransformer3DModel, Recipe, prepare
 from .lora import merged_into
 from .quantised import Nibbles
 
-BLOCKS = "transformer_blocks."
+BLOCKS_PREFIX = "transformer_blocks."
 Room = dict[str, nn.Parameter]  # memory for one block, by the names of its parameters in it
 Model = TypeVar("Model", bound="StreamedTransformer")
 
@@ -47,7 +47,7 @@ def stream(
     outside = {
         name: torch.empty(weight.shape, dtype=recipe.dtype, device=device)
         for name, weight in recipe.plan.weights.items()
-        if not name.startswith(BLOCKS)
+        if not name.startswith(BLOCKS_PREFIX)
     }
     for name in track(list(outside), f"loading {recipe.plan.source.path.name} outside its blocks"):
         merged_into(outside[name], name, recipe.plan.weights[name], recipe.loras)
@@ -67,7 +67,9 @@ class StreamedTransformer(LTX2VideoTransformer3DModel):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StreamedTransformer":
-        outside = {name: x.detach().clone() for name, x in self.named_parameters() if not name.startswith(BLOCKS)}
+        outside = {
+            name: x.detach().clone() for name, x in self.named_parameters() if not name.startswith(BLOCKS_PREFIX)
+        }
         reader = BlockReader(self.reader.recipe, self.reader.dtype, self.reader.device)
         return assemble(outside, reader, self.conventions)
 
@@ -140,7 +142,7 @@ class BlockReader:
 
     def read(self, i: int) -> Room:
         """In the thread: all of block `i`, of a file that is still the one whose header was read."""
-        block = f"{BLOCKS}{i}."
+        block = f"{BLOCKS_PREFIX}{i}."
         stored = [item for item in self.recipe.plan.weights.items() if item[0].startswith(block)]
         room = self.rooms[i % 2]
         if not room:

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ..progress import track
-from .files import CheckpointError
 from .header import BITS
+from .storage import CheckpointError
 
 Piece = bytearray | memoryview
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor that is to be written. Its pieces are made one by one, when it is its turn."""
 
     dtype: str  # in safetensors' spelling
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
         return torch.Size(self.shape).numel() * BITS[self.dtype] // 8
 
 
-def pieces(tensors: Mapping[str, Entry], metadata: Mapping[str, str], title: str) -> Iterator[Piece]:
+def pieces(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str], title: str) -> Iterator[Piece]:
     """A safetensors file."""
     yield header(tensors, metadata)
     for name, entry in track(packed(tensors), title):
@@ -41,7 +41,7 @@ def pieces(tensors: Mapping[str, Entry], metadata: Mapping[str, str], title: str
         assert left == 0, f"{name}: {left} of {entry.size} bytes are missing"
 
 
-def header(tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytearray:
+def header(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytearray:
     """Its length and JSON, with spaces behind: then what follows begins at a multiple of 8."""
     table, end = {"__metadata__": dict[str, Any](metadata)}, 0
     for name, entry in packed(tensors):
@@ -52,7 +52,7 @@ def header(tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytearr
     return bytearray(len(text).to_bytes(8, "little") + text)
 
 
-def packed(tensors: Mapping[str, Entry]) -> list[tuple[str, Entry]]:
+def packed(tensors: Mapping[str, TensorEntry]) -> list[tuple[str, TensorEntry]]:
     """Wide dtypes first: then each tensor begins at a multiple of its dtype's size."""
     return sorted(tensors.items(), key=lambda item: -BITS[item[1].dtype])
 

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint.files import TORCH, CheckpointError, Stored, TensorFile
 from ..checkpoint.header import MAX_HEADER, parse_json, read_header, whole
-from ..checkpoint.writer import Entry, Piece, header, pieces, put
+from ..checkpoint.storage import TORCH, CheckpointError, Stored, TensorFile, require
+from ..checkpoint.writer import Piece, TensorEntry, header, pieces, put
 from .sketch import BUCKETS, SPELLING, Sketch
 
 SCHEMA = 1
@@ -68,7 +68,9 @@ def save_trace(
         entries = {name: of_tensor(name, x) for name, x in taps.items() if isinstance(x, Tensor)}
         require(not {TABLE, "__metadata__"} & taps.keys(), f"{TABLE} and __metadata__ cannot be names of taps")
         if sketches:
-            entries[TABLE] = Entry("I32", (len(sketches), BUCKETS), (data(quantised(x)[0]) for x in sketches.values()))
+            entries[TABLE] = TensorEntry(
+                "I32", (len(sketches), BUCKETS), (data(quantised(x)[0]) for x in sketches.values())
+            )
         metadata = {
             KEY: to_json(
                 {
@@ -139,15 +141,12 @@ def named(path: str | Path) -> Iterator[None]:
         raise TraceError(f"{path}: {error}") from None
 
 
-def require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
 # ---------------------------------------------------------------- writing
-def of_tensor(name: str, x: Tensor) -> Entry:
+def of_tensor(name: str, x: Tensor) -> TensorEntry:
     require(x.dtype in SPELLING and not x.is_meta, f"{name}: {x.dtype} on {x.device} cannot be stored")
-    return Entry(SPELLING[x.dtype], tuple(x.shape), (data(y) for y in [x]))  # an expanded one grows when it is its turn
+    return TensorEntry(
+        SPELLING[x.dtype], tuple(x.shape), (data(y) for y in [x])
+    )  # an expanded one grows when it is its turn
 
 
 def data(x: Tensor) -> Piece:

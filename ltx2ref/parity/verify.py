@@ -290,7 +290,7 @@ def drifted(true: Taps, recorded: Record) -> str | None:
 
 
 def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
-    """Give the verdict on a case from those on its taps: what an audit suspects is within the budget here, with a note."""
+    """Return the verdict on a case from those on its taps; what an audit suspects is within budget, with a note."""
     first = next((row.name for row in rows if row.verdict != report.IDENTICAL), None)
     wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
     shares = {row.name: math.inf if row.verdict == SHAPE else row.budget or 0.0 for row in rows}

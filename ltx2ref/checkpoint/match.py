@@ -9,12 +9,12 @@ import torch
 
 from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
-from .facts import resolve
-from .files import CheckpointError, Stored
 from .header import parse_json
 from .names import OPENINGS, PREFIXES, Dialect, dialects
 from .quantised import COMPANIONS, MARKED, Nibbles, Weight, identify
-from .source import Source, open_source
+from .resolve_config import resolve
+from .source import CheckpointFiles, open_source
+from .storage import CheckpointError, Stored
 
 SCALE = "_scale"  # after the name of any tensor: its scale
 FILE_MARKER = "scaled_fp8"  # after the prefix, in old ComfyUI files: the float8 weights have scales
@@ -27,7 +27,7 @@ Shapes = dict[str, tuple[int, ...]]
 class Plan:
     """What loading a checkpoint means. Made from headers alone."""
 
-    source: Source
+    source: CheckpointFiles
     dialect: Dialect
     config: TransformerConfig
     origins: dict[str, str]  # of the config's fields
@@ -45,13 +45,13 @@ class Plan:
 
 
 def make_plan(
-    path: str | Path | Source, config: TransformerConfig | None = None, nibbles: Nibbles | None = None
+    path: str | Path | CheckpointFiles, config: TransformerConfig | None = None, nibbles: Nibbles | None = None
 ) -> Plan:
     """Understand a checkpoint by its headers: `CheckpointError` if it has no transformer, else its `problems`.
 
     `nibbles` says which of the two NVFP4 codes in a byte comes first, for files that do not say it.
     """
-    source = path if isinstance(path, Source) else open_source(path)
+    source = path if isinstance(path, CheckpointFiles) else open_source(path)
     dialect = the_dialect(source)
     foreign: dict[str, list[Stored]] = {}
     own: dict[str, Stored] = {}
@@ -71,11 +71,11 @@ def make_plan(
     facts = resolve(source, shapes, config)
     plan = Plan(source, dialect, facts.config, facts.origins, {}, {}, foreign, [], facts.problems, facts.notes)
     if not facts.problems:  # else every other problem is a consequence
-        match(plan, own, companions, nibbles)
+        match_weights(plan, own, companions, nibbles)
     return plan
 
 
-def the_dialect(source: Source) -> Dialect:
+def the_dialect(source: CheckpointFiles) -> Dialect:
     found = dialects(source.tensors)
     if len(found) == 1:
         return found.pop()
@@ -116,7 +116,7 @@ def unpacked(stored: Stored, fp4: bool) -> tuple[int, ...]:
     return (*stored.shape[:-1], 2 * stored.shape[-1]) if fp4 and stored.shape else stored.shape
 
 
-def match(
+def match_weights(
     plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, tuple[str, str]], nibbles: Nibbles | None
 ) -> None:
     """Fill in the plan's weights and formats, and list what is missing, unexpected or undecodable."""

@@ -122,3 +122,9 @@ class Stored(NamedTuple):
             except (OSError, ValueError) as error:  # shorter by now, or too large for this machine
                 raise CheckpointError(self.file.path, [f"{self}: cannot be mapped: {error}"]) from None
         return torch.frombuffer(memory, dtype=TORCH[self.dtype], offset=self.start - page).reshape(self.shape)
+
+
+def require(holds: bool, problem: str) -> None:
+    """Raise `ValueError` with the problem unless something holds."""
+    if not holds:
+        raise ValueError(problem)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from ..config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_NAMES, ConfigError
-from .files import CheckpointError
 from .header import parse_json
-from .source import Source
+from .source import CheckpointFiles
+from .storage import CheckpointError
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
 # What tells the releases apart. Not the keyframes: one published file of 2.5 has none.
@@ -53,13 +53,13 @@ PRESENCE = {
 }
 PROMPT_ADALN = "prompt_adaln.linear.weight"  # there if use_prompt_adaln_single, of the releases that modulate text
 # Config field: a table, which has 9 rows instead of 6 if the field is true.
-ROWS = {
+NINE_ROWS = {
     "cross_attn_mod": "transformer_blocks.*.scale_shift_table",
     "audio_cross_attn_mod": "transformer_blocks.*.audio_scale_shift_table",
 }
 
 
-BLOCK = re.compile(r"transformer_blocks\.(0|[1-9][0-9]{0,5})\.")
+BLOCK_NAME = re.compile(r"transformer_blocks\.(0|[1-9][0-9]{0,5})\.")
 
 
 class Facts(NamedTuple):
@@ -84,7 +84,7 @@ def release_of(config: TransformerConfig) -> str | None:
     )
 
 
-def resolve(source: Source, shapes: Mapping[str, tuple[int, ...]], given: TransformerConfig | None) -> Facts:
+def resolve(source: CheckpointFiles, shapes: Mapping[str, tuple[int, ...]], given: TransformerConfig | None) -> Facts:
     """The config by the argument, config.json, the metadata, or the shapes: the first of these that there is.
 
     Raises `CheckpointError` for a config that is malformed or unsupported.
@@ -108,7 +108,7 @@ def resolve(source: Source, shapes: Mapping[str, tuple[int, ...]], given: Transf
 
 
 def says(
-    source: Source, given: TransformerConfig | None, notes: list[str]
+    source: CheckpointFiles, given: TransformerConfig | None, notes: list[str]
 ) -> tuple[TransformerConfig | None, dict[str, str]]:
     """The config that the caller or the files state, and the origins of its fields; None if neither does."""
     if given is not None:
@@ -146,7 +146,7 @@ def lightricks(config: Mapping[str, Any], origin: str, notes: list[str]) -> tupl
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Every config field that the shapes decide, which are those of the unpacked tensors under our names."""
-    blocks = {match[1] for name in shapes if (match := BLOCK.match(name))}
+    blocks = {match[1] for name in shapes if (match := BLOCK_NAME.match(name))}
     alike: dict[str, Counter[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         alike.setdefault(any_block(name), Counter())[shape] += 1
@@ -154,7 +154,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     facts: dict[str, Any] = {"num_layers": len(blocks)} if blocks else {}
     facts |= {field: most[name][axis] for field, (name, axis) in LENGTHS.items() if len(most.get(name, ())) == 2}
     facts |= {field: name in most for field, name in PRESENCE.items()}
-    facts |= {field: most[name][0] == 9 for field, name in ROWS.items() if most.get(name)}
+    facts |= {field: most[name][0] == 9 for field, name in NINE_ROWS.items() if most.get(name)}
     if facts.get("cross_attn_mod") or facts.get("audio_cross_attn_mod"):
         facts["use_prompt_adaln_single"] = PROMPT_ADALN in most
     for stream, heads in (("", "num_attention_heads"), ("audio_", "audio_num_attention_heads")):
@@ -196,8 +196,8 @@ def contradictions(
 
 def evidence(name: str, said: Any, shapes: Mapping[str, tuple[int, ...]]) -> str:
     if name == "num_layers":
-        beyond = [tensor for tensor in shapes if (match := BLOCK.match(tensor)) and int(match[1]) >= said]
+        beyond = [tensor for tensor in shapes if (match := BLOCK_NAME.match(tensor)) and int(match[1]) >= said]
         return f"the presence of {beyond[0]}" if beyond else "the transformer_blocks.* that are there"
-    tensors = {field: tensor for field, (tensor, _) in LENGTHS.items()} | PRESENCE | ROWS
+    tensors = {field: tensor for field, (tensor, _) in LENGTHS.items()} | PRESENCE | NINE_ROWS
     tensors |= {"use_prompt_adaln_single": PROMPT_ADALN}
     return f"the shape or presence of {tensors[name]}" if name in tensors else "the tensors"
