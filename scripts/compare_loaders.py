@@ -1,4 +1,4 @@
-"""What the published loaders make of damaged checkpoints: the corpus of tests/corpus.py through each of them.
+"""What the published loaders make of damaged checkpoints: those of tests/support/corpus.py through each of them.
 
 Every checkpoint is loaded in a process of its own keeping, with limits of time and memory. A loader is only asked
 about layouts that it loads right while they are good; the table says which these are. diffusers reads folders with
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from corpus import (  # type: ignore[import-not-found, unused-ignore]
     BASES,

@@ -32,7 +32,7 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> str:
     """Mkdocs' event: links that lead out of docs/ in the repository lead to those pages."""
     if page.file.src_uri == "index.md":
         return text.replace("](docs/", "](")
-    # As HTML, for mkdocs does not know the anchors of code lines; tests/test_docs_site.py checks them.
+    # As HTML, for mkdocs does not know the anchors of code lines; tests/docs/test_docs_site.py checks them.
     up = "../" * page.file.src_uri.count("/")
     return SOURCE.sub(
         lambda m: f'<a href="{up}source/{m[2]}.html#__codelineno-0-{m[3]}"><code>{html.escape(m[1])}</code></a>', text

@@ -35,7 +35,7 @@ import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the bugs
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # the bugs
 
 import diffusers_mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 import mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402

@@ -318,7 +318,7 @@ def proof() -> list[str]:
         "",
         *table(["case", "dtype", "diffusers", *(f"+ {name}" for name in names), "identical taps"], rows),
         f"`LTX_CORE_2026_08` differs from it in {' and '.join(f'`{name}`' for name in differ)}. That state cannot",
-        "be installed: `tests/test_conventions.py` compares it with tensors that ltx-core 1.2.0 computed, where",
+        "be installed: `tests/model/test_conventions.py` compares it with tensors that ltx-core 1.2.0 computed, where",
         "`LTX2REF_EXTRA_CASES` names the folder that has them.",
         "",
     ]

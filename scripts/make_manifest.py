@@ -6,8 +6,8 @@
 The literal tables below and checkpoints.json beside this script, which lists Lightricks' own files, are the source.
 Nothing comes from the model's code, so the manifest can judge it. What is not known is null. `evidence` says what
 backs an entry: how many independent sources state it; what is "verified", that is, computed from the rows of its
-release and found to be as published (tests/test_full_size.py, tests/test_manifest.py: the number of bytes or tensors,
-the md5 of all names and shapes); and what is "derived": it follows from other facts, and no source states it.
+release and found to be as published (test_full_size.py and test_manifest.py in tests/checkpoint: the number of bytes or
+tensors, the md5 of all names and shapes); and what is "derived": it follows from other facts, and no source states it.
 """
 
 import argparse

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the bugs, the writers of files, the drawn models
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # the bugs, the writers of files, the drawn models
 
 import mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 import tiny  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
@@ -237,7 +237,7 @@ def in_any_block(name: str) -> str:
 
 
 def hinted(said: tuple[str, ...], named: tuple[str, ...]) -> bool:
-    """Whether there is a hint at all where one is due; which one speaks for which bug is tests/test_hints.py's."""
+    """Whether there is a hint at all where one is due; tests/parity/test_hints.py asks which one."""
     assert set(named) <= {hint.__name__ for hint in HINTS}
     return bool(said) and bool(named)
 

@@ -2,7 +2,7 @@
 
 Batch 2; frames, height and width odd and different; widths that RoPE has to pad; streams of different width and
 length; unequal noise levels; no weight, table, gate or bias is zero. Then what these do not exercise, found by changes
-of diffusers that no case noticed (tests/test_cases.py), and, before all others, the calls that a pipeline makes.
+of diffusers that no case noticed (tests/parity/test_cases.py), and, before all others, the calls that a pipeline makes.
 """
 
 from collections.abc import Callable

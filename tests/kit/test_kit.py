@@ -1,0 +1,658 @@
+"""The kit: a NumPy port passes it on both levels, a broken one is told where, and everything in it bears load.
+
+pytest tests/kit/test_kit.py
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import numpy_port
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from ltx2ref import cli, exact
+from ltx2ref.kit import check as checking
+from ltx2ref.kit.cases import COMPONENTS, MASKED, MODELS, NEWEST
+from ltx2ref.kit.check import EXACT, LEVELS, NATIVE, check, failures
+from ltx2ref.kit.export import Source, export
+from ltx2ref.kit.identity import identity
+from ltx2ref.parity import audit, generator, judge, record, verify
+from ltx2ref.parity.arithmetic import VERSION
+from ltx2ref.parity.audit import judge as audited
+from ltx2ref.parity.cases import OUTPUTS, Case
+from ltx2ref.parity.machines import MACHINES, machine
+from ltx2ref.parity.probe import probe
+from ltx2ref.parity.record import DTYPES, RecordError, digest
+from ltx2ref.parity.report import DIVERGED, IDENTICAL
+from ltx2ref.parity.run import run
+from ltx2ref.parity.taps import PHASES, Taps, trace
+from ltx2ref.parity.truth import Truth
+
+pytestmark = pytest.mark.slow
+
+PORT = Path(numpy_port.__file__)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kit") / "kit"
+    export(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(kit: Path) -> Path:
+    for level in LEVELS:
+        run_port(kit, kit.parent / "results", level)
+    return kit.parent / "results"
+
+
+def run_port(kit: Path, results: Path, level: str = NATIVE) -> None:
+    with patch.object(sys, "argv", ["numpy_port.py", str(kit), str(results), "--level", level]):
+        numpy_port.main()
+
+
+def cases(kit: Path) -> list[dict[str, Any]]:
+    return json.loads((kit / "kit.json").read_text(encoding="utf-8"))["cases"]
+
+
+def case_named(kit: Path, name: str) -> dict[str, Any]:
+    return next(case for case in cases(kit) if case["id"] == name)
+
+
+def some(results: Path, name: str, folder: Path) -> Path:
+    """A folder with the results of one case, on both levels."""
+    for path in results.rglob(f"{name.replace('/', '-')}.*"):
+        copy = folder / path.relative_to(results)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    return folder
+
+
+# ---------------------------------------------------------------- what is in it
+def test_it_is_small_and_complete(kit: Path) -> None:
+    assert sum(file.stat().st_size for file in kit.iterdir()) <= 22.5e6
+    written = {case["file"] for case in cases(kit)} | {"kit.json", "README.md"}
+    assert {file.name for file in kit.iterdir()} == written
+    assert [case["id"] for case in cases(kit)] == [part.id for part in (*COMPONENTS, *MODELS)]
+    assert {case["release"] for case in cases(kit) if case["operation"] == "model"} == {"2.0", "2.3", "2.5"}
+    operations = set(numpy_port.OPERATIONS)
+    assert {case["operation"] for case in cases(kit)} == operations
+
+
+def test_every_tensor_is_readable_without_bfloat16_and_said_in_kit_json(kit: Path) -> None:
+    for case in cases(kit):
+        file = load_file(kit / case["file"])
+        named = {
+            f"{dtype}/{kind}/{name}"
+            for dtype in DTYPES
+            for kind, names in (("inputs", case["inputs"]), ("expected", case["outputs"]), ("error", case["outputs"]))
+            for name in names
+        }
+        if case["operation"] != "model":
+            taps = [name for name in case["inputs"] if f"float32/exact/inputs/{name}" in file]
+            assert set(case["inputs"]) - set(taps) <= set(
+                next(part for part in COMPONENTS if part.id == case["id"]).raw
+            ), case["id"]
+            named |= {
+                f"{dtype}/exact/{kind}/{name}"
+                for dtype in DTYPES
+                for kind, names in (("inputs", taps), ("expected", case["outputs"]))
+                for name in names
+            }
+        assert {name for name in file if "/weights/" not in name} == named, case["id"]
+        assert not [name for name, x in file.items() if name.startswith("float32") and x.dtype == np.uint16]
+
+
+@pytest.mark.diffusers
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.id)
+def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path) -> None:
+    """And what this package does; where this machine computes with the recording's bits, to the bit."""
+    from ltx2ref.parity.oracles import diffusers
+
+    cpu = torch.device("cpu")
+    same_bits = record.environment()["probe"] == probe(cpu, tuple(DTYPES.values()))
+    for dtype in DTYPES:
+        source = Source(case, dtype)
+        model = diffusers.build_diffusers(case.config.to_diffusers(), source.model.state_dict(), DTYPES[dtype])
+        with torch.no_grad(), trace(model, diffusers.LAYOUT) as taps:
+            diffusers.run_diffusers(model, source.inputs)
+        assert audited(source.model, source.inputs, taps).verdict == IDENTICAL
+        natively = verify.verify(case, dtype, cpu, same_bits, "native").native
+        assert natively is not None and natively.verdict in (IDENTICAL, verify.WITHIN)
+
+
+def test_a_digest_is_what_the_readme_says(kit: Path) -> None:
+    """Computed without torch from a file's tensors, as in another language."""
+    for case in cases(kit):
+        file = load_file(kit / case["file"])
+        for dtype, said in case["exact"].items():
+            for name, wanted in said["digests"].items() if case["operation"] != "model" else ():
+                x = file[f"{dtype}/exact/expected/{name}"]
+                kind = "bfloat16" if x.dtype == np.uint16 else "float32"
+                text = f"{kind} {','.join(map(str, x.shape))}\n".encode()
+                assert hashlib.sha256(text + x.astype(x.dtype.newbyteorder("<")).tobytes()).hexdigest()[:32] == wanted
+
+
+@pytest.mark.diffusers
+@pytest.mark.parametrize("case", [*MODELS, MASKED], ids=lambda case: case.id)
+def test_the_exact_level_is_what_diffusers_computes_under_exact_arithmetic(case: Case, kit: Path) -> None:
+    """A model's digests, and those and the tensors of the components that come from it."""
+    from ltx2ref.parity.oracles import diffusers
+
+    for dtype in DTYPES:
+        source = Source(case, dtype)
+        model = diffusers.build_diffusers(case.config.to_diffusers(), source.weights, DTYPES[dtype])
+        with exact():
+            taps = diffusers.traced(model, source.inputs)
+        for about in cases(kit):
+            if case.id in (about["id"], about["from"]):
+                digests = about["exact"][dtype]["digests"]
+                assert digests == {name: digest(taps[name]).hex() for name in digests}
+                assert set(digests) == (set(taps) if about["id"] == case.id else set(about["outputs"]))
+                file = checking.load_file(kit / about["file"])
+                for kind in ("inputs", "expected"):
+                    for name, x in checking.part(file, f"{dtype}/exact/{kind}/").items():
+                        assert digest(x) == digest(taps[name]), (about["id"], name)
+
+
+def test_a_recording_with_another_digest_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, load = "transformer_blocks.1.ff.activation", record.load_exact
+
+    def changed(case: Case, dtype: str) -> record.ExactRecord:
+        found = load(case, dtype)
+        if (case.id, dtype) == ("2.3/kit-t2v", "bfloat16"):
+            found.digests[name] = bytes(16)
+        return found
+
+    monkeypatch.setattr(record, "load_exact", changed)
+    said = f"2.3/kit-t2v bfloat16: 1 of 232 taps have another digest here than recorded, the first is {name}"
+    with pytest.raises(RecordError, match=said):
+        export(tmp_path / "kit")
+    assert cli.main(["kit", "export", str(tmp_path / "other")]) == 2
+    assert capsys.readouterr().err == f"ltx2ref: {said}\n" and not [*tmp_path.rglob("*.*")]
+
+
+def test_a_self_mask_bears_load_in_bfloat16_too() -> None:
+    """One that rounds to 1 does not, which is why there is another one."""
+    name, at = "video_self_attention_mask", "transformer_blocks.0.attn1.sdpa"
+    for case, bears in ((NEWEST, False), (MASKED, True)):
+        source = Source(case, "bfloat16")
+        kwargs = source.inputs["attention_kwargs"]
+        ones = source.inputs | {"attention_kwargs": kwargs | {name: torch.ones_like(kwargs[name])}}
+        assert (kwargs[name] < 1).any() and (kwargs[name].bfloat16() < 1).any() == bears
+        assert torch.equal(run(source.model, source.inputs)[at], run(source.model, ones)[at]) != bears
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -> None:
+    """It is judged by the exact tensors, with what these lose. TF32 is not float32 arithmetic."""
+    part = next(part for part in COMPONENTS if part.case == MASKED)
+    source = Source(MASKED, dtype)
+    true, given = source.truth(part), {name: source.taps[name] for name in part.given}
+    expected = {name: source.taps[name] for name in part.outputs}
+    for name in MACHINES.keys() - ({"tf32"} if dtype == "float32" else set()):
+        with exact(machine(name)):
+            taps = run(source.model, source.inputs, given)
+        report = checking.noted(
+            checking.compare(expected, {tap: taps[tap] for tap in expected}, {tap: true[tap] for tap in expected})
+        )
+        assert report.passed, (name, report.sentence)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rope/video", "rope/audio"])
+def test_rope_components_have_no_false_alarm(name: str, kit: Path, tmp_path: Path) -> None:
+    """Of one of them the recorded tables happen to be all but exact."""
+    part = next(part for part in COMPONENTS if part.id == name)
+    case, source = case_named(kit, name), Source(part.case, "float32")
+    for other in MACHINES.keys() - {"tf32"}:
+        with exact(machine(other)):
+            taps = run(source.model, source.inputs)
+        save_file({tap: taps[tap].contiguous().numpy() for tap in part.outputs}, tmp_path / case["results"]["float32"])
+        verdict = check(tmp_path, kit, partial=True)
+        assert verdict.status == 0, (other, verdict.given[0].sentence)
+
+
+# ---------------------------------------------------------------- a port
+@pytest.mark.parametrize("level,word", [(NATIVE, "conformant"), (EXACT, "identical")])
+def test_the_numpy_port_imports_nothing_of_this_and_passes(level: str, word: str, kit: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy; sys.modules['torch'] = sys.modules['ltx2ref'] = None;"
+        f"sys.argv = ['port', {str(kit)!r}, {str(tmp_path / 'results')!r}, '--level', {level!r}];"
+        f"runpy.run_path({str(PORT)!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    verdict = check(tmp_path / "results", kit, level)
+    assert verdict.status == 0 and verdict.passed == len(verdict.results) == 2 * len(COMPONENTS + MODELS)
+    taps = sum(len(result.report.rows) for result in verdict.results if result.report is not None)
+    assert verdict.summary == f"ltx2ref kit: {word}, {verdict.passed} of {verdict.passed} cases pass" + (
+        f", {taps:,} of {taps:,} taps identical" if level == EXACT else ""
+    )
+    for result in verdict.results:
+        assert result.report is not None
+        if level == EXACT:
+            digests = case_named(kit, result.case)["exact"][result.dtype]["digests"]
+            assert [(row.name, row.verdict) for row in result.report.rows] == [(name, IDENTICAL) for name in digests]
+        else:
+            worst = max((row.budget or 0.0, row.name) for row in result.report.rows)
+            assert worst[0] < 1e-6, (result.case, worst)  # of the budget: two float64 programs by different hands
+
+
+def erf_gelu(x: Any) -> Any:
+    return torch.nn.functional.gelu(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+
+
+def heads_that_rotate_alike(x: Any, rope: Any, layout: str, rotate: Any = numpy_port.rotate) -> Any:
+    return rotate(x, tuple(np.repeat(part[:, :, :1], part.shape[2], axis=2) for part in rope), layout)
+
+
+def bias_after_the_gate(w: Any, name: str, x: Any, linear: Any = numpy_port.linear) -> Any:
+    return linear({key: y for key, y in w.items() if not key.endswith("audio_ff.net.0.proj.bias")}, name, x)
+
+
+@pytest.mark.parametrize(
+    "broken,change,first,components",
+    [
+        ("gelu", erf_gelu, "transformer_blocks.0.ff.activation", {"feed-forward", "text-projection", "block"}),
+        (
+            "rotate",
+            heads_that_rotate_alike,
+            "transformer_blocks.0.attn1.q",
+            {"rotation", "attention", "exchange", "block"},
+        ),
+        ("linear", bias_after_the_gate, "transformer_blocks.0.audio_ff.proj", {"feed-forward", "block"}),
+    ],
+)
+def test_a_broken_port_is_told_where(
+    broken: str, change: Any, first: str, components: set[str], kit: Path, tmp_path: Path
+) -> None:
+    with patch.object(numpy_port, broken, change):
+        run_port(kit, tmp_path)
+    verdict = check(tmp_path, kit)
+    wrong = failures(verdict)
+    assert verdict.status == 1 and wrong["2.3/kit-t2v float32"].first == first
+    assert {name.split("/")[0] for name in wrong if not name.startswith("2.")} <= components
+    assert {"feed-forward", "rotation"} & components & {name.split("/")[0] for name in wrong}
+
+
+def sum_in_float32(x: Any) -> Any:
+    total = numpy_port.r32(x[..., 0])
+    for i in range(1, x.shape[-1]):
+        total = numpy_port.r32(total + numpy_port.r32(x[..., i]))
+    return total
+
+
+def modulation_of_one_rounding_less(x: Any, scale: Any, shift: Any) -> Any:
+    return numpy_port.r(numpy_port.r(x * (1.0 + scale)) + shift)
+
+
+def bias_after_rounding(w: Any, name: str, x: Any, linear: Any = numpy_port.linear) -> Any:
+    return numpy_port.r(linear({name + ".weight": w[name + ".weight"]}, name, x) + w.get(name + ".bias", 0.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "broken,change,first,natively",
+    [
+        ("gelu", erf_gelu, "transformer_blocks.0.ff.activation", 1),
+        ("fold", sum_in_float32, {"float32": "proj_in", "bfloat16": "transformer_blocks.0.attn1.sdpa"}, 0),
+        ("modulate", modulation_of_one_rounding_less, "transformer_blocks.0.attn1.input", 0),
+        ("linear", bias_after_rounding, "proj_in", 0),
+    ],
+)
+def test_on_the_exact_level_a_port_is_told_where_it_computes_otherwise(
+    broken: str, change: Any, first: Any, natively: int, dtype: str, kit: Path, tmp_path: Path
+) -> None:
+    """What is a bug, and what only rounds otherwise. Of these the native level finds the bug, and in float32."""
+    case, first = case_named(kit, "2.3/kit-t2v"), first if isinstance(first, str) else first[dtype]
+    file, name = load_file(kit / case["file"]), case["results"][dtype]
+    (tmp_path / EXACT).mkdir()
+    with patch.object(numpy_port, broken, change):
+        for level in LEVELS:
+            computed = numpy_port.compute(case, file, dtype, level)
+            save_file(computed, tmp_path / (name if level == NATIVE else case["exact"][dtype]["results"]))
+    verdict = check(tmp_path, kit, EXACT, partial=True)
+    (report,) = failures(verdict).values()
+    assert verdict.status == 1 and report.first == first
+    assert report.sentence.startswith(f"first difference at {first} (relative L2 ")
+    assert "taps before it are identical" in report.sentence and report.rows[0].verdict == IDENTICAL
+    assert check(tmp_path, kit, partial=True).status == (natively if dtype == "float32" else 0)
+
+
+def test_on_the_exact_level_numbers_count_and_not_the_dtype_that_holds_them(
+    kit: Path, results: Path, tmp_path: Path
+) -> None:
+    case = case_named(kit, "feed-forward/video")
+    (tmp_path / EXACT).mkdir()
+    for dtype, said in case["exact"].items():
+        found = load_file(results / said["results"])
+        as_bits = {name: (x.view(np.uint32) >> 16).astype(np.uint16) for name, x in found.items()}
+        save_file(
+            as_bits if dtype == "bfloat16" else {name: x.astype(np.float64) for name, x in found.items()},
+            tmp_path / said["results"],
+        )
+    assert check(tmp_path, kit, EXACT, partial=True).status == 0
+    save_file(
+        {
+            name: x * (1 + 2.0**-40)
+            for name, x in load_file(tmp_path / said["results"].replace("bfloat16", "float32")).items()
+        },
+        tmp_path / said["results"].replace("bfloat16", "float32"),
+    )
+    verdict = check(tmp_path, kit, EXACT, partial=True)
+    assert (verdict.status, verdict.passed) == (1, 1)
+
+
+def test_on_the_exact_level_zeros_have_signs_and_nan_is_one() -> None:
+    x = torch.tensor([0.0, torch.nan, 1.0])
+    digests = {"x": digest(x).hex()}
+
+    def judged(other: Tensor) -> Any:
+        return identity(digests, ["x"], {"x": other}, lambda: {"x": x})
+
+    assert judged(x.clone()).verdict == IDENTICAL
+    assert (
+        judged(x.view(torch.int32).bitwise_xor(torch.tensor([0, 1, 0], dtype=torch.int32)).view(torch.float32)).verdict
+        == IDENTICAL
+    )
+    assert judged(torch.tensor([-0.0, torch.nan, 1.0])).verdict == DIVERGED
+    assert judged(torch.tensor([0.0, 1.0, 1.0])).verdict == DIVERGED
+    zero = torch.zeros(2)
+    assert (
+        "in the sign of zeros" in identity({"x": digest(zero).hex()}, ["x"], {"x": -zero}, lambda: {"x": zero}).sentence
+    )
+    assert "(2,) in place of (3,)" in judged(zero).sentence
+
+
+# ---------------------------------------------------------------- verdicts
+@pytest.mark.parametrize("level,right", [(NATIVE, "conformant"), (EXACT, "identical")])
+def test_what_is_missing_is_not_conformant(
+    level: str, right: str, kit: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = some(results, "feed-forward/video", tmp_path)
+    total = 2 * len(COMPONENTS + MODELS)
+    arguments = ["kit", "check", str(folder), "--kit", str(kit), "--level", level]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{total - 2} missing: positions/video float32, positions/video bfloat16, ")
+    assert said[0].endswith(f" and {total - 6} more; --partial judges what is there alone")
+    taps = ", 6 of 6 taps identical" if level == EXACT else ""
+    assert said[-1] == f"ltx2ref kit: incomplete, 2 of {total} cases pass{taps}, {total - 2} not given"
+    assert cli.main([*arguments, "--partial", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["level"], found["partial"], len(found["missing"])) == (level, True, total - 2)
+    assert found["summary"] == f"ltx2ref kit: {right}, 2 of {total} cases pass{taps}, {total - 2} not given"
+    path = next(folder.rglob("*.float32.safetensors") if level == NATIVE else (folder / EXACT).glob("*.float32.*"))
+    left = load_file(path)
+    del left["transformer_blocks.0.ff.activation"]
+    save_file(left, path)
+    verdict = check(folder, kit, level, partial=True)
+    assert verdict.status == 0 and verdict.summary.endswith("not given, 1 with outputs missing")
+    assert verdict.missing[-1] == "feed-forward/video float32: transformer_blocks.0.ff.activation"
+    save_file({}, path)  # nothing at all
+    assert check(folder, kit, level, partial=True).passed == 1
+
+
+def test_every_output_that_is_missing_counts(kit: Path, results: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(results, tmp_path / "results")
+    assert check(folder, kit, EXACT).status == 0
+    name = case_named(kit, "2.0/kit")["exact"]["bfloat16"]
+    found = load_file(folder / name["results"])
+    for tap in ("transformer_blocks.0.attn1.rows", "proj_out"):  # derived from others: none has to write them
+        del found[tap]
+    save_file(found, folder / name["results"])
+    assert check(folder, kit, EXACT).status == 0
+    del found["rope.cos"]
+    save_file(found, folder / name["results"])
+    verdict = check(folder, kit, EXACT)
+    assert (verdict.status, verdict.missing) == (2, ["2.0/kit bfloat16: rope.cos"])
+
+
+def beside(kit: Path, name: str, tap: str, share: float) -> Taps:
+    """What is expected of a case in float32, but for one output that takes a share of its budget or bound."""
+    case = case_named(kit, name)
+    file = checking.load_file(kit / case["file"])
+    expected, error = (checking.part(file, f"float32/{kind}/") for kind in ("expected", "error"))
+    true = expected[tap].double() - error[tap].double()
+    allowed = judge.SHARE * judge.norm(error[tap]) + judge.FLOOR * judge.norm(true)
+    if tap.endswith(".sinusoid"):
+        allowed = judge.norm(checking.sinusoid_bound(file["float32/inputs/timestep"], torch.float32))
+    noise = generator.uniform("noise", tuple(true.shape)).double()
+    return {key: expected[key] for key in case["outputs"]} | {tap: true + noise * (share * allowed / judge.norm(noise))}
+
+
+@pytest.mark.parametrize(
+    "name,tap,share,status",
+    [
+        ("feed-forward/video", "transformer_blocks.0.ff.activation", 1.6, 0),
+        ("feed-forward/video", "transformer_blocks.0.ff.activation", 2.1, 1),
+        ("2.3/kit-t2v", "sample", 1.6, 0),
+        ("2.3/kit-t2v", "sample", 2.1, 1),
+        ("sinusoid/per-token", "time_embed.sinusoid", 0.9, 0),
+        ("sinusoid/per-token", "time_embed.sinusoid", 1.1, 1),  # a bound has no band above it
+    ],
+)
+def test_a_share_between_one_budget_and_two_passes_with_a_note(
+    name: str, tap: str, share: float, status: int, kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = beside(kit, name, tap, share)
+    save_file({key: x.numpy() for key, x in found.items()}, tmp_path / f"{name.replace('/', '-')}.float32.safetensors")
+    assert cli.main(["kit", "check", str(tmp_path), "--kit", str(kit), "--partial"]) == status
+    said = capsys.readouterr().out
+    note = f"{name} float32: {tap} takes {share:.2f} of its budget: rounded more often than the record"
+    assert (note in said.splitlines()) == (1 < share < 2 and status == 0)
+    assert said.splitlines()[-1].startswith(f"ltx2ref kit: {('conformant', 'not conformant')[status]}, ")
+
+
+def test_phases_that_a_port_does_not_show_are_allowed_for(kit: Path, tmp_path: Path) -> None:
+    """Outputs alone, of a port whose sinusoids are off by most of their bound, and whose model is otherwise right."""
+    case, source = case_named(kit, "2.3/kit-t2v"), Source(MODELS[1], "float32")
+    truth = Truth(source.model, source.inputs)
+    drawn = {
+        name: truth.drawn(name, x, seed=i).float()
+        for i, (name, x) in enumerate(source.taps.items())
+        if name.endswith(".sinusoid")
+    }
+    taps = run(source.model, source.inputs, drawn)
+    save_file({name: taps[name].numpy() for name in OUTPUTS}, tmp_path / case["results"]["float32"])
+    verdict = check(tmp_path, kit, partial=True)
+    assert verdict.status == 0 and verdict.summary.endswith("with outputs missing")
+    with patch.object(audit, "unseen", lambda *_: {}):
+        assert check(tmp_path, kit, partial=True).status == 1
+
+
+def test_results_in_every_dtype_and_of_some_cases_are_judged(kit: Path, results: Path, tmp_path: Path) -> None:
+    case = next(case for case in cases(kit) if case["id"] == "feed-forward/video")
+    for dtype, name in case["results"].items():
+        found = {tap: x.astype(np.float32) for tap, x in load_file(results / name).items()}
+        if dtype == "bfloat16":  # ties away from zero
+            found = {tap: (x.view(np.uint32) + 0x8000 >> 16).astype(np.uint16) for tap, x in found.items()}
+        else:
+            del found[case["outputs"][0]]
+        save_file(found, tmp_path / name)
+    verdict = check(tmp_path, kit, partial=True)
+    assert (verdict.status, verdict.passed) == (0, 2)
+    assert (
+        verdict.summary == f"ltx2ref kit: conformant, 2 of {len(verdict.results)} cases pass, "
+        f"{len(verdict.results) - 2} not given, 1 with outputs missing"
+    )
+
+
+@pytest.mark.parametrize(
+    "name,tensors,said",
+    [
+        ("feed-forward-video.float32.safetensors", {"sample": np.zeros(3)}, "sample is no output of this case"),
+        ("feed-forward-video.float32.safetensors", {"transformer_blocks.0.ff.output": np.zeros(3, np.int64)}, "int64"),
+        ("feed-forward.safetensors", {"x": np.zeros(3)}, "is the result of no case"),
+        ("feed-forward-video.float32.safetensors", b"not a file", "feed-forward-video.float32.safetensors"),
+    ],
+)
+def test_results_that_are_none_are_refused_in_one_line(
+    name: str, tensors: Any, said: str, kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if isinstance(tensors, bytes):
+        (tmp_path / name).write_bytes(tensors)
+    else:
+        save_file(tensors, tmp_path / name)
+    code = cli.main(["kit", "check", str(tmp_path), "--kit", str(kit)])
+    out, error = capsys.readouterr()
+    assert (code, out, len(error.splitlines())) == (2, "", 1) and said in error
+
+
+def test_wrong_shapes_and_nothing_at_all_do_not_pass(kit: Path, tmp_path: Path) -> None:
+    assert check(tmp_path, kit).status == check(tmp_path, kit, partial=True).status == 2
+    save_file({"transformer_blocks.0.ff.output": np.zeros((2, 3))}, tmp_path / "feed-forward-video.float32.safetensors")
+    assert check(tmp_path, kit).status == 1
+    for folder in (tmp_path / "none", kit / "kit.json"):
+        with pytest.raises(ValueError, match="expected a folder"):
+            check(folder, kit)
+    with pytest.raises(ValueError, match="exact: expected a folder of results that were computed under exact"):
+        check(tmp_path, kit, EXACT)
+    with pytest.raises(ValueError, match="no kit"):
+        check(tmp_path, tmp_path)
+    older = shutil.copytree(kit, tmp_path / "older") / "kit.json"
+    said = json.loads(older.read_text(encoding="utf-8")) | {"arithmetic": VERSION + 1}
+    older.write_text(json.dumps(said), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"arithmetic {VERSION + 1}, expected {VERSION}"):
+        check(tmp_path, older.parent)
+    damaged = shutil.copytree(kit, tmp_path / "damaged")
+    (damaged / "feed-forward-video.safetensors").write_bytes(b"not a file")
+    with pytest.raises(ValueError, match="feed-forward-video"):
+        check(tmp_path, damaged)
+    with pytest.raises(ValueError, match="new or empty"):
+        export(kit)
+
+
+def test_a_last_bit_of_an_angle_is_no_error_of_what_follows(kit: Path, results: Path, tmp_path: Path) -> None:
+    """A port whose RoPE tables round otherwise, by as much as diffusers' own, is judged by its own tables."""
+    case = next(case for case in cases(kit) if case["id"] == "2.3/kit-t2v")
+    name, source = case["results"]["float32"], Source(MODELS[1], "float32")
+    nudged = {
+        tap: torch.nextafter(x, torch.full_like(x, 2.0)) if tap.endswith(".cos") else x
+        for tap, x in source.taps.items()
+        if tap.endswith(PHASES)
+    }
+    taps = verify.run(source.model, source.inputs, nudged)
+    save_file({tap: x.numpy() for tap, x in (taps | nudged).items() if tap in case["outputs"]}, tmp_path / name)
+    assert check(tmp_path, kit, partial=True).status == 0
+
+
+# ---------------------------------------------------------------- everything bears load
+NO_USE = "without prompt AdaLN only use_cross_timestep would look at it, as the kit's 2.5 model does"
+EXCEPTIONS = {
+    "2.0": {"sigma": NO_USE, "audio_sigma": NO_USE},
+    "2.3": {},
+    "2.5": {"fps": "coordinates are given; 2.3's models and the positions use it"},
+}
+
+
+@pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
+def test_every_parameter_and_every_input_moves_an_expected_output_by_more_than_the_budget(release: str) -> None:
+    sources = [Source(case, "float32") for case in MODELS if case.release == release]
+    idle = {}
+    for source in sources:
+        unmoved = verify.run(source.model, source.inputs)  # on this machine, whose bits need not be the recording's
+        budget = {name: beyond(source, name) for name in ("sample", "audio_sample")}
+        for name, x in source.weights.items():
+            moved = x + generator.uniform(f"moved/{name}", tuple(x.shape), 0.25)
+            with patch_parameter(source, name, moved):
+                idle[name] = idle.get(name, True) and not moves(source, source.inputs, unmoved, budget)
+        for name, changed in changes(source):
+            idle[name] = idle.get(name, True) and not moves(source, source.inputs | changed, unmoved, budget)
+    assert {name for name, x in idle.items() if x} == EXCEPTIONS[release].keys()
+    assert len(idle) > len(sources[0].weights)
+
+
+def beyond(source: Source, name: str) -> float:
+    true = source.truth(source.case)[name]
+    return 2 * (judge.SHARE * judge.norm(source.taps[name].double() - true) + judge.FLOOR * judge.norm(true))
+
+
+def moves(source: Source, inputs: dict[str, Any], unmoved: Taps, budget: dict[str, float]) -> bool:
+    found = verify.run(source.model, inputs)
+    return any(judge.norm(found[name].double() - unmoved[name].double()) > allowed for name, allowed in budget.items())
+
+
+class patch_parameter:
+    def __init__(self, source: Source, name: str, value: Tensor) -> None:
+        self.parameter, self.value = source.model.get_parameter(name), value
+
+    def __enter__(self) -> None:
+        self.before, self.parameter.data = self.parameter.data, self.value
+
+    def __exit__(self, *_: object) -> None:
+        self.parameter.data = self.before
+
+
+def changes(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each argument of this case by itself, changed. What a case replaces by coordinates is None in it."""
+    given = source.inputs
+    grid = {"num_frames": "height", "height": "width", "width": "num_frames"}
+    for name, x in given.items():
+        if x is None or name == "attention_kwargs":
+            continue
+        if isinstance(x, Tensor):
+            yield name, {name: 1 - x if "mask" in name else x * 1.25}
+        elif name in grid:  # the same number of tokens in another grid
+            yield name, {name: given[grid[name]], grid[name]: x}
+        elif name == "fps":
+            yield name, {} if "video_coords" in given else {name: 24.0}
+        elif name == "spatio_temporal_guidance_blocks":
+            yield name, {name: [1 - i for i in x]}
+        elif isinstance(x, bool):
+            yield name, {name: not x}
+        else:
+            assert name == "audio_num_frames", name  # the number of tokens: any other is refused
+    for name, mask in (given.get("attention_kwargs") or {}).items():
+        yield name, {"attention_kwargs": given["attention_kwargs"] | {name: 1 - mask}}
+
+
+def test_the_truth_that_is_stored_is_the_models(kit: Path) -> None:
+    case = next(case for case in cases(kit) if case["id"] == "2.0/kit")
+    file: Taps = checking.load_file(kit / case["file"])
+    for dtype in DTYPES:
+        true = Source(MODELS[0], dtype).truth(MODELS[0])
+        for name in case["outputs"]:
+            expected, error = checking.part(file, f"{dtype}/expected/")[name].double(), file[f"{dtype}/error/{name}"]
+            rounded = error.double().abs() * 2.0**-23 + 1e-30  # the error is stored in float32
+            assert ((expected - error.double() - true[name]).abs() <= rounded).all(), name
+
+
+def test_check_says_what_is_wrong_and_writes_a_page(
+    kit: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    name = "2.3-kit-t2v.float32.safetensors"
+    found = load_file(results / name)
+    found["transformer_blocks.1.attn2.sdpa"] = -found["transformer_blocks.1.attn2.sdpa"]
+    save_file(found, folder / name)
+    code = cli.main(["kit", "check", str(folder), "--kit", str(kit), "--html", str(tmp_path / "page.html")])
+    said = capsys.readouterr().out
+    assert code == 1 and "first divergence at transformer_blocks.1.attn2.sdpa (diverged)" in said
+    assert said.splitlines()[-1].startswith("ltx2ref kit: not conformant, 0 of ")
+    assert "attn2" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    code = cli.main(["kit", "check", str(folder), "--kit", str(kit), "--json"])
+    report = next(x for x in json.loads(capsys.readouterr().out)["results"] if x["report"])["report"]
+    assert (code, report["verdict"]) == (1, DIVERGED)

@@ -1,0 +1,489 @@
+"""The HTML report of an audit: whole, safe with foreign text, readable without JavaScript, and alive in a browser.
+
+pytest tests/parity/test_html.py
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+import shutil
+import subprocess
+import zlib
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltx2ref.parity.chart import Scale, first_depth, place
+from ltx2ref.parity.html import html
+from ltx2ref.parity.judge import FLOOR, SHARE
+from ltx2ref.parity.markup import number
+from ltx2ref.parity.report import (
+    DIVERGED,
+    IDENTICAL,
+    MISSING,
+    ORIGINATED,
+    PROPAGATED,
+    ROUNDING,
+    SHAPE,
+    SUSPECT,
+    VERDICTS,
+    Report,
+    TapRow,
+)
+
+ENTRANCE = [
+    "video_coords",
+    "audio_coords",
+    *(
+        f"{rope}.{part}"
+        for rope in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
+        for part in ("cos", "sin")
+    ),
+    "proj_in",
+    "audio_proj_in",
+    *(
+        f"{layer}.{part}"
+        for layer in (
+            "time_embed",
+            "audio_time_embed",
+            "prompt_adaln",
+            "audio_prompt_adaln",
+            "av_cross_attn_video_scale_shift",
+            "av_cross_attn_audio_scale_shift",
+            "av_cross_attn_video_a2v_gate",
+            "av_cross_attn_audio_v2a_gate",
+        )
+        for part in ("sinusoid", "emb", "linear")
+    ),
+]
+ATTENTION = ("stream", "rows", "input", "context", "norm_q", "norm_k", "to_v", "q", "k", "sdpa", "gate", "to_out")
+BLOCK = [
+    *(
+        f"{name}.{part}"
+        for name in ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+        for part in ATTENTION
+    ),
+    *(
+        f"{name}.{part}"
+        for name in ("ff", "audio_ff")
+        for part in ("stream", "rows", "input", "proj", "activation", "output")
+    ),
+    "video",
+    "audio",
+]
+EXIT = ["norm_out", "audio_norm_out", "proj_out.input", "audio_proj_out.input", "sample", "audio_sample"]
+FINGERPRINT = {
+    "implementation": "ltx2ref",
+    "version": "0.1.0",
+    "dtype": "float32",
+    "device": "cpu",
+    "threads": 1,
+    "sdpa": "math",
+    "tf32": False,
+    "versions": {"torch": "2.8.0", "python": "3.11.9", "einops": "0.8.1"},
+}
+HINT = "rows 0 and 1 swapped: (scale, shift) is used as (shift, scale)"
+
+
+def noise(*key: Any) -> float:
+    """About 1, other for each tap, the same in each run."""
+    return 0.75 + zlib.crc32(repr(key).encode()) / 2**33
+
+
+def names(layers: int) -> list[str]:
+    return [*ENTRANCE, *(f"transformer_blocks.{i}.{part}" for i in range(layers) for part in BLOCK), *EXIT]
+
+
+def made_up(layers: int, bug: str | None = None) -> Report:
+    """A report as float32 audits are: identical to half of the depth, rounding after it; from `bug` on, diverged."""
+    rows, all_names = [], names(layers)
+    at = all_names.index(bug) if bug else len(all_names)
+    for i, name in enumerate(all_names):
+        depth = i / len(all_names) * layers
+        own = 1.3e-7 * noise(name, i) * (1 + depth) ** 0.7
+        error = own if depth < layers / 2 else own * (0.9 + 0.3 * noise(i, name))
+        if i >= at:
+            heard = "audio" in name or i > at + len(BLOCK)
+            error = 2e-3 * noise(i) * (1 + depth) ** 0.4 * (1 if "audio" in name else 0.05) if heard else error
+        rows.append(tap(name, error, own, bug=i == at))
+    first = next((row for row in rows if row.verdict == DIVERGED), None)
+    if first is None:
+        return Report(
+            ROUNDING,
+            "Nothing diverges: every tap is identical, or within the budget.",
+            None,
+            rows,
+            FINGERPRINT,
+            FINGERPRINT | {"implementation": "diffusers", "version": "0.42.1"},
+            ["The truth is conditional."],
+        )
+    return Report(
+        DIVERGED,
+        f"First divergence at {first.name}, looks like {HINT}; everything before it is within the budget.",
+        first.name,
+        rows,
+        FINGERPRINT,
+        FINGERPRINT
+        | {
+            "implementation": "port.safetensors",
+            "version": None,
+            "threads": 8,
+            "versions": {"torch": "2.9.1", "mlx": "0.30.0"},
+        },
+        ["The reference repeats itself.", "2 taps of the candidate are not in the reference: a, b."],
+        (HINT,),
+    )
+
+
+def tap(name: str, error: float, own: float, bug: bool = False) -> TapRow:
+    budget = error / (SHARE * own + FLOOR)
+    verdict = IDENTICAL if error == own else ROUNDING if budget <= 1 else SUSPECT if budget < 20 else DIVERGED
+    gap = 0.0 if error == own else error
+    return TapRow(
+        name,
+        verdict,
+        (2, 105, 128),
+        "float32",
+        (2, 105, 128),
+        "float32",
+        max_abs=gap * 7,
+        relative=gap,
+        ulp_max=round(gap * 2**26),
+        ulp_p99=round(gap * 2**24),
+        sqnr_db=-20 * math.log10(gap) if gap else None,
+        cosine=1 - gap**2 / 2,
+        worst=(1, 17, 93),
+        worst_reference=-1.2345678,
+        worst_candidate=-1.2345678 + gap,
+        equal_rounded=not gap,
+        error=error,
+        reference_error=own,
+        budget=budget,
+        origin=None if not gap else ORIGINATED if bug else PROPAGATED,
+        local_error=own if not bug else error,
+        amplification=None if bug else error / own,
+        hints=(HINT,) if bug else (),
+    )
+
+
+# ---- without a browser
+
+
+class Page(HTMLParser):
+    """The elements of a page, as (name, attributes, text within), and that each one is closed."""
+
+    VOID = ("meta", "input", "wbr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[int] = []
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, [self.elements[i][0] for i in self.open]
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attributes), []))
+        if name not in self.VOID:
+            self.open.append(len(self.elements) - 1)
+
+    def handle_startendtag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, dict(attributes), []))
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.elements[self.open[-1]][0] == name, (self.getpos(), name)
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for i in self.open:
+            self.elements[i][2].append(data)
+
+    def all(self, name: str, **attributes: str) -> list[tuple[str, dict[str, str | None], list[str]]]:
+        return [
+            element
+            for element in self.elements
+            if element[0] == name and all(element[1].get(key.rstrip("_")) == value for key, value in attributes.items())
+        ]
+
+    def text(self, name: str, **attributes: str) -> list[str]:
+        return ["".join(element[2]) for element in self.all(name, **attributes)]
+
+
+BUG = "transformer_blocks.3.audio_attn1.rows"
+EVIL = """<script>document.body.dataset.hacked=1</script></script><img src=x onerror="document.body.dataset.hacked=1">
+<!--<script>{{rows}}" onclick='document.body.dataset.hacked=1' \u2028\ud800&amp;"""
+DISPLAYED = EVIL.replace("\ud800", "?")
+
+
+def hostile() -> Report:
+    foreign: dict[str, Any] = {"implementation": EVIL, EVIL: EVIL, "versions": {EVIL: [EVIL]}}
+    rows = [
+        TapRow(EVIL, DIVERGED, dtype=EVIL, candidate_dtype=EVIL, origin=EVIL, hints=(EVIL,), relative=1.0),
+        TapRow("proj_in", MISSING),
+        TapRow("audio_proj_in", EVIL),
+    ]
+    return Report(DIVERGED, EVIL, EVIL, rows, foreign, foreign, [EVIL], (EVIL, "another"))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [made_up(6, BUG), made_up(6), hostile(), Report(IDENTICAL, "Identical.", None, [])],
+    ids=["diverged", "rounding", "hostile", "empty"],
+)
+def test_the_page_is_balanced_and_loads_nothing(report: Report) -> None:
+    page = Page(html(report))
+    assert not {name for name, _, _ in page.elements} & {"link", "img", "iframe", "object", "base", "embed"}
+    for _, attributes, _ in page.elements:
+        assert not {"src", "srcset", "style", "action", "xmlns"} & set(attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+        assert attributes.get("href", "#").startswith("#")
+    style = "".join(page.text("style"))
+    assert "url(" not in style and "@import" not in style
+    assert "{{" not in html(made_up(1))
+
+
+def test_the_policy_admits_exactly_the_page_s_own_style_and_script() -> None:
+    page = Page(html(made_up(1)))
+    policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0][1]["content"]
+    style, (_, script) = page.text("style")[0], page.text("script")
+    hashes = [base64.b64encode(hashlib.sha256(x.encode()).digest()).decode() for x in (style, script)]
+    assert policy == f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'"
+
+
+def test_foreign_text_is_text() -> None:
+    page = Page(html(hostile()))
+    assert len(page.all("script")) == 2 and len(page.all("tr", id="t0")) == 1
+    assert page.text("th", scope="row")[0].startswith(DISPLAYED)
+    assert page.text("p", class_="sentence") == [DISPLAYED]
+    assert sum(DISPLAYED in text for text in page.text("li")) == 1  # the note; the sentence has the hint
+    assert f"versions.{DISPLAYED}" in page.text("th", scope="row")
+    island = json.loads(page.text("script", id="data")[0])
+    assert island["taps"][0][1] == [DISPLAYED]
+
+
+def test_every_tap_is_a_line_that_reads_without_javascript() -> None:
+    report = made_up(6, BUG)
+    page = Page(html(report))
+    lines = [element for element in page.all("tr") if re.fullmatch(r"t\d+", element[1].get("id") or "")]
+    assert [line[1]["class"] for line in lines] == [row.verdict for row in report.rows]
+    for line, row in zip(lines, report.rows, strict=True):
+        assert line[2][0].startswith(row.name.split(".")[0].split("_")[0]) and row.verdict in line[2]
+        assert number(row.error) in line[2] and number(row.budget) in line[2]
+    stages = [row.name for line, row in zip(lines, report.rows, strict=True) if "data-stage" in line[1]]
+    assert len(stages) == 2 * (1 + 6 + 1) and stages[0] == "proj_in" and stages[-1] == "audio_sample"
+    assert "hidden" in page.all("form")[0][1]  # filters need the script
+    heads = page.all("th", scope="col")
+    assert len(heads) == 9 + 2
+    assert "An audit of port.safetensors against ltx2ref 0.1.0" in page.text("p")
+    assert page.text("h1") == [DIVERGED] and HINT in page.text("p", class_="sentence")[0]
+
+
+def test_a_hint_that_the_sentence_lacks_is_listed() -> None:
+    assert (
+        Page(html(replace(made_up(1), hints=("a factor of 2",)))).text("section", class_="bullets")[0]
+        == "Looks likea factor of 2"
+    )
+
+
+def test_the_band_is_the_budget() -> None:
+    report = made_up(6, BUG)
+    scale = Scale(6, -7, -2, zeros=False)
+    bands = Page(html(report)).all("path", class_="band")
+    assert len(bands) == 3  # of two streams, and the key's
+    video = [row for row in report.rows if (place(row.name) or ("",))[0] == "video"]
+    edge = [(scale.x(i - 1), scale.y(SHARE * (row.reference_error or 0) + FLOOR)) for i, row in enumerate(video)]
+    assert "L".join(f"{x},{y}" for x, y in edge) in (bands[0][1]["d"] or "")
+
+
+def test_without_a_truth_the_chart_shows_the_difference() -> None:
+    rows = [replace(row, error=None, reference_error=None, budget=None) for row in made_up(6, BUG).rows]
+    text = html(replace(made_up(6, BUG), rows=rows))
+    assert "stream: difference from the reference" in text
+    assert len(Page(text).all("path", class_="band")) == 1  # the key's
+
+
+def test_the_first_divergence_is_marked_where_it_is() -> None:
+    def depth(name: str) -> float | None:
+        return first_depth(made_up(6, name))
+
+    assert depth("transformer_blocks.3.audio_attn1.rows") == 2.5  # between the outputs of 2 and 3
+    assert depth("transformer_blocks.3.audio") == 3
+    assert depth("audio_time_embed.emb") == -1 and depth("audio_norm_out") == math.inf
+    assert first_depth(made_up(6)) is None
+    assert Page(html(made_up(6, BUG))).text("text", class_="first after") == ["first divergence"] * 2
+    assert not Page(html(made_up(6))).all("path", class_="first")
+
+
+def test_strange_numbers_stay_in_the_drawing() -> None:
+    values: list[float | None] = [None, 0.0, math.nan, math.inf, 1e-300, 1e30]
+    rows = [
+        TapRow(
+            f"transformer_blocks.{i}.video", SHAPE if x is None else DIVERGED, relative=x, error=x, reference_error=x
+        )
+        for i, x in enumerate(values)
+    ]
+    text = html(Report(DIVERGED, "", rows[2].name, rows))
+    moved = [tuple(map(float, xy)) for xy in re.findall(r"translate\(([-\d.]+),([-\d.]+)\)", text)]
+    assert len(moved) == len(values) and all(0 <= x <= 560 and 0 <= y <= 330 for x, y in moved)
+    assert "NaN" in text and "∞" in text and "nan" not in text
+
+
+def test_numbers_are_short() -> None:
+    shown = {
+        None: "—",
+        0.0: "0",
+        1.2e-7: "1.20e-07",
+        0.5: "0.5",
+        -0.03456: "-0.0346",
+        12: "12",
+        48123: "48123",
+        3e9: "3.00e+09",
+        math.inf: "∞",
+        -math.inf: "-∞",
+    }
+    assert {x: number(x) for x in shown} == shown and number(math.nan) == "NaN"
+    assert number(-1.23456789012, digits=9) == "-1.23456789"
+    assert "≈ 0.002" in html(Report(SUSPECT, "", None, [TapRow("x", SUSPECT, relative=0.002, estimated=True)]))
+
+
+def test_a_full_model_s_page_is_small() -> None:
+    report = made_up(48, "transformer_blocks.17.audio_to_video_attn.q")
+    more = [replace(row, name=f"{row.name}.more") for row in report.rows[:900]]
+    text = html(replace(report, rows=report.rows + more))
+    assert len(report.rows + more) > 5000 and len(text.encode()) < 5e6
+    assert text.count("<dl>") < 10  # details are data
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_verdicts_and_text_can_be_read_on_their_backgrounds(scheme: int) -> None:
+    """WCAG AA: a contrast of at least 4.5."""
+    style = Page(html(made_up(1))).text("style")[0]
+    colours = dict(re.findall(r"--(\w+): (#\w+)", style.split(":root {")[1 + scheme].split("}")[0]))
+
+    def luminance(name: str) -> float:
+        digits = colours[name][1:] if len(colours[name]) == 7 else "".join(2 * c for c in colours[name][1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for name in ("text", "muted", "link", "identical", "rounding", "suspect", "diverged", "grey"):
+        for ground in ("page", "card"):
+            low, high = sorted((luminance(name), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
+
+
+def test_every_verdict_has_a_colour_and_a_meaning() -> None:
+    for verdict in VERDICTS:
+        page = Page(html(Report(verdict, "", None, [TapRow("proj_in", verdict)])))
+        assert f".{verdict}" in page.text("style")[0]
+        assert page.text("dt", class_=verdict) == [verdict]
+
+
+# ---- in a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on this machine: apt-get install -y --no-install-recommends chromium"
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--virtual-time-budget=5000",
+)
+NO_POLICY = re.compile(r"<meta http-equiv[^>]*>\n")
+
+
+def browse(folder: Path, text: str, *flags: str, address: str = "") -> str:
+    assert CHROMIUM
+    (folder / "page.html").write_text(text, encoding="utf-8")
+    url = (folder / "page.html").as_uri() + address
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, url]
+    done = subprocess.run(command, capture_output=True, timeout=240, check=True)
+    return done.stdout.decode()
+
+
+@in_a_browser
+def test_a_tap_s_address_opens_its_details_under_the_policy(tmp_path: Path) -> None:
+    report = made_up(6, BUG)
+    at = [row.name for row in report.rows].index(BUG)
+    page = Page(browse(tmp_path, html(report), "--dump-dom", address=f"#t{at}").strip())
+    details = page.text("tr", class_="details")
+    assert len(details) == 1 and "originated here" in details[0] and HINT in details[0]
+    assert "coordinate(1, 17, 93)" in details[0] and "reference-1.2345678" in details[0]
+    assert page.text("span", role="status") == ["558 of 558 taps"]
+
+
+@in_a_browser
+@pytest.mark.parametrize("policy", [True, False])
+def test_foreign_text_does_not_run(tmp_path: Path, policy: bool) -> None:
+    text = html(hostile())
+    dom = browse(tmp_path, text if policy else NO_POLICY.sub("", text), "--dump-dom", address="#t0")
+    assert dom.count("hacked=1") == html(hostile()).count("hacked=1") + dom_more(dom) and "data-hacked" not in dom
+
+
+def dom_more(dom: str) -> int:
+    """The details that were opened."""
+    return dom[dom.index('<tr class="details">') :].split("</tr>")[0].count("hacked=1")
+
+
+CHECKS = """<script>addEventListener("load", async () => {
+  const seen = () => taps.filter(t => !t.row.hidden).map(t => t.i), pause = () => new Promise(r => setTimeout(r, 50));
+  const order = () => [...body.rows].filter(r => r.id && !r.hidden).map(r => Number(r.id.slice(1)));
+  const out = {start: seen()}, query = form.querySelector("[type=search]"), heads = table.tHead.rows[0].cells;
+  const input = () => form.dispatchEvent(new Event("input", {bubbles: true}));
+  form.elements.scope.value = "all"; input(); out.all = seen().length;
+  out.more = more.textContent; more.click(); out.whole = seen().length; out.none = more.hidden;
+  query.value = "AUDIO_attn1 norm_q"; input(); out.query = seen();
+  form.reset(); await pause(); out.reset = seen().length;
+  verdicts.forEach(v => v.checked = v.value === "diverged"); input(); out.diverged = seen();
+  heads[2].firstChild.click(); out.sorted = order(); out.aria = heads[2].getAttribute("aria-sort");
+  heads[2].firstChild.click(); out.reversed = order();
+  heads[2].firstChild.click(); out.back = order();
+  heads[0].firstChild.click(); out.names = order().map(i => taps[i].name);
+  taps[9].button.click(); out.opened = body.querySelectorAll(".details").length;
+  out.expanded = taps[9].button.getAttribute("aria-expanded");
+  taps[9].button.click(); out.closed = body.querySelectorAll(".details").length;
+  out.wide = document.documentElement.scrollWidth <= innerWidth;
+  document.body.dataset.out = JSON.stringify(out);
+})</script></body>"""
+
+
+@in_a_browser
+def test_filters_sorting_and_details_work(tmp_path: Path) -> None:
+    report = made_up(6, BUG)
+    text = NO_POLICY.sub("", html(report)).replace("</body>", CHECKS)
+    dom = Page(browse(tmp_path, text, "--dump-dom", "--window-size=500,900").strip())
+    out = json.loads(dom.all("body")[0][1]["data-out"] or "")
+    diverged = [i for i, row in enumerate(report.rows) if row.verdict == DIVERGED]
+    assert out["start"] == [i for i, row in enumerate(report.rows) if place(row.name)]  # a long report's outline
+    assert out["all"] == 500 and out["more"] == "Show 58 more"  # browsers take seconds to lay out 5,000 lines
+    assert out["whole"] == out["reset"] == len(report.rows) and out["none"]
+    assert [report.rows[i].name for i in out["query"]] == [
+        f"transformer_blocks.{i}.audio_attn1.norm_q" for i in range(6)
+    ]
+    assert out["diverged"] == out["back"] == diverged
+    shown = [[float(number(report.rows[i].relative)) for i in out[key]] for key in ("sorted", "reversed")]
+    assert shown[0] == sorted(shown[0], reverse=True) and shown[1] == sorted(shown[1]) and out["aria"] == "descending"
+    assert out["names"] == sorted(out["names"])
+    assert (out["opened"], out["expanded"], out["closed"]) == (1, "true", 0)
+    assert out["wide"]  # nothing is wider than a narrow window
+
+
+@in_a_browser
+def test_it_is_drawn(tmp_path: Path) -> None:
+    browse(tmp_path, html(made_up(6, BUG)), f"--screenshot={tmp_path / 'page.png'}", "--window-size=1300,1500")
+    picture = (tmp_path / "page.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 50_000  # an empty page has 9,000 bytes
