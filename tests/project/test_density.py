@@ -1,6 +1,6 @@
 """The density script counts what it says: tokens without docstrings, unpacking, lengths of functions, arguments.
 
-pytest tests/test_density.py
+pytest tests/project/test_density.py
 """
 
 import ast
