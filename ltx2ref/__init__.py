@@ -14,7 +14,7 @@ from .model import AudioVisualModelOutput
 from .parity.audit import assert_parity
 from .parity.compare import compare
 from .parity.exact import exact
-from .parity.taps import trace
+from .parity.trace.taps import trace
 
 __all__ = [
     "DIFFUSERS",

@@ -32,15 +32,15 @@ from .parity.arithmetic import NotExact
 from .parity.audit import audit, candidate_named
 from .parity.cases import CASES, RECORDED, Case
 from .parity.compare import compare
-from .parity.html import html
+from .parity.explain.conventions import conventions_of
 from .parity.kernels import KERNELS, LONG_KERNELS, Kernel
 from .parity.machines import MACHINES
-from .parity.probe import probe, threads
-from .parity.report import DIVERGED, MISSING, SHAPE, SUSPECT
-from .parity.report import Report as AuditReport
-from .parity.switches import conventions_of
-from .parity.taps import OutputError
-from .parity.tracefile import load_trace
+from .parity.report.html import html
+from .parity.report.rows import DIVERGED, MISSING, SHAPE, SUSPECT
+from .parity.report.rows import Report as AuditReport
+from .parity.trace.probe import probe, threads
+from .parity.trace.taps import OutputError
+from .parity.trace.tracefile import load_trace
 from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, How, verify_all
 from .progress import track
 from .vendor import Copy, some, vendor

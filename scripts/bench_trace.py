@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ltx2ref import LTX_2_0, LTX_2_3, LTX_2_5, LTX2VideoTransformer3DModel, TransformerConfig, compare, trace
 from ltx2ref.parity.audit import fingerprint
-from ltx2ref.parity.sketch import Sketch, sketch
-from ltx2ref.parity.tracefile import load_trace, save_trace
+from ltx2ref.parity.trace.sketch import Sketch, sketch
+from ltx2ref.parity.trace.tracefile import load_trace, save_trace
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

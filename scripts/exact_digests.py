@@ -24,9 +24,9 @@ from ltx2ref.kit.cases import MASKED
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
-from ltx2ref.parity.probe import threads
 from ltx2ref.parity.run import build, cast, moved
-from ltx2ref.parity.taps import trace
+from ltx2ref.parity.trace.probe import threads
+from ltx2ref.parity.trace.taps import trace
 from ltx2ref.progress import track
 
 Mode = Callable[[], AbstractContextManager[Any]]

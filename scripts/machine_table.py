@@ -47,15 +47,15 @@ from ltx2ref.parity import audit, verify  # noqa: E402
 from ltx2ref.parity.arithmetic import VERSION  # noqa: E402
 from ltx2ref.parity.cases import CASES, Case, Inputs  # noqa: E402
 from ltx2ref.parity.exact import exact  # noqa: E402
+from ltx2ref.parity.explain.roundings import ROUND_MORE  # noqa: E402
 from ltx2ref.parity.judge import CLEARLY, FLOOR, SHARE, spread  # noqa: E402
 from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
 from ltx2ref.parity.oracles import diffusers  # noqa: E402
-from ltx2ref.parity.probe import processor  # noqa: E402
 from ltx2ref.parity.record import DTYPES  # noqa: E402
-from ltx2ref.parity.report import DIVERGED, SHAPE, SUSPECT, Report  # noqa: E402
-from ltx2ref.parity.roundings import ROUND_MORE  # noqa: E402
+from ltx2ref.parity.report.rows import DIVERGED, SHAPE, SUSPECT, Report  # noqa: E402
 from ltx2ref.parity.run import build, cast, run  # noqa: E402
-from ltx2ref.parity.taps import Taps  # noqa: E402
+from ltx2ref.parity.trace.probe import processor  # noqa: E402
+from ltx2ref.parity.trace.taps import Taps  # noqa: E402
 from ltx2ref.parity.truth import ANGLE_ULPS, LUCK, PHASE_ULPS  # noqa: E402
 
 PAGE = ROOT / "docs" / "machines.md"

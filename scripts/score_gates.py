@@ -34,8 +34,8 @@ import tiny  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig  # noqa: E402
 from ltx2ref.parity.audit import judge_taps  # noqa: E402
 from ltx2ref.parity.compare import compare  # noqa: E402
-from ltx2ref.parity.hints import HINTS  # noqa: E402
-from ltx2ref.parity.report import DIVERGED, SHAPE  # noqa: E402
+from ltx2ref.parity.explain.hints import HINTS  # noqa: E402
+from ltx2ref.parity.report.rows import DIVERGED, SHAPE  # noqa: E402
 from ltx2ref.parity.run import cast, run  # noqa: E402
 from ltx2ref.parity.truth import truth  # noqa: E402
 from ltx2ref.progress import track  # noqa: E402

@@ -26,9 +26,9 @@ from ..parity.compare import compare, summary
 from ..parity.exact import exact
 from ..parity.judge import CLEARLY
 from ..parity.record import DTYPES
-from ..parity.report import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report
+from ..parity.report.rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report
 from ..parity.run import run
-from ..parity.taps import Taps
+from ..parity.trace.taps import Taps
 from ..parity.truth import least_lost, sinusoid_bound
 from .export import SCHEMA, export
 from .identity import identity

@@ -27,7 +27,7 @@ from ..parity.exact import exact
 from ..parity.judge import CLEARLY, FLOOR, SHARE, norm
 from ..parity.record import DTYPES, RecordError
 from ..parity.run import build, cast, run
-from ..parity.taps import PROJECTED, Taps
+from ..parity.trace.taps import PROJECTED, Taps
 from ..parity.truth import doubled, truth, wide
 from ..progress import track
 from .cases import COMPONENTS, MASKED, MODELS, Component
@@ -36,7 +36,7 @@ SCHEMA = 2
 ABOUT = {
     "bfloat16": "stored as uint16 bit patterns: the upper half of a float32's bits",
     "tensors": "DTYPE/weights/NAME, DTYPE/inputs/NAME, DTYPE/expected/NAME and DTYPE/error/NAME, with DTYPE float32 or "
-    "bfloat16, NAME of a parameter, an argument or a tap; of ltx2ref/parity/taps.py",
+    "bfloat16, NAME of a parameter, an argument or a tap; of ltx2ref/parity/trace/taps.py",
     "error": "expected - truth, in float32: of diffusers' own tensors against float64, given the same inputs",
     "results": "a file for each case and dtype, with tensors of the names in outputs: float16, bfloat16 (or its bits "
     "as uint16), float32 or float64",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..parity.judge import Against, judge_tap, spread
 from ..parity.record import DTYPES, digest
-from ..parity.report import DIVERGED, IDENTICAL, MISSING, SHAPE, Report, TapRow
-from ..parity.taps import Taps
+from ..parity.report.rows import DIVERGED, IDENTICAL, MISSING, SHAPE, Report, TapRow
+from ..parity.trace.taps import Taps
 
 
 def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expected: Callable[[], Taps]) -> Report:

@@ -25,18 +25,18 @@ from .arithmetic import VERSION, NotExact
 from .cases import Case, Inputs
 from .compare import compare, summary
 from .exact import exact
-from .hints import Evidence, hints
+from .explain.conventions import Explanation, conventions_of, explanation, switched
+from .explain.hints import Evidence, hints
+from .explain.roundings import LARGE, explained_by_machines
 from .isolate import isolate, repeats
 from .judge import dtype_name, norm, spread
-from .port import port_named
-from .probe import threads
-from .report import DIVERGED, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
-from .roundings import LARGE, explained_by_machines
+from .report.rows import DIVERGED, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
 from .run import build, cast, moved, run
-from .sketch import Sketch
-from .switches import Explanation, conventions_of, explanation, switched
-from .taps import PHASES, PROJECTED, OutputError, Taps, brief, returned
-from .tracefile import load_trace
+from .trace.port import port_named
+from .trace.probe import threads
+from .trace.sketch import Sketch
+from .trace.taps import PHASES, PROJECTED, OutputError, Taps, brief, returned
+from .trace.tracefile import load_trace
 from .truth import Truth, phases
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]

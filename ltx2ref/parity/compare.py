@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .judge import Against, Local, Taps, judge_tap
-from .report import DIVERGED, IDENTICAL, MISSING, PROPAGATED, ROUNDING, SHAPE, SUSPECT, Report, TapRow
-from .taps import PROJECTED
+from .report.rows import DIVERGED, IDENTICAL, MISSING, PROPAGATED, ROUNDING, SHAPE, SUSPECT, Report, TapRow
+from .trace.taps import PROJECTED
 
 
 def compare(

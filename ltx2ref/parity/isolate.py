@@ -15,7 +15,7 @@ from ..model import LTX2VideoTransformer3DModel
 from .cases import Inputs
 from .judge import Local, spread
 from .run import run
-from .taps import Taps
+from .trace.taps import Taps
 from .truth import doubled, wide
 
 # The residual of one stream through a block: where it enters each sub-layer, and where it leaves.

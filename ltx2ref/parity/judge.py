@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .report import DIVERGED, IDENTICAL, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SHAPE, SUSPECT, TapRow
-from .sketch import Sketch, estimate, sketch
+from .report.rows import DIVERGED, IDENTICAL, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SHAPE, SUSPECT, TapRow
+from .trace.sketch import Sketch, estimate, sketch
 
 Taps = Mapping[str, Any]  # of tensors, or of sketches
 PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T

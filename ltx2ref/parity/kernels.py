@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .cases import SEED, Inputs
 from .generator import uniform
-from .taps import Taps
+from .trace.taps import Taps
 
 HEADS, OUTPUT = 2, "output"
 

@@ -25,9 +25,9 @@ from ..conventions import DIFFUSERS
 from .arithmetic import VERSION
 from .cases import Case, Inputs
 from .kernels import Kernel
-from .probe import sha256
-from .sketch import sketch
-from .taps import Taps
+from .trace.probe import sha256
+from .trace.sketch import sketch
+from .trace.taps import Taps
 
 DIRECTORY = Path(__file__).parent / "reference"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the recordings in native arithmetic

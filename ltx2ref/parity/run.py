@@ -14,7 +14,7 @@ from ..model import LTX2VideoTransformer3DModel
 from . import generator
 from .cases import SEED, Inputs
 from .generator import Scales
-from .taps import Taps, returned, trace
+from .trace.taps import Taps, returned, trace
 
 
 def build(

@@ -22,7 +22,7 @@ from ..rope import rotation
 from .cases import Inputs
 from .judge import SHARE, norm
 from .run import moved, run
-from .taps import ADALN_LAYERS, PHASES, Taps
+from .trace.taps import ADALN_LAYERS, PHASES, Taps
 
 PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
 # Of an angle that a float32 frequency makes: a linspace off by one unit, which a power of 10,000 makes 9.2, the power

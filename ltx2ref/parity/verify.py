@@ -29,20 +29,21 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from . import record, report
+from . import record
 from .cases import OUTPUTS, Case, Inputs
 from .exact import exact
+from .explain.roundings import explained_by_machines
 from .judge import Against, judge_tap, norm
 from .kernels import OUTPUT as KERNEL_OUTPUT
 from .kernels import Kernel, KernelTruth
 from .kernels import run as run_kernel
 from .machines import machine as machine_named
-from .probe import threads
 from .record import DTYPES, EXACT_DTYPES, ExactRecord, Record, RecordError
-from .report import DIVERGED, SHAPE, TapRow
-from .roundings import explained_by_machines
+from .report import rows as report
+from .report.rows import DIVERGED, SHAPE, TapRow
 from .run import build, cast, moved, run
-from .taps import Taps
+from .trace.probe import threads
+from .trace.taps import Taps
 from .truth import Truth
 
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines

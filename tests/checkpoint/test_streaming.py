@@ -31,7 +31,7 @@ from ltx2ref.checkpoint.storage import Stored
 from ltx2ref.checkpoint.streaming import StreamedTransformer
 from ltx2ref.parity.audit import judge
 from ltx2ref.parity.run import run
-from ltx2ref.parity.sketch import sketch
+from ltx2ref.parity.trace.sketch import sketch
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltx2ref import cli
-from ltx2ref.parity import report, taps
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.judge import FLOOR, SHARE
+from ltx2ref.parity.report import rows as report
 from ltx2ref.parity.run import build, run
+from ltx2ref.parity.trace import taps
 
 pytestmark = pytest.mark.slow
 

@@ -31,11 +31,11 @@ from ltx2ref.parity.arithmetic import VERSION
 from ltx2ref.parity.audit import judge as audited
 from ltx2ref.parity.cases import OUTPUTS, Case
 from ltx2ref.parity.machines import MACHINES, machine
-from ltx2ref.parity.probe import probe
 from ltx2ref.parity.record import DTYPES, RecordError, digest
-from ltx2ref.parity.report import DIVERGED, IDENTICAL
+from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL
 from ltx2ref.parity.run import run
-from ltx2ref.parity.taps import PHASES, Taps, trace
+from ltx2ref.parity.trace.probe import probe
+from ltx2ref.parity.trace.taps import PHASES, Taps, trace
 from ltx2ref.parity.truth import Truth
 
 pytestmark = pytest.mark.slow

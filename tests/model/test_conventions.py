@@ -24,7 +24,7 @@ from ltx2ref.config import TransformerConfig
 from ltx2ref.parity import record, verify
 from ltx2ref.parity.cases import LTX_CORE_CASES
 from ltx2ref.parity.judge import FLOOR, SHARE, norm
-from ltx2ref.parity.probe import probe, threads
+from ltx2ref.parity.trace.probe import probe, threads
 from ltx2ref.parity.truth import phases
 
 needs_ltx_core = pytest.mark.ltx_core  # skipped where it is not installed: conftest.py

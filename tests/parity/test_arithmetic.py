@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import ltx2ref
 from ltx2ref.parity import arithmetic, record
 from ltx2ref.parity.arithmetic import NotExact
-from ltx2ref.parity.probe import threads
-from ltx2ref.parity.taps import trace
+from ltx2ref.parity.trace.probe import threads
+from ltx2ref.parity.trace.taps import trace
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

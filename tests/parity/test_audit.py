@@ -25,11 +25,12 @@ from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named, judge
 from ltx2ref.parity.cases import CASES, Inputs
 from ltx2ref.parity.compare import compare
+from ltx2ref.parity.explain.conventions import switched
 from ltx2ref.parity.isolate import isolate
 from ltx2ref.parity.judge import coarser, ulps
 from ltx2ref.parity.oracles import diffusers
 from ltx2ref.parity.record import DTYPES
-from ltx2ref.parity.report import (
+from ltx2ref.parity.report.rows import (
     DIVERGED,
     IDENTICAL,
     MISSING,
@@ -41,10 +42,9 @@ from ltx2ref.parity.report import (
     Report,
     TapRow,
 )
-from ltx2ref.parity.sketch import sketch
-from ltx2ref.parity.switches import switched
-from ltx2ref.parity.taps import PHASES, Taps
-from ltx2ref.parity.tracefile import save_trace
+from ltx2ref.parity.trace.sketch import sketch
+from ltx2ref.parity.trace.taps import PHASES, Taps
+from ltx2ref.parity.trace.tracefile import save_trace
 from ltx2ref.parity.truth import truth
 
 CPU = torch.device("cpu")

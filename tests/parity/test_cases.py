@@ -17,8 +17,8 @@ from unnoticed import MUTANTS, changed, without_epsilons
 from ltx2ref.parity import audit, record
 from ltx2ref.parity.cases import CASES, MORE_CASES, PIPELINE_CASES, Case
 from ltx2ref.parity.oracles.diffusers import build_diffusers, traced
-from ltx2ref.parity.report import DIVERGED, IDENTICAL, ROUNDING
-from ltx2ref.parity.taps import Taps
+from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL, ROUNDING
+from ltx2ref.parity.trace.taps import Taps
 
 pytestmark = pytest.mark.diffusers
 BY_ID = {case.id: case for case in CASES}

@@ -14,7 +14,7 @@ import torch
 from device_check import FAILED, INCONCLUSIVE, MEASURED, PASSED, UNAVAILABLE, Clock, Row
 
 from ltx2ref.parity.cases import RECORDED
-from ltx2ref.parity.taps import Taps
+from ltx2ref.parity.trace.taps import Taps
 
 CPU = torch.device("cpu")
 CASE = next(case for case in RECORDED if case.id == "2.3/t2v")

@@ -13,7 +13,7 @@ import torch
 from ltx2ref.parity.audit import judge_taps
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.oracles import diffusers
-from ltx2ref.parity.report import DIVERGED
+from ltx2ref.parity.report.rows import DIVERGED
 from ltx2ref.parity.run import build, cast, run
 
 pytestmark = pytest.mark.diffusers

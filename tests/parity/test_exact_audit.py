@@ -24,11 +24,11 @@ from ltx2ref.parity.arithmetic import NotExact
 from ltx2ref.parity.audit import Candidate, Setup, assert_parity, audit, ours
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.exact import exact
+from ltx2ref.parity.explain.conventions import conventions_of
 from ltx2ref.parity.machines import machine
-from ltx2ref.parity.report import DIVERGED, IDENTICAL, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
+from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
 from ltx2ref.parity.run import build, run
-from ltx2ref.parity.switches import conventions_of
-from ltx2ref.parity.tracefile import save_trace
+from ltx2ref.parity.trace.tracefile import save_trace
 
 CASE = next(case for case in CASES if case.id == "2.3/t2v")
 CPU = torch.device("cpu")

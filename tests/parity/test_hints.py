@@ -21,9 +21,9 @@ from ltx2ref.embeddings import sinusoid
 from ltx2ref.modulation import modulate, rms_norm
 from ltx2ref.parity import verify
 from ltx2ref.parity.cases import CASES, Inputs
-from ltx2ref.parity.hints import HINTS, Evidence, hints, named
+from ltx2ref.parity.explain.hints import HINTS, Evidence, hints, named
 from ltx2ref.parity.record import DTYPES
-from ltx2ref.parity.taps import Taps
+from ltx2ref.parity.trace.taps import Taps
 from ltx2ref.parity.truth import truth
 from ltx2ref.rope import apply_rope, audio_positions, rotation, video_positions
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from ltx2ref.parity.chart import Scale, first_depth, place
-from ltx2ref.parity.html import html
 from ltx2ref.parity.judge import FLOOR, SHARE
-from ltx2ref.parity.markup import number
-from ltx2ref.parity.report import (
+from ltx2ref.parity.report.chart import Scale, first_depth, place
+from ltx2ref.parity.report.html import html
+from ltx2ref.parity.report.markup import number
+from ltx2ref.parity.report.rows import (
     DIVERGED,
     IDENTICAL,
     MISSING,

@@ -12,7 +12,7 @@ import pytest
 
 from ltx2ref import cli
 from ltx2ref.parity.audit import candidate_named
-from ltx2ref.parity.port import PARAMETERS, port_named
+from ltx2ref.parity.trace.port import PARAMETERS, port_named
 
 GIVEN = dict.fromkeys(PARAMETERS, 1)
 PORT = """

@@ -27,10 +27,10 @@ from ltx2ref.parity.audit import audit, candidate_named
 from ltx2ref.parity.cases import RECORDED, Case
 from ltx2ref.parity.oracles import diffusers
 from ltx2ref.parity.record import DTYPES
-from ltx2ref.parity.report import DIVERGED, IDENTICAL, ORIGINATED, PROPAGATED, ROUNDING, SHAPE, Report
-from ltx2ref.parity.sketch import sketch
-from ltx2ref.parity.taps import PROJECTED, OutputError
-from ltx2ref.parity.tracefile import save_trace
+from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL, ORIGINATED, PROPAGATED, ROUNDING, SHAPE, Report
+from ltx2ref.parity.trace.sketch import sketch
+from ltx2ref.parity.trace.taps import PROJECTED, OutputError
+from ltx2ref.parity.trace.tracefile import save_trace
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from ltx2ref.parity import verify
 from ltx2ref.parity.cases import CASES, Case, Inputs
 from ltx2ref.parity.oracles import diffusers
 from ltx2ref.parity.record import DTYPES
-from ltx2ref.parity.sketch import sketch
-from ltx2ref.parity.taps import Taps
+from ltx2ref.parity.trace.sketch import sketch
+from ltx2ref.parity.trace.taps import Taps
 
 BY_ID = {case.id: case for case in CASES}
 needs_ltx_core = pytest.mark.ltx_core  # skipped where it is not installed: conftest.py

@@ -25,14 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltx2ref.parity import sketch as sketches
 from ltx2ref.parity import verify
 from ltx2ref.parity.cases import CASES
-from ltx2ref.parity.probe import threads
 from ltx2ref.parity.record import DTYPES
-from ltx2ref.parity.sketch import BUCKETS, CHUNK, HIGH, LOW, SPELLING, Estimate, Sketch, estimate, sketch
-from ltx2ref.parity.taps import Taps, trace
-from ltx2ref.parity.tracefile import SCHEMA, Trace, TraceError, load_trace, renamed, save_trace
+from ltx2ref.parity.trace import sketch as sketches
+from ltx2ref.parity.trace.probe import threads
+from ltx2ref.parity.trace.sketch import BUCKETS, CHUNK, HIGH, LOW, SPELLING, Estimate, Sketch, estimate, sketch
+from ltx2ref.parity.trace.taps import Taps, trace
+from ltx2ref.parity.trace.tracefile import SCHEMA, Trace, TraceError, load_trace, renamed, save_trace
 
 FULL = os.environ.get("LTX2REF_CORPUS") == "full"
 FORMAT = (Path(__file__).parents[2] / "docs" / "trace-format.md").read_text()

@@ -20,9 +20,9 @@ from ltx2ref.parity import generator, judge, record, truth, verify
 from ltx2ref.parity.cases import RECORDED, SEED
 from ltx2ref.parity.exact import exact
 from ltx2ref.parity.kernels import KERNELS
-from ltx2ref.parity.probe import threads
 from ltx2ref.parity.record import DTYPES, EXACT_DTYPES, RecordError
-from ltx2ref.parity.taps import Taps, trace
+from ltx2ref.parity.trace.probe import threads
+from ltx2ref.parity.trace.taps import Taps, trace
 from ltx2ref.parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN
 
 BY_ID = {case.id: case for case in RECORDED}

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ltx2ref import TransformerConfig
 from ltx2ref.parity.audit import judge
-from ltx2ref.parity.report import IDENTICAL
+from ltx2ref.parity.report.rows import IDENTICAL
 from ltx2ref.parity.run import run
 from ltx2ref.rope import audio_positions, video_positions
 

@@ -13,7 +13,7 @@ from diffusers import LTX2VideoTransformer3DModel  # type: ignore[import-untyped
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..taps import ROPES, Layout, On, Recorder, Taps, returned, trace
+from ..trace.taps import ROPES, Layout, On, Recorder, Taps, returned, trace
 
 Config = Mapping[str, Any]
 Inputs = Mapping[str, Any]

@@ -26,7 +26,7 @@ from ltx_core.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape
 from torch import Tensor, nn
 
-from ..taps import Layout, On, Recorder, Taps, returned, trace
+from ..trace.taps import Layout, On, Recorder, Taps, returned, trace
 from .diffusers import Config, Inputs, adopt, planes, without_private
 
 # Parts of a parameter's name: diffusers -> the original files and ltx-core. Every other part is the same.

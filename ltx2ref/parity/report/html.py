@@ -14,10 +14,10 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from ..judge import SHARE
 from .chart import chart, place
-from .judge import SHARE
 from .markup import number, tag
-from .report import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, VERDICTS, Report, TapRow
+from .rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, VERDICTS, Report, TapRow
 
 MEANING = {
     IDENTICAL: "the same bits",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from .judge import FLOOR, SHARE
+from ..judge import FLOOR, SHARE
 from .markup import number, tag
-from .report import DIVERGED, IDENTICAL, ROUNDING, SUSPECT, Report, TapRow
+from .rows import DIVERGED, IDENTICAL, ROUNDING, SUSPECT, Report, TapRow
 
 STREAMS = ("video", "audio")
 ENTRANCE, OUTPUT = -1.0, math.inf  # depths; a block's is its number

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .generator import uniform
+from ..generator import uniform
 
 ROWS = (1, 2, 3, 9, 11, 18, 22, 48, 96, 210)  # batch, tokens, or both
 WIDTHS = (

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..judge import norm
-from ..taps import PHASES
+from ..trace.taps import PHASES
 from .evidence import (
     SHARE,
     Evidence,

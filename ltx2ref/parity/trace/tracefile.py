@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint.header import MAX_HEADER, parse_json, read_header, whole
-from ..checkpoint.storage import TORCH, CheckpointError, Stored, TensorFile, require
-from ..checkpoint.writer import Piece, TensorEntry, header, pieces, put
+from ...checkpoint.header import MAX_HEADER, parse_json, read_header, whole
+from ...checkpoint.storage import TORCH, CheckpointError, Stored, TensorFile, require
+from ...checkpoint.writer import Piece, TensorEntry, header, pieces, put
 from .sketch import BUCKETS, SPELLING, Sketch
 
 SCHEMA = 1

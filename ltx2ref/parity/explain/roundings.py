@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from .exact import exact
-from .judge import FLOOR, SHARE, norm
-from .machines import machine
-from .report import DIVERGED, SUSPECT, TapRow
-from .taps import PHASES, Taps
+from ..exact import exact
+from ..judge import FLOOR, SHARE, norm
+from ..machines import machine
+from ..report.rows import DIVERGED, SUSPECT, TapRow
+from ..trace.taps import PHASES, Taps
 
 ROUND_MORE = ("quarters", "eighths", "rounded-logits")
 FAR = 300  # budgets that none of them reaches: not worth the time that exact arithmetic takes

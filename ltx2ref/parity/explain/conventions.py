@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..config import TransformerConfig
-from ..conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
-from ..model import LTX2VideoTransformer3DModel
-from .cases import Inputs
-from .judge import spread
-from .run import run
+from ...config import TransformerConfig
+from ...conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
+from ...model import LTX2VideoTransformer3DModel
+from ..cases import Inputs
+from ..judge import spread
+from ..run import run
 
 NAMED = {
     "ltx2ref": DIFFUSERS,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...config import TransformerConfig
 from ..judge import norm
-from ..taps import PHASES
+from ..trace.taps import PHASES
 
 NONE: Mapping[str, Tensor] = MappingProxyType({})
 FLAT = (".sinusoid", ".emb", ".linear", "rows")  # taps that come as (B * T|1, ...)

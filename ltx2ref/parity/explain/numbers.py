@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..judge import norm
-from ..taps import PHASES, PROJECTED
+from ..trace.taps import PHASES, PROJECTED
 from .evidence import SHARE, Evidence, by_head, explains, first, gap, rounding
 
 # Numbers that are fitted.

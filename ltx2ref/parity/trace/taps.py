@@ -43,9 +43,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..model import LTX2VideoTransformer3DModel
-from ..modulation import rows
-from ..rope import audio_positions, video_positions
+from ...model import LTX2VideoTransformer3DModel
+from ...modulation import rows
+from ...rope import audio_positions, video_positions
 
 Taps = dict[str, Tensor]
 FORWARD = inspect.signature(LTX2VideoTransformer3DModel.forward)  # a subclass may have (*args, **kwargs)

@@ -1,0 +1,1 @@
+"""What models compute on the way: read, sketched, kept in files, and how ports are found."""
