@@ -17,7 +17,7 @@ NEEDED = {
     "diffusers": "needs diffusers: pip install -c constraints.txt -e '.[oracle]'",
     "ltx_core": "needs ltx-core: pip install --no-deps ltx-core==1.0.0",
     "matplotlib": "needs matplotlib: pip install -c constraints.txt -e '.[report]'",
-    "mkdocs": "needs mkdocs: pip install -c constraints.txt -e '.[docs]'",
+    "zensical": "needs zensical: pip install -c constraints.txt -e '.[docs]'",
 }
 
 

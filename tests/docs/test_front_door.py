@@ -1,4 +1,4 @@
-"""The README's snippets and commands work for a user: the installed script, an empty folder, nothing on a path.
+"""Snippets and commands of the README and docs/using.md work for a user: the installed script, nothing on a path.
 
     pytest tests/docs/test_front_door.py
 
@@ -22,10 +22,15 @@ import ltx2ref
 
 pytestmark = pytest.mark.slow
 
-README = ROOT / "README.md"
+README, USING = ROOT / "README.md", ROOT / "docs" / "using.md"
 SCRIPT = Path(sysconfig.get_path("scripts")) / "ltx2ref"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-COMMANDS = [x for x in dict.fromkeys(commands_of(README)) if re.match(r"ltx2ref |python scripts/numpy_port", x)]
+TEXT = "".join(path.read_text(encoding="utf-8") for path in (USING, README))
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [
+    line
+    for line in dict.fromkeys(commands_of(README) + commands_of(USING))
+    if re.match(r"ltx2ref |python scripts/numpy_port", line)
+]
 SHORTER = {"verify": ["--case", "2.3/t2v"], "audit": ["--case", "2.3/t2v"]}  # where all cases would run
 
 A_PORT = """
@@ -35,11 +40,16 @@ def MyPort(config, dtype):
     return LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(config)).to(dtype)
 
 """
-# What the README calls `port` and `inputs`.
+# What the README calls `port` and `inputs`, before the line that compares them.
 THEIRS = """
 case = next(case for case in ltx2ref.parity.cases.CASES if case.id == "2.3/t2v")
 model, inputs = ltx2ref.parity.run.build(case.config, torch.float32), case.inputs()
 port = lambda **inputs: tuple(x * SCALE for x in model(**inputs, return_dict=False))
+"""
+# What docs/using.md calls a pipeline, before the snippet in which one gets the model.
+PIPELINE = """
+import types
+pipeline = types.SimpleNamespace()
 """
 
 
@@ -97,11 +107,14 @@ def test_a_command_of_the_readme_works_in_a_folder_of_its_own(line: str, files: 
     assert done.stdout and "Traceback" not in done.stderr
 
 
-def test_the_kit_of_the_readme_is_written_computed_and_judged_in_an_empty_folder(tmp_path: Path) -> None:
-    """Every one of its cases on both levels, by the lines in their order, and what two of them say."""
-    lines = [line for line in COMMANDS if " kit " in line]
+def test_the_kit_is_written_computed_and_judged_in_an_empty_folder(tmp_path: Path) -> None:
+    """Every one of its cases on both levels, by the lines of docs/kit.md in their order, and what the page quotes."""
+    page = (ROOT / "docs" / "kit.md").read_text(encoding="utf-8")
+    lines = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].splitlines()
+    lines = [re.split(r" {2,}#", line)[0].strip() for line in lines]
     computed, judged = ["python", "scripts/numpy_port.py", "kit"], ["ltx2ref", "kit", "check"]
     assert [line.split()[:3] for line in lines] == [["ltx2ref", "kit", "export"], computed, judged, computed, judged]
+    assert [line for line in COMMANDS if " kit " in line] == lines[:3]  # the README's
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "numpy_port.py", tmp_path / "scripts")
     said = []
@@ -110,12 +123,12 @@ def test_the_kit_of_the_readme_is_written_computed_and_judged_in_an_empty_folder
         done = as_a_user(program, *line.split()[1:], where=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         said += [done.stdout.splitlines()[-1]] if line.split()[:3] == judged else []
-    assert re.findall(r"# (ltx2ref kit: .*)", README.read_text(encoding="utf-8")) == said and len(said) == 2
+    assert re.findall(r"^ltx2ref kit: .*$", page, re.MULTILINE)[:2] == said
 
 
 def test_all_commands_of_the_readme_are_run_or_known_to_run_elsewhere() -> None:
     names = {line.split()[1] for line in COMMANDS if line.startswith("ltx2ref ")}
-    assert names >= {"audit", "convert", "describe", "inspect", "kit", "vendor", "verify"} and len(COMMANDS) >= 10
+    assert names >= {"audit", "convert", "describe", "inspect", "kit", "vendor", "verify"} and len(COMMANDS) >= 9
 
 
 @pytest.mark.parametrize("name", ["my_port:run", "ports/my_port.py:run"])
@@ -139,40 +152,26 @@ def test_the_version_and_a_port_that_is_not_there_are_one_line(tmp_path: Path) -
 
 
 # ---------------------------------------------------------------- Python
-def quoted(block: str) -> bool:
-    """A snippet whose lines are those of a source file, in their order and without its comments."""
-    lines = [line.strip() for line in block.splitlines()]
-    for path in (ROOT / "ltx2ref").glob("*.py"):
-        there = iter([line.partition("  #")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()])
-        if all(line in there for line in lines):
-            return True
-    return False
+SNIPPETS = [block for block in BLOCKS if not block.startswith("# my_port.py\n")]  # those that a reader can run
+ASSERTION = re.compile(r"`(ltx2ref\.assert_parity\(model, port, inputs\))`")
 
 
-def readers() -> list[str]:
-    """The snippets that a reader can run."""
-    return [block for block in BLOCKS if not block.startswith("# my_port.py\n") and not quoted(block)]
+def test_there_are_snippets_to_run() -> None:
+    assert len(SNIPPETS) >= 3 and len(ASSERTION.findall(TEXT)) == 1
 
 
-def test_one_snippet_is_the_block_and_the_others_run() -> None:
-    assert [block.splitlines()[0] for block in BLOCKS if quoted(block)] == [
-        "vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)"
-    ]
-    assert len(readers()) >= 3
-
-
+@pytest.mark.diffusers
 @pytest.mark.parametrize(("scale", "error"), [("1", ""), ("2", "AssertionError: first divergence at sample")])
 def test_the_snippets_of_the_readme_run_in_their_order(scale: str, error: str, tmp_path: Path) -> None:
-    """With files of the names that they have; the last of them fails for a port whose outputs are doubled."""
+    """With files of the names that they have; `assert_parity` fails for a port whose outputs are doubled."""
     write_checkpoints(tmp_path)
     commit = "0123456789abcdef0123456789abcdef01234567"
     cached = tmp_path / "hub" / "models--Lightricks--LTX-2"  # as after a download
     shutil.copytree(tmp_path / "transformer", cached / "snapshots" / commit / "transformer")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
-    source = "\n".join(
-        f"{THEIRS.replace('SCALE', scale)}\n{block}" if "port, inputs)" in block else block for block in readers()
-    )
+    snippets = [f"{PIPELINE}\n{block}" if "pipeline.transformer" in block else block for block in SNIPPETS]
+    source = "\n".join([*snippets, THEIRS.replace("SCALE", scale), *ASSERTION.findall(TEXT)])
     done = python(source, tmp_path, HF_HUB_CACHE=str(tmp_path / "hub"))
     if error:
         assert done.returncode == 1 and error in done.stderr

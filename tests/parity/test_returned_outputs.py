@@ -526,8 +526,8 @@ def test_a_new_model_depends_on_the_seed_alone_and_has_no_tables_on_the_meta_dev
 
 
 def readmes() -> dict[str, Any]:
-    """The model and the inputs of the README's first example."""
-    source = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    """The model and the inputs of the first example in docs/using.md."""
+    source = (ROOT / "docs" / "using.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     torch.manual_seed(0)
     exec(

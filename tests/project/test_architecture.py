@@ -4,7 +4,6 @@ pytest tests/project/test_architecture.py
 """
 
 import ast
-import re
 from pathlib import Path
 
 import ltx2ref
@@ -48,10 +47,3 @@ def test_each_file_imports_relatively_and_only_from_files_before_it() -> None:
 def test_the_package_imports_no_other_implementation() -> None:
     for path in {*PACKAGE.rglob("*.py")} - {*(PACKAGE / "parity" / "oracles").glob("*.py")}:
         assert "diffusers import" not in path.read_text(encoding="utf-8") and "import ltx_core" not in path.read_text()
-
-
-def test_the_readme_counts_the_lines_right() -> None:
-    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    for name in FILES:
-        (count,) = re.findall(rf"^  {name}\.py +(\d+) lines", readme, re.MULTILINE)
-        assert int(count) == len(source(name).splitlines()), name

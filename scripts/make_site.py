@@ -1,0 +1,107 @@
+"""Build the documentation site from docs/ with Zensical, strictly: a broken link or anchor fails the build.
+
+    python scripts/make_site.py              into site/
+    python scripts/make_site.py --out DIR
+
+The pages are those in docs/. What the repository's Markdown cannot say is added to a copy of them before the build: a
+page for each source file that a page links to by line, figures that follow the site's light/dark switch, and the
+repository's address, if pyproject.toml gives one.
+"""
+
+import argparse
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LINE = re.compile(r"\[`([^`]+)`\]\((?:\.\./)+((?:ltx2ref|scripts|tests)/[\w/]+\.py)(?:#L(\d+))?\)")
+PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
+    r'<img src="([^"]+)" alt="([^"]+)">\s*</picture>'
+)
+FIGURE = r'<div class="figure"><img class="only-light" src="\2" alt="\3"><img class="only-dark" src="\1" alt="\3"></div>'
+SHELL = re.compile(r"^```(?:sh|console)$", re.MULTILINE)
+# Inline code that is short enough never to be broken over two lines.
+WORD = re.compile(r"<code>([^<\s]{1,32})</code>")
+
+
+def main() -> None:
+    """Stage the pages, build them, and put the site where it is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "site", metavar="DIR", help="default: site/")
+    out = parser.parse_args().out
+    with tempfile.TemporaryDirectory() as temporary:
+        stage(Path(temporary))
+        build(Path(temporary))
+        finish(Path(temporary) / "site")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(Path(temporary) / "site", out)
+
+
+def stage(folder: Path) -> None:
+    """Write the configuration and all pages into `folder`."""
+    docs = folder / "docs"
+    shutil.copytree(ROOT / "docs", docs)
+    (folder / "zensical.toml").write_text(configuration(), encoding="utf-8")
+    linked: set[str] = set()
+    for path in sorted(docs.rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        linked |= {match[2] for match in LINE.finditer(text)}
+        path.write_text(page(text, "../" * (len(path.relative_to(docs).parts) - 1)), encoding="utf-8")
+    for name in linked:
+        source = docs / "source" / f"{name.removesuffix('.py')}.md"
+        source.parent.mkdir(parents=True, exist_ok=True)
+        code = (ROOT / name).read_text(encoding="utf-8")
+        source.write_text(f'# {name}\n\n````python linenums="1"\n{code}````\n', encoding="utf-8")
+
+
+def configuration() -> str:
+    """Return zensical.toml with the repository's address from pyproject.toml."""
+    text = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    address = project.get("urls", {}).get("Repository")
+    return text.replace("[project]\n", f'[project]\nrepo_url = "{address}"\n', 1) if address else text
+
+
+def page(text: str, up: str) -> str:
+    """Return a page's Markdown as the site needs it; `up` leads from the page's folder to docs/."""
+    text = PICTURE.sub(FIGURE, text)
+    text = SHELL.sub("```text", text)  # a highlighter would colour the two halves of `2.3/t2v` differently
+    return LINE.sub(lambda match: source_link(up, *match.groups()), text)
+
+
+def source_link(up: str, code: str, path: str, line: str | None) -> str:
+    """Return a link to a source page, as HTML: the builder does not know the anchors of code lines."""
+    anchor = f"#__codelineno-0-{line}" if line else ""
+    return f'<a href="{up}source/{path.removesuffix(".py")}.html{anchor}"><code>{html.escape(code)}</code></a>'
+
+
+def build(folder: Path) -> None:
+    """Run Zensical in `folder`, with this checkout's package for the API pages."""
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--clean", "--strict"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    print(done.stdout + done.stderr, end="")
+    if done.returncode:
+        sys.exit("the site was not built")
+
+
+def finish(site: Path) -> None:
+    """Keep short inline code in one piece."""
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(WORD.sub(r'<code class="word">\1</code>', text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
