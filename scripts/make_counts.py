@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from ltx2ref.kit.cases import COMPONENTS, MODELS
-from ltx2ref.parity.cases import RECORDED
-from ltx2ref.parity.kernels import KERNELS
+from ltx2ref.parity.cases import RECORDED, Case
+from ltx2ref.parity.kernels import KERNELS, Kernel
 from ltx2ref.parity.machines import MACHINES
 from ltx2ref.parity.record import DTYPES, EXACT_DTYPES, load_exact
 
@@ -24,6 +24,7 @@ TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def counts() -> dict[str, int]:
     """Return each count by the words around it, in which N stands for the number."""
+    there: list[Case | Kernel] = [*RECORDED, *KERNELS]
     whole, single = len(RECORDED) * len(EXACT_DTYPES), len(KERNELS) * len(EXACT_DTYPES)
     native = sum(case.native for case in RECORDED) * len(DTYPES)
     return {
@@ -31,7 +32,7 @@ def counts() -> dict[str, int]:
         "N cases of whole models": whole,
         "N cases of single operations": single,
         "exact arithmetic, N taps": sum(
-            len(load_exact(case, dtype).digests) for case in (*RECORDED, *KERNELS) for dtype in EXACT_DTYPES
+            len(load_exact(case, dtype).digests) for case in there for dtype in EXACT_DTYPES
         ),
         "N of the first, float32 and bfloat16": native,
         "N of the others, float32 and bfloat16": (len(RECORDED) + len(KERNELS)) * len(DTYPES) - native,
@@ -54,8 +55,8 @@ def live_cases() -> int:
 def corrected(text: str, numbers: dict[str, int]) -> str:
     """Return the text with each count as the code has it."""
     for words, number in numbers.items():
-        pattern = re.escape(words).replace("N", r"(?<![\d,])\d[\d,]*", 1).replace(r"\ ", r"\s+")
-        text = re.sub(pattern, lambda match, n=number: re.sub(r"\d[\d,]*", f"{n:,}", match[0], count=1), text)
+        before, after = (re.escape(part).replace(r"\ ", r"\s+") for part in words.split("N", 1))
+        text = re.sub(rf"({before})(?<![\d,])\d[\d,]*({after})", rf"\g<1>{number:,}\g<2>", text)
     return text
 
 

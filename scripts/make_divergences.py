@@ -47,61 +47,64 @@ ROWS = {
         "tables, queries and keys in float32 (or wider), rounded once",
         "tables and products in the model's dtype",
         "the same",
-        "Only bfloat16 and float16 see it, as rounding: follow the implementation that you compare with.",
+        "It only shows in bfloat16 and float16, as rounding: follow the implementation that you compare with.",
     ),
     "positions_dtype": Row(
         "float32",
-        "computed in float32, then rounded to the model's dtype (video alone: audio's stay float32)",
+        "computed in float32, then rounded to the model's dtype (video's only; audio's stay float32)",
         "float32, since 2026-05-11",
-        "Keep float32: in bfloat16 the rounded times turn the fast RoPE planes by radians; pick `model` only to "
-        "reproduce what ltx-core up to 1.0.0, or a port frozen from it, made.",
+        "Keep float32: in bfloat16 the rounded times turn the fast RoPE planes by radians. Pick `model` only to "
+        "reproduce ltx-core up to 1.0.0, or a port made from it.",
     ),
     "text_mask_bias": Row(
         "-10000 on masked tokens",
         "the lowest number of the dtype",
-        "the same, by its description: the tensors at hand always keep a token",
-        "No difference as long as each row keeps a token; never give a row that keeps none, for its result is "
-        "this constant's.",
+        "the same, by its description (the tensors at hand always keep a token)",
+        "There is no difference as long as each row keeps a token. Never pass a row that keeps none: its result "
+        "depends on this constant.",
     ),
     "self_mask_bias": Row(
-        "`(1 - m) * -10000`: at m = 0.999 a weight is divided by 22,000 already",
+        "`(1 - m) * -10000`: at m = 0.999 a weight is already divided by 22,000",
         "`log(m)`: m is a factor of the attention weight; 0 is the lowest number",
         "the same",
-        "Binary masks are safe in both; fractional ones mean what they say in ltx-core alone.",
+        "Binary masks are safe in both; fractional ones mean what they say only in ltx-core.",
     ),
     "exchange": Row(
         "own timestep; the other stream's sigma with `use_cross_timestep=True`",
         "the other stream's sigma, always",
         "scale and shift: own timestep; gate: the other stream's sigma",
-        "Take what your checkpoint's own pipeline does (next section); it matters as soon as the two streams' noise "
-        "levels differ or, with image conditioning, differ by token.",
+        "Do what your checkpoint's own pipeline does (next section). It matters as soon as the two streams' noise "
+        "levels differ, or differ between tokens, as with image conditioning.",
     ),
     "guidance": Row(
         "ignored without `perturbed_attn` (here with a warning)",
         "applied to any model",
-        "taken to be the same: no tensors of it are at hand",
-        "A model whose config lacks `perturbed_attn` (2.0) is guided in ltx-core alone.",
+        "assumed to be the same (no tensors of it are at hand)",
+        "A model whose config lacks `perturbed_attn` (2.0) is guided only in ltx-core.",
     ),
 }
 INTRO = """# Where the published implementations differ
 
 *Written by `python scripts/make_divergences.py`; edit the script.*
 
-Two implementations are called the reference: diffusers (0.42.1) and the authors' ltx-core (1.0.0, which is its state of
-March 2026, and later ones, which are not on the package index). In all that is compared here they differ in the
-conventions below and in nothing else: with all of them switched, this model has the bits of ltx-core.
+Two implementations are called the reference: diffusers (0.42.1) and the authors' ltx-core (1.0.0, its state of March
+2026; later states are not on the package index). In everything that is compared here they differ in the conventions
+below and in nothing else: with all of them switched, this model has the bits of ltx-core. In float32, ltx-core 1.0.0
+has the bits of diffusers with `use_cross_timestep=True`.
 
 ```python
-model = ltx2ref.load(path, conventions=ltx2ref.LTX_CORE_2026_08)      # or LTX_CORE_2026_03; DIFFUSERS is the default
-dataclasses.replace(ltx2ref.DIFFUSERS, self_mask_bias="log")          # or one alone
+# or LTX_CORE_2026_03; DIFFUSERS is the default
+model = ltx2ref.load(path, conventions=ltx2ref.LTX_CORE_2026_08)
+# or one alone
+dataclasses.replace(ltx2ref.DIFFUSERS, self_mask_bias="log")
 ```
 
-`ltx2ref audit PORT` tries the switches when a port differs, and names those that make it identical;
-`ltx2ref audit ltx2ref:ltx-core-2026-08 PORT` takes them as the reference.
+When a port differs, `ltx2ref audit PORT` tries the switches and names those that make it identical.
+`ltx2ref audit ltx2ref:ltx-core-2026-08 PORT` takes ltx-core's conventions as the reference.
 """
 EXCHANGE = """## The exchange's noise level
 
-When the streams listen to each other, scale, shift and gate follow a noise level. Three choices are in the field:
+In the exchange, scale, shift and gate follow a noise level. Three choices are in use:
 
 | | scale and shift | gate | here |
 |---|---|---|---|
@@ -109,30 +112,31 @@ When the streams listen to each other, scale, shift and gate follow a noise leve
 | other | the other stream's sigma | the other stream's sigma | `use_cross_timestep=True`, or `exchange="other"` |
 | other gate | own timestep, per token | the other stream's sigma | `exchange="other_gate"` |
 
-ltx-core had *own* in January 2026, *other* in March (1.0.0), and has *other gate* since 2026-05-28. diffusers documents
-a choice between the first two, and defaults to *own*: no value of `use_cross_timestep` is the third. DiffSynth 2.1.12
-chooses by release: *other* for 2.0 and 2.3, *other gate* for 2.5. None of these sources says which one a release was
-trained with; for 2.5, ltx-core and DiffSynth agree on *other gate*, and diffusers stands alone. Where both streams have
-one noise level and it is that of every token, as in plain text-to-video sampling, the three are the same.
+ltx-core had *own* in January 2026 and *other* in March (1.0.0), and has had *other gate* since 2026-05-28. diffusers
+documents a choice between the first two, and defaults to *own*: no value of `use_cross_timestep` gives the third.
+DiffSynth 2.1.12 chooses by release: *other* for 2.0 and 2.3, *other gate* for 2.5. None of these sources says which one
+a release was trained with; for 2.5, ltx-core and DiffSynth agree on *other gate*, and diffusers stands alone. Where
+both streams and all tokens have the same noise level, as in plain text-to-video sampling, the three are the same.
 
 Distance between the outputs of two choices, float32:
 
 """
-OTHERS = """## What is no convention
+OTHERS = """## What is not a convention
 
-- Skipping the exchange in one direction, or for one sample of a batch, and running one stream without the other:
-  ltx-core can, the documented arguments cannot say it. `isolate_modalities` skips both directions for all samples;
-  this is compared.
-- Spatio-temporal guidance for a share of a sample: `perturbation_mask` is blended with `lerp` in diffusers and here;
-  ltx-core perturbs a sample or does not, and the two agree there.
-- A floating text mask (B, S) is multiplicative in the documentation, and a bias in ltx-core: give integers there. The
-  presets keep the documented meaning. A floating mask of three dimensions is a bias in both.
-- Timesteps arrive times 1000 here and in diffusers, and are multiplied inside ltx-core. If they are kept in float32 or
-  wider the numbers are the same.
-- A float64 model is float64 throughout here, whatever the conventions: the truth to measure against. Both others
-  compute RoPE and timestep phases in float32 there.
-- Release 2.5, configs in which one stream alone is gated or modulated, and `use_prompt_adaln_single=False`: ltx-core
-  1.0.0 has none of them.
+- **Partial isolation.** Skipping the exchange in one direction, or for one sample of a batch, and running one stream
+  without the other: ltx-core can do this, and the documented arguments cannot express it. `isolate_modalities` skips
+  both directions for all samples; this is compared.
+- **Partial guidance.** diffusers and ltx2ref blend `perturbation_mask` with `lerp`, so spatio-temporal guidance can
+  apply to a share of a sample. ltx-core perturbs a sample or does not, and the two agree there.
+- **The dtype of a guidance mask.** Another dtype than the model's is an error in diffusers; ltx2ref casts the mask.
+- **Floating text masks.** A floating mask (B, S) is multiplicative in the documentation, and a bias in ltx-core: use
+  integers there. The presets keep the documented meaning. A floating mask of three dimensions is a bias in both.
+- **Units of timesteps.** Timesteps are passed times 1000 here and in diffusers, and multiplied inside ltx-core. As long
+  as they are kept in float32 or wider, the numbers are the same.
+- **float64 models.** A float64 model is float64 throughout here, whatever the conventions: the truth to measure
+  against. Both others compute RoPE and timestep phases in float32 there.
+- **What ltx-core 1.0.0 does not have:** release 2.5, configs in which only one stream is gated or modulated, and
+  `use_prompt_adaln_single=False`.
 """
 
 
@@ -226,9 +230,8 @@ def ledger(effects: Effects) -> list[str]:
         ),
     ]
     lines += [
-        "The last two columns are the largest effect on an output in any conformance case, switched alone from "
-        "diffusers'",
-        "conventions; the tables below have all of them.",
+        "The last two columns give the largest effect on an output in any conformance case, with that convention alone",
+        "switched from diffusers'. The tables below have all effects.",
         "",
         "What to pick:",
         "",
@@ -265,7 +268,7 @@ def sizes(effects: Effects) -> list[str]:
     lines = [
         "## Effect of each switch, case by case",
         "",
-        "Switched alone, from diffusers' conventions. 0: the bits of both outputs are the same.",
+        "One convention at a time is switched from diffusers'. 0 means that both outputs keep their bits.",
         "",
     ]
     for dtype in record.DTYPES:
@@ -310,16 +313,16 @@ def proof() -> list[str]:
     names = [field.name for field in fields(Conventions)]
     differ = [name for name in names if getattr(LTX_CORE_2026_03, name) != getattr(LTX_CORE_2026_08, name)]
     return [
-        "## All of them together: nothing is left",
+        "## All of them together",
         "",
-        "Distance from what ltx-core 1.0.0 computed (recorded), with diffusers' conventions, and with one",
-        "convention after the other switched to `LTX_CORE_2026_03`, from left to right. The last column counts the",
-        "recorded taps whose bits are then the same.",
+        "The distance from what ltx-core 1.0.0 computed (recorded), first with diffusers' conventions, then with one",
+        "after the other switched to `LTX_CORE_2026_03`, from left to right. The last column counts the recorded taps",
+        "that are identical in the end.",
         "",
         *table(["case", "dtype", "diffusers", *(f"+ {name}" for name in names), "identical taps"], rows),
-        f"`LTX_CORE_2026_08` differs from it in {' and '.join(f'`{name}`' for name in differ)}. That state cannot",
-        "be installed: `tests/model/test_conventions.py` compares it with tensors that ltx-core 1.2.0 computed, where",
-        "`LTX2REF_EXTRA_CASES` names the folder that has them.",
+        f"`LTX_CORE_2026_08` differs from `LTX_CORE_2026_03` in {' and '.join(f'`{name}`' for name in differ)}. That",
+        "state cannot be installed: `tests/model/test_conventions.py` compares it with tensors that ltx-core 1.2.0",
+        "computed, if `LTX2REF_EXTRA_CASES` names the folder that has them.",
         "",
     ]
 

@@ -25,7 +25,9 @@ PICTURE = re.compile(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
     r'<img src="([^"]+)" alt="([^"]+)">\s*</picture>'
 )
-FIGURE = r'<div class="figure"><img class="only-light" src="\2" alt="\3"><img class="only-dark" src="\1" alt="\3"></div>'
+FIGURE = (
+    r'<div class="figure"><img class="only-light" src="\2" alt="\3"><img class="only-dark" src="\1" alt="\3"></div>'
+)
 SHELL = re.compile(r"^```(?:sh|console)$", re.MULTILINE)
 # Inline code that is short enough never to be broken over two lines.
 WORD = re.compile(r"<code>([^<\s]{1,32})</code>")
@@ -47,7 +49,7 @@ def main() -> None:
 def stage(folder: Path) -> None:
     """Write the configuration and all pages into `folder`."""
     docs = folder / "docs"
-    shutil.copytree(ROOT / "docs", docs)
+    shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("ruff.toml"))
     (folder / "zensical.toml").write_text(configuration(), encoding="utf-8")
     linked: set[str] = set()
     for path in sorted(docs.rglob("*.md")):

@@ -314,51 +314,56 @@ def merged(bugs: Mapping[str, Score]) -> dict[str, bool]:
 
 HEAD = """# The score of every gate in use
 
-Written by `python scripts/score_gates.py --write`, which draws models, weights and inputs afresh at each run; this one:
-`--seed {seed} --judged {judged}` ({judged} case of each dtype, of those in which a bug shows, is put to
-ltx2ref, all of them to the other gates), torch {torch}, one thread, CPU.
+What do the tests that projects use to accept a port find, and what do they reject wrongly? Thirty bugs that public
+projects really had are injected, one at a time, into models of the three releases; so are changes that are not bugs.
 
-Thirty bugs that public projects really had, injected one at a time into models of the three releases, and changes that
-are no bugs. *Detected*: the gate fails for at least one case and dtype. *Localised*: of all its failures, those whose
-first wrong tap is one at which the bug is made (a gate on outputs alone names none). *Hinted*: the report says what the
-bug looks like. *False alarms*: of the benign changes, those for which the gate fails at least once.
+- *Detected*: the gate fails for at least one case and dtype.
+- *Localised*: of all its failures, those whose first wrong tap is one at which the bug is made. A gate on outputs alone
+  names none.
+- *Hinted*: the report says what the bug looks like.
+- *False alarms*: of the changes that are not bugs, those for which the gate fails at least once.
 
-| gate | detected | in float32 | in bfloat16 | localised | hinted | false alarms |
-|---|---|---|---|---|---|---|"""
+This page is written by `python scripts/score_gates.py --write`, which draws models, weights and inputs afresh at each
+run. This run: `--seed {seed} --judged {judged}` ({judged} case of each dtype, of those in which a bug shows, is given
+to ltx2ref, and all of them to the other gates), torch {torch}, one thread, CPU.
+
+| | gate | detected | in float32 | in bfloat16 | localised | hinted | false alarms |
+|---|---|---|---|---|---|---|---|"""
 
 
 def page(table: Table, seed: int) -> str:
     rows, ours = summary(table), table.bugs[OURS]
     lines = [HEAD.format(seed=seed, judged=table.judged, torch=torch.__version__)]
+    numbers = {gate: str(i) for i, gate in enumerate((OURS, *GATES))}
     for row in rows:
         name = f"**{row['gate']}**" if row["gate"] == OURS else row["gate"]
         lines.append(
-            f"| {name} | {row['detected']}/{row['of']} | {row['float32']} | {row['bfloat16']} | "
-            f"{row['localised']:.0%} | {row['hinted'] if row['gate'] == OURS else '-'} | "
+            f"| {numbers[row['gate']]} | {name} | {row['detected']}/{row['of']} | {row['float32']} | "
+            f"{row['bfloat16']} | {row['localised']:.0%} | {row['hinted'] if row['gate'] == OURS else '-'} | "
             f"{row['false_alarms']}/{row['benign']} |"
         )
     unseen = [bug for bug, x in ours.items() if x.detected and not x.failed["bfloat16"]]
     lines += [
         "",
-        "What a port that has only bfloat16 cannot be shown: " + (", ".join(unseen) or "nothing") + ".",
+        "Bugs that cannot be shown in a port that has only bfloat16: " + (", ".join(unseen) or "none") + ".",
         "",
         "## By bug",
         "",
-        "Which gates detect it, and ltx2ref in which dtypes.",
+        "The dtypes in which ltx2ref detects it, and the other gates that do, by their numbers in the table above.",
         "",
-        "| bug | ltx2ref | first wrong tap | other gates that detect it |",
+        "| bug | detected in | first wrong tap | other gates |",
         "|---|---|---|---|",
     ]
     for bug, x in ours.items():
-        others = [gate for gate in GATES if table.bugs[gate][bug].detected]
+        others = [numbers[gate] for gate in GATES if table.bugs[gate][bug].detected]
         lines.append(
             f"| {bug} | {', '.join(dtype for dtype in DTYPES if x.failed[dtype])} | "
-            f"{' or '.join(f'`{tap}`' for tap in mutants.FIRST[bug][0])} | "
-            f"{'; '.join(others) or 'none'} |"
+            f"{', '.join(f'`{tap}`' for tap in mutants.FIRST[bug][0])} | "
+            f"{' '.join(others) or 'none'} |"
         )
-    lines += ["", "## By benign change", "", "| change | gates that call it a bug |", "|---|---|"]
+    lines += ["", "## By change that is not a bug", "", "| change | gates that call it a bug |", "|---|---|"]
     lines += [
-        f"| {change} | {'; '.join(g for g in (OURS, *GATES) if table.benign[g][change].detected) or 'none'} |"
+        f"| {change} | {' '.join(numbers[g] for g in numbers if table.benign[g][change].detected) or 'none'} |"
         for change in table.benign[OURS]
     ]
     return "\n".join(lines) + "\n"

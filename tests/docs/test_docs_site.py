@@ -40,9 +40,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page | None]:
     out = tmp_path_factory.mktemp("built") / "site"
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_site.py", "--out", out],
-        capture_output=True,
-        text=True,
+        [sys.executable, ROOT / "scripts" / "make_site.py", "--out", out], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return {path.relative_to(out): Page(path) for path in out.rglob("*.html")} | {
