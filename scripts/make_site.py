@@ -3,9 +3,9 @@
     python scripts/make_site.py              into site/
     python scripts/make_site.py --out DIR
 
-The pages are those in docs/. What the repository's Markdown cannot say is added to a copy of them before the build: a
-page for each source file that a page links to by line, figures that follow the site's light/dark switch, and the
-repository's address, if pyproject.toml gives one.
+The pages are those in docs/, and the project's texts beside the README. What the repository's Markdown cannot say is
+added to a copy of them before the build: a page for each source file that a page links to by line, figures that follow
+the site's light/dark switch, and the repository's address, if pyproject.toml gives one.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PROJECT = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 LINE = re.compile(r"\[`([^`]+)`\]\((?:\.\./)+((?:ltx2ref|scripts|tests)/[\w/]+\.py)(?:#L(\d+))?\)")
 PICTURE = re.compile(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
@@ -51,6 +52,9 @@ def stage(folder: Path) -> None:
     docs = folder / "docs"
     shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("ruff.toml"))
     (folder / "zensical.toml").write_text(configuration(), encoding="utf-8")
+    for name in PROJECT:
+        text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
+        (docs / f"{name.lower()}.md").write_text(text.replace("](docs/", "]("), encoding="utf-8")
     linked: set[str] = set()
     for path in sorted(docs.rglob("*.md")):
         text = path.read_text(encoding="utf-8")
@@ -75,6 +79,7 @@ def page(text: str, up: str) -> str:
     """Return a page's Markdown as the site needs it; `up` leads from the page's folder to docs/."""
     text = PICTURE.sub(FIGURE, text)
     text = SHELL.sub("```text", text)  # a highlighter would colour the two halves of `2.3/t2v` differently
+    text = re.sub(rf"\]\((?:\.\./)*({'|'.join(PROJECT)})\.md", lambda match: f"]({up}{match[1].lower()}.md", text)
     return LINE.sub(lambda match: source_link(up, *match.groups()), text)
 
 
