@@ -29,10 +29,9 @@ from .kit.export import export
 from .parity import record
 from .parity.arithmetic import VERSION as ARITHMETIC
 from .parity.arithmetic import NotExact
-from .parity.audit import audit, candidate_named
+from .parity.audit import audit, candidate_named, conventions_of
 from .parity.cases import CASES, RECORDED, Case
 from .parity.compare import compare
-from .parity.explain.conventions import conventions_of
 from .parity.kernels import KERNELS, LONG_KERNELS, Kernel
 from .parity.machines import MACHINES
 from .parity.report.html import html

@@ -36,8 +36,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltx2ref.parity import kernels, record, verify
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
+from ltx2ref.parity.generator import build
 from ltx2ref.parity.judge import CLEARLY, measure
-from ltx2ref.parity.run import build, cast, moved, run
+from ltx2ref.parity.run import cast, moved, run
 from ltx2ref.parity.trace.probe import processor
 
 EXAMPLES = """examples:

@@ -24,7 +24,8 @@ from ltx2ref.kit.cases import MASKED
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
-from ltx2ref.parity.run import build, cast, moved
+from ltx2ref.parity.generator import build
+from ltx2ref.parity.run import cast, moved
 from ltx2ref.parity.trace.probe import threads
 from ltx2ref.parity.trace.taps import trace
 from ltx2ref.progress import track

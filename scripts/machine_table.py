@@ -48,15 +48,16 @@ from ltx2ref.parity.arithmetic import VERSION  # noqa: E402
 from ltx2ref.parity.cases import CASES, Case, Inputs  # noqa: E402
 from ltx2ref.parity.exact import exact  # noqa: E402
 from ltx2ref.parity.explain.roundings import ROUND_MORE  # noqa: E402
-from ltx2ref.parity.judge import CLEARLY, FLOOR, SHARE, spread  # noqa: E402
+from ltx2ref.parity.generator import build  # noqa: E402
+from ltx2ref.parity.judge import CLEARLY  # noqa: E402
 from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
 from ltx2ref.parity.oracles import diffusers  # noqa: E402
 from ltx2ref.parity.record import DTYPES  # noqa: E402
 from ltx2ref.parity.report.rows import DIVERGED, SHAPE, SUSPECT, Report  # noqa: E402
-from ltx2ref.parity.run import build, cast, run  # noqa: E402
+from ltx2ref.parity.run import cast, run  # noqa: E402
 from ltx2ref.parity.trace.probe import processor  # noqa: E402
 from ltx2ref.parity.trace.taps import Taps  # noqa: E402
-from ltx2ref.parity.truth import ANGLE_ULPS, LUCK, PHASE_ULPS  # noqa: E402
+from ltx2ref.parity.truth import ANGLE_ULPS, FLOOR, LUCK, PHASE_ULPS, SHARE, spread  # noqa: E402
 
 PAGE = ROOT / "docs" / "machines.md"
 MARKERS = "<!-- machine_table.py: begin -->", "<!-- machine_table.py: end -->"
@@ -178,7 +179,7 @@ def verified(case: Case, dtype: str, taps: Taps) -> Found:
 
 def audited(s: Subject, theirs: Taps, again: Callable[[], Taps]) -> Found:
     """Judge as an audit does: what is suspect is computed again, under exact arithmetic."""
-    return reported(audit.cleared(audit.judge(s.ours, s.inputs, theirs), s.ours, s.inputs, again))
+    return reported(audit.cleared(audit.audit_natively(s.ours, s.inputs, theirs), s.ours, s.inputs, again))
 
 
 def reported(report: Report) -> Found:

@@ -22,10 +22,11 @@ from ltx2ref.model import LTX2VideoTransformer3DModel
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import LTX_CORE_CASES, RECORDED, Case, Inputs
 from ltx2ref.parity.explain.conventions import divergence, switched
-from ltx2ref.parity.judge import norm
-from ltx2ref.parity.run import build, cast, run
+from ltx2ref.parity.generator import build
+from ltx2ref.parity.run import cast, run
 from ltx2ref.parity.trace.probe import threads
 from ltx2ref.parity.trace.taps import Taps
+from ltx2ref.parity.truth import norm
 from ltx2ref.progress import track
 
 NATIVE = [case for case in RECORDED if case.native]  # the document's numbers are the recording machine's, as theirs are

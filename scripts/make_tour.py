@@ -25,7 +25,8 @@ import torch
 from ltx2ref import LTX_2_3, LTX2VideoTransformer3DModel, trace
 from ltx2ref.describe import blank_inputs, lengths
 from ltx2ref.parity.cases import CASES
-from ltx2ref.parity.run import build, run
+from ltx2ref.parity.generator import build
+from ltx2ref.parity.run import run
 
 TOUR = Path(__file__).parents[1] / "docs" / "architecture.md"
 LINK = re.compile(r"\[`([^`]+)`\]\((\.\./ltx2ref/[\w/]+\.py)#L(\d+)\)")

@@ -34,7 +34,6 @@ from ltx2ref.parity import generator, record
 from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
 from ltx2ref.parity.cases import OUTPUTS, RECORDED, SEED, Case, Inputs
 from ltx2ref.parity.exact import exact
-from ltx2ref.parity.judge import norm
 from ltx2ref.parity.kernels import HEADS, KERNELS, LONG_KERNELS, Kernel
 from ltx2ref.parity.kernels import OUTPUT as KERNEL_OUTPUT
 from ltx2ref.parity.oracles.diffusers import build_diffusers, traced
@@ -43,6 +42,7 @@ from ltx2ref.parity.oracles.ltx_core import LTXCore, build_ltx_core, run_ltx_cor
 from ltx2ref.parity.run import cast
 from ltx2ref.parity.trace.probe import probe
 from ltx2ref.parity.trace.taps import ADALN_LAYERS, ROPES, Taps, returned, trace
+from ltx2ref.parity.truth import norm
 from ltx2ref.parity.verify import truth_of
 from ltx2ref.progress import track
 

@@ -32,8 +32,7 @@ import mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 import tiny  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig  # noqa: E402
-from ltx2ref.parity.audit import judge_taps  # noqa: E402
-from ltx2ref.parity.compare import compare  # noqa: E402
+from ltx2ref.parity.compare import compare, compare_forwards  # noqa: E402
 from ltx2ref.parity.explain.hints import HINTS  # noqa: E402
 from ltx2ref.parity.report.rows import DIVERGED, SHAPE  # noqa: E402
 from ltx2ref.parity.run import cast, run  # noqa: E402
@@ -205,7 +204,7 @@ class Table:
         failing = {gate: test(drawn.taps, theirs, drawn.dtype) for gate, test in GATES.items()}
         if self.asked.get((bug, drawn.dtype), 0) < self.judged:
             self.asked[bug, drawn.dtype] = self.asked.get((bug, drawn.dtype), 0) + 1
-            report = judge_taps(drawn.model, drawn.inputs, drawn.taps, theirs)
+            report = compare_forwards(drawn.model, drawn.inputs, drawn.taps, theirs)
             failing[OURS] = report.first if report.verdict in (DIVERGED, SHAPE) else None
         for gate, first in failing.items():
             if first is not None:
@@ -222,7 +221,7 @@ class Table:
             shown = {name: ours[name] for name in theirs if name in ours}
             report = compare(shown, theirs, truth(drawn.model, drawn.inputs, shown))
         else:
-            report = judge_taps(drawn.model, drawn.inputs, drawn.taps, theirs)
+            report = compare_forwards(drawn.model, drawn.inputs, drawn.taps, theirs)
         failing = {gate: test(ours, theirs, drawn.dtype) for gate, test in GATES.items()}
         failing[OURS] = report.first if report.verdict in (DIVERGED, SHAPE) else None
         for gate, first in failing.items():

@@ -20,12 +20,12 @@ from ..checkpoint.header import read_header
 from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
 from ..parity.arithmetic import VERSION
-from ..parity.audit import judge_taps
 from ..parity.cases import Inputs
-from ..parity.compare import compare, summary
+from ..parity.compare import compare, compare_forwards
 from ..parity.exact import exact
 from ..parity.judge import CLEARLY
 from ..parity.record import DTYPES
+from ..parity.report.assemble import assemble
 from ..parity.report.rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report
 from ..parity.run import run
 from ..parity.trace.taps import Taps
@@ -193,7 +193,7 @@ def judge_exactly(case: Entry, dtype: str, file: Taps, given: Taps) -> Report:
 def judge_natively(case: Entry, dtype: str, file: Taps, given: Taps) -> Report:
     expected = {name: part(file, f"{dtype}/expected/")[name] for name in case["outputs"]}
     if case["operation"] == "model":
-        return noted(judge_taps(*model_of(case, dtype, file), expected, given))
+        return noted(compare_forwards(*model_of(case, dtype, file), expected, given))
     error, inputs = part(file, f"{dtype}/error/"), part(file, f"{dtype}/inputs/")
     timestep = inputs.get("timestep")
     bounds = {
@@ -221,7 +221,7 @@ def noted(report: Report) -> Report:
     note = f"{most} takes {more[most]:.2f} of its budget: rounded more often than the record"
     others = f" (and {len(more) - 1} more outputs take more than theirs)" if len(more) > 1 else ""
     rows = [replace(row, verdict=ROUNDING, hints=()) if row.name in more else row for row in report.rows]
-    return summary(rows, [*report.notes, note + others])
+    return assemble(rows, [*report.notes, note + others])
 
 
 def model_of(case: Entry, dtype: str, file: Taps) -> tuple[LTX2VideoTransformer3DModel, Inputs]:

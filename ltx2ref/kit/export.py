@@ -24,11 +24,12 @@ from ..parity import record
 from ..parity.arithmetic import VERSION
 from ..parity.cases import Case, Inputs
 from ..parity.exact import exact
-from ..parity.judge import CLEARLY, FLOOR, SHARE, norm
+from ..parity.generator import build
+from ..parity.judge import CLEARLY
 from ..parity.record import DTYPES, RecordError
-from ..parity.run import build, cast, run
+from ..parity.run import cast, run
 from ..parity.trace.taps import PROJECTED, Taps
-from ..parity.truth import doubled, truth, wide
+from ..parity.truth import FLOOR, SHARE, doubled, norm, truth, wide
 from ..progress import track
 from .cases import COMPONENTS, MASKED, MODELS, Component
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..parity.judge import Against, judge_tap, spread
+from ..parity.judge import Against, judge_tap
 from ..parity.record import DTYPES, digest
 from ..parity.report.rows import DIVERGED, IDENTICAL, MISSING, SHAPE, Report, TapRow
 from ..parity.trace.taps import Taps
+from ..parity.truth import spread
 
 
 def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expected: Callable[[], Taps]) -> Report:

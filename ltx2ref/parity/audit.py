@@ -6,9 +6,7 @@ assert_parity(model, port, inputs)      # in a test: fails with the first diverg
 
 import importlib
 import platform
-import re
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,31 +16,32 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
-from ..conventions import Conventions
+from ..conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
 from ..model import LTX2VideoTransformer3DModel
 from . import record
 from .arithmetic import VERSION, NotExact
 from .cases import Case, Inputs
-from .compare import compare, summary
+from .compare import compare_forwards
 from .exact import exact
-from .explain.conventions import Explanation, conventions_of, explanation, switched
-from .explain.hints import Evidence, hints
-from .explain.roundings import LARGE, explained_by_machines
-from .isolate import isolate, repeats
-from .judge import dtype_name, norm, spread
-from .report.rows import DIVERGED, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
-from .run import build, cast, moved, run
+from .generator import build
+from .report.assemble import assemble
+from .report.rows import DIVERGED, MISSING, PROPAGATED, ROUNDING, SUSPECT, Report, joined_names
+from .run import cast, moved, run
 from .trace.port import port_named
 from .trace.probe import threads
 from .trace.sketch import Sketch
-from .trace.taps import PHASES, PROJECTED, OutputError, Taps, brief, returned
+from .trace.taps import PROJECTED, OutputError, Taps, brief, returned
 from .trace.tracefile import load_trace
-from .truth import Truth, phases
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
 Fingerprint = dict[str, Any]
 NATIVE, EXACT = "native", f"exact {VERSION}"  # arithmetic, as a trace file's fingerprint names it
-DRAWS = 3  # of phases that a candidate does not show
+NAMED = {
+    "ltx2ref": DIFFUSERS,
+    "ltx2ref:diffusers": DIFFUSERS,
+    "ltx2ref:ltx-core-2026-03": LTX_CORE_2026_03,
+    "ltx2ref:ltx-core-2026-08": LTX_CORE_2026_08,
+}
 
 
 class Setup(NamedTuple):
@@ -80,8 +79,10 @@ def audit(
     Raises `ValueError` if the candidate has no equivalent of the case, and `NotExact` if it computes what exact
     arithmetic cannot see. `reference` is ltx2ref, or ltx2ref:NAME for other conventions than diffusers'.
     """
-    model = build(case.config, dtype, conventions_of(reference), case.scales).to(device)
-    inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
+    about, conventions = fingerprint(device, dtype) | {"arithmetic": arithmetic}, conventions_of(reference)
+    given = case.inputs()
+    model = build(case.config, dtype, conventions, case.scales).to(device)
+    inputs = moved(cast(given, dtype), lambda x: x.to(device))
     coords = {name: x for name, x in run(model, inputs).items() if name.endswith("_coords")}
 
     def theirs() -> Mapping[str, Any]:
@@ -89,10 +90,10 @@ def audit(
         coordinates = {name: x.to(device) for name, x in coords.items()}
         return candidate.run(Setup(case.config, state, inputs, dtype, device, coordinates))
 
-    about = fingerprint(device, dtype) | {"arithmetic": arithmetic}
     if arithmetic == NATIVE:
-        report = judge(model, inputs, theirs())
-        report = cleared(report, model, inputs, theirs) if candidate.made_in is None else report
+        report = audit_natively(model, inputs, theirs())
+        if report.verdict == SUSPECT and candidate.made_in is None:
+            report = cleared(report, model, inputs, theirs)
     elif candidate.made_in not in (None, EXACT):
         raise NotExact(
             f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {EXACT}: what its "
@@ -100,7 +101,7 @@ def audit(
         )
     else:
         with threads(1):  # no bit depends on it, and for tensors this small it is the fastest
-            report = judge_exactly(model, inputs, theirs)
+            report = audit_exactly(model, inputs, theirs)
         unclear = not report.failed and any(row.verdict in (ROUNDING, SUSPECT) for row in report.rows)
         if unclear and dtype != torch.float32 and candidate.made_in is None:
             report = widened(report, audit(candidate, case, torch.float32, device, reference, arithmetic))
@@ -111,21 +112,22 @@ def audit(
     )
 
 
-def judge(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]) -> Report:
-    """Judge what another implementation computed with this model's weights from these inputs."""
-    ours = run(model, inputs)
-    if not repeats(model, inputs, ours):
+def audit_natively(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]) -> Report:
+    """Compare what another implementation computed with this model's weights from these inputs."""
+    ours, again = run(model, inputs), run(model, inputs)
+    if any(not torch.equal(x, again[name]) for name, x in ours.items()):
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
-    report = judge_taps(model, inputs, shown(ours, theirs, inputs), theirs)
-    return replace(report, notes=[*report.notes, *without_effect(model)])
+    notes = without_effect(model)
+    report = compare_forwards(model, inputs, shown(ours, theirs, inputs), theirs)
+    return replace(report, notes=[*report.notes, *notes])
 
 
-def judge_exactly(
+def audit_exactly(
     model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Mapping[str, Any]]
 ) -> Report:
-    """Run both under exact arithmetic, in which whatever differs differs in operations, and judge that.
+    """Run both under exact arithmetic, in which whatever differs differs in operations, and compare that.
 
-    Raises `NotExact`, of a candidate that does not repeat itself, too: layers may draw the numbers that weights then
+    Raises `NotExact`, also if the candidate does not repeat itself: layers may draw the numbers that weights then
     replace, but nothing may depend on them.
     """
     with exact():
@@ -140,8 +142,9 @@ def judge_exactly(
             f"the candidate does not repeat itself under exact arithmetic, at {changed[0]}: it computes "
             "with random numbers, or with memory that nobody has written"
         )
-    report = judge_taps(model, inputs, shown(ours, given, inputs), given, exactly=True)
-    return replace(report, notes=[*report.notes, *without_effect(model)])
+    notes = without_effect(model)
+    report = compare_forwards(model, inputs, shown(ours, given, inputs), given, exactly=True)
+    return replace(report, notes=[*report.notes, *notes])
 
 
 def shown(ours: Taps, theirs: Mapping[str, Any], inputs: Inputs) -> Taps:
@@ -160,7 +163,7 @@ def cleared(
     if report.verdict != SUSPECT or report.first is None:
         return report
     try:
-        exactly = judge_exactly(model, inputs, theirs)
+        exactly = audit_exactly(model, inputs, theirs)
     except NotExact as error:
         return replace(report, notes=[*report.notes, f"exact arithmetic could not tell more: {error}"])
     if exactly.failed or exactly.verdict == SUSPECT:
@@ -176,7 +179,7 @@ def widened(report: Report, wide: Report) -> Report:
     if wide.passed:
         rows = [replace(row, verdict=ROUNDING) if row.verdict == SUSPECT else row for row in report.rows]
         said = "what is suspect in this dtype is rounding in float32, and so it is rounding here, at other places"
-        return summary(rows, [*report.notes, said]) if report.verdict == SUSPECT else report
+        return assemble(rows, [*report.notes, said]) if report.verdict == SUSPECT else report
     wrong = {row.name: row for row in wide.rows if row.verdict in (DIVERGED, SUSPECT) and row.origin != PROPAGATED}
     rows = [
         replace(row, verdict=wrong[row.name].verdict, hints=wrong[row.name].hints)
@@ -184,7 +187,7 @@ def widened(report: Report, wide: Report) -> Report:
         else row
         for row in report.rows
     ]
-    report = summary(rows, report.notes)
+    report = assemble(rows, report.notes)
     hidden = [
         f"{row.name}: {wrong[row.name].budget:.3g} times the budget in float32, which {row.dtype} hides"
         for row in report.rows
@@ -193,135 +196,20 @@ def widened(report: Report, wide: Report) -> Report:
     return replace(report, notes=[*report.notes, *hidden])
 
 
-def judge_taps(
-    model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any], exactly: bool = False
-) -> Report:
-    """Judge taps that both computed before, here or elsewhere; `exactly`: under exact arithmetic."""
-    queries = unscaled(ours, theirs)
-    notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
-    theirs = {**theirs, **queries}
-    if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
-        return compare(ours, theirs)
-    truth = Truth(model, inputs)
-    true = truth.of(ours)
-    with exact() if exactly else nullcontext():
-        local = isolate(model, inputs, ours, theirs, exactly)
-    slack = unseen(truth, ours, theirs) | {name: torch.finfo(x.dtype).eps * norm(x) for name, x in queries.items()}
-    their_true = other_truth(truth, ours, theirs, true)
-    report = compare(ours, theirs, true, local, their_true, truth.bounds, slack, truth.least)
-    if not exactly and sum(x.numel() for x in model.parameters()) <= LARGE:
-        report = rounded(report, model, inputs, truth, theirs, their_true or true)
-    with exact() if exactly else nullcontext():
-        why = explanation(model, inputs, ours, theirs)
-    if exactly:
-        report = of_other_frequencies(report, model, inputs, theirs)
-        other = [row.name for row in report.rows if row.verdict == ROUNDING and row.origin == ORIGINATED]
-        notes += [f"operations in another order, or rounded at other places: {some(other, model)}"] if other else []
-    return explained(replace(report, notes=[*report.notes, *notes]), ours, theirs, true, model, inputs, why)
-
-
-def of_other_frequencies(
-    report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]
-) -> Report:
-    """Call RoPE tables diverged whose frequencies are float32 in place of float64, or the other way round, under exact
-    arithmetic. The budget hardly tells them from other ways of rounding an angle; the bits do."""
-    double = model.config.rope_double_precision
-    other = switched(model, config=replace(model.config, rope_double_precision=not double))
-    with exact():
-        tables = {name: x for name, x in phases(run(other, inputs)).items() if name.endswith((".cos", ".sin"))}
-    found = {
-        row.name
-        for row in report.rows
-        if row.verdict in (ROUNDING, SUSPECT)
-        and row.name in tables
-        and isinstance(x := theirs.get(row.name), Tensor)
-        and torch.equal(tables[row.name], x.cpu())
-    }
-    hint = f"frequencies computed in float{32 if double else 64}"
-    rows = [replace(row, verdict=DIVERGED, hints=(hint,)) if row.name in found else row for row in report.rows]
-    return summary(rows, report.notes) if found else report
-
-
-def rounded(
-    report: Report,
-    model: LTX2VideoTransformer3DModel,
-    inputs: Inputs,
-    truth: Truth,
-    theirs: Mapping[str, Any],
-    true: Taps,
-) -> Report:
-    """Make suspect, with a note, what simulated machines explain that round more often."""
-    rows = explained_by_machines(report.rows, lambda: run(model, inputs), truth, theirs, true)
-    found = sorted({row.machine for row in rows if row.machine is not None})
-    said = f"no farther from float64 than ltx2ref on simulated machines that round more often: {', '.join(found)}"
-    return summary(rows, [*report.notes, said]) if found else report
-
-
-def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:
-    """Return those queries of theirs that hold the scale of attention already, and whose attention is right, without
-    the scale."""
-    found: Taps = {}
-    for name in (name for name in ours if name.endswith(".q")):
-        at = f"{name.removesuffix('.q')}.sdpa"
-        x, y = theirs.get(name), theirs.get(at)
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and at in ours:
-            scale = x.shape[-1] ** -0.5
-            if close(ours[name].double() * scale, x) and close(ours[at].double(), y):
-                found[name] = (x.double() / scale).to(x.dtype)
-    return found
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Tell whether b differs from a, in float64, by less than half of the digits of its dtype."""
-    return a.shape == b.shape and norm(a - b.cpu().double()) <= torch.finfo(b.dtype).eps ** 0.5 * norm(a)
-
-
-def other_truth(truth: Truth, ours: Taps, theirs: Mapping[str, Any], true: Taps) -> Taps | None:
-    """The truth under the candidate's own phases, one by one, but for those that are wrong: what follows these is to
-    show that it is, too."""
-    report = compare(phases(ours), theirs, true, bounds=truth.bounds, least=truth.least)
-    rounded = [row.name for row in report.rows if row.verdict in (ROUNDING, SUSPECT)]
-    other = {name: spread(name, theirs[name], ours[name]) for name in rounded if isinstance(theirs.get(name), Tensor)}
-    return truth.of(ours | other) if other else None
-
-
-def unseen(truth: Truth, ours: Taps, theirs: Mapping[str, Any]) -> dict[str, float]:
-    """What phases that the candidate does not show may do to each tap: the largest of a few draws within their bounds,
-    as L2 norms."""
-    missing = {name: x for name, x in phases(ours).items() if name not in theirs}
-    if not missing:
-        return {}
-    draws = [
-        {name: truth.drawn(name, x, seed=99 * i + j) for j, (name, x) in enumerate(missing.items())}
-        for i in range(DRAWS)
-    ]
-    plain, drawn = truth.of(ours), [truth.of(ours | draw) for draw in draws]
-    return {name: max(norm(x[name] - y) for x in drawn) for name, y in plain.items() if not name.endswith(PHASES)}
-
-
 def without_effect(model: nn.Module) -> list[str]:
     """Name the parameters that a port could ignore without being told: all zero, or of a norm and all one."""
+    blocks = len(model.transformer_blocks)  # type: ignore[arg-type]
     there = {name: x for name, x in model.named_parameters() if not x.is_meta}  # the rest is in a streamed model's file
     zero = [name for name, x in there.items() if not x.any()]
     one = [name for name, x in there.items() if name.endswith((".norm_q.weight", ".norm_k.weight")) and (x == 1).all()]
     return [
-        f"{what}: {some(names, model)}"
+        f"{what}: {joined_names(names, blocks)}"
         for names, what in (
             (zero, "parameters that are all zero, so that a port passes without them"),
             (one, "norm weights that are all one, and without effect"),
         )
         if names
     ]
-
-
-def some(names: list[str], model: nn.Module, count: int = 12) -> str:
-    """Join names, those of all blocks as one."""
-    blocks = len(model.transformer_blocks)  # type: ignore[arg-type]
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(re.sub(r"^transformer_blocks\.\d+\.", "transformer_blocks.*.", name), []).append(name)
-    shown = [x for group, found in groups.items() for x in ([group] if len(found) == blocks > 1 else found)]
-    return ", ".join(shown[:count]) + (f" and {len(shown) - count} more" if len(shown) > count else "")
 
 
 def unused(name: str, inputs: Inputs) -> bool:
@@ -336,52 +224,6 @@ def unused(name: str, inputs: Inputs) -> bool:
         and (mask is None or not mask.any())
         and attention in ("attn1", "audio_attn1")
         and part in ("norm_q", "norm_k", "q", "k", "sdpa")
-    )
-
-
-def explained(
-    report: Report,
-    ours: Taps,
-    theirs: Mapping[str, Any],
-    true: Taps,
-    model: LTX2VideoTransformer3DModel,
-    inputs: Inputs,
-    why: Explanation | None,
-) -> Report:
-    """The report with what its first divergence looks like: another convention, a mistake that ports make."""
-    found = next((row for row in report.rows if row.name == report.first), None)
-    if found is None:
-        return report
-    said = (*found.hints, *mistakes(found.name, ours, theirs, true, model, inputs))
-    if why is not None and why.beyond(found.name, ours):
-        said = (f"another convention, {why}", *said)
-    elif why is not None:  # of rounding before the divergence
-        report = replace(report, notes=[*report.notes, str(why)])
-    rows = [replace(row, hints=said) if row is found else row for row in report.rows]
-    return summary(rows, report.notes)
-
-
-def mistakes(
-    name: str, ours: Taps, theirs: Mapping[str, Any], true: Taps, model: LTX2VideoTransformer3DModel, inputs: Inputs
-) -> tuple[str, ...]:
-    other = theirs.get(name)
-    if not isinstance(other, Tensor):
-        return ()
-    other = spread(name, other, ours[name])
-    if other.shape != ours[name].shape:
-        return ()
-    before = list(ours)[: list(ours).index(name)]
-    return hints(
-        Evidence(
-            name,
-            ours[name],
-            other.cpu(),
-            true.get(name),
-            ours,
-            {name: theirs[name] for name in before if name in theirs},
-            model.config,
-            inputs,
-        )
     )
 
 
@@ -407,9 +249,9 @@ def assert_parity(
     if arithmetic not in (NATIVE, "exact"):
         raise ValueError(f"arithmetic: expected 'native' or 'exact', got {arithmetic!r}")
     if arithmetic == NATIVE:
-        report = cleared(judge(model, inputs, theirs()), model, inputs, theirs)
+        report = cleared(audit_natively(model, inputs, theirs()), model, inputs, theirs)
     else:
-        report = judge_exactly(model, inputs, theirs)
+        report = audit_exactly(model, inputs, theirs)
     outputs = [row.verdict for row in report.rows if row.name in ("sample", "audio_sample")]
     if not report.passed and (report.verdict != MISSING or MISSING in outputs):
         raise AssertionError(report.details())
@@ -462,6 +304,13 @@ def candidate_named(name: str) -> Candidate:
     )
 
 
+def conventions_of(implementation: str) -> Conventions:
+    """Of ltx2ref:NAME; of ltx2ref alone diffusers'. Raises `ValueError` for anything else."""
+    if implementation not in NAMED:
+        raise ValueError(f"{implementation}: no such conventions; expected {', '.join(NAMED)}")
+    return NAMED[implementation]
+
+
 def ours(s: Setup, conventions: Conventions) -> LTX2VideoTransformer3DModel:
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(s.config, conventions)
@@ -482,8 +331,8 @@ def fingerprint(device: torch.device, dtype: torch.dtype) -> Fingerprint:
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": describe(device),
-        "dtype": dtype_name(torch.empty(0, dtype=dtype)),
+        "device": device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -496,5 +345,5 @@ def fingerprint(device: torch.device, dtype: torch.dtype) -> Fingerprint:
     }
 
 
-def describe(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -15,9 +15,8 @@ from torch import Tensor
 from ..config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 from ..conventions import DIFFUSERS, LTX_CORE_2026_03, Conventions
 from ..rope import audio_positions, video_positions
-from .generator import Scales, uniform
+from .generator import SEED, Scales, uniform
 
-SEED = 20261122
 BATCH, TEXT_TOKENS, AUDIO_TOKENS, GRID = 2, 9, 11, (3, 5, 7)
 LONG_GRID = (16, 1, 3)  # 121 pixel frames
 SIZES: dict[str, Any] = {
@@ -54,6 +53,10 @@ class Case:
     scales: Scales = ()  # of the weights
     seed: int = SEED  # of the inputs
     native: bool = True  # tensors were recorded in native arithmetic, too
+    config: TransformerConfig = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", replace(RELEASES[self.release], **self.change))
 
     @property
     def id(self) -> str:
@@ -68,10 +71,6 @@ class Case:
         return {"config": self.config.to_diffusers(), "conventions": asdict(self.conventions)} | (
             {"scales": [list(x) for x in self.scales]} if self.scales else {}
         )
-
-    @property
-    def config(self) -> TransformerConfig:
-        return replace(RELEASES[self.release], **self.change)
 
     def draw(self, name: str, *shape: int) -> Tensor:
         return uniform(f"{self.id}/{name}", shape, seed=self.seed)

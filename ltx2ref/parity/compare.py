@@ -1,118 +1,105 @@
 """Two implementations compared tap by tap: where they first part, by how much, and whether rounding explains it.
 
+`compare_forwards` is the way of every audit: the truth, the judge, three explanations and the report, each once.
+
 Where there is a truth, nothing but the budget of judge.py decides between rounding and a bug. Where there is none, a
 difference is called a divergence only if it takes half of the digits of the coarser dtype (relative L2 above the square
 root of its epsilon), and else stays suspect.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import nullcontext
+from typing import Any
 
-from .judge import Against, Local, Taps, judge_tap
-from .report.rows import DIVERGED, IDENTICAL, MISSING, PROPAGATED, ROUNDING, SHAPE, SUSPECT, Report, TapRow
-from .trace.taps import PROJECTED
+import torch
+from torch import Tensor
+
+from ..model import LTX2VideoTransformer3DModel
+from .cases import Inputs
+from .exact import exact
+from .explain.conventions import explain_by_conventions
+from .explain.evidence import explain_by_hints
+from .explain.hints import HINTS
+from .explain.roundings import LARGE, explain_by_machines, machine_notes
+from .judge import AnyTaps, Standard, first_divergence, judge_taps, remarks, rounded_phases
+from .report.assemble import assemble
+from .report.rows import Report
+from .run import run
+from .trace.taps import Taps
+from .truth import Local, Truth, isolate, norm, unseen
 
 
 def compare(
-    reference: Taps,
-    candidate: Taps,
-    truth: Taps | None = None,
+    reference: AnyTaps,
+    candidate: AnyTaps,
+    truth: AnyTaps | None = None,
     local: Local | None = None,
-    candidate_truth: Taps | None = None,
-    bounds: Taps | None = None,
+    candidate_truth: AnyTaps | None = None,
+    bounds: AnyTaps | None = None,
     slack: Mapping[str, float] | None = None,
     least: Mapping[str, float] | None = None,
 ) -> Report:
-    """Every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from consequence.
+    """Compare every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from
+    consequence.
 
     `candidate_truth` is what the candidate is measured against, where its phases are not the reference's. `bounds` are
     of sinusoids and tables of float32 frequencies, `least` of other RoPE tables (see truth.py). `slack`, in L2 norms,
     is added to budgets.
     """
-    true, theirs, bounds, slack, least = truth or {}, candidate_truth or {}, bounds or {}, slack or {}, least or {}
-    rows = [
-        judge_tap(
-            name,
-            x,
-            candidate.get(name),
-            local,
-            Against(
-                true.get(name), theirs.get(name), bounds.get(name), slack.get(name, 0.0), least=least.get(name, 0.0)
-            ),
-        )
-        for name, x in reference.items()
-        if name in candidate or name not in PROJECTED.values()
-    ]
-    rows = after_projection(amplified(rows) if local is not None else rows)
-    return summary(rows, notes(rows, reference, candidate, truth))
+    standard = Standard(truth or {}, candidate_truth or {}, bounds or {}, slack or {}, {}, least or {})
+    rows = judge_taps(reference, candidate, standard, local)
+    return assemble(rows, remarks(rows, reference, candidate, truth))
 
 
-def amplified(rows: list[TapRow]) -> list[TapRow]:
-    """What is beyond its budget although no stage so far is beyond its own has only grown: suspect, not diverged."""
-    result, origin = [], False
-    for row in rows:
-        origin |= row.origin != PROPAGATED and row.verdict == DIVERGED
-        grown = row.verdict == DIVERGED and not origin
-        more = row.error / row.local_error if row.error is not None and row.local_error else None
-        result.append(replace(row, verdict=SUSPECT if grown else row.verdict, amplification=more))
-    return result
+def compare_forwards(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any], exactly: bool = False
+) -> Report:
+    """Compare taps of this model with those that a candidate computed with its weights, here or elsewhere.
+
+    `exactly`: both were computed under exact arithmetic.
+    """
+    queries = unscaled(ours, theirs)
+    theirs = {**theirs, **queries}
+    if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
+        return compare(ours, theirs)
+
+    truth = Truth(model, inputs)
+    with exact() if exactly else nullcontext():
+        local = isolate(model, inputs, ours, theirs, exactly)
+    slack = unseen(truth, ours, theirs) | {name: torch.finfo(x.dtype).eps * norm(x) for name, x in queries.items()}
+
+    standard = Standard(true := truth.of(ours), {}, truth.bounds, slack, {}, truth.least)
+    if phases := rounded_phases(ours, theirs, standard):
+        standard = standard._replace(candidate_true=truth.of(ours | phases))
+    rows = judge_taps(ours, theirs, standard, local)
+    notes = remarks(rows, ours, theirs, true)
+    scaled = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
+    if first_divergence(rows) is None:
+        return assemble(rows, [*notes, *scaled])
+
+    if not exactly and sum(x.numel() for x in model.parameters()) <= LARGE:
+        measured = {**(standard.candidate_true or true)}
+        rows = explain_by_machines(rows, lambda: run(model, inputs), truth, theirs, measured)
+        notes += machine_notes(rows)
+    rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
+    rows = explain_by_hints(rows, HINTS, ours, theirs, true, model.config, inputs)
+    return assemble(rows, [*notes, *scaled, *said])
 
 
-def after_projection(rows: list[TapRow]) -> list[TapRow]:
-    """Say of an output that is wrong although what its projection put out is right, that it was changed in between."""
-    right = {row.name for row in rows if row.verdict in (IDENTICAL, ROUNDING)}
-    return [
-        replace(
-            row, hints=(f"a change after {PROJECTED[row.name]}: what it put out is right, what is returned is not",)
-        )
-        if PROJECTED.get(row.name) in right and row.verdict in (SUSPECT, DIVERGED, SHAPE)
-        else row
-        for row in rows
-    ]
+def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:
+    """Return those queries of theirs that hold the scale of attention already, and whose attention is right, without
+    the scale."""
+    found: Taps = {}
+    for name in (name for name in ours if name.endswith(".q")):
+        at = f"{name.removesuffix('.q')}.sdpa"
+        x, y = theirs.get(name), theirs.get(at)
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and at in ours:
+            scale = x.shape[-1] ** -0.5
+            if close(ours[name].double() * scale, x) and close(ours[at].double(), y):
+                found[name] = (x.double() / scale).to(x.dtype)
+    return found
 
 
-def summary(rows: list[TapRow], remarks: list[str]) -> Report:
-    """The verdict of the whole, and the sentence that says it."""
-    found = {row.verdict for row in rows}
-    wrong = next((row for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
-    other = next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
-    first = wrong or next((row for row in rows if row.verdict == SUSPECT), None) or other
-    verdict = next(v for v in (DIVERGED, SHAPE, SUSPECT, MISSING, ROUNDING, IDENTICAL) if v in found or v == IDENTICAL)
-    return Report(
-        verdict,
-        sentence(verdict, first, other, rows),
-        first.name if first else None,
-        rows,
-        notes=remarks,
-        hints=first.hints if first else (),
-    )
-
-
-def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: list[TapRow]) -> str:
-    missing = sum(row.verdict == MISSING for row in rows)
-    lacking = f"; {missing} of {len(rows)} taps are missing from the candidate" if missing else ""
-    if first is None:
-        compared = len(rows) - missing
-        return f"identical at {'every tap' if not missing else f'all of {compared} taps'}{lacking}"
-    looks = f", looks like {first.hints[0]}" if first.hints else ""
-    if other is None or other.name == first.name:
-        before = "everything before it is identical"
-    else:
-        before = f"before it only rounding, from {other.name} on"
-    kind = {ROUNDING: "rounding", SUSPECT: "more than rounding explains, less than a bug would do"}.get(
-        first.verdict, first.verdict
-    )
-    return f"first divergence at {first.name} ({kind}){looks}; {before}{lacking}"
-
-
-def notes(rows: list[TapRow], reference: Taps, candidate: Taps, truth: Taps | None) -> list[str]:
-    extra = [name for name in candidate if name not in reference and name not in PROJECTED.values()]
-    remarks = []
-    if extra:
-        remarks.append(f"the candidate has {len(extra)} taps that the reference has not: {', '.join(extra[:3])}")
-    if truth is None and any(row.verdict in (SUSPECT, DIVERGED) for row in rows):
-        remarks.append(
-            "without a float64 truth there is no budget: a difference that is not the coarser dtype's "
-            "rounding is called a divergence above the square root of its epsilon, and else suspect"
-        )
-    return remarks
+def close(a: Tensor, b: Tensor) -> bool:
+    """Tell whether b differs from a, in float64, by less than half of the digits of its dtype."""
+    return a.shape == b.shape and norm(a - b.cpu().double()) <= torch.finfo(b.dtype).eps ** 0.5 * norm(a)

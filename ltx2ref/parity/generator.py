@@ -11,12 +11,19 @@ The first two factors are exact in float32, uniform in [-1, 1); the last multipl
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from fnmatch import fnmatch
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import TransformerConfig
+from ..conventions import DIFFUSERS, Conventions
+from ..model import LTX2VideoTransformer3DModel
+
+SEED = 20261122  # of the cases' weights and inputs
 Scales = tuple[tuple[str, float], ...]  # pattern of names, and a power of two that their weights are multiplied by
 UNIT = math.sqrt(3)  # the scale at which a uniform number has variance 1
 
@@ -61,3 +68,19 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scales: Scales = (
         * math.prod(factor for pattern, factor in scales if fnmatch(name, pattern))
         for name, shape in shapes.items()
     }
+
+
+def build(
+    config: TransformerConfig, dtype: torch.dtype, conventions: Conventions = DIFFUSERS, scales: Scales = ()
+) -> LTX2VideoTransformer3DModel:
+    """Build a model with generated weights, rounded to `dtype`."""
+    return deepcopy(generated(config, conventions, scales)).to(dtype)
+
+
+@lru_cache(maxsize=2)
+def generated(config: TransformerConfig, conventions: Conventions, scales: Scales) -> LTX2VideoTransformer3DModel:
+    with torch.device("meta"):
+        model = LTX2VideoTransformer3DModel(config, conventions)
+    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    model.load_state_dict(weights(shapes, SEED, scales), assign=True)
+    return model.eval()

@@ -10,13 +10,16 @@ analytic bound in the budget's place.
     up to 2                    within budget, a note     suspect: rounded more often than the reference; rounding if
                                                          exact arithmetic shows the same operations
     above                      FAILED, diverged          diverged
-                               in both, unless roundings.py explains it: as up to 2 (not in the kit's components)
+                               in both, unless explain/roundings.py explains it:
+                               as up to 2 (not in the kit's components)
 
 There are honest ways of computing between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.8, a
 bfloat16 matrix product in two halves that are rounded before they are added 1.6. A bound has no such band.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,20 +28,13 @@ from torch import Tensor
 
 from .report.rows import DIVERGED, IDENTICAL, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SHAPE, SUSPECT, TapRow
 from .trace.sketch import Sketch, estimate, sketch
+from .trace.taps import PROJECTED
+from .truth import FLOOR, SHARE, Local, norm, phases, spread
 
-Taps = Mapping[str, Any]  # of tensors, or of sketches
-PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T
+AnyTaps = Mapping[str, Any]  # of tensors, or of sketches
 SAMPLE = 2**20  # elements from which a percentile is taken
-SHARE, FLOOR = 1.5, 4 * 2.0**-23  # of the reference's own error; of the truth's norm
-CLEARLY = 2.0  # budgets, beyond which nothing passes that roundings.py does not explain
-
-
-class Local(NamedTuple):
-    """The reference run on the candidate's own taps: in its dtype, and in float64."""
-
-    reference: Taps
-    truth: Taps
-    same_bits: Taps | None = None  # those of `reference` that the same operations have to the bit, in exact arithmetic
+CLEARLY = 2.0  # budgets, beyond which nothing passes that explain/roundings.py does not explain
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Against(NamedTuple):
@@ -50,6 +46,73 @@ class Against(NamedTuple):
     slack: float = 0.0  # what phases do that the candidate does not show
     allowed: Tensor | None = None  # whose error the budget is made from, if it is not the reference's
     least: float = 0.0  # that error, if it is smaller
+
+
+class Standard(NamedTuple):
+    """What all taps are measured against, by their names. See `Against`, and truth.py for `bounds` and `least`."""
+
+    true: AnyTaps = NOTHING
+    candidate_true: AnyTaps = NOTHING
+    bounds: AnyTaps = NOTHING
+    slack: Mapping[str, float] = NOTHING
+    allowed: AnyTaps = NOTHING
+    least: Mapping[str, float] = NOTHING
+
+    def of(self, name: str) -> Against:
+        return Against(
+            self.true.get(name),
+            self.candidate_true.get(name),
+            self.bounds.get(name),
+            self.slack.get(name, 0.0),
+            self.allowed.get(name),
+            self.least.get(name, 0.0),
+        )
+
+
+def judge_taps(reference: AnyTaps, candidate: AnyTaps, standard: Standard, local: Local | None = None) -> list[TapRow]:
+    """Judge every tap of the reference, in its order. `local` tells origin from consequence."""
+    rows = [
+        judge_tap(name, x, candidate.get(name), local, standard.of(name))
+        for name, x in reference.items()
+        if name in candidate or name not in PROJECTED.values()
+    ]
+    return after_projection(rows if local is None else amplified(rows))
+
+
+def rounded_phases(reference: AnyTaps, candidate: AnyTaps, standard: Standard) -> dict[str, Tensor]:
+    """Return those of the candidate's phases that rounding explains, in the reference's shapes.
+
+    Its other taps are measured against a truth with these phases. Wrong phases are left out, so that what follows from
+    them is shown to be wrong, too.
+    """
+    rows = judge_taps(phases(reference), candidate, standard)
+    names = [row.name for row in rows if row.verdict in (ROUNDING, SUSPECT)]
+    return {
+        name: spread(name, candidate[name], reference[name]) for name in names if isinstance(candidate[name], Tensor)
+    }
+
+
+def first_divergence(rows: list[TapRow]) -> TapRow | None:
+    """Return the tap that the report is about: the first wrong one, else the first suspect one, else the first that is
+    not identical; None if there is no such tap."""
+    for verdicts in ((DIVERGED, SHAPE), (SUSPECT,)):
+        if found := next((row for row in rows if row.verdict in verdicts), None):
+            return found
+    return next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
+
+
+def remarks(rows: list[TapRow], reference: AnyTaps, candidate: AnyTaps, truth: AnyTaps | None) -> list[str]:
+    """Return notes on what could not be judged, or not well: taps without a counterpart, and without a truth."""
+    extra = [name for name in candidate if name not in reference and name not in PROJECTED.values()]
+    said = []
+    if extra:
+        said.append(f"the candidate has {len(extra)} taps that the reference has not: {', '.join(extra[:3])}")
+    if truth is None and any(row.verdict in (SUSPECT, DIVERGED) for row in rows):
+        said.append(
+            "without a float64 truth there is no budget: a difference that is not the coarser dtype's "
+            "rounding is called a divergence above the square root of its epsilon, and else suspect"
+        )
+    return said
 
 
 def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, against: Against) -> TapRow:
@@ -87,11 +150,29 @@ def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, ag
     return TapRow(verdict=judged(numbers, dtype, most), **about, **numbers)
 
 
-def spread(name: str, x: Tensor, like: Any) -> Tensor:
-    """Repeat noise levels per batch element for each token where the other implementation has them per token."""
-    if name.endswith(PER_TOKEN) and tuple(x.shape[1:]) == tuple(like.shape[1:]) and like.shape[0] % len(x) == 0:
-        return x.repeat_interleave(like.shape[0] // len(x), 0)
-    return x
+def amplified(rows: list[TapRow]) -> list[TapRow]:
+    """Downgrade to suspect a tap over budget when no stage up to it was over budget on its own: the error has only
+    accumulated."""
+    result, origin = [], False
+    for row in rows:
+        origin |= row.origin != PROPAGATED and row.verdict == DIVERGED
+        grown = row.verdict == DIVERGED and not origin
+        more = row.error / row.local_error if row.error is not None and row.local_error else None
+        result.append(replace(row, verdict=SUSPECT if grown else row.verdict, amplification=more))
+    return result
+
+
+def after_projection(rows: list[TapRow]) -> list[TapRow]:
+    """Add a hint to an output that is wrong although its projection is right: it was changed in between."""
+    right = {row.name for row in rows if row.verdict in (IDENTICAL, ROUNDING)}
+    return [
+        replace(
+            row, hints=(f"a change after {PROJECTED[row.name]}: what it put out is right, what is returned is not",)
+        )
+        if PROJECTED.get(row.name) in right and row.verdict in (SUSPECT, DIVERGED, SHAPE)
+        else row
+        for row in rows
+    ]
 
 
 def judged(numbers: Mapping[str, Any], dtype: torch.dtype, most: float) -> str:
@@ -184,10 +265,6 @@ class Errors(NamedTuple):
     @property
     def share(self) -> float:
         return self.error / self.allowed if self.allowed else (0.0 if self.error == 0 else float("inf"))
-
-
-def norm(x: Tensor) -> float:
-    return torch.linalg.vector_norm(x.double()).item()
 
 
 def measure(

@@ -1,36 +1,14 @@
-"""One forward of this model: with the weights of a conformance case, in a dtype, with every tap."""
+"""One forward of this model with every tap, and the inputs that it is given."""
 
 from collections.abc import Callable
-from copy import deepcopy
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import TransformerConfig
-from ..conventions import DIFFUSERS, Conventions
 from ..model import LTX2VideoTransformer3DModel
-from . import generator
-from .cases import SEED, Inputs
-from .generator import Scales
+from .cases import Inputs
 from .trace.taps import Taps, returned, trace
-
-
-def build(
-    config: TransformerConfig, dtype: torch.dtype, conventions: Conventions = DIFFUSERS, scales: Scales = ()
-) -> LTX2VideoTransformer3DModel:
-    """A model with the generated weights, rounded to `dtype`."""
-    return deepcopy(generated(config, conventions, scales)).to(dtype)
-
-
-@lru_cache(maxsize=2)
-def generated(config: TransformerConfig, conventions: Conventions, scales: Scales) -> LTX2VideoTransformer3DModel:
-    with torch.device("meta"):
-        model = LTX2VideoTransformer3DModel(config, conventions)
-    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    model.load_state_dict(generator.weights(shapes, SEED, scales), assign=True)
-    return model.eval()
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:

@@ -1,16 +1,19 @@
-"""The float64 truth that both sides of a comparison are measured against.
+"""The float64 truth that both sides of a comparison are measured against, of the whole and of each stage.
 
 It is the double model, given the weights and inputs that the model has in its own dtype, and the *phases* (RoPE cosines
 and sines, timestep sinusoids) of the side that is judged. RoPE angles reach 15,708 rad, so that one unit in the last
 place of a float32 angle moves everything that follows by 1e-5, on each machine another way, and is no error of what
 follows. The phases themselves are judged against pure float64.
+
+Which stage went wrong first, and what was only passed on, shows a run on the candidate's own taps (`isolate`).
 """
 
 import math
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +23,38 @@ from ..config import TransformerConfig
 from ..model import LTX2VideoTransformer3DModel
 from ..rope import rotation
 from .cases import Inputs
-from .judge import SHARE, norm
 from .run import moved, run
 from .trace.taps import ADALN_LAYERS, PHASES, Taps
 
+# What a candidate's error may be: a share of the reference's own error, and of the truth's norm. See judge.py.
+SHARE, FLOOR = 1.5, 4 * 2.0**-23
 PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
 # Of an angle that a float32 frequency makes: a linspace off by one unit, which a power of 10,000 makes 9.2, the power
 # itself by two, pi, the middle, the fraction of the largest position, the shift, and the product.
 ANGLE_ULPS = math.log(10_000) + 2 + 5
 ROUNDED = 0.42 * 2.0**-24  # root mean square of a float32 rounding, relative to the number
 LUCK = 0.6  # of what these roundings lose in a table: no reference is taken to lose less
+
+
+DRAWS = 3  # of phases that a candidate does not show
+PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T
+# The residual of one stream through a block: where it enters each sub-layer, and where it leaves.
+CHAINS = (
+    ("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.stream", "video"),
+    ("audio_attn1.stream", "audio_attn2.stream", "video_to_audio_attn.stream", "audio_ff.stream", "audio"),
+)
+
+
+def norm(x: Tensor) -> float:
+    """Return the L2 norm, in float64."""
+    return torch.linalg.vector_norm(x.double()).item()
+
+
+def spread(name: str, x: Tensor, like: Any) -> Tensor:
+    """Repeat noise levels per batch element for each token where the other implementation has them per token."""
+    if name.endswith(PER_TOKEN) and tuple(x.shape[1:]) == tuple(like.shape[1:]) and like.shape[0] % len(x) == 0:
+        return x.repeat_interleave(like.shape[0] // len(x), 0)
+    return x
 
 
 def doubled(model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
@@ -126,3 +151,61 @@ class Truth:
 def truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference: Mapping[str, Any]) -> Taps:
     """Return every tap of the model in float64, given the reference's phases."""
     return Truth(model, inputs).of(reference)
+
+
+def unseen(truth: Truth, ours: Taps, theirs: Mapping[str, Any]) -> dict[str, float]:
+    """What phases that the candidate does not show may do to each tap: the largest of a few draws within their bounds,
+    as L2 norms."""
+    missing = {name: x for name, x in phases(ours).items() if name not in theirs}
+    if not missing:
+        return {}
+    draws = [
+        {name: truth.drawn(name, x, seed=99 * i + j) for j, (name, x) in enumerate(missing.items())}
+        for i in range(DRAWS)
+    ]
+    plain, drawn = truth.of(ours), [truth.of(ours | draw) for draw in draws]
+    return {name: max(norm(x[name] - y) for x in drawn) for name, y in plain.items() if not name.endswith(PHASES)}
+
+
+class Local(NamedTuple):
+    """The reference run on the candidate's own taps: in its dtype, and in float64."""
+
+    reference: Taps
+    truth: Taps
+    same_bits: Taps | None = None  # those of `reference` that the same operations have to the bit, in exact arithmetic
+
+
+def isolate(
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    reference_taps: Taps,
+    candidate: Mapping[str, Any],
+    exactly: bool = False,
+) -> Local:
+    """Run the reference on the candidate's taps. Those that the candidate lacks, or has in another shape, stay the
+    reference's own. `exactly`: under exact arithmetic, where the same operations have the same bits."""
+    taps: Taps = {
+        name: spread(name, x, reference_taps[name])
+        for name, x in candidate.items()
+        if isinstance(x, Tensor) and name in reference_taps
+    }
+    taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}
+    reference, exact = run(model, inputs, taps), run(doubled(model), wide(inputs), taps)
+    chains = [
+        [name for part in chain if (name := f"transformer_blocks.{i}.{part}") in exact]
+        for i in range(len(model.transformer_blocks))
+        for chain in CHAINS
+    ]
+    same_bits = {name: x for name, x in reference.items() if not any(name in names[1:] for names in chains)}
+    for names in chains:
+        step(reference, exact, taps, names)
+    return Local(reference, exact, same_bits if exactly else None)
+
+
+def step(reference: Taps, exact: Taps, candidate: Taps, names: list[str]) -> None:
+    """A residual is what it was before, in the candidate, plus what the sub-layer added, in the reference."""
+    plain = {name: exact[name] for name in names}
+    for before, name in pairwise(names):
+        if before in candidate:
+            exact[name] = candidate[before].double() + plain[name] - plain[before]
+            reference[name] = exact[name] + reference[name].double() - plain[name]

@@ -32,8 +32,9 @@ from torch import Tensor
 from . import record
 from .cases import OUTPUTS, Case, Inputs
 from .exact import exact
-from .explain.roundings import explained_by_machines
-from .judge import Against, judge_tap, norm
+from .explain.roundings import explain_by_machines
+from .generator import build
+from .judge import Against, judge_tap
 from .kernels import OUTPUT as KERNEL_OUTPUT
 from .kernels import Kernel, KernelTruth
 from .kernels import run as run_kernel
@@ -41,10 +42,10 @@ from .machines import machine as machine_named
 from .record import DTYPES, EXACT_DTYPES, ExactRecord, Record, RecordError
 from .report import rows as report
 from .report.rows import DIVERGED, SHAPE, TapRow
-from .run import build, cast, moved, run
+from .run import cast, moved, run
 from .trace.probe import threads
 from .trace.taps import Taps
-from .truth import Truth
+from .truth import Truth, norm
 
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
 MANY, MOST_JOBS = 24, 8  # runs that are worth other processes, each of which takes seconds to start; and of those
@@ -227,7 +228,7 @@ def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult
         )
         for name, x in recorded.taps.items()
     ]
-    rows = explained_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, theirs, true)
+    rows = explain_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, theirs, true)
     return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
 
@@ -261,7 +262,7 @@ def compare_with_exact(
         )
         for name, x in known.items()
     ]
-    rows = explained_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, taps, true)
+    rows = explain_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, taps, true)
     unknown = [name for name in recorded.digests if name not in known]
     if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
         return NativeResult(

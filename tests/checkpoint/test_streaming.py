@@ -29,7 +29,7 @@ from ltx2ref.checkpoint import streaming
 from ltx2ref.checkpoint.match import parameter_shapes
 from ltx2ref.checkpoint.storage import Stored
 from ltx2ref.checkpoint.streaming import StreamedTransformer
-from ltx2ref.parity.audit import judge
+from ltx2ref.parity.audit import audit_natively
 from ltx2ref.parity.run import run
 from ltx2ref.parity.trace.sketch import sketch
 
@@ -440,9 +440,9 @@ def test_an_audit_of_a_streamed_model_says_what_it_says_of_the_resident_one(tmp_
     streamed, resident = both(written(tmp_path))
     inputs = inputs_of(resident)
     theirs = run(resident, inputs)
-    assert judge(streamed, inputs, theirs).verdict == "identical"
+    assert audit_natively(streamed, inputs, theirs).verdict == "identical"
     theirs["transformer_blocks.2.attn1.sdpa"] = theirs["transformer_blocks.2.attn1.sdpa"] * 1.1
-    reports = [judge(model, inputs, theirs) for model in (streamed, resident)]
+    reports = [audit_natively(model, inputs, theirs) for model in (streamed, resident)]
     assert reports[0] == reports[1] and reports[0].verdict == "diverged"
     assert reports[0].first == "transformer_blocks.2.attn1.sdpa"
 

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from ltx2ref import cli
 from ltx2ref.parity.cases import CASES
-from ltx2ref.parity.judge import FLOOR, SHARE
+from ltx2ref.parity.generator import build
 from ltx2ref.parity.report import rows as report
-from ltx2ref.parity.run import build, run
+from ltx2ref.parity.run import run
 from ltx2ref.parity.trace import taps
+from ltx2ref.parity.truth import FLOOR, SHARE
 
 pytestmark = pytest.mark.slow
 

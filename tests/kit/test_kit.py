@@ -26,9 +26,9 @@ from ltx2ref.kit.cases import COMPONENTS, MASKED, MODELS, NEWEST
 from ltx2ref.kit.check import EXACT, LEVELS, NATIVE, check, failures
 from ltx2ref.kit.export import Source, export
 from ltx2ref.kit.identity import identity
-from ltx2ref.parity import audit, generator, judge, record, verify
+from ltx2ref.parity import compare, generator, judge, record, verify
 from ltx2ref.parity.arithmetic import VERSION
-from ltx2ref.parity.audit import judge as audited
+from ltx2ref.parity.audit import audit_natively as audited
 from ltx2ref.parity.cases import OUTPUTS, Case
 from ltx2ref.parity.machines import MACHINES, machine
 from ltx2ref.parity.record import DTYPES, RecordError, digest
@@ -478,7 +478,7 @@ def test_phases_that_a_port_does_not_show_are_allowed_for(kit: Path, tmp_path: P
     save_file({name: taps[name].numpy() for name in OUTPUTS}, tmp_path / case["results"]["float32"])
     verdict = check(tmp_path, kit, partial=True)
     assert verdict.status == 0 and verdict.summary.endswith("with outputs missing")
-    with patch.object(audit, "unseen", lambda *_: {}):
+    with patch.object(compare, "unseen", lambda *_: {}):
         assert check(tmp_path, kit, partial=True).status == 1
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from ltx2ref.kit.cases import LONG, MASKED, MODELS
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import CASES, Case
+from ltx2ref.parity.generator import build
 from ltx2ref.parity.record import EXACT_DTYPES
-from ltx2ref.parity.run import build, cast
+from ltx2ref.parity.run import cast
 
 FAST = [(LONG, "bfloat16"), (MASKED, "float32"), (next(x for x in CASES if x.id == "2.5/everything"), "float16")]
 ALL = [(case, dtype) for case in (*CASES, *MODELS, MASKED) for dtype in EXACT_DTYPES]

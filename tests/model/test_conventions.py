@@ -23,9 +23,8 @@ from ltx2ref import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions, 
 from ltx2ref.config import TransformerConfig
 from ltx2ref.parity import record, verify
 from ltx2ref.parity.cases import LTX_CORE_CASES
-from ltx2ref.parity.judge import FLOOR, SHARE, norm
 from ltx2ref.parity.trace.probe import probe, threads
-from ltx2ref.parity.truth import phases
+from ltx2ref.parity.truth import FLOOR, SHARE, norm, phases
 
 needs_ltx_core = pytest.mark.ltx_core  # skipped where it is not installed: conftest.py
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from ltx2ref import DIFFUSERS, LTX2VideoTransformer3DModel, assert_parity, cli
 from ltx2ref.parity import verify
-from ltx2ref.parity.audit import audit, candidate_named, judge
+from ltx2ref.parity.audit import audit, audit_natively, candidate_named
 from ltx2ref.parity.cases import CASES, Inputs
 from ltx2ref.parity.compare import compare
 from ltx2ref.parity.explain.conventions import switched
-from ltx2ref.parity.isolate import isolate
 from ltx2ref.parity.judge import coarser, ulps
 from ltx2ref.parity.oracles import diffusers
 from ltx2ref.parity.record import DTYPES
@@ -45,7 +44,7 @@ from ltx2ref.parity.report.rows import (
 from ltx2ref.parity.trace.sketch import sketch
 from ltx2ref.parity.trace.taps import PHASES, Taps
 from ltx2ref.parity.trace.tracefile import save_trace
-from ltx2ref.parity.truth import truth
+from ltx2ref.parity.truth import isolate, truth
 
 CPU = torch.device("cpu")
 BY_ID = {case.id: case for case in CASES}
@@ -271,7 +270,7 @@ def test_a_bug_is_not_taken_for_a_convention() -> None:
     other = switched(model, replace(DIFFUSERS, rotation_dtype="model"))
     with mutants.inject("sequential-exchange", other):
         theirs = verify.run(other, inputs)
-    report = judge(model, inputs, theirs)
+    report = audit_natively(model, inputs, theirs)
     assert report.verdict == DIVERGED and not any("convention" in hint for hint in report.hints)
     assert any("switching `rotation_dtype` to 'model', up to transformer_blocks.0." in note for note in report.notes)
 
@@ -295,7 +294,7 @@ def test_a_benign_change_is_never_called_a_divergence(change: str, dtype: str) -
     run = reference(BENIGN[change][0], dtype)
     with mutants.BENIGN[change]():
         theirs = verify.run(run.model, run.inputs)
-    report = judge(run.model, run.inputs, theirs)
+    report = audit_natively(run.model, run.inputs, theirs)
     wrong = {row.name: (row.verdict, row.budget) for row in report.rows if row.verdict not in (IDENTICAL, ROUNDING)}
     assert report.passed, wrong
 
@@ -307,7 +306,7 @@ def test_more_roundings_than_the_references_are_suspect_at_most(case_id: str, dt
     run = reference(case_id, dtype)
     with mutants.BENIGN["rounded partial sums"]():
         theirs = verify.run(run.model, run.inputs)
-    report = judge(run.model, run.inputs, theirs)
+    report = audit_natively(run.model, run.inputs, theirs)
     assert report.verdict in (ROUNDING, SUSPECT)
     assert max(row.budget or 0 for row in report.rows) < 1.75, "too close to what is called a divergence"
 
@@ -318,10 +317,10 @@ def test_phases_that_a_candidate_does_not_show_may_be_rounded_otherwise(shown: t
     run = reference("2.3/121-frames", "float32")
     phases = {name: x.float() for name, x in run.truth.items() if name.endswith(PHASES)}  # rounded once
     theirs = verify.run(run.model, run.inputs, phases) | phases
-    report = judge(run.model, run.inputs, {name: theirs[name] for name in shown or theirs})
+    report = audit_natively(run.model, run.inputs, {name: theirs[name] for name in shown or theirs})
     assert not {DIVERGED, SHAPE, SUSPECT} & {row.verdict for row in report.rows}
     wrong = theirs | {"sample": theirs["sample"] * 1.001}
-    rows = judge(run.model, run.inputs, {name: wrong[name] for name in shown or wrong}).rows
+    rows = audit_natively(run.model, run.inputs, {name: wrong[name] for name in shown or wrong}).rows
     assert [row.verdict for row in rows if row.name == "sample"] == [DIVERGED]
 
 
@@ -549,7 +548,7 @@ def test_a_reference_that_does_not_repeat_itself_is_inconclusive() -> None:
     layer = run.model.proj_in
     noise = iter(range(1, 9))
     with patch.object(layer, "forward", lambda x: F.linear(x, layer.weight, layer.bias + next(noise))):
-        report = judge(run.model, run.inputs, run.taps)
+        report = audit_natively(run.model, run.inputs, run.taps)
     assert (report.verdict, report.sentence) == (SUSPECT, "inconclusive: the reference does not repeat itself")
 
 

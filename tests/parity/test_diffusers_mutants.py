@@ -10,11 +10,12 @@ import mutants
 import pytest
 import torch
 
-from ltx2ref.parity.audit import judge_taps
 from ltx2ref.parity.cases import CASES
+from ltx2ref.parity.compare import compare_forwards
+from ltx2ref.parity.generator import build
 from ltx2ref.parity.oracles import diffusers
 from ltx2ref.parity.report.rows import DIVERGED
-from ltx2ref.parity.run import build, cast, run
+from ltx2ref.parity.run import cast, run
 
 pytestmark = pytest.mark.diffusers
 BY_ID = {case.id: case for case in CASES}
@@ -37,7 +38,7 @@ def test_a_bug_in_diffusers_is_found_where_it_is_made_and_gone_afterwards(name: 
     after = diffusers.traced(model, inputs)
     assert before.keys() == after.keys() and all(torch.equal(x, after[tap]) for tap, x in before.items())
     assert any(not torch.equal(before[tap], wrong[tap]) for tap in ("sample", "audio_sample"))
-    report = judge_taps(ours, inputs, run(ours, inputs), wrong)
+    report = compare_forwards(ours, inputs, run(ours, inputs), wrong)
     assert (
         report.verdict,
         report.first and re.sub(r"^transformer_blocks\.\d+\.", "", report.first) in mutants.FIRST[name][0],

@@ -21,13 +21,13 @@ import ltx2ref.block
 from ltx2ref import cli
 from ltx2ref.parity import audit as audits
 from ltx2ref.parity.arithmetic import NotExact
-from ltx2ref.parity.audit import Candidate, Setup, assert_parity, audit, ours
+from ltx2ref.parity.audit import Candidate, Setup, assert_parity, audit, conventions_of, ours
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.exact import exact
-from ltx2ref.parity.explain.conventions import conventions_of
+from ltx2ref.parity.generator import build
 from ltx2ref.parity.machines import machine
 from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SUSPECT, Report
-from ltx2ref.parity.run import build, run
+from ltx2ref.parity.run import run
 from ltx2ref.parity.trace.tracefile import save_trace
 
 CASE = next(case for case in CASES if case.id == "2.3/t2v")

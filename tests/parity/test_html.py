@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from ltx2ref.parity.judge import FLOOR, SHARE
 from ltx2ref.parity.report.chart import Scale, first_depth, place
 from ltx2ref.parity.report.html import html
 from ltx2ref.parity.report.markup import number
@@ -35,6 +34,7 @@ from ltx2ref.parity.report.rows import (
     Report,
     TapRow,
 )
+from ltx2ref.parity.truth import FLOOR, SHARE
 
 ENTRANCE = [
     "video_coords",

@@ -329,7 +329,7 @@ def test_a_kit_asks_for_each_output_once_whatever_was_recorded() -> None:
 
 def test_an_audit_of_a_trace_without_the_projections_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """And needs no float64 model, as of everything that is identical."""
-    monkeypatch.setattr("ltx2ref.parity.audit.Truth", lambda *_: pytest.fail("the truth was computed"))
+    monkeypatch.setattr("ltx2ref.parity.compare.Truth", lambda *_: pytest.fail("the truth was computed"))
     model = model_of(SMALL)
     taps = verify.run(model, SMALL.inputs())
     report = assert_parity(

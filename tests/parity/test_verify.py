@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ltx2ref import cli
-from ltx2ref.parity import generator, judge, record, truth, verify
+from ltx2ref.parity import generator, record, truth, verify
 from ltx2ref.parity.cases import RECORDED, SEED
 from ltx2ref.parity.exact import exact
 from ltx2ref.parity.kernels import KERNELS
@@ -148,7 +148,7 @@ def test_one_bit_is_a_failure_under_exact_arithmetic_and_its_size_is_told() -> N
     x.view(torch.int32)[1, 2, 3] ^= 1
     result = verify.compare_exactly(case, "float32", taps)
     assert (result.verdict, result.first, result.differing) == (FAILED, "transformer_blocks.1.attn1.to_v", 1)
-    assert result.distance == pytest.approx(judge.norm(x.double() - before) / judge.norm(x), rel=0.5)
+    assert result.distance == pytest.approx(truth.norm(x.double() - before) / truth.norm(x), rel=0.5)
     del taps["audio_sample"]
     assert verify.compare_exactly(case, "float32", taps).differing == 2
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from ltx2ref import TransformerConfig
-from ltx2ref.parity.audit import judge
+from ltx2ref.parity.audit import audit_natively
 from ltx2ref.parity.report.rows import IDENTICAL
 from ltx2ref.parity.run import run
 from ltx2ref.rope import audio_positions, video_positions
@@ -71,7 +71,7 @@ def judged(source: str, release: str, dtype: torch.dtype, mesh: DeviceMesh) -> d
     whole = {name: gathered(x, alone[name]) for name, x in taps.items() if name in alone}
     if mesh.get_local_rank() != 0:
         return {}
-    report = judge(random_model(config, dtype), inputs, whole)
+    report = audit_natively(random_model(config, dtype), inputs, whole)
     here = [x.to_local() if isinstance(x, DTensor) else x for x in sharded.transformer_blocks.parameters()]
     total = sum(x.numel() for x in random_model(config).transformer_blocks.parameters())
     return {
@@ -92,7 +92,7 @@ def started(recipe: str, folder: Path) -> dict[str, Any]:
         source = source[: source.index("with torch")] + CODE["with"]
     exec(CODE[f"{recipe}.py"] + source, names)
     outputs = {"sample": names["video"], "audio_sample": names["audio"]}
-    rows = judge(random_model(config, torch.bfloat16), names["inputs"], outputs).rows
+    rows = audit_natively(random_model(config, torch.bfloat16), names["inputs"], outputs).rows
     return {row.name: row.verdict for row in rows if row.name in outputs}
 
 

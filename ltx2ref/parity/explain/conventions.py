@@ -1,6 +1,7 @@
-"""Does another convention explain it? The reference is run again, each time with one convention switched."""
+"""Other conventions: the reference is run again, each time with one convention switched."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, get_args
 
@@ -8,18 +9,14 @@ import torch
 from torch import Tensor
 
 from ...config import TransformerConfig
-from ...conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
+from ...conventions import Conventions
 from ...model import LTX2VideoTransformer3DModel
 from ..cases import Inputs
-from ..judge import spread
+from ..exact import exact
+from ..judge import first_divergence
+from ..report.rows import DIVERGED, ORIGINATED, ROUNDING, SUSPECT, TapRow, joined_names
 from ..run import run
-
-NAMED = {
-    "ltx2ref": DIFFUSERS,
-    "ltx2ref:diffusers": DIFFUSERS,
-    "ltx2ref:ltx-core-2026-03": LTX_CORE_2026_03,
-    "ltx2ref:ltx-core-2026-08": LTX_CORE_2026_08,
-}
+from ..truth import phases, spread
 
 
 class Explanation(NamedTuple):
@@ -38,11 +35,55 @@ class Explanation(NamedTuple):
         return self.next is None or names.index(self.next) > names.index(tap)
 
 
-def conventions_of(implementation: str) -> Conventions:
-    """Of ltx2ref:NAME; of ltx2ref alone diffusers'. Raises `ValueError` for anything else."""
-    if implementation not in NAMED:
-        raise ValueError(f"{implementation}: no such conventions; expected {', '.join(NAMED)}")
-    return NAMED[implementation]
+def explain_by_conventions(
+    rows: list[TapRow],
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Any],
+    exactly: bool,
+) -> tuple[list[TapRow], list[str]]:
+    """Add to the first divergence the conventions that explain it, and return notes on what other switches explain.
+
+    Under exact arithmetic RoPE tables of other frequencies are found by their bits.
+    """
+    notes = []
+    with exact() if exactly else nullcontext():
+        why = explanation(model, inputs, ours, theirs)
+    if exactly:
+        rows = with_other_frequencies(rows, model, inputs, theirs)
+        other = [row.name for row in rows if row.verdict == ROUNDING and row.origin == ORIGINATED]
+        if other:
+            names = joined_names(other, len(model.transformer_blocks))
+            notes.append(f"operations in another order, or rounded at other places: {names}")
+    first = first_divergence(rows)
+    if why is None or first is None:
+        return rows, notes
+    if not why.beyond(first.name, ours):  # only roundings before the divergence
+        return rows, [*notes, str(why)]
+    said = (f"another convention, {why}", *first.hints)
+    return [replace(row, hints=said) if row is first else row for row in rows], notes
+
+
+def with_other_frequencies(
+    rows: list[TapRow], model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]
+) -> list[TapRow]:
+    """Call RoPE tables diverged whose frequencies are float32 in place of float64, or the other way round, under exact
+    arithmetic. The budget hardly tells them from other ways of rounding an angle; the bits do."""
+    double = model.config.rope_double_precision
+    other = switched(model, config=replace(model.config, rope_double_precision=not double))
+    with exact():
+        tables = {name: x for name, x in phases(run(other, inputs)).items() if name.endswith((".cos", ".sin"))}
+    found = {
+        row.name
+        for row in rows
+        if row.verdict in (ROUNDING, SUSPECT)
+        and row.name in tables
+        and isinstance(x := theirs.get(row.name), Tensor)
+        and torch.equal(tables[row.name], x.cpu())
+    }
+    hint = f"frequencies computed in float{32 if double else 64}"
+    return [replace(row, verdict=DIVERGED, hints=(hint,)) if row.name in found else row for row in rows]
 
 
 def switched(

@@ -1,4 +1,4 @@
-"""Explains what rounding more often does: the reference is run on simulated machines that round so (machines.py).
+"""Other roundings: the reference is run on simulated machines that round more often (machines.py).
 
 What is beyond the band of judge.py may still be an honest way of computing: tensor parallelism rounds each part of a
 matrix product, and a kernel that stores its logits keeps little of them beside a bias of -10,000. How far that leads
@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from ..exact import exact
-from ..judge import FLOOR, SHARE, norm
 from ..machines import machine
 from ..report.rows import DIVERGED, SUSPECT, TapRow
 from ..trace.taps import PHASES, Taps
+from ..truth import FLOOR, SHARE, norm
 
 ROUND_MORE = ("quarters", "eighths", "rounded-logits")
 FAR = 300  # budgets that none of them reaches: not worth the time that exact arithmetic takes
@@ -26,7 +26,7 @@ class InFloat64(Protocol):
     def of(self, taps: Taps) -> Taps: ...
 
 
-def explained_by_machines(
+def explain_by_machines(
     rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloat64, theirs: Mapping[str, Any], true: Taps
 ) -> list[TapRow]:
     """Make suspect what diverged, with a machine's name, if the reference is as wrong on a machine at each such tap.
@@ -46,6 +46,13 @@ def explained_by_machines(
     if len(found) < len(wrong):
         return [*rows]
     return [replace(row, verdict=SUSPECT, machine=found[row.name]) if row.name in found else row for row in rows]
+
+
+def machine_notes(rows: Sequence[TapRow]) -> list[str]:
+    """Return the note on rows that a machine explains, if there are such rows."""
+    found = sorted({row.machine for row in rows if row.machine is not None})
+    said = f"no farther from float64 than ltx2ref on simulated machines that round more often: {', '.join(found)}"
+    return [said] if found else []
 
 
 def errors(forward: Callable[[], Taps], truth: InFloat64, name: str, taps: Sequence[str]) -> dict[str, float]:

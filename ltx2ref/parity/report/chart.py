@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from ..judge import FLOOR, SHARE
+from ..truth import FLOOR, SHARE
 from .markup import number, tag
 from .rows import DIVERGED, IDENTICAL, ROUNDING, SUSPECT, Report, TapRow
 

@@ -14,7 +14,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from ..judge import SHARE
+from ..truth import SHARE
 from .chart import chart, place
 from .markup import number, tag
 from .rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, VERDICTS, Report, TapRow

@@ -1,5 +1,6 @@
-"""What an audit says: a row for each tap, and one verdict. Plain data, for tables, JSON, HTML and failing tests."""
+"""The report of a comparison as plain data, for tables, JSON, HTML and failing tests: a row for each tap, a verdict."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -90,3 +91,12 @@ class Report:
 
     def __str__(self) -> str:
         return self.sentence
+
+
+def joined_names(names: list[str], blocks: int, count: int = 12) -> str:
+    """Join names of taps or parameters. One that occurs in each of `blocks` blocks is written once, with a star."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"^transformer_blocks\.\d+\.", "transformer_blocks.*.", name), []).append(name)
+    shown = [x for group, found in groups.items() for x in ([group] if len(found) == blocks > 1 else found)]
+    return ", ".join(shown[:count]) + (f" and {len(shown) - count} more" if len(shown) > count else "")

@@ -1,0 +1,607 @@
+"""Known mistakes, made again on what the reference computed: in noise levels, positions, tables, and stages of a block.
+
+Each is made from the taps before it, the configuration and the inputs.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import permutations
+from math import log, pi
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ...attention import attention_bias, text_mask
+from ...config import TransformerConfig
+from ...embeddings import sinusoid
+from ...modulation import EPS, modulate, rms_norm
+from ...rope import PLANES, Rope, apply_rope, audio_positions, rotation, video_positions
+from ..truth import norm
+from .evidence import NONE, OTHER, Evidence, unflat
+from .patterns import UNEXPLAINED, Guess, gap, is_rather, reproduces, rounding
+
+
+def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | None:
+    """What the candidate does in place of what the reference does, both among the `ways` to make this tap.
+
+    The reference makes it from its taps, the candidate from its own: what it has inherited is no mistake of this
+    stage. The documented way has no name.
+    """
+    own = next((what for what, guess in ways(e._replace(candidate_taps=NONE)) if reproduces(e, guess)), None)
+    right = next((guess.reshape(e.reference.shape) for what, guess in ways(e) if what == own), e.reference)
+    found = next((what for what, guess in ways(e) if is_rather(e, guess, e.candidate, right)), None)
+    if own is None or not found:
+        return None
+    return f"{found} in place of {own}" if own else found
+
+
+def given(e: Evidence, name: str) -> Tensor | None:
+    """What the candidate computed before, as far as it is known: then its earlier roundings do not count here."""
+    ours, theirs = e.reference_taps.get(name), e.candidate_taps.get(name)
+    if not isinstance(theirs, Tensor) or (ours is not None and theirs.shape != ours.shape):
+        return ours
+    return theirs if ours is None else theirs.to(ours)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# Noise levels: the sinusoid of another one.
+
+
+def scaled_timestep(e: Evidence) -> str | None:
+    config = e.config or TransformerConfig()
+    multipliers = {1000.0, config.timestep_scale_multiplier, config.cross_attn_timestep_scale_multiplier}
+    factors = sorted({y for x in (*multipliers, gate_factor(e)) for y in (x, 1 / x)})
+    found = by_level(e, lambda name, x: ((name, x), *((f"{name} * {factor:g}", x * factor) for factor in factors)))
+    return None if found is None else f"{found}: a timestep multiplier applied twice, or not at all"
+
+
+def rounded_timestep(e: Evidence) -> str | None:
+    return by_level(
+        e,
+        lambda name, x: (
+            (name, x),
+            (f"{name} in bfloat16", x.bfloat16()),
+            (f"{name} in float16", x.half()),
+            (f"{name} as the nearest integer", x.round()),
+            (f"{name} as an integer, cut,", x.floor()),
+        ),
+    )
+
+
+def other_noise_level(e: Evidence) -> str | None:
+    """Or one for all tokens."""
+    levels = noise_levels(e)
+    reduced = (guess for name, x in levels.items() for guess in reductions(name, x))
+    ways = [(name, x) for name, x in (*levels.items(), *reduced) if level_fits(e, x)]
+    found = mistaken(e, lambda e: ((name, sines(e, x)) for name, x in ways))
+    return None if found is None else f"the noise level {found}"
+
+
+def other_sinusoid(e: Evidence) -> str | None:
+    """Other embedders have the options `flip_sin_to_cos` and `downscale_freq_shift`."""
+
+    def ways(level: Tensor) -> Iterator[Guess]:
+        phases = level.double()[..., None] * 10_000 ** -(torch.arange(128, dtype=torch.float64) / 127)
+        yield "", sines(e, level)
+        yield "sines before cosines", sines(e, level).roll(128, -1)
+        yield "frequencies of i / 127, not i / 128", torch.cat([phases.cos(), phases.sin()], -1).expand_as(e.reference)
+
+    found = (mistaken(e, lambda e, x=x: ways(x)) for x in noise_levels(e).values() if level_fits(e, x))  # type: ignore[misc]
+    return next((what for what in found if what), None)
+
+
+def by_level(e: Evidence, ways: Callable[[str, Tensor], Iterable[Guess]]) -> str | None:
+    """The first mistake that has the right noise level, changed."""
+    found = (
+        mistaken(
+            e,
+            lambda e, name=name, x=x: (  # type: ignore[misc]
+                (what, sines(e, level)) for what, level in ways(name, x)
+            ),
+        )
+        for name, x in noise_levels(e).items()
+        if level_fits(e, x)
+    )
+    return next((what for what in found if what), None)
+
+
+def noise_levels(e: Evidence) -> dict[str, Tensor]:
+    """(B, 1|T) each, as the embedder of this tap takes them; equal ones have both names."""
+    if not e.inputs or not e.name.endswith(".sinusoid"):
+        return {}
+    levels: dict[str, Tensor] = {}
+    for name in ("timestep", "audio_timestep", "sigma", "audio_sigma"):
+        if e.inputs.get(name) is not None:
+            x = e.inputs[name].reshape(len(e.inputs[name]), -1) * gate_factor(e)
+            same = next((other for other, y in levels.items() if torch.equal(x, y)), None)
+            levels[name if same is None else f"{same} (= {name})"] = x if same is None else levels.pop(same)
+    return levels
+
+
+def reductions(name: str, levels: Tensor) -> Iterator[Guess]:
+    if levels.shape[1] > 1:
+        yield f"mean of {name}", levels.mean(1, keepdim=True)
+        yield f"maximum of {name}", levels.amax(1, keepdim=True)
+        yield f"minimum of {name}", levels.amin(1, keepdim=True)
+        yield f"{name} of the first token", levels[:, :1]
+        yield f"{name} of the last token", levels[:, -1:]
+
+
+def level_fits(e: Evidence, level: Tensor) -> bool:
+    return len(level) == len(e.reference) and level.shape[1] in (1, e.reference.shape[1])
+
+
+def gate_factor(e: Evidence) -> float:
+    if e.config is None or "gate" not in e.name:
+        return 1.0
+    return e.config.cross_attn_timestep_scale_multiplier / e.config.timestep_scale_multiplier
+
+
+def sines(e: Evidence, level: Tensor) -> Tensor:
+    return sinusoid(level, torch.float32).to(e.reference.dtype).expand_as(e.reference)
+
+
+# Positions and RoPE tables.
+
+TABLE_STREAMS = {"rope": "video", "audio_rope": "audio", "cross_attn_rope": "video", "cross_attn_audio_rope": "audio"}
+
+
+class Table(NamedTuple):
+    """The arguments of `rope.rotation`."""
+
+    coords: Tensor
+    max_position: tuple[int, ...]
+    dim: int
+    config: TransformerConfig
+
+    def make(self, e: Evidence) -> Tensor:
+        made = rotation(*self, torch.promote_types(e.reference.dtype, torch.float32))
+        return made[e.name.endswith(".sin")].expand_as(e.reference)
+
+    def moved(self, coords: Tensor) -> "Table":
+        return self._replace(coords=coords[:, : len(self.max_position)])
+
+
+def wrong_positions(e: Evidence) -> str | None:
+    stream = e.name.removesuffix("_coords") if e.name.endswith("_coords") else TABLE_STREAMS.get(e.name[:-4], "")
+    coords, table = coordinates(e, stream), own_table(e)
+    if coords is None:
+        return None
+    changed = [("", coords), *misplaced(e, stream, coords)]
+    if table is not None:
+        return mistaken(e, lambda e: ((what, table.moved(x).make(e)) for what, x in changed))
+    return mistaken(
+        e, lambda e: ((what, x.movedim(2, 1).expand_as(e.reference)) for what, x in changed if x.ndim == coords.ndim)
+    )
+
+
+def wrong_frequencies(e: Evidence) -> str | None:
+    table = own_table(e)
+    return (
+        None
+        if table is None
+        else mistaken(e, lambda e: ((what, x.make(e)) for what, x in (("", table), *mistuned(table))))
+    )
+
+
+def misplaced(e: Evidence, stream: str, coords: Tensor) -> Iterator[Guess]:
+    """Coordinates (B, P, T, 2), or positions (B, P, T), with one mistake each."""
+    for dtype in (torch.bfloat16, torch.float16):  # later arithmetic in that dtype, too, or in float32
+        yield f"positions rounded to {name_of(dtype)}", coords.to(dtype)
+        yield f"positions rounded to {name_of(dtype)}", coords.to(dtype).to(coords.dtype)
+    if coords.ndim == 4:
+        yield "the start of each patch in place of its middle", coords[..., 0]
+        yield "the end of each patch in place of its middle", coords[..., 1]
+    if stream == "video":
+        fps = (e.inputs or {}).get("fps", 24.0)
+        yield "height and width swapped", coords[:, [0, 2, 1]]
+        yield f"24 frames per second in place of {fps:g}", in_time(coords, fps / 24)
+        yield "time in frames in place of seconds", in_time(coords, fps)
+        if e.config is not None:
+            frames = e.config.vae_scale_factors[0]
+            yield "a largest position of 20 latent frames in place of 20 seconds", in_time(coords, fps / frames)
+    yield from regridded(e, stream)
+
+
+def regridded(e: Evidence, stream: str) -> Iterator[Guess]:
+    """Those that are not computed from other coordinates."""
+    if not e.inputs or e.config is None or e.inputs.get(stream + "_coords") is not None:
+        return
+    scale = e.config.vae_scale_factors
+    per_latent = scale[0] if stream == "video" else e.config.audio_scale_factor
+    yield (
+        "time in latent frames in place of seconds",
+        gridded(
+            e,
+            stream,
+            replace(
+                e.config,
+                vae_scale_factors=(1, *scale[1:]),
+                audio_scale_factor=1,
+                audio_hop_length=1,
+                audio_sampling_rate=1,
+                causal_offset=1,
+            ),
+            1.0,
+        ),
+    )
+    for offset, what in ((0, "no causal offset"), (per_latent, "a first latent frame as long as all others")):
+        yield what, gridded(e, stream, replace(e.config, causal_offset=offset), e.inputs.get("fps", 24.0))
+
+
+def gridded(e: Evidence, stream: str, config: TransformerConfig, fps: float) -> Tensor:
+    assert e.inputs is not None
+    like, x = torch.empty(0), e.inputs
+    if stream == "audio":
+        return audio_positions((x["audio_num_frames"],), config, like)
+    return video_positions((x["num_frames"], x["height"], x["width"]), fps, config, like)
+
+
+def mistuned(table: Table) -> Iterator[tuple[str, Table]]:
+    config, coords = table.config, table.coords
+    middle = coords.mean(-1) if coords.ndim == 4 else coords
+    largest = torch.tensor(table.max_position, dtype=middle.dtype)[:, None]
+    made_in = "float32" if config.rope_double_precision else "float64"
+    yield (
+        f"frequencies computed in {made_in}",
+        table._replace(config=replace(config, rope_double_precision=not config.rope_double_precision)),
+    )
+    yield "positions from 0 to 1 in place of -1 to 1", table._replace(coords=(middle + largest) / 2)
+    yield (
+        "frequencies without the factor pi / 2",
+        table._replace(coords=((middle / largest * 2 - 1) * 2 / pi + 1) / 2 * largest),
+    )
+
+
+def own_table(e: Evidence) -> Table | None:
+    kind = e.name.rpartition(".")[0]
+    coords = coordinates(e, TABLE_STREAMS.get(kind, ""))
+    if e.config is None or coords is None or kind not in TABLE_STREAMS:
+        return None
+    stream = e.config.video if kind == "rope" else e.config.audio  # the exchange is as wide as audio
+    return Table(coords, stream.max_position, stream.dim, e.config).moved(coords)
+
+
+def coordinates(e: Evidence, stream: str) -> Tensor | None:
+    """The reference's."""
+    name = stream + "_coords"
+    if e.name == name:
+        return e.reference.movedim(1, 2)
+    if name in e.reference_taps or not stream:
+        return e.reference_taps.get(name)
+    if not e.inputs or e.inputs.get(name) is not None or e.config is None:
+        return (e.inputs or {}).get(name)
+    return gridded(e, stream, e.config, e.inputs.get("fps", 24.0))
+
+
+def in_time(coords: Tensor, factor: float) -> Tensor:
+    factors = torch.tensor([factor, 1, 1], dtype=coords.dtype)[: coords.shape[1]]
+    return coords * factors.reshape(-1, *[1] * (coords.ndim - 2))
+
+
+# Rounding of angles.
+
+
+def float32_angles(e: Evidence) -> str | None:
+    """What a relative error of the angles makes of the table: large in every column as the angles are large."""
+    table = own_table(e)
+    if table is None:
+        return None
+    # theta ** x magnifies the rounding of x by ln(theta); a second rounding is that of the product.
+    error = (1 + log(table.config.rope_theta)) * 2.0**-23
+    middle = table.coords.double().mean(-1) if table.coords.ndim == 4 else table.coords.double()
+    center = torch.tensor(table.max_position, dtype=torch.float64)[:, None] / 2
+    exact, off = (
+        rotation(center + (middle - center) * factor, *table[1:], torch.float64)[e.name.endswith(".sin")]
+        for factor in (1.0, 1 + error)
+    )
+    columns = [
+        torch.linalg.vector_norm(x, dim=(0, 1))
+        for x in (e.candidate.double() - e.reference.double(), (off - exact).expand_as(e.reference))
+    ]
+    own = rounding(e._replace(name="", truth=None)) * norm(e.reference)
+    if gap(e.candidate, e.reference) <= own or not (columns[0] <= columns[1] + own / columns[0].numel()).all():
+        return None
+    return f"angles or frequencies computed in float32: off by up to {error:.1e} of the angle"
+
+
+NARROW_DTYPES = torch.bfloat16, torch.float16
+
+# Rotation and attention.
+
+ROTATED = {
+    "attn1": ("rope", "rope"),
+    "audio_attn1": ("audio_rope", "audio_rope"),  # of queries and of keys
+    "audio_to_video_attn": ("cross_attn_rope", "cross_attn_audio_rope"),
+    "video_to_audio_attn": ("cross_attn_audio_rope", "cross_attn_rope"),
+}
+
+
+def wrong_rotation(e: Evidence) -> str | None:
+    return mistaken(e, rotations)
+
+
+def rotations(e: Evidence) -> Iterator[Guess]:
+    block, layer, part = e.block, e.layer, e.part
+    if part not in ("q", "k") or layer not in ROTATED:
+        return
+    x, table = given(e, f"{block}{layer}.norm_{part}"), ROTATED[layer][part == "k"]
+    cos, sin = (given(e, table + end) for end in (".cos", ".sin"))
+    if x is None or cos is None or sin is None:
+        return
+    x = x.unflatten(-1, (cos.shape[2], -1))
+    for layout in PLANES:
+        yield f"the {layout} rotation", apply_rope(x, (cos, sin), layout)
+        yield f"the {layout} rotation the other way", apply_rope(x, (cos, -sin), layout)
+        for dtype in NARROW_DTYPES:
+            c, s = cos.to(dtype), sin.to(dtype)
+            yield f"the {layout} rotation, computed in {name_of(dtype)},", rotate_as_given(x.to(dtype), (c, s), layout)
+            yield (
+                f"the {layout} rotation with cosines and sines in {name_of(dtype)}",
+                apply_rope(x, (c.to(cos), s.to(sin)), layout),
+            )
+
+
+def rotate_as_given(x: Tensor, rope: Rope, layout: str) -> Tensor:
+    """`rope.apply_rope` without its float32."""
+    (cos, sin), (shape, axis) = rope, PLANES[layout]
+    a, b = x.unflatten(-1, shape).unbind(axis)
+    if layout == "split":
+        rotated = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+    else:
+        rotated = a * cos - b * sin, b * cos + a * sin
+    return torch.stack(rotated, dim=axis).flatten(-2)
+
+
+def wrong_attention(e: Evidence) -> str | None:
+    return mistaken(e, attentions)
+
+
+def attentions(e: Evidence) -> Iterator[Guess]:
+    block, layer, part = e.block, e.layer, e.part
+    q, k, v = (given(e, f"{block}{layer}.{name}") for name in ("q", "k", "to_v"))
+    if part != "sdpa" or q is None or k is None or v is None:
+        return
+    heads, own = (q, k, v.unflatten(-1, k.shape[2:])), None
+    for what, mask in guessed_masks(e, layer):
+        own = mask if not what else own
+        yield what, attended(heads, mask)
+    yield "logits that are not scaled by 1 / sqrt(head_dim)", attended(heads, own, 1.0)
+    yield "logits scaled by 1 / head_dim, twice by its root", attended(heads, own, 1 / q.shape[-1])
+    for dtype in NARROW_DTYPES:
+        if q.dtype != dtype:
+            yield f"attention in {name_of(dtype)}", attended([x.to(dtype) for x in heads], own)
+
+
+def attended(heads: Iterable[Tensor], mask: Tensor | None, scale: float | None = None) -> Tensor:
+    q, k, v = (rearrange(x, "b t h d -> b h t d") for x in heads)
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return rearrange(out, "b h t d -> b t h d")
+
+
+def guessed_masks(e: Evidence, layer: str) -> Iterator[tuple[str, Tensor | None]]:
+    """Of this attention, (B, 1, 1|T, S), and what ports make of them."""
+    x, dtype = e.inputs or {}, e.reference.dtype
+    masks = {
+        "attn1": e.kwargs.get("video_self_attention_mask"),
+        "attn2": x.get("encoder_attention_mask"),
+        "audio_attn2": x.get("audio_encoder_attention_mask"),
+    }
+    mask, other = masks.get(layer), masks.get({"attn2": "audio_attn2", "audio_attn2": "attn2"}.get(layer, ""))
+    if mask is None:
+        yield "", None
+        return
+    yield "", attention_bias(mask, dtype)[:, None] if layer == "attn1" else text_mask(mask, dtype)
+    yield "a mask that is ignored", None
+    if mask.ndim == 2 or layer == "attn1" or mask.dtype == torch.bool:  # not a bias
+        keep = rearrange(mask.to(dtype), "b s -> b 1 1 s" if mask.ndim == 2 else "b t s -> b 1 t s")
+        yield "a mask whose ones and zeros are added to the logits", keep
+        yield "a mask that keeps what it should mask", attention_bias(1 - keep, dtype)
+    if other is not None and other.ndim == 2 and other.shape[1] == mask.shape[-1]:
+        yield "the mask of the other stream's text", text_mask(other, dtype)
+
+
+def wrong_projection(e: Evidence) -> str | None:
+    """The weights of `to_out` are inferred from what the reference gave it, and what it made of that."""
+    ours, theirs = joined(e._replace(candidate_taps=NONE)), joined(e)
+    out = e.reference.flatten(0, 1).double()
+    # With as many unknowns as tokens, any output is a linear function of any input.
+    fits = ((own, torch.linalg.lstsq(x, out).solution) for own, x in ours.items() if len(x) >= 2 * x.shape[1])
+    far = UNEXPLAINED * gap(e.reference, e.candidate)
+    own, weights = next(((own, w) for own, w in fits if gap(ours[own] @ w, out) < far), ("", None))
+    if weights is None:
+        return None
+    guesses, given_out = {what: x @ weights for what, x in theirs.items()}, e.candidate.flatten(0, 1)
+    return next(
+        (
+            f"{what} in place of {own}"
+            for what, x in guesses.items()
+            if gap(x, given_out) < UNEXPLAINED * gap(guesses[own], given_out)
+        ),
+        None,
+    )
+
+
+def joined(e: Evidence) -> dict[str, Tensor]:
+    """What an attention's last layer can be given, (B * T, H * d), and a one for its bias."""
+    layer, _, part = e.name.rpartition(".")
+    out, v, gate = (given(e, f"{layer}.{name}") for name in ("sdpa", "to_v", "gate"))
+    keep = (e.inputs or {}).get("perturbation_mask")
+    if part != "to_out" or out is None or v is None:
+        return {}
+    sums = {"attention": out}
+    if layer.endswith("attn1"):
+        sums["values"] = v.unflatten(-1, out.shape[2:])
+    if layer.endswith("attn1") and keep is not None:
+        sums["blended values"] = torch.lerp(sums["values"], out, keep.reshape(-1, 1, 1, 1).to(out.dtype))
+    gates: dict[str, Tensor | float] = (
+        {"without a gate": 1.0}
+        if gate is None
+        else {"with the gate": gate[..., None], "without the gate": 1.0, "with half the gate": gate[..., None] / 2}
+    )
+    forms = {f"{what} {how}": x * g for how, g in gates.items() for what, x in sums.items()}
+    dealt = {f"{what}, heads joined as (d h),": rearrange(x, "b t h d -> b t (d h)") for what, x in forms.items()}
+    forms = {what: x.flatten(2) for what, x in forms.items()} | dealt
+    return {what: F.pad(x.flatten(0, 1).double(), (0, 1), value=1.0) for what, x in forms.items()}
+
+
+# Modulation, residuals and the exchange.
+
+
+def wrong_rows(e: Evidence) -> str | None:
+    """Of a modulated input: which rows are its scale and shift, and how they are applied."""
+    found = mistaken(e, modulations)
+    pairs = re.findall(r"(\S+)\[(\d), (\d)\]", found or "")
+    swapped = len(pairs) == 2 and pairs[0] == (pairs[1][0], pairs[1][2], pairs[1][1])
+    return f"scale and shift swapped: {found}" if swapped else found
+
+
+def modulations(e: Evidence) -> Iterator[Guess]:
+    x, h = modulated(e)
+    if x is None or h is None:
+        return
+    pairs = row_pairs(e, x)
+    for which, (scale, shift) in pairs.items():
+        yield f"scale, shift = {which}", modulate(h, scale, shift)
+    yield "no modulation", h
+    for which, (scale, shift) in pairs.items():
+        yield f"x * scale, without 1 + scale, of scale, shift = {which}", h * scale + shift
+        yield f"no norm before scale, shift = {which}", modulate(x, scale, shift)
+        yield (
+            f"LayerNorm before scale, shift = {which}",
+            modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), scale, shift),
+        )
+
+
+def modulated(e: Evidence) -> tuple[Tensor | None, Tensor | None]:
+    """What a sub-layer's input or context was before its norm, if it has one, and after it."""
+    block, layer, part = e.block, e.layer, e.part
+    if layer.endswith("attn2") and part == "context":
+        prefix = "audio_" if e.audio else ""
+        text = given(e, prefix + "caption_projection")
+        text = (e.inputs or {}).get(prefix + "encoder_hidden_states") if text is None else text
+        return text, text
+    source = layer if part == "input" else OTHER.get(layer, "") if part == "context" else ""
+    x = given(e, f"{block}{source}.stream")
+    return x, None if x is None else rms_norm(x)
+
+
+def sequential_exchange(e: Evidence) -> str | None:
+    return mistaken(e, heard)
+
+
+def heard(e: Evidence) -> Iterator[Guess]:
+    """The keys and values of an exchange: the other stream before it, or after it has itself listened."""
+    block, layer, part = e.block, e.layer, e.part
+    other = block + OTHER.get(layer, "")
+    x, out, gates = (given(e, f"{other}.{name}") for name in ("stream", "to_out", "rows"))
+    rows = given(e, f"{block}{layer}.context_rows")
+    if part != "context" or x is None or out is None or gates is None or rows is None:
+        return
+    after = x + unflat(gates, len(x))[:, :, 2] * out
+    scale, shift = unflat(rows, len(x)).unbind(2)
+    yield "the other stream before the exchange", modulate(rms_norm(x), scale, shift)
+    yield "the other stream after it has listened itself", modulate(rms_norm(after), scale, shift)
+
+
+def wrong_residual(e: Evidence) -> str | None:
+    return mistaken(e, residuals)
+
+
+def residuals(e: Evidence) -> Iterator[Guess]:
+    """x + gate * out, of the sub-layer before."""
+    before = sublayer_before(e)
+    x, out = given(e, before + ".stream"), given(e, before + (".output" if before.endswith("ff") else ".to_out"))
+    if x is None or out is None:
+        return
+    yield "a residual without a gate", x + out
+    yield "no residual, and no gate", out
+    for name, rows in tables(e, x).items():
+        for i, gate in enumerate(rows.unbind(2)):
+            yield f"gate = {name}[{i}]", x + gate * out
+            yield f"no residual, and gate = {name}[{i}]", gate * out
+
+
+def row_pairs(e: Evidence, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Two rows (B, T|1, D) of one tap each."""
+    return {
+        f"{name}[{i}, {j}]": (rows[:, :, i], rows[:, :, j])
+        for name, rows in tables(e, x).items()
+        for i, j in permutations(range(rows.shape[2]), 2)
+    }
+
+
+def tables(e: Evidence, x: Tensor) -> dict[str, Tensor]:
+    """All rows (B, T|1, K, D) that this block has for a stream like x; those of this sub-layer first."""
+    block, layer, part = e.block, e.layer, e.part
+    block = f"{block}{layer}." if part in ("video", "audio") else block
+    mine = f"{block}{layer}.{'context_' if part == 'context' else ''}rows"
+    names = [name for name in e.reference_taps if name.startswith(block) and name.endswith("rows")]
+    found = {name: unflat(e.reference_taps[name], len(x)) for name in sorted(names, key=lambda name: name != mine)}
+    return {
+        name.removeprefix(block): rows
+        for name, rows in found.items()
+        if rows.shape[-1] == x.shape[-1] and rows.shape[1] in (1, x.shape[1])
+    }
+
+
+def sublayer_before(e: Evidence) -> str:
+    """The name of the one whose result this residual is; '' for other taps."""
+    block, layer, part = e.block, e.layer, e.part
+    if part in ("video", "audio"):
+        return f"{block}{layer}.{'ff' if part == 'video' else 'audio_ff'}"
+    chain = VIDEO_CHAIN if layer in VIDEO_CHAIN else AUDIO_CHAIN if layer in AUDIO_CHAIN else (layer,)
+    there = [name for name in chain[: chain.index(layer)] if given(e, f"{block}{name}.stream") is not None]
+    return block + there[-1] if there and part == "stream" else ""
+
+
+VIDEO_CHAIN = ("attn1", "attn2", "audio_to_video_attn", "ff")
+AUDIO_CHAIN = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
+
+
+# Activations and norms.
+
+
+def other_activation(e: Evidence) -> str | None:
+    return mistaken(e, activations)
+
+
+def activations(e: Evidence) -> Iterator[Guess]:
+    x = given(e, e.name.replace(".activation", ".proj"))
+    if x is not None and e.name.endswith(".activation"):
+        yield "the GELU by tanh", F.gelu(x, approximate="tanh")
+        yield "the exact GELU (erf)", F.gelu(x)
+        yield "x * sigmoid(1.702 * x)", x * (1.702 * x).sigmoid()
+        yield "SiLU", F.silu(x)
+        yield "ReLU", F.relu(x)
+
+
+def wrong_norm(e: Evidence) -> str | None:
+    return mistaken(e, last_norms)
+
+
+def last_norms(e: Evidence) -> Iterator[Guess]:
+    """Of the output: LayerNorm without weights, of what the last block made."""
+    end = {"norm_out": ".video", "audio_norm_out": ".audio"}.get(e.name)
+    blocks = [name for name in e.reference_taps if end and name.endswith(end)]
+    x = given(e, blocks[-1]) if blocks else None
+    if x is None:
+        return
+    yield "LayerNorm", F.layer_norm(x, x.shape[-1:], eps=EPS)
+    yield "RMSNorm", rms_norm(x)
+    for dtype in NARROW_DTYPES:
+        yield f"LayerNorm computed in {name_of(dtype)}", stepwise_norm(x.to(dtype))
+
+
+def stepwise_norm(x: Tensor) -> Tensor:
+    """LayerNorm with every step rounded to the dtype of x."""
+    x = x - x.mean(-1, keepdim=True)
+    return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt()

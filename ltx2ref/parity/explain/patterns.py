@@ -1,0 +1,481 @@
+"""Patterns that the numbers themselves show, and when a guess explains a difference.
+
+A hint explains, or is silent. It repeats a mistake on what the reference computed, and speaks only if this reproduces
+the candidate (`explains`). Its sentence says what the candidate has, with the number found.
+"""
+
+from collections.abc import Iterable, Iterator
+from math import prod
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..trace.taps import PHASES, PROJECTED
+from ..truth import norm
+from .evidence import Evidence, view
+
+# When a guess explains a difference.
+
+# An explanation leaves at most a tenth of the difference: 99 % of its energy is gone. A wrong guess adds energy; one
+# with a number fitted to each n observations removes 1/n of it by chance, which is why all hints have n > 1.
+UNEXPLAINED = 0.1
+# What it leaves is what rounding leaves, relative to the norm: 4 units in the last place, the floor of `verify`.
+ULPS = 4
+# Of cosines and sines more: a float32 angle of 2**14 rad, and RoPE has such, is off by up to 2**-10.
+PHASE = ULPS * 2.0**-10
+
+Guess = tuple[str, Tensor]  # what the candidate does, and what it then has here
+
+
+def first_explaining(e: Evidence, guesses: Iterable[Guess]) -> str | None:
+    """The first guess that explains the candidate."""
+    return next((what for what, guess in guesses if explains(e, guess)), None)
+
+
+def explains(e: Evidence, guess: Tensor) -> bool:
+    return is_rather(e, guess, e.candidate, e.reference)
+
+
+def reproduces(e: Evidence, guess: Tensor) -> bool:
+    return is_rather(e, guess, e.reference, e.candidate)
+
+
+def is_rather(e: Evidence, guess: Tensor, this: Tensor, that: Tensor) -> bool:
+    """A NaN is neither."""
+    if guess.numel() != this.numel():
+        return False
+    residual = gap(guess.reshape(this.shape), this)
+    return residual < UNEXPLAINED * gap(that, this) and residual <= rounding(e) * norm(guess)
+
+
+def rounding(e: Evidence) -> float:
+    """How far two correct computations of this tap may be apart, relative to its norm."""
+    errors = [ULPS * max(torch.finfo(x.dtype).eps for x in (e.reference, e.candidate))]
+    if e.name.endswith(PHASES):
+        errors.append(PHASE)
+    if e.truth is not None:  # the reference's own error; the candidate has one, too
+        errors.append(2 * gap(e.reference, e.truth) / (norm(e.truth) or 1.0))
+    return max(errors)
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    return norm(a.double() - b.double())
+
+
+def by_head(e: Evidence) -> Evidence | None:
+    """(B, T, H, d|R|1), if the tap has heads."""
+    part = e.part
+    if part in ("q", "k", "sdpa", "cos", "sin"):
+        return e
+    if part in ("gate", "to_gate_logits"):
+        return view(e, lambda x: x[..., None])
+    if part in ("norm_q", "norm_k", "to_v") and (heads := number_of_heads(e)):
+        return view(e, lambda x: x.unflatten(-1, (heads, -1)))
+    return None
+
+
+def number_of_heads(e: Evidence) -> int:
+    """0 if nothing tells."""
+    if e.config is not None:
+        return e.config.num_attention_heads
+    return next((x.shape[2] for name, x in e.reference_taps.items() if name.endswith((".q", ".cos"))), 0)
+
+
+# Order: the same numbers elsewhere.
+
+
+def another_tap(e: Evidence) -> str | None:
+    """Also of a step that was left out: then it is the tap before."""
+    return first_explaining(
+        e,
+        (
+            (f"the reference's {name} in its place: another stream or direction, or a step left out", x)
+            for name, x in e.reference_taps.items()
+            if name != e.name and len(x) == len(e.candidate)
+        ),
+    )
+
+
+def swapped_rows(e: Evidence) -> str | None:
+    embedding = e.name.replace(".linear", ".emb")
+    width = e.reference_taps.get(embedding, e.candidate_taps.get(embedding))
+    if e.name.endswith(".linear") and isinstance(width, Tensor):
+        e = e._replace(reference=unrow(e.reference, width), candidate=unrow(e.candidate, width), truth=None)
+    if e.reference.ndim != 4 or not e.name.endswith((".linear", "rows")):
+        return None
+    order = reordering(e, 2)
+    return (
+        None
+        if order is None
+        else f"modulation rows in another order, {order_in_words(order)}: shift, scale, gate swapped"
+    )
+
+
+def unrow(x: Tensor, like: Tensor) -> Tensor:
+    return x.unflatten(-1, (-1, like.shape[-1]))
+
+
+def permuted_heads(e: Evidence) -> str | None:
+    h = by_head(e)
+    order = None if h is None else reordering(h, 2)
+    return None if order is None else f"heads in another order, {order_in_words(order)}"
+
+
+def swapped_halves(e: Evidence) -> str | None:
+    h = by_head(e)
+    return None if h is None else first_explaining(h, dealt(h.reference, e.name.endswith(PHASES)))
+
+
+def dealt(x: Tensor, planes: bool) -> Iterator[Guess]:
+    """Other ways to read (B, T, H, d); rotation planes have no halves."""
+    yield "components dealt out to heads in turn, (d h) in place of (h d)", rearrange(x, "b t h d -> b t (d h)")
+    yield (
+        "components of a head from every head, (h d) in place of (d h)",
+        rearrange(x.flatten(2), "b t (d h) -> b t h d", h=x.shape[2]),
+    )
+    if not planes and x.shape[3] % 2 == 0:
+        pairs, halves = "b t h (r two)", "b t h (two r)"
+        yield "neighbouring pairs in place of halves", rearrange(x, f"{halves} -> {pairs}", two=2)
+        yield "halves in place of neighbouring pairs", rearrange(x, f"{pairs} -> {halves}", two=2)
+        yield "both halves of each head swapped", x.roll(x.shape[3] // 2, 3)
+
+
+def axis_major(e: Evidence) -> str | None:
+    """Of the table of three axes. Its planes without rotation are the D/2 that three axes do not divide."""
+    planes, pad = by_plane(e)
+    return (
+        None
+        if planes is None
+        else first_explaining(
+            e,
+            [
+                (
+                    "frequencies that are axis-major, (p f), in place of frequency-major, (f p)",
+                    torch.cat([planes[..., :pad], rearrange(planes[..., pad:], "b t (f p) -> b t (p f)", p=3)], -1),
+                )
+            ],
+        )
+    )
+
+
+def padding_side(e: Evidence) -> str | None:
+    planes, pad = by_plane(e)
+    return (
+        None
+        if planes is None
+        else first_explaining(e, [(f"the {pad} planes without rotation last in place of first", planes.roll(-pad, -1))])
+    )
+
+
+def by_plane(e: Evidence) -> tuple[Tensor | None, int]:
+    if not e.name.startswith("rope."):
+        return None, 0
+    return e.reference.flatten(2), prod(e.reference.shape[2:]) % 3
+
+
+def reordered_planes(e: Evidence) -> str | None:
+    """Of a RoPE table, in no order that has a name."""
+    if not e.name.endswith((".cos", ".sin")) or any(
+        hint(e) for hint in (axis_major, padding_side, swapped_halves, permuted_heads)
+    ):
+        return None
+    order = reordering(e._replace(reference=e.reference.flatten(2), candidate=e.candidate.flatten(2), truth=None), 2)
+    return None if order is None else f"frequencies in another order, {order_in_words(order)}"
+
+
+def shifted_token(e: Evidence) -> str | None:
+    if e.reference.shape[1] < 3:
+        return None
+    for what, here, there in (("earlier", slice(1, None), slice(None, -1)), ("later", slice(None, -1), slice(1, None))):
+        part = e._replace(reference=e.reference[:, here], candidate=e.candidate[:, here], truth=None)
+        if explains(part, e.reference[:, there]):
+            return f"a shift by one token: each has what the reference has one token {what}"
+    return None
+
+
+def reordered_tokens(e: Evidence) -> str | None:
+    """All pairs are compared, of not too many."""
+    order = reordering(e, 1) if e.reference.shape[1] <= 4096 else None
+    return None if order is None else f"tokens in another order, {order_in_words(order)}"
+
+
+def reordering(e: Evidence, dim: int) -> list[int] | None:
+    """Which of the reference's slices each of the candidate's is; None if they are others, or if some are lost."""
+    there, back = nearest(e.candidate, e.reference, dim), nearest(e.reference, e.candidate, dim)
+    if not (explains(e, e.reference.index_select(dim, there)) and reproduces(e, e.candidate.index_select(dim, back))):
+        return None
+    return [int(i) for i in there]
+
+
+def nearest(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    """The index of the slice of y that is most like each slice of x."""
+    x, y = (z.double().movedim(dim, 0).flatten(1).nan_to_num() for z in (x, y))
+    return torch.cdist(x, y).argmin(1)
+
+
+def order_in_words(order: list[int]) -> str:
+    pairs = [(i, j) for i, j in enumerate(order) if i != j][:4]
+    here, there = (", ".join(map(str, x)) for x in zip(*pairs, strict=True))
+    return f"at {here} what the reference has at {there}"
+
+
+# Parts: everything else is right.
+
+
+def only_some_tokens(e: Evidence) -> str | None:
+    return next(
+        (f"a difference at {what} alone{one_vector(e, where)}" for what, where in marked(e) if only(e, where)), None
+    )
+
+
+def one_vector(e: Evidence, where: Tensor) -> str:
+    difference = (e.candidate.double() - e.reference.double())[where.expand(e.reference.shape[:2])]
+    vector = difference.mean(0, keepdim=True)
+    same = len(difference) > 1 and gap(vector, difference) <= UNEXPLAINED * norm(difference)
+    return f", of one vector of norm {norm(vector):.3g}: an embedding that one of the two does not add" if same else ""
+
+
+def marked(e: Evidence) -> Iterator[tuple[str, Tensor]]:
+    """What distinguishes some positions, and which (B, T|S)."""
+    if not e.inputs or e.reference.ndim < 3:
+        return
+    stream, text = "audio_" if e.audio else "", e.text
+    mask, timestep = e.inputs.get(stream + "encoder_attention_mask"), e.inputs.get(stream + "timestep")
+    keyframes = e.kwargs.get("video_keyframes_mask")
+    if text and mask is not None and mask.ndim == 2:
+        yield "masked text tokens", mask == 0
+    if not text and keyframes is not None and not stream:
+        yield "the tokens of keyframes", keyframes[..., 0] > 0
+    if not text and timestep is not None:
+        yield "tokens of timestep 0", timestep.reshape(len(timestep), -1) == 0
+
+
+def only_one_batch_element(e: Evidence) -> str | None:
+    size = len(e.reference)
+    return next(
+        (
+            f"a difference in element {i} of the batch alone, of {size}"
+            for i in range(size)
+            if only(e, torch.arange(size)[:, None] == i)
+        ),
+        None,
+    )
+
+
+def only_one_axis(e: Evidence) -> str | None:
+    """Of video's coordinates, and of the frequencies of its RoPE table."""
+    if e.name == "video_coords":
+        axis = torch.arange(3)
+    elif e.name in ("rope.cos", "rope.sin"):
+        axis = torch.arange(prod(e.reference.shape[2:])) - by_plane(e)[1]
+        axis = torch.where(axis < 0, -1, axis % 3).reshape(e.reference.shape[2:])  # the padding is of no axis
+    else:
+        return None
+    axis = axis.reshape(1, 1, *axis.shape, *[1] * (e.reference.ndim - 2 - axis.ndim))
+    return first_explaining(
+        e,
+        (
+            (f"a difference on the {name} axis alone", torch.where(axis == i, e.candidate, e.reference))
+            for i, name in enumerate(("time", "height", "width"))
+        ),
+    )
+
+
+def only(e: Evidence, where: Tensor) -> bool:
+    """Does the difference lie where (B, T|1) is True, and only there?"""
+    if len(where) != len(e.reference) or where.shape[1] not in (1, e.reference.shape[1]) or where.all():
+        return False
+    where = where.reshape(*where.shape, *[1] * (e.reference.ndim - 2))
+    beyond = gap(e.reference, e.candidate) > rounding(e) * norm(where * e.reference)  # few roundings are anywhere
+    return beyond and explains(e, torch.where(where, e.candidate, e.reference))
+
+
+# Sameness: what should differ does not.
+
+
+def collapsed_batch(e: Evidence) -> str | None:
+    return "all elements of the batch the same, which the reference's are not" if collapsed(e, 0) else None
+
+
+def collapsed_tokens(e: Evidence) -> str | None:
+    return "all tokens the same, which the reference's are not" if collapsed(e, 1) else None
+
+
+def shared_heads(e: Evidence) -> str | None:
+    h = by_head(e)
+    return "all heads the same, which the reference's are not" if h is not None and collapsed(h, 2) else None
+
+
+def collapsed(e: Evidence, dim: int) -> bool:
+    """To rounding, and by as much as an explanation has to explain; not because everything is 0."""
+    here, there = (gap(x, x.double().mean(dim, keepdim=True)) / (norm(x) or 1.0) for x in (e.candidate, e.reference))
+    return here <= min(rounding(e), UNEXPLAINED * there) and there > rounding(e) and norm(e.candidate) > 0
+
+
+# Numbers that are fitted.
+
+
+def not_finite(e: Evidence) -> str | None:
+    wrong = e.reference.isfinite() & ~e.candidate.isfinite()
+    if not wrong.any():
+        return None
+    return (
+        f"{int(wrong.sum())} of {wrong.numel()} numbers that are not finite, the first at "
+        f"{tuple(wrong.nonzero()[0].tolist())}: an overflow, or a softmax over nothing"
+    )
+
+
+def constant_factor(e: Evidence) -> str | None:
+    factor = slope(e.reference, e.candidate).item()
+    if not explains(e, factor * e.reference.double()):
+        return None
+    known = (f"{x:.4g}: {what}" for x, what in meanings(e) if abs(factor - x) <= rounding(e) * abs(x))
+    return f"a constant factor of {next(known, f'{factor:.4g}')}"
+
+
+def meanings(e: Evidence) -> Iterator[tuple[float, str]]:
+    yield 0.0, "never computed, or with weights that were never loaded"
+    yield -1.0, "another sign"
+    yield from ((factor, "a scale applied twice, or not at all (multiplier 1000)") for factor in (1000.0, 1e-3))
+    if e.name not in PROJECTED:  # what is returned has no gate
+        yield from ((factor, "a gate is 2 * sigmoid: its 2 twice, or not at all") for factor in (2.0, 0.5))
+    sizes = {e.config.attention_head_dim, e.config.audio_attention_head_dim} if e.config else set()
+    if e.name.endswith((".q", ".k", ".sdpa")):
+        sizes.add(e.reference.shape[-1])
+    for size in sorted(sizes):
+        yield size**0.5, f"sqrt(head_dim) of {size}: the scale of attention, twice or not at all"
+        yield size**-0.5, f"1 / sqrt(head_dim) of {size}: the scale of attention, twice or not at all"
+
+
+def scaled_weight(e: Evidence) -> str | None:
+    """A product that lacks a scale, plus a bias as it should be."""
+    if tokens(e) < 3 or e.name.endswith(PHASES) or constant_factor(e) or constant_vector(e):
+        return None
+    x, y = (z.double() - z.double().mean((0, 1), keepdim=True) for z in (e.reference, e.candidate))
+    factor = slope(x, y)
+    offset = (e.candidate.double() - factor * e.reference.double()).mean((0, 1), keepdim=True)
+    if not explains(e, factor * e.reference.double() + offset):
+        return None
+    return f"a constant factor of {factor.item():.4g}, but not of the bias: a weight without its scale"
+
+
+def constant_vector(e: Evidence) -> str | None:
+    vector = (e.candidate.double() - e.reference.double()).mean((0, 1), keepdim=True)
+    if tokens(e) < 2 or e.name.endswith(PHASES) or not explains(e, e.reference.double() + vector):
+        return None
+    known = [
+        name
+        for name, x in e.reference_taps.items()
+        if x.numel() == vector.numel()
+        and min(gap(x.flatten(), sign * vector.flatten()) for sign in (1, -1)) <= UNEXPLAINED * norm(vector)
+    ]
+    what = known[0] if known else "a bias, table or embedding"
+    return f"a vector of norm {norm(vector):.3g} that all tokens have too much or too little: {what}"
+
+
+def factor_per_channel(e: Evidence) -> str | None:
+    factor = slope(e.reference, e.candidate, (0, 1))
+    if tokens(e) < 2 or e.name.endswith((*PHASES, "_coords")) or constant_factor(e):
+        return None
+    if not explains(e, factor * e.reference):
+        return None
+    return (
+        f"a factor for each channel, {factor.min():.3g} to {factor.max():.3g}: "
+        "a norm's weight, or a row, that is applied twice or not at all"
+    )
+
+
+def factor_per_head(e: Evidence) -> str | None:
+    h = by_head(e)
+    if h is None or h.reference.shape[3] < 2 or e.name.endswith(PHASES) or constant_factor(e):
+        return None
+    factor = slope(h.reference, h.candidate, 3)
+    if factor.shape[2] < 2 or not explains(h, factor * h.reference):
+        return None
+    # The mean square of the whole width is the mean of the heads' ones, whatever the weight is.
+    per_head = abs((factor**-2).mean(2) - 1).max() <= 2 * rounding(e)
+    what = "an RMSNorm over each head in place of the whole width" if per_head else "a gate or norm of its own"
+    return f"a factor for each head of each token, {factor.min():.3g} to {factor.max():.3g}: {what}"
+
+
+def slope(x: Tensor, y: Tensor, dims: int | tuple[int, ...] | None = None) -> Tensor:
+    """The factor that takes x to y, with the least squares; 0 where x is 0."""
+    x, y, keep = x.double(), y.double(), dims is not None
+    return ((x * y).sum(dims, keepdim=keep) / x.square().sum(dims, keepdim=keep)).nan_to_num()
+
+
+def tokens(e: Evidence) -> int:
+    return prod(e.reference.shape[:2])
+
+
+# Rounding. A number of n significant bits is off by at most 2**-n of itself.
+
+SIGNIFICANT_BITS = {"bfloat16": 8, "float16 or TF32": 11, "float32": 24}
+
+
+def rounded(e: Evidence) -> str | None:
+    """The reference's numbers, rounded; the candidate may well keep them in a wider dtype."""
+    return first_explaining(
+        e, ((f"the reference rounded to {name}", to_bits(e.reference, bits)) for name, bits in SIGNIFICANT_BITS.items())
+    )
+
+
+def narrow_numbers(e: Evidence) -> str | None:
+    """Numbers that a narrower dtype has, too: the step that made them computed in it, or was given such inputs."""
+    for name, bits in SIGNIFICANT_BITS.items():
+        if not torch.equal(to_bits(e.candidate, bits), e.candidate.double()):
+            continue
+        own = torch.equal(to_bits(e.reference, bits), e.reference.double())
+        close = gap(e.reference, e.candidate) <= SIZE[1] * 2 * 2.0**-bits * norm(e.reference)
+        return f"a step computed in {name}: all numbers are such" if close and not own else None
+    return None
+
+
+# A uniform error of half a unit in the last place is 0.2 units of root mean square, relative to numbers of all
+# mantissas: at least half of that is a rounding, and at most five of them one stage.
+SIZE = 0.1, 1.0
+
+
+def rounding_noise(e: Evidence) -> str | None:
+    """A difference as large, and as random, as one rounding makes it."""
+    difference = e.candidate.double() - e.reference.double()
+    size = norm(difference) / (norm(e.reference) or 1.0)
+    name = next(
+        (name for name, bits in SIGNIFICANT_BITS.items() if SIZE[0] <= size * 2.0 ** (bits - 1) <= SIZE[1]), None
+    )
+    if name is None or not looks_random(difference, e.reference.double()):
+        return None
+    return f"the noise of a rounding to {name}: a random difference of {size:.1e}"
+
+
+def looks_random(difference: Tensor, x: Tensor) -> bool:
+    """Like rounding errors: nearly no part of x, spread over all tokens and channels, and with hardly any mean.
+
+    Of n independent tokens the mean has 1/n of the energy, on average over the channels, of which each has a
+    chi-squared law: 5 standard deviations are allowed. Errors of a weight share the mean of what they multiply.
+    """
+    difference, x = (y.flatten(0, 1).flatten(1) for y in (difference, x))
+    count, width = difference.shape
+    if min(count, width) < 4:
+        return False
+    means = [count * y.mean(0).square().sum() / y.square().sum() for y in (difference, x)]
+    along = (difference * x).sum().square() / difference.square().sum() / x.square().sum()
+    spread = [difference.square().sum(dim) / x.square().sum(dim) for dim in (0, 1)]
+    even = all(part.median() > part.max() / 16 for part in spread)
+    return bool(along <= UNEXPLAINED**2 and even and means[0] <= (1 + 5 * (2 / width) ** 0.5) / count + means[1])
+
+
+def more_exact(e: Evidence) -> str | None:
+    if e.truth is None or not norm(e.truth):
+        return None
+    own, other = gap(e.reference, e.truth), gap(e.candidate, e.truth)
+    if not other < own / 2:  # a stage computed wider; two roundings alike differ by less
+        return None
+    return f"a more exact computation: its error is {other / own:.2g} of the reference's"
+
+
+def to_bits(x: Tensor, bits: int) -> Tensor:
+    """Rounded to so many significant bits, half to even, as the dtypes do; in float64."""
+    mantissa, exponent = torch.frexp(x.double())
+    return torch.ldexp((mantissa * 2.0**bits).round(), exponent - bits)

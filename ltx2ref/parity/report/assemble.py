@@ -1,0 +1,37 @@
+"""The report of judged and explained taps: one verdict on the whole, and the sentence that says it."""
+
+from ..judge import first_divergence
+from .rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report, TapRow
+
+
+def assemble(rows: list[TapRow], notes: list[str]) -> Report:
+    """Return the report on these taps: the verdict on the whole, and the sentence that says it."""
+    found, first = {row.verdict for row in rows}, first_divergence(rows)
+    other = next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
+    verdict = next(v for v in (DIVERGED, SHAPE, SUSPECT, MISSING, ROUNDING, IDENTICAL) if v in found or v == IDENTICAL)
+    return Report(
+        verdict,
+        sentence(verdict, first, other, rows),
+        first.name if first else None,
+        rows,
+        notes=notes,
+        hints=first.hints if first else (),
+    )
+
+
+def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: list[TapRow]) -> str:
+    """Say where two implementations part. `first` is the tap that the report is about, `other` the first difference."""
+    missing = sum(row.verdict == MISSING for row in rows)
+    lacking = f"; {missing} of {len(rows)} taps are missing from the candidate" if missing else ""
+    if first is None:
+        compared = len(rows) - missing
+        return f"identical at {'every tap' if not missing else f'all of {compared} taps'}{lacking}"
+    looks = f", looks like {first.hints[0]}" if first.hints else ""
+    if other is None or other.name == first.name:
+        before = "everything before it is identical"
+    else:
+        before = f"before it only rounding, from {other.name} on"
+    kind = {ROUNDING: "rounding", SUSPECT: "more than rounding explains, less than a bug would do"}.get(
+        first.verdict, first.verdict
+    )
+    return f"first divergence at {first.name} ({kind}){looks}; {before}{lacking}"
