@@ -43,7 +43,7 @@ def MyPort(config, dtype):
 # What the README calls `port` and `inputs`, before the line that compares them.
 THEIRS = """
 case = next(case for case in ltx2ref.parity.cases.CASES if case.id == "2.3/t2v")
-model, inputs = ltx2ref.parity.run.build(case.config, torch.float32), case.inputs()
+model, inputs = ltx2ref.parity.generator.build(case.config, torch.float32), case.inputs()
 port = lambda **inputs: tuple(x * SCALE for x in model(**inputs, return_dict=False))
 """
 # What docs/using.md calls a pipeline, before the snippet in which one gets the model.
