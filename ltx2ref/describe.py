@@ -166,7 +166,7 @@ class Live(TorchDispatchMode):
     """Counts the bytes of tensors that are alive, but for those `known` before; `peaks` of each `step`."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's has no annotations
         self.step, self.now = "input", 0
         self.peaks: dict[str, int] = {}
         self.held = {x.untyped_storage()._cdata for x in known}  # views of these are nothing new

@@ -34,6 +34,7 @@ import torch
 from floor import PeakMemory, Run, recorded_calls, replay, timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ltx2ref import LTX2VideoTransformer3DModel
 from ltx2ref.parity import kernels, record, verify
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
 from ltx2ref.parity.generator import build
@@ -247,7 +248,7 @@ def measured(device: torch.device) -> Row:
 
 def forwards(config: Any, state: bench.State, dtype: str, inputs: bench.Inputs) -> dict[str, Run]:
     with torch.device("meta"):
-        ours = bench.LTX2VideoTransformer3DModel(config)
+        ours = LTX2VideoTransformer3DModel(config)
     ours.load_state_dict(state, assign=True)
     ours.requires_grad_(False).eval()
     found: dict[str, Run] = {"ltx2ref": lambda: ours(**inputs, return_dict=False)}

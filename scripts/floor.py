@@ -166,6 +166,8 @@ def look_alike(tensor: Tensor) -> Tensor:
 
 def flops(call: Call) -> int:
     """Two for each product: of a matmul, or of the two in attention, all keys counted."""
+    x: Tensor
+    y: Tensor
     x, y = call.args[:2]
     if call.function is F.linear:
         return 2 * x.numel() * len(y)

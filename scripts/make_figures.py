@@ -235,7 +235,8 @@ def draw_modulation(look: Look) -> Any:
 
 def share(d: Architecture, step: str, stream: str, what: str) -> float:
     total = d.parameters if what == "parameters" else d.flops
-    return sum(getattr(row, what) for row in d.rows if (row.step, row.stream) == (step, stream)) / total
+    part: int = sum(getattr(row, what) for row in d.rows if (row.step, row.stream) == (step, stream))
+    return part / total
 
 
 def draw_cost(look: Look) -> Any:

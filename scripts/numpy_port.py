@@ -141,7 +141,8 @@ def residual(x: Array, gate: Array, y: Array) -> Array:
 
 def sigmoid(x: Array) -> Array:
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, e) / (1.0 + e)
+    weights: Array = np.where(x >= 0, 1.0, e) / (1.0 + e)
+    return weights
 
 
 def silu(x: Array) -> Array:
@@ -154,7 +155,8 @@ def gelu(x: Array) -> Array:
 
 def softmax(scores: Array) -> Array:
     powers = np.exp(scores - np.maximum(np.max(scores, axis=-1, keepdims=True), -1e300))
-    return powers / np.maximum(fold(powers)[..., None], 1e-300)  # 0 where nothing is kept
+    weights: Array = powers / np.maximum(fold(powers)[..., None], 1e-300)  # 0 where nothing is kept
+    return weights
 
 
 def linspace(count: int) -> Array:

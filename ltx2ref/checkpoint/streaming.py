@@ -80,7 +80,7 @@ class StreamedTransformer(LTX2VideoTransformer3DModel):
         )
 
     # The rest of nn.Module's ways to the parameters would do a part of the work, on the weights outside the blocks.
-    _apply = state_dict = load_state_dict = __reduce_ex__ = refuse  # type: ignore[assignment]
+    _apply = state_dict = load_state_dict = __reduce_ex__ = refuse
 
 
 def assemble(outside: dict[str, Tensor], reader: "BlockReader", conventions: Conventions) -> StreamedTransformer:

@@ -185,7 +185,7 @@ class Dispatched(TorchDispatchMode):
     """Computes each operation of ATen by its formula."""
 
     def __init__(self, arithmetic: Arithmetic, random: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's has no annotations
         self.arithmetic, self.random, self.operations = arithmetic, random, Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -53,9 +53,10 @@ def path(case: Case, dtype: str) -> Path:
 def environment() -> dict[str, Any]:
     """Versions, CPU, threads and probe of the machine that made the recordings."""
     try:
-        return json.loads((DIRECTORY / "recording.json").read_text())
+        said: dict[str, Any] = json.loads((DIRECTORY / "recording.json").read_text())
     except FileNotFoundError as error:
         raise RecordError(f"no recorded tensors: {error.filename} is missing") from None
+    return said
 
 
 def tensors(inputs: Inputs) -> Taps:

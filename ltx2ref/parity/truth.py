@@ -47,7 +47,8 @@ CHAINS = (
 
 def norm(x: Tensor) -> float:
     """Return the L2 norm, in float64."""
-    return torch.linalg.vector_norm(x.double()).item()
+    result: float = torch.linalg.vector_norm(x.double()).item()
+    return result
 
 
 def spread(name: str, x: Tensor, like: Any) -> Tensor:

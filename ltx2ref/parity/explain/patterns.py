@@ -113,7 +113,8 @@ def swapped_rows(e: Evidence) -> str | None:
 
 
 def unrow(x: Tensor, like: Tensor) -> Tensor:
-    return x.unflatten(-1, (-1, like.shape[-1]))
+    rows: Tensor = x.unflatten(-1, (-1, like.shape[-1]))
+    return rows
 
 
 def permuted_heads(e: Evidence) -> str | None:

@@ -124,7 +124,8 @@ def video_positions(inputs: Inputs, config: Config) -> Tensor:
         inputs.get("fps", 24.0),
         SpatioTemporalScaleFactors(*config["vae_scale_factors"]),
     )  # by axis, whatever its names
-    return tools.create_initial_state(latent.device, latent.dtype).positions
+    positions: Tensor = tools.create_initial_state(latent.device, latent.dtype).positions
+    return positions
 
 
 def audio_positions(inputs: Inputs, config: Config) -> Tensor:
@@ -137,7 +138,9 @@ def audio_positions(inputs: Inputs, config: Config) -> Tensor:
         audio_latent_downsample_factor=config["audio_scale_factor"],
     )
     shape = AudioLatentShape(*latent.shape[::2], frames=inputs["audio_num_frames"], mel_bins=1)
-    return AudioLatentTools(patchifier, shape).create_initial_state(latent.device, latent.dtype).positions
+    state = AudioLatentTools(patchifier, shape).create_initial_state(latent.device, latent.dtype)
+    positions: Tensor = state.positions
+    return positions
 
 
 def _with_defaults(config: Config) -> dict[str, Any]:

@@ -139,9 +139,10 @@ def attribute_of(module: ModuleType, attribute: str, name: str, where: str) -> C
             if not key.startswith("_") and inspect.isroutine(x) and getattr(x, "__module__", None) == module.__name__
         )
         raise PortError(f"{name}: {where} has no {attribute}{f'; its functions are {own}' if own else ''}")
-    function = getattr(module, attribute)
-    if not callable(function):
-        raise PortError(f"{name}: expected a function, got {attribute} of type {type(function).__name__}")
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise PortError(f"{name}: expected a function, got {attribute} of type {type(found).__name__}")
+    function: Callable[..., Any] = found
     try:
         signature = inspect.signature(function)
     except ValueError:  # a built-in one, which has none
