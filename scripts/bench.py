@@ -80,10 +80,10 @@ class Result:
     seconds: dict[str, list[float]]  # name -> one time per round, in the same order for each name
     own_calls: dict[str, list[float]]  # the part of it in matmuls and attention calls; of eager models on a CPU
     peak_bytes: dict[str, int]
-    difference: dict[str, float]  # of the outputs, relative to ltx2ref's
+    difference: dict[str, float]  # between outputs, relative to ltx2ref's
     floor_calls: int
-    flops: int  # of the floor's calls: of the matmuls and attention
-    peak_flops: float | None  # of the device per second, if known
+    flops: int  # in the floor's calls, that is, in matmuls and attention
+    peak_flops: float | None  # what the device can do in a second, if known
     operators: dict[str, dict[str, float]]  # name -> operator -> seconds of its own, if they were asked for
 
     def time_ratio(self, name: str) -> tuple[float, float]:
@@ -96,7 +96,7 @@ class Result:
         return min(self.seconds[OURS]) / min(self.seconds[name])
 
     def over_own_calls(self, name: str) -> tuple[float, float]:
-        """The time of a forward over that of its own matmuls and attention: the median, and the noise."""
+        """Return the time of a forward over that of its own matmuls and attention: the median, and the noise."""
         pairs = zip(self.seconds[name], self.own_calls[name], strict=True)
         return centre([whole / part for whole, part in pairs])
 
@@ -327,7 +327,7 @@ def random_inputs(
     tokens: tuple[int, int, int],
     args: argparse.Namespace,
 ) -> Inputs:
-    """The documented forward's arguments: text-to-video (per-batch) or image-to-video (per-token)."""
+    """Return the arguments of the documented forward: text-to-video (per-batch) or image-to-video (per-token)."""
     frames, height, width = tokens
     audio_frames = round(((frames - 1) * VIDEO_FRAMES_PER_LATENT + 1) / FPS * AUDIO_LATENTS_PER_SECOND)
     shapes = latent_and_text_shapes(config, frames * height * width, audio_frames)

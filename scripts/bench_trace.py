@@ -141,7 +141,7 @@ def synchronize(device: str) -> None:
 
 
 def ratios(these: list[float], those: list[float]) -> dict[str, float]:
-    """The median of the rounds' ratios, their range, and that of the fastest runs."""
+    """Return the median of the rounds' ratios, their range, and the ratio of the fastest runs."""
     each = [a / b for a, b in zip(these, those, strict=True)]
     return {
         "median": statistics.median(each),
@@ -181,7 +181,7 @@ def sketch_file(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str,
 
 @contextmanager
 def twice(layer: Any) -> Iterator[None]:
-    """The last Linear of a feed-forward gives the double."""
+    """Double what the last Linear of a feed-forward returns, as long as the context lasts."""
     hook = layer.net["2"].register_forward_hook(lambda _, args, out: 2 * out) if layer is not None else None
     try:
         yield
@@ -220,7 +220,7 @@ def one_block(config: TransformerConfig, dtype: torch.dtype, device: str) -> dic
 
 
 def build(state: dict[str, Tensor], layers: int, args: argparse.Namespace) -> LTX2VideoTransformer3DModel:
-    """A model of `layers` blocks, all with the tensors of the one in `state`."""
+    """Return a model of `layers` blocks, which all share the tensors of the one in `state`."""
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(replace(RELEASES[args.release], num_layers=layers))
     first = "transformer_blocks.0."

@@ -136,7 +136,7 @@ def layouts() -> list[str]:
 
 
 def unreadable(guarded: Guarded) -> dict[str, str]:
-    """The layouts whose good checkpoints the loader does not load right, and why."""
+    """Return the layouts whose undamaged checkpoints the loader gets wrong, and why."""
     found: dict[str, str] = {}
     index = 0  # the first kind leaves a checkpoint as it is
     while len(found) < len(BASES):

@@ -111,7 +111,7 @@ def read(file: Path) -> tuple[str, ast.Module]:
 def lines_of_tokens(source: str, tree: ast.Module) -> Iterator[int]:
     """Yield the line on which each counted token begins."""
     docstrings = {(node.lineno, node.col_offset) for node in docstrings_of(tree)}
-    inside = 0  # of how many f-strings; they nest
+    inside = 0  # the number of f-strings around a token: they nest
     for part in tokenize.generate_tokens(io.StringIO(source).readline):
         inside -= part.type in CLOSES
         opens = part.type in OPENS

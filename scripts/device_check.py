@@ -57,7 +57,7 @@ BACKENDS = {
 }
 TYPICAL = ("2.0/text-masks", "2.3/i2v", "2.5/everything")  # masked, unmasked, both
 PASSED, FAILED, INCONCLUSIVE, UNAVAILABLE, MEASURED = "passed", "FAILED", "inconclusive", "not available", "measured"
-MARGIN = 1.5  # of the longest of the last steps, that must be left for another one
+MARGIN = 1.5  # times the longest of the last steps: the time that must be left for another one
 BENCH = {"cuda": (4, (16, 16, 16), "bfloat16", 7, 60.0), "cpu": (1, (4, 4, 4), "float32", 3, 30.0)}
 # layers, video latents, dtype, rounds, seconds that it may take
 
@@ -69,7 +69,7 @@ class Row:
     dtype: str
     verdict: str
     first: str | None = None  # wrong tap
-    share: float | None = None  # of a budget, the largest
+    share: float | None = None  # the largest share of a budget
     note: str = ""
     seconds: float = 0.0
 
@@ -146,7 +146,7 @@ def row(section: str, what: str, dtype: str, result: verify.NativeResult) -> Row
 def with_setting(
     section: str, what: str, case: Case, dtype: str, device: torch.device, setting: AbstractContextManager[Any]
 ) -> Row:
-    """The same, with a setting that holds for nothing but the forward that is judged."""
+    """Judge a case with a setting that holds for nothing but the forward that is judged."""
     model = build(case.config, record.DTYPES[dtype], case.conventions, case.scales).to(device)
     inputs = moved(cast(case.inputs(), record.DTYPES[dtype]), lambda x: x.to(device))
     try:
@@ -188,7 +188,7 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 def unavailable(backend: SDPBackend, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason, if the device has no such attention even for the plainest call."""
+    """Return why the device has no such attention even for the plainest call, or None if it has."""
     q = torch.ones(1, 2, 64, 64, device=device, dtype=dtype)
     try:
         with sdpa_kernel(backend):

@@ -106,7 +106,7 @@ def progress(message: str) -> None:
 
 # ---------------------------------------------------------------- the file
 def write(path: Path, config: TransformerConfig) -> str | None:
-    """Published names, shapes, dtypes and order. Returns what is wrong if there is no room for it."""
+    """Write a file with the published names, shapes, dtypes and order, or return why there is no room for it."""
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0))
     tensors = {
         name: TensorEntry(dtype, shape, numbers(name, shape, TORCH[dtype], pool, place))
@@ -255,13 +255,13 @@ def read_seconds(path: Path) -> float:
 
 
 def uncache(path: Path) -> None:
-    """What is read next comes from the disk."""
+    """Drop a file from the system's cache, so that the next read comes from the disk."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident(field: str) -> int:
-    """Bytes that this process has resident (VmRSS), or had at most (VmHWM): mapped pages are counted."""
+    """Return the bytes that this process has resident (VmRSS), or had at most (VmHWM), mapped pages included."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
 

@@ -233,7 +233,7 @@ def kit_cases(kit: str) -> list[dict[str, Any]]:
 
 
 def exactly(task: Task, kit: str) -> dict[str, Found]:
-    """diffusers with a bug, or as it is: by its digests, and in bfloat16 by an audit, too."""
+    """Judge diffusers, with a bug or as it is, by its digests, and in bfloat16 by an audit, too."""
     bug = task.what if task.what in diffusers_mutants.SHOWN_IN else None
     s = subject(task.what if bug is None else diffusers_mutants.SHOWN_IN[bug], task.dtype)
     with nullcontext() if bug is None else diffusers_mutants.inject(bug, s.theirs), on(EXACT):
@@ -328,7 +328,7 @@ def progress(message: str) -> None:
 
 
 def facts() -> dict[str, str]:
-    """What a result depends on."""
+    """Return the facts on which a result depends."""
     return {
         "judged": digest(),
         "torch": torch.__version__,
@@ -359,7 +359,7 @@ def digest() -> str:
 
 # ---------------------------------------------------------------- the tables
 class Cell(NamedTuple):
-    """Of right results: how many, and how many of them are not simply passed."""
+    """Count results of correct code, and those of them that did not simply pass."""
 
     of: int
     failed: int
@@ -385,8 +385,10 @@ def cell(results: Results, command: str, name: str, dtype: str) -> Cell:
 
 
 def bugs_found(results: Results, kind: str, command: str, name: str, dtype: str) -> tuple[list[str], int]:
-    """Those of the thirty that were missed, and how many were looked for. A bug in two halves counts once, and if both
-    are found."""
+    """Return which of the thirty were missed, and how many were looked for.
+
+    A bug in two halves counts once, and as found if both halves are.
+    """
     missed, asked = set(), set()
     for bug, row in mutants.ROWS.items():
         result = results.get(Task(kind, name, dtype, bug).key)
@@ -537,7 +539,7 @@ def details(results: Results, machines: Sequence[str]) -> list[str]:
 
 
 def wrong_results(results: Results) -> int:
-    """False alarms, and bugs that are missed in float32 or under exact arithmetic."""
+    """Count false alarms, and bugs that are missed in float32 or under exact arithmetic."""
     count = 0
     for key, found in results.items():
         kind, name, dtype, what = key.split(" | ")
@@ -569,7 +571,7 @@ def chosen(patterns: Iterable[str] | None, there: Sequence[str], option: str) ->
 
 
 def command_line(options: argparse.Namespace) -> str:
-    """The command that gives these results, without what only says how."""
+    """Return the command that gives these results, without the options that only say how to run it."""
     words = [
         word
         for name in ("machine", "case", "only")

@@ -181,7 +181,7 @@ def flipped(conventions: Conventions, name: str, value: Any) -> Conventions:
 
 
 def measured(case: Case, dtype: str) -> dict[tuple[str, str], float]:
-    """Of each switch alone: how far the outputs move."""
+    """Return how far the outputs move for each switch alone."""
     model, inputs = prepared(case, dtype)
     plain = outputs(model, inputs)
     return {
@@ -241,7 +241,7 @@ def ledger(effects: Effects) -> list[str]:
 
 
 def first(effects: Effects, name: str) -> str:
-    """Of the first case that each of its values has an effect on: the first tap whose bits differ."""
+    """Return the first tap whose bits differ, in the first case on which each value of the switch has an effect."""
     found: dict[str, str | None] = {}
     for (case_id, dtype), row in effects.items():
         for (field, value), effect in row.items():

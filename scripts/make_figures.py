@@ -170,7 +170,7 @@ def draw_rope(look: Look) -> Any:
 
 
 def turning(axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The planes that turn with one axis, and by how much from its middle to its end, found by rotating."""
+    """Return the planes that turn with one axis, and by how much from its middle to its end, found by rotating."""
     config, ends = LTX_2_3, torch.tensor([[10.0], [1024.0], [1024.0]], dtype=torch.float64)
     ends[axis] *= 2
     cos, sin = (

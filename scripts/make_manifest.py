@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 PATH = Path(__file__).parents[1] / "weights_manifest.json"
 CHECKPOINTS = Path(__file__).with_name("checkpoints.json")
 SCHEMA_VERSION = 2
-PREFIX = "model.diffusion_model."  # of the published names, in Lightricks' own files
+PREFIX = "model.diffusion_model."  # before the published names, in Lightricks' own files
 
 Releases = tuple[str, ...]
 ALL: Releases = ("2.0", "2.3", "2.5")
@@ -181,7 +181,7 @@ class File(NamedTuple):
     evidence: tuple[str, ...] = STATED
 
 
-# Of known size, but not in checkpoints.json: repackages of the transformer by others, and LoRAs.
+# Files of known size that are not in checkpoints.json: repackages of the transformer by others, and LoRAs.
 OTHERS = (
     File(
         "Kijai/LTX2.3_comfy",
@@ -368,7 +368,7 @@ def manifest() -> dict[str, Any]:
 
 
 def listed() -> list[File]:
-    """The files of checkpoints.json, where revision_note is null or "@commit (note)"."""
+    """Return the files of checkpoints.json, where revision_note is null or "@commit (note)"."""
     files = []
     for entry in json.loads(CHECKPOINTS.read_text(encoding="utf-8")):
         parts = re.fullmatch(r"(?:@(\w+) \((.+)\))?", entry["revision_note"] or "")

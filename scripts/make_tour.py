@@ -35,7 +35,7 @@ BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
 
 
 def refreshed(text: str) -> str:
-    """The same text with every derived part as it should be. Raises `ValueError` with all code that is nowhere."""
+    """Return the text with every derived part as it should be. Raise `ValueError` with all code that is nowhere."""
     if problems := [problem for match in LINK.finditer(text) if (problem := misquoted(match))]:
         raise ValueError("\n".join(problems))
     return BLOCK.sub(functools.partial(with_output, {}), SHAPES.sub(with_shapes, LINK.sub(with_line, text)))

@@ -51,7 +51,7 @@ def tap(name: str, x: Array) -> Array:
 class Stream:
     """One stream: its tokens `x`, which the blocks change, and what stays as it is for all blocks."""
 
-    prefix: str  # of its parameter names: "" (video) or "audio_"
+    prefix: str  # before its parameter names: "" (video) or "audio_"
     x: Array  # (B, T, D)
     text: Array  # (B, S, D)
     heads: int
@@ -79,7 +79,7 @@ def f64(x: Any) -> Array:
 class Numbers:
     """The dtype that operations round to."""
 
-    dtype = "float64"  # of the model: float32, bfloat16 or float16 on the exact level
+    dtype = "float64"  # the model's: float32, bfloat16 or float16 on the exact level
 
 
 def rounded(x: Array, dtype: str) -> Array:
@@ -167,7 +167,7 @@ def linspace(count: int) -> Array:
 
 # ---------------------------------------------------------------- the model
 def video_positions(config: dict[str, Any], frames: int, height: int, width: int, fps: float) -> Array:
-    """The bounds of the patches: (3, T, 2), seconds and pixels, in (frame, height, width) order."""
+    """Return the bounds of the patches (3, T, 2): seconds and pixels, in (frame, height, width) order."""
     sizes, axes = (config["patch_size_t"], config["patch_size"], config["patch_size"]), []
     for axis, count in enumerate((frames, height, width)):
         start, scale = np.arange(0.0, count, sizes[axis]), config["vae_scale_factors"][axis]
@@ -180,7 +180,7 @@ def video_positions(config: dict[str, Any], frames: int, height: int, width: int
 
 
 def audio_positions(config: dict[str, Any], frames: int) -> Array:
-    """The bounds of the patches: (1, T, 2), seconds."""
+    """Return the bounds of the patches (1, T, 2) in seconds."""
     size, scale = config["audio_patch_size_t"], config["audio_scale_factor"]
     start = np.arange(0.0, frames, size)
     mel = np.maximum(np.stack([start, start + size], axis=-1) * scale + config["causal_offset"] - scale, 0.0)
@@ -188,7 +188,7 @@ def audio_positions(config: dict[str, Any], frames: int) -> Array:
 
 
 def middles(coords: Array) -> Array:
-    """Of bounds (B, P, T, 2); points (B, P, T) are taken as they are."""
+    """Return the middles (B, P, T) of bounds (B, P, T, 2), and points (B, P, T) as they are."""
     return coords if coords.ndim == 3 else r32(r32(coords[..., 0] + coords[..., 1]) / 2.0)
 
 
@@ -208,7 +208,7 @@ def rope_tables(config: dict[str, Any], name: str, middle: Array, maxima: list[f
 
 
 def rotate(x: Array, rope: Rope, layout: str) -> Array:
-    """x (B, T, H, 2R): "split" turns (i, i + R) of a head together, "interleaved" (2i, 2i + 1)."""
+    """Rotate x (B, T, H, 2R): "split" turns channels (i, i + R) of a head together, "interleaved" (2i, 2i + 1)."""
     (cos, sin), half, split = rope, x.shape[-1] // 2, layout == "split"
     first, second = (slice(0, half), slice(half, None)) if split else (slice(0, None, 2), slice(1, None, 2))
     a, b, out = x[..., first], x[..., second], np.empty_like(x)
@@ -222,7 +222,7 @@ def attention(
     w: Weights, name: str, x: Array, context: Array, heads: int, layout: str = "", x_rope: Rope | None = None,
     context_rope: Rope | None = None, bias: Array | None = None, keep: Array | None = None,
 ) -> Array:  # fmt: skip
-    """x (B, T, .), context (B, S, .). keep (B,): 1 = attention, 0 = v instead (self-attention only)."""
+    """Attend from x (B, T, .) to context (B, S, .). keep (B,): 1 = attention, 0 = v instead (self-attention only)."""
     q = tap(name + ".norm_q", rms_norm(linear(w, name + ".to_q", x), w[name + ".norm_q.weight"]))  # over all heads
     k = tap(name + ".norm_k", rms_norm(linear(w, name + ".to_k", context), w[name + ".norm_k.weight"]))
     v = tap(name + ".to_v", linear(w, name + ".to_v", context))
@@ -276,7 +276,7 @@ def timestep_embedding(w: Weights, name: str, phases: Array) -> tuple[Array, Arr
 
 
 def adaln(w: Weights, name: str, timestep: Array) -> tuple[Array, Array]:
-    """The same from (B,), (B, 1) or (B, T)."""
+    """Return modulation rows and embedding for timesteps (B,), (B, 1) or (B, T)."""
     phases = sinusoid(timestep)
     tap(name + ".sinusoid", flat(phases))
     return timestep_embedding(w, name, phases)
@@ -443,7 +443,7 @@ def output(w: Weights, prefix: str, x: Array, embedding: Array) -> Array:
 
 
 def forward(config: dict[str, Any], weights: Weights, inputs: dict[str, Any]) -> tuple[Array, Array]:
-    """The model's velocities (video, audio). `inputs`: the arguments of the model's forward, by name."""
+    """Return the model's velocities (video, audio). `inputs` are the arguments of its forward, by name."""
     if config["norm_elementwise_affine"] or config["activation_fn"] != "gelu-approximate":
         raise ValueError("no checkpoint is like this, and these equations do not cover it")
     video, audio = (make_stream(config, weights, inputs, name) for name in ("video", "audio"))
@@ -550,7 +550,7 @@ def block_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
 
 
 def given_stream(case: dict[str, Any], w: Weights, x: dict[str, Any], name: str) -> Stream:
-    """What the kit gives of a stream to an exchange or a block: offsets, tables, text."""
+    """Return what the kit gives an exchange or a block for a stream: offsets, tables, text."""
     prefix, heard = ("", "a2v") if name == "video" else ("audio_", "v2a")
     config, batch = case["config"], len(x["rope.cos"])
     width = config[prefix + "num_attention_heads"] * config[prefix + "attention_head_dim"]

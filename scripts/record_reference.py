@@ -52,7 +52,7 @@ TAPS = [f"{name}{part}" for name in ROPES for part in (".cos", ".sin")] + [
 THREADS = 1  # the most reproducible number, and for tensors this small the fastest
 
 
-SEEDS = (1, 2, 3)  # of the moves by a unit in the last place
+SEEDS = (1, 2, 3)  # for the moves by a unit in the last place
 
 
 def run(model: Any, inputs: Inputs) -> Taps:
@@ -65,7 +65,7 @@ def run(model: Any, inputs: Inputs) -> Taps:
 
 
 def some(taps: Taps, case: Case) -> Taps:
-    """The taps whose tensors are worth storing."""
+    """Return the taps whose tensors are worth storing."""
     return (
         taps
         if case in KIT
@@ -76,7 +76,7 @@ def some(taps: Taps, case: Case) -> Taps:
 
 
 def forward_of(case: Case | Kernel, dtype: str) -> tuple[Callable[[], Taps], Inputs]:
-    """What the recorded implementation computes for a case, and the inputs."""
+    """Return a function that computes a case in the recorded implementation, and the inputs."""
     if isinstance(case, Kernel):
         given = case.inputs(record.EXACT_DTYPES[dtype])
         operation = kernel(case, given)
@@ -86,7 +86,7 @@ def forward_of(case: Case | Kernel, dtype: str) -> tuple[Callable[[], Taps], Inp
 
 
 def kernel(case: Kernel, x: Inputs) -> Callable[[], torch.Tensor]:
-    """The operation as diffusers calls it, with a mask for each head."""
+    """Return the operation as diffusers calls it, with a mask for each head."""
     if case.operation == "linear":
         columns, rows = x["weight"].shape
         layer = nn.Linear(rows, columns, bias="bias" in x).requires_grad_(False)
@@ -97,7 +97,7 @@ def kernel(case: Kernel, x: Inputs) -> Callable[[], torch.Tensor]:
 
 
 def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
-    """The recorded implementation's model with the generated weights, and the case's inputs."""
+    """Return the recorded implementation's model with the generated weights, and the case's inputs."""
     config = case.config.to_diffusers()
     with torch.device("meta"):
         empty: Any = diffusers.LTX2VideoTransformer3DModel(**config)
@@ -108,7 +108,7 @@ def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
 
 
 def record_exactly(case: Case | Kernel) -> None:
-    """Raises `SystemExit` if a digest depends on the last bit of a float64 function."""
+    """Record a case under exact arithmetic, or exit if a digest depends on the last bit of a float64 function."""
     taps: dict[str, Taps] = {}
     given: dict[str, Inputs] = {}
     for dtype in record.EXACT_DTYPES:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 ROWS = (1, 2, 4, 7, 8, 9, 12, 16, 24, 32, 48, 64, 105, 128, 256, 512, 1024, 4096)
 WIDTHS = ((256, 4096), (4096, 4096), (4096, 9 * 4096), (256, 2048), (2048, 2048), (2048, 9 * 2048))
-LEVELS = 2  # of noise: the given frame's, and the others'
+LEVELS = 2  # noise levels: the given frame's, and the others'
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def products(fan_in: int, fan_out: int, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """Of two rows, in turn repeated to each number of rows: what comes out of these two."""
+    """Repeat two rows, in turn, to each number of rows, and return what comes out of the first two."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(fan_out, fan_in, generator=generator).mul(fan_in**-0.5).to(device, dtype)
     x = torch.randn(LEVELS, fan_in, generator=generator).to(device, dtype)
@@ -44,7 +44,7 @@ def products(fan_in: int, fan_out: int, dtype: torch.dtype, device: str) -> list
 
 
 def changes(found: Sequence[Tensor]) -> list[int]:
-    """The numbers of rows at which a row's result is not what it was for the number before."""
+    """Return the numbers of rows at which a row's result is not what it was for the number before."""
     return [
         n for n, x, before in zip(ROWS[1:], found[1:], found, strict=False) if not torch.equal(x[: len(before)], before)
     ]

@@ -177,10 +177,10 @@ OURS = "ltx2ref"
 # ---------------------------------------------------------------- scoring
 @dataclass
 class Score:
-    """Of one gate and one bug or benign change."""
+    """Count how one gate judged one bug or benign change."""
 
     failed: dict[str, set[str]] = field(default_factory=lambda: {dtype: set() for dtype in DTYPES})  # cases, by dtype
-    right: int = 0  # of the failures, those whose first tap is right
+    right: int = 0  # failures whose first tap is right
     wrong: list[str] = field(default_factory=list)
     hinted: int = 0
 

@@ -47,7 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """A file that imports one of them is skipped where it is not installed, and no error."""
+    """Skip a file that imports one of them where it is not installed, in place of an error."""
     report = yield
     error = getattr(report, "call", None) and report.call.excinfo and report.call.excinfo.value.__cause__
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
@@ -58,7 +58,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that is skipped for want of one has its mark, or `-m ltx_core` would not be all that needs it."""
+    """Fail a test that is skipped for want of one without its mark: `-m ltx_core` has to be all that needs it."""
     report = yield
     reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
     for module in NEEDED:

@@ -26,7 +26,7 @@ PARAMETERS = {"2.0": 18_876_174_592, "2.3": 18_988_838_144, "2.5": 18_987_859_20
 TENSORS = {"2.0": 3510, "2.3": 4186, "2.5": 4091}
 TENSORS_PER_BLOCK = {"2.0": 72, "2.3": 86, "2.5": 84}
 F32_TENSORS = {"2.0": 194, "2.3": 290, "2.5": 290}
-# Of all names and shapes of the transformer (2.0, 2.3) or of the whole bf16 file (2.5, with connectors).
+# The md5 of all names and shapes of the transformer (2.0, 2.3) or of the whole bf16 file (2.5, with connectors).
 MODEL_HASHES = {
     "2.0": "c567aaa37d5ed7454c73aa6024458661",
     "2.3": "1c55afad76ed33c112a2978550b524d1",

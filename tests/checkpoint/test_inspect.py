@@ -22,7 +22,7 @@ from ltx2ref.cli import main
 
 pytestmark = pytest.mark.slow
 
-# Of the sparse copies: the format of most of the weights, and the blocks that have it.
+# For each sparse copy the format of most of its weights, and the blocks that have it.
 QUANTISED = {
     "2.0-fp8": ("fp8 scaled", "3-44"),
     "2.3-dev-fp8": ("fp8 scaled", "2-45"),

@@ -183,7 +183,7 @@ QUANTISED: dict[Key, int] = {
     ("ltx-2.3-22b-dev-fp8.safetensors", None): 1496,
     ("ltx-2.3-22b-distilled-fp8.safetensors", None): 1462,
 }
-# Of the video VAE, the audio VAE, the vocoder and the text projection in such a file.
+# Tensors of the video VAE, the audio VAE, the vocoder and the text projection in such a file.
 OTHER_TENSORS = 170 + 102 + 1227 + 4
 
 

@@ -24,7 +24,7 @@ SCRIPTS = sorted({line.split()[1] for line in SHOWN if re.match(r"python3? scrip
 
 
 def marks_of(script: str) -> list[pytest.MarkDecorator]:
-    """Of what a script imports before it reads its options."""
+    """Return the marks of what a script imports before it reads its options."""
     source = (ROOT / script).read_text(encoding="utf-8")
     return [
         getattr(pytest.mark, module)

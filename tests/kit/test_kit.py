@@ -223,7 +223,7 @@ def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rope/video", "rope/audio"])
 def test_rope_components_have_no_false_alarm(name: str, kit: Path, tmp_path: Path) -> None:
-    """Of one of them the recorded tables happen to be all but exact."""
+    """The recorded tables of one of them happen to be all but exact."""
     part = next(part for part in COMPONENTS if part.id == name)
     case, source = case_named(kit, name), Source(part.case, "float32")
     for other in MACHINES.keys() - {"tf32"}:

@@ -51,7 +51,7 @@ def outputs(model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def dynamic(x: Any, y: Any) -> dict[int, Any] | Any:
-    """Of a tensor the dimensions in which the sizes differ, of another argument whether they differ in it."""
+    """Return the dimensions in which two tensors' sizes differ; for another argument, whether it differs."""
     if not isinstance(x, Tensor):
         return None if x == y else Dim.DYNAMIC
     return {i: Dim.DYNAMIC for i, (m, n) in enumerate(zip(x.shape, y.shape, strict=True)) if m != n}

@@ -155,7 +155,7 @@ LIGHTRICKS_2_5 = LIGHTRICKS_2_3 | {
 }
 LIGHTRICKS = {"2.0": LIGHTRICKS_2_0, "2.3": LIGHTRICKS_2_3, "2.5": LIGHTRICKS_2_5}
 
-# Of the connectors and of the text encoder, not of the transformer.
+# Keys of the connectors and of the text encoder, not of the transformer.
 FOREIGN = {
     "_diffusers_version",
     "audio_connector_attention_head_dim",

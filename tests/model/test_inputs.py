@@ -286,7 +286,7 @@ def test_the_scale_of_a_lora_is_refused_with_a_pointer_to_loading_it() -> None:
 
 # ---------------------------------------------------------------- what must be accepted
 def zeros_and_ones(*shape: int) -> Tensor:
-    """Of which each row keeps and masks something."""
+    """Return zeros and ones of which each row keeps and masks something."""
     return (torch.arange(math.prod(shape)).reshape(shape) % 3 != 1).float()
 
 

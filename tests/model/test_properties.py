@@ -325,7 +325,7 @@ def test_nothing_that_a_module_was_given_or_returned_is_changed_later(release: s
 
 # ---------------------------------------------------------------- gradients
 def gradients(model: nn.Module, outputs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Of a random linear function of the outputs, by the parameters on which they depend."""
+    """Return the gradients of a random linear function of the outputs, by the parameters on which they depend."""
     generator = torch.Generator().manual_seed(7)
     weights = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in outputs]
     names, parameters = zip(*model.named_parameters(), strict=True)

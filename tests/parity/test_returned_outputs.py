@@ -462,7 +462,7 @@ def test_what_is_no_pair_of_tensors_is_one_clear_error_everywhere(
 
 
 def test_a_dict_without_the_audio_is_an_error_of_a_module() -> None:
-    """Of a callable it is a choice of taps."""
+    """From a callable, such a dict is a choice of taps."""
     model, inputs = model_of(SMALL), SMALL.inputs()
     CHANGE.now, before = (lambda video, audio: {"sample": video}), CHANGE.now
     try:

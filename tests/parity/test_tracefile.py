@@ -291,7 +291,7 @@ def test_other_counts_of_what_is_not_finite_are_infinitely_far_and_other_shapes_
 
 
 def error_and_miss(a: Tensor, b: Tensor) -> tuple[float, bool]:
-    """Of the estimate: estimated / true - 1, and whether the truth is outside the interval."""
+    """Return the estimate's error, estimated / true - 1, and whether the truth is outside its interval."""
     found, true = estimate(sketch(a), sketch(b)), relative(a, b)
     return found.relative / true - 1, not found.low <= true <= found.high
 
@@ -349,7 +349,7 @@ UNFIT = {"2.5/everything": {"stg-wrong-block"}}
 
 
 def candidates(case_id: str) -> dict[str, Callable[[], Taps]]:
-    """Of float32: bfloat16, float64, and bugs."""
+    """Return candidates for a float32 reference: bfloat16, float64, and bugs."""
     chosen = [name for name in mutants.MUTANTS if FULL or name in SAMPLE]
     return {
         "bfloat16": lambda: taps_of(case_id, "bfloat16"),

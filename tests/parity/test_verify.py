@@ -272,7 +272,7 @@ def test_without_other_processes_one_does_it_all(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_tables_of_float32_frequencies_are_judged_by_a_bound() -> None:
-    """Of seven roundings one machine has more luck than another; a wrong frequency is no luck."""
+    """One machine's seven roundings may be luckier than another's; a wrong frequency is no luck."""
     for case_id in ("2.0/float32-frequencies", "2.3/float32-frequencies"):
         faithful, natively = (
             verify.verify(BY_ID[case_id], "float32", torch.device("cpu"), False, "native", machine)

@@ -20,7 +20,8 @@ def source(name: str) -> str:
 
 def test_the_architecture_is_at_most_750_lines_of_110_columns() -> None:
     """699 for diffusers' arithmetic; 41 for being ltx-core bit for bit, too: its conventions, documented, are 30;
-    10 for not being slower than either: sums in the place of their products."""
+    10 for not being slower than either: sums in the place of their products.
+    """
     lines = [line for name in FILES for line in source(name).splitlines()]
     assert len(lines) <= 750 and max(map(len, lines)) <= 110
 

@@ -230,7 +230,7 @@ def scale_of(value: Tensor) -> Tensor:
 
 
 def with_scales(tensors: dict[str, Entry]) -> dict[str, Entry]:
-    """A scale of its own for every F8 tensor: a swapped one is then a wrong one."""
+    """Add a scale of its own for every F8 tensor, so that a swapped one is a wrong one."""
     scaled: dict[str, Entry] = {}
     for i, (name, stored) in enumerate(tensors.items()):
         scaled[name] = stored
@@ -247,7 +247,7 @@ def entry(value: Tensor) -> Entry:
 
 
 def foreign_tensors(seed: int) -> dict[str, Entry]:
-    """What a Lightricks file has beside the transformer."""
+    """Return what a Lightricks file has beside the transformer."""
     generator = torch.Generator().manual_seed(seed)
     names = [
         f"{PREFIX}video_embeddings_connector.learnable_registers",
@@ -315,7 +315,7 @@ class Draft:
         return self.files[self.target]
 
     def weight(self, fits: Callable[[Entry], bool] = lambda _: True) -> str:
-        """A random parameter in the target."""
+        """Return the name of a random parameter in the target."""
         names = [name for name, stored in self.tensors.items() if name in self.base.ours and fits(stored)]
         return self.rng.choice(names)
 
@@ -360,13 +360,13 @@ class Draft:
         return tuple(dict.fromkeys([self.path.name, *(Path(name).name for name in (*contents, *self.links))]))
 
     def other_weights(self, file: str) -> bytes:
-        """That file with other values, to tell which one was read."""
+        """Return that file with other values, to tell which one was read."""
         header, data = self.layout(file)
         return pack(header, bytes(byte ^ 1 for byte in data))
 
 
 def pack(header: Any, data: bytes, length: int | None = None) -> bytes:
-    """A safetensors file; `header` is JSON, its text or bytes, `length` what the file says of its header."""
+    """Return a safetensors file; `header` is JSON, its text or bytes, `length` what the file says of its header."""
     text = header if isinstance(header, bytes) else dumps(header).encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -382,7 +382,7 @@ def literal(text: str) -> str:
 
 # ---------------------------------------------------------------- what a file says
 def said(draft: Draft) -> State | None:
-    """The parameters that the drafted files say, read leniently; None if some parameter is missing or malformed."""
+    """Read the parameters that the drafted files hold, leniently, or return None if one is missing or malformed."""
     tensors: dict[str, Entry] = {}
     for file in draft.files:
         tensors |= readable(draft.bytes_of(file))
@@ -476,7 +476,7 @@ def judged(draft: Draft, detail: str, same_config: bool = True) -> Fate:
 
 
 def about(draft: Draft, name: str) -> tuple[str, ...]:
-    """The names by which an error may call a tensor."""
+    """Return the names by which an error may call a tensor."""
     return name, draft.base.ours.get(name, name)
 
 
@@ -592,7 +592,7 @@ def lying_length(draft: Draft) -> Fate:
 
 
 def sparse_header(draft: Draft) -> Fate:
-    """A huge header, which takes no space on disk."""
+    """Write a huge header, which takes no space on disk."""
     header, data = draft.layout()
     length = draft.rng.choice([10**6, 10**7, 5 * 10**7, 99_999_999, 10**8, 2**30, 2**33, 2**40])
     draft.put(header, data, length)
@@ -601,7 +601,7 @@ def sparse_header(draft: Draft) -> Fate:
 
 
 def sparse_tensor(draft: Draft) -> Fate:
-    """A huge tensor, which takes no space on disk, in place of one of the transformer's."""
+    """Write a huge tensor, which takes no space on disk, in place of one of the transformer's."""
     name, rows = draft.weight(), 2 ** draft.rng.randrange(16, 24)
     dtype = draft.tensors.pop(name).dtype
     header, data = draft.layout()
@@ -613,7 +613,7 @@ def sparse_tensor(draft: Draft) -> Fate:
 
 
 def sparse_foreign(draft: Draft) -> Fate:
-    """A huge tensor that is not the transformer's: nothing has to read it."""
+    """Add a huge tensor that is not the transformer's: nothing has to read it."""
     header, data = draft.layout()
     size = 2 ** draft.rng.randrange(28, 34)
     name = draft.rng.choice(["vae.huge", f"{PREFIX}video_embeddings_connector.huge", "vocoder.huge"])
@@ -716,7 +716,7 @@ def crowded_header(draft: Draft) -> Fate:
 
 
 def crowded_text(draft: Draft) -> Fate:
-    """The same in a config or an index."""
+    """Crowd a config or an index with values."""
     crowd = crowded(draft.rng).decode()
     if draft.index is not None and draft.rng.random() < 0.5:
         draft.index = draft.rng.choice([crowd, f'{{"weight_map": {crowd}}}'])
@@ -730,7 +730,7 @@ def crowded_text(draft: Draft) -> Fate:
 
 
 def odd_number(draft: Draft) -> Fate:
-    """A number of a shape or an offset that is no natural number."""
+    """Put what is no natural number into a shape or an offset."""
     header, data = draft.layout()
     name, rng = draft.weight(), draft.rng
     key = rng.choice(["shape", "shape", "data_offsets"])
@@ -764,7 +764,7 @@ def odd_number(draft: Draft) -> Fate:
 
 
 def odd_entry(draft: Draft) -> Fate:
-    """An entry that is not the object it has to be."""
+    """Put something in the place of an entry that has to be an object."""
     header, data = draft.layout()
     name, rng = draft.weight(), draft.rng
     facts, key = header[name], rng.choice(["dtype", "shape", "data_offsets"])
@@ -860,7 +860,7 @@ def hole(draft: Draft) -> Fate:
 
 
 def duplicate(draft: Draft) -> Fate:
-    """A name twice, in the same or in another place."""
+    """Repeat a name, in the same place or in another one."""
     header, data = draft.layout()
     pairs, rng = [*header.items()], draft.rng
     name = draft.weight()
@@ -929,7 +929,7 @@ def dtype_of_other_size(draft: Draft) -> Fate:
 
 
 def converted(draft: Draft) -> Fate:
-    """Some tensors in another dtype that holds the same values."""
+    """Store some tensors in another dtype that holds the same values."""
     wide = draft.rng.choice(["F32", "F32", "F64"])
     for _ in range(draft.rng.randrange(1, 9)):
         name = draft.weight(lambda stored: stored.dtype in ("BF16", "F32"))
@@ -975,7 +975,7 @@ def missing(draft: Draft) -> Fate:
 
 
 def extra(draft: Draft) -> Fate:
-    """A tensor that this transformer does not have."""
+    """Add a tensor that this transformer does not have."""
     prefix, rng = PREFIX if draft.base.layout in SINGLE else "", draft.rng
     name = prefix + rng.choice(
         [
@@ -1025,7 +1025,7 @@ def more_foreign(draft: Draft) -> Fate:
 
 
 def renamed(draft: Draft) -> Fate:
-    """A tensor under a slightly wrong name."""
+    """Rename a tensor to a slightly wrong name."""
     name, rng = draft.weight(), draft.rng
     at = rng.randrange(len(name))
     prefix = PREFIX if name.startswith(PREFIX) else "transformer."
@@ -1089,7 +1089,7 @@ def other_prefix(draft: Draft) -> Fate:
 
 
 def swapped_files(draft: Draft) -> Fate:
-    """A good file of something else."""
+    """Put an intact file of something else in the place of the target."""
     other = draft.rng.choice(["another model", "nothing", "metadata only", "only foreign tensors", "a LoRA"])
     names = {
         "another model": ["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"],
@@ -1120,7 +1120,7 @@ def flipped_header(draft: Draft) -> Fate:
 
 
 def flipped_digits(draft: Draft) -> Fate:
-    """A digit of the header becomes another one."""
+    """Change a digit of the header."""
     raw = bytearray(draft.bytes_of())
     at = draft.rng.choice([m.start() for m in re.finditer(rb"\d", raw[8 : 8 + header_length(raw)])]) + 8
     old, raw[at] = raw[at], draft.rng.choice(string.digits.encode())
@@ -1297,7 +1297,7 @@ def flags(draft: Draft) -> tuple[str, ...]:
 
 
 def contradicting_config(draft: Draft) -> Fate:
-    """A supported config, but of another model."""
+    """Write a supported config of another model."""
     config, rng = draft.config, draft.rng
     key = rng.choice([*SIZE_KEYS, *flags(draft), "heads", "all"])
     if key == "heads":  # the same widths in other heads
@@ -1371,7 +1371,7 @@ def broken_config(draft: Draft) -> Fate:
 
 
 def config_of_other_type(draft: Draft) -> Fate:
-    """A config that is no object."""
+    """Write a config that is no object."""
     value = draft.rng.choice([[], [draft.config], "config", 7, None, True, 1.5])
     if draft.base.layout in SINGLE and draft.rng.random() < 0.5:
         draft.document["transformer"] = value
@@ -1495,7 +1495,7 @@ def harmless_metadata(draft: Draft) -> Fate:
 
 # ---------------------------------------------------------------- kinds: folders and indices
 def no_weights(draft: Draft) -> Fate:
-    """A folder without weights, or without anything."""
+    """Leave a folder without weights, or without anything."""
     draft.files = {}
     if draft.rng.random() < 0.5:
         draft.document_text, draft.index = "", None
@@ -1531,14 +1531,14 @@ def missing_shard(draft: Draft) -> Fate:
 
 
 def shard_beside(draft: Draft) -> Fate:
-    """A shard that the index does not know, with other values for known names."""
+    """Add a shard that the index does not know, with other values for known names."""
     name = draft.rng.choice([SHARDS[0].replace("00001-", "00004-"), "a.safetensors", "model.safetensors"])
     draft.raw[name] = draft.other_weights(draft.target)
     return either(draft, f"and {name}")
 
 
 def odd_index(draft: Draft) -> Fate:
-    """An index that is none."""
+    """Write an index that is none."""
     rng, weight_map, text = draft.rng, draft.index["weight_map"], json.dumps(draft.index)
     maps: list[Any] = [None, [], 5, "x", {}, [*weight_map], [*weight_map.items()]]
     draft.index = rng.choice(
@@ -1625,7 +1625,7 @@ def escaping_index(draft: Draft) -> Fate:
 
 
 def lead_outside(draft: Draft, file: str) -> list[str]:
-    """Some tensors of the target, which are in that file according to the index now."""
+    """Lead the index to that file for some tensors of the target, and return their names."""
     draft.outside.mkdir()
     (draft.outside / draft.target).write_bytes(draft.other_weights(draft.target))
     chosen = [*draft.tensors] if draft.rng.random() < 0.7 else [draft.weight()]
@@ -1642,7 +1642,7 @@ def linked_index(draft: Draft) -> Fate:
 
 
 def wrong_index(draft: Draft) -> Fate:
-    """An index of good form that does not fit its shards."""
+    """Write an index of good form that does not fit its shards."""
     rng, weight_map, name = draft.rng, draft.index["weight_map"], draft.weight()
     what = rng.choice(["wrong shard", "unknown tensor", "lacks a tensor", "lacks a shard", "twice"])
     other = rng.choice([shard for shard in SHARDS if shard != draft.target])
@@ -1670,7 +1670,7 @@ def harmless_index(draft: Draft) -> Fate:
 
 
 def tensor_twice(draft: Draft) -> Fate:
-    """A tensor in two shards with different values: the index says which one is meant."""
+    """Store a tensor in two shards with different values: the index says which one is meant."""
     name = draft.weight()
     stored = draft.tensors[name]
     other = draft.rng.choice([shard for shard in SHARDS if shard != draft.target])
@@ -1697,7 +1697,7 @@ def scaled_weight(draft: Draft) -> str:
 
 
 def odd_scale_value(draft: Draft) -> Fate:
-    """A scale that is not finite makes a layer that is not; any other number means what it says."""
+    """Change the value of a scale: if it is not finite, nor is the layer; any other number means what it says."""
     name = scaled_weight(draft)
     value = draft.rng.choice([math.nan, math.nan, math.inf, -math.inf, 0.0, -0.0, -1.0, -1e-3, 1e-45, 1e-40, 3e38, 1.0])
     draft.tensors[f"{name}_scale"] = entry(torch.tensor(value))
@@ -1707,7 +1707,7 @@ def odd_scale_value(draft: Draft) -> Fate:
 
 
 def odd_scale_form(draft: Draft) -> Fate:
-    """A scale of another shape or dtype."""
+    """Give a scale another shape or dtype."""
     name, rng = scaled_weight(draft), draft.rng
     rows, columns = draft.tensors[name].shape
     scale = tensor(draft.tensors[f"{name}_scale"])
@@ -1725,7 +1725,7 @@ def odd_scale_form(draft: Draft) -> Fate:
 
 
 def lost_scale(draft: Draft) -> Fate:
-    """A scale without its layer, a layer without its scale, and a scale for a layer that has none."""
+    """Remove a layer or its scale, or add a scale for a layer that has none."""
     name, what = scaled_weight(draft), draft.rng.choice(["lost", "lost", "renamed", "for another", "lost entirely"])
     scale = f"{name}_scale"
     if what == "for another":
@@ -1741,7 +1741,7 @@ def lost_scale(draft: Draft) -> Fate:
 
 
 def odd_input_scale(draft: Draft) -> Fate:
-    """Static scales of activations change nothing in the weights."""
+    """Change the static scale of an activation, which changes nothing in the weights."""
     name = scaled_weight(draft).removesuffix(".weight") + ".input_scale"
     odd = [entry(torch.tensor(math.nan)), entry(torch.zeros(3)), Entry("I8", (), b"\1")]
     draft.tensors[name] = draft.rng.choice(odd)
@@ -2009,7 +2009,7 @@ class Guarded:
             self.process = None
 
     def wait(self) -> "Report | tuple[str, str, str]":
-        """The report; or what happened instead, as the fields of one."""
+        """Return the report, or what happened instead, as the fields of one."""
         idle, end = resident(self.process.pid), time.monotonic() + self.seconds
         while time.monotonic() < end:
             if self.pipe.poll(0.02):
@@ -2029,7 +2029,7 @@ class Guarded:
 
 
 def serve(pipe: Connection, loader: Loader, directory: Path, seed: int) -> None:
-    """The other process: an index comes in, a report goes out."""
+    """Serve as the other process: an index comes in, a report goes out."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
@@ -2065,7 +2065,7 @@ def observe(loader: Loader, mutant: Mutation) -> Report:
 
 
 def difference(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The first difference between two states, bit for bit in the dtype of what was loaded; "" if there is none."""
+    """Return the first difference of two states, bit for bit in the dtype of what was loaded; "" if there is none."""
     if loaded.keys() != expected.keys():
         return f"names differ: {sorted(loaded.keys() ^ expected.keys())[:3]}"
     for name, value in expected.items():

@@ -201,7 +201,7 @@ def _(model: Model) -> list[Patch]:
 # ---------------------------------------------------------------- masks and guidance
 @mutant("mask-as-bool", "2.3/text-masks")
 def _(model: Model) -> list[Patch]:
-    """A mask of ones and zeros is added to the logits as it is, which is what one of three dimensions is there for."""
+    """Add a mask of ones and zeros to the logits as it is, which is what one of three dimensions is there for."""
 
     def as_it_is(given: dict[str, Any]) -> dict[str, Any]:
         dtype, names = given["hidden_states"].dtype, ("encoder_attention_mask", "audio_encoder_attention_mask")
@@ -217,7 +217,7 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("stg-4d-mask", "2.3/stg-one-of-batch")
 def _(model: Model) -> list[Patch]:
-    """The result gets a second batch dimension, row i blended by the mask of row j; the port goes on with the first."""
+    """Give the result a second batch dimension, row i blended by the mask of row j; the port goes on with the first."""
     lerp = torch.lerp
     return [
         patch.object(
@@ -315,7 +315,7 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("sequential-exchange", "2.3/t2v")
 def _(model: Model) -> list[Patch]:
-    """The audio hears a video that has heard the audio: its stream is normalised once more before the second half."""
+    """Let the audio attend to a video that has attended to the audio, normalised once more before the second half."""
     again = ast.parse("norm_hidden_states = self.audio_to_video_norm.forward(hidden_states)").body
 
     def change(tree: ast.AST) -> None:
@@ -337,7 +337,7 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("prompt-adaln-unmapped", "2.3/t2v")
 def _(model: Model) -> list[Patch]:
-    """The parameters keep what they were drawn as."""
+    """Keep the parameters as they were drawn."""
     drawn = torch.Generator().manual_seed(0)
     return [
         patch.dict(
@@ -363,7 +363,7 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("int8-not-unrotated", "2.5/t2v")
 def _(model: Model) -> list[Patch]:
-    """A file's rotation is of 256 columns, which these models do not have: this one is of 4."""
+    """Rotate groups of 4 columns, where a file's are of 256, which these models do not have."""
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     rotation = torch.kron(two, two) / 2
     return weights(model, lambda x: (x.unflatten(-1, (-1, 4)).float() @ rotation).flatten(-2).to(x.dtype))

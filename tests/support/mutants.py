@@ -177,7 +177,7 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("stg-4d-mask")
 def _(model: Model) -> list[Patch]:
-    """The result gets a second batch dimension, row i blended by the mask of row j; the port goes on with the first."""
+    """Give the result a second batch dimension, row i blended by the mask of row j; the port goes on with the first."""
     lerp = torch.lerp
 
     def broadcast(v: Tensor, out: Tensor, keep: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def judged(source: str, release: str, dtype: torch.dtype, mesh: DeviceMesh) -> d
 
 
 def started(recipe: str, folder: Path) -> dict[str, Any]:
-    """The outputs of start.py itself, with a file of this test's, judged beside one process'."""
+    """Run start.py itself, with a file of this test's, and judge its outputs beside those of one process."""
     config = tiny_config("2.3")
     names: dict[str, Any] = {"inputs": inputs_of(config, torch.bfloat16)}
     source = CODE["start.py"].replace('"cuda"', '"cpu"').replace("ltx-2.3-22b-dev", str(folder / "model"))
@@ -110,7 +110,7 @@ def inputs_of(config: TransformerConfig, dtype: torch.dtype) -> Inputs:
 
 
 def gathered(x: Tensor, like: Tensor) -> Tensor:
-    """Of both processes, along the dimension in which each has a part."""
+    """Join the parts of both processes along the dimension in which each has one."""
     x = x.full_tensor() if isinstance(x, DTensor) else x
     parts = [i for i, (here, there) in enumerate(zip(x.shape, like.shape, strict=True)) if here != there]
     if not parts:

@@ -54,7 +54,7 @@ def shown() -> dict[str, str]:
 
 
 def commands_of(path: Path) -> list[str]:
-    """What a document shows in its blocks and between backquotes, in that order."""
+    """Return what a document shows in its blocks and between backquotes, in that order."""
     text = path.read_text(encoding="utf-8")
     blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
@@ -74,7 +74,7 @@ def runs_elsewhere(line: str) -> bool:
 
 
 def needed_by(line: str) -> list[str]:
-    """The other implementations without which a command cannot run."""
+    """Return the other implementations without which a command cannot run."""
     return [
         module
         for module, pattern in (
@@ -125,12 +125,12 @@ def small_kit() -> patch.multiple:  # type: ignore[type-arg]
 
 
 def arguments_of(line: str) -> list[str]:
-    """A command's words after the first, without what it says about them, and with files that are there."""
+    """Return a command's words after the first, without comments, and with files that are there."""
     return [OWN.get(x, x) for x in shlex.split(line.replace("[", "").replace("]", "").partition(" > ")[0])[1:]]
 
 
 def expected_status(arguments: list[str]) -> int:
-    """The port of the example has a bug; ltx-core has conventions of its own; and there may be no GPU."""
+    """Return the exit status to expect: 1 for an audit of the buggy example or of ltx-core, 2 without a GPU."""
     if "cuda" in arguments and not torch.cuda.is_available():
         return 2
     candidates = [x for x in arguments if x in ("my_port:run", "my_port.py:run", "ltx-core")]

@@ -95,7 +95,7 @@ class SparseFile(NamedTuple):
         return not self.file.endswith(".safetensors")
 
     def write(self, folder: Path) -> Path:
-        """Returns what was written: a file, or the folder of the shards, their index and config.json."""
+        """Write a copy, and return its path: a file, or the folder of the shards, their index and config.json."""
         specs, metadata = self.contents()
         if self.sharded:
             write_shards(folder / self.path, specs, self.release)
@@ -124,7 +124,7 @@ def header(specs: Specs, metadata: Metadata) -> bytes:
 
 
 def write_shards(folder: Path, specs: Specs, release: str) -> None:
-    """The shards, their index and config.json."""
+    """Write the shards, their index and config.json."""
     shards = shards_of(specs)
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
@@ -157,12 +157,12 @@ def total(specs: Specs) -> int:
 # ---------------------------------------------------------------- tensors
 @functools.cache
 def manifest() -> Any:
-    """Of the published names; tests/checkpoint/test_full_size.py proves it."""
+    """Read the manifest's published names; tests/checkpoint/test_full_size.py proves them."""
     return json.loads((Path(__file__).parents[2] / "weights_manifest.json").read_text(encoding="utf-8"))["releases"]
 
 
 def transformer(release: str, *, diffusers: bool = False) -> Specs:
-    """Published names without a prefix and dtypes; or diffusers' names, all of them BF16."""
+    """Return published names without a prefix, with dtypes; or diffusers' names, all of them BF16."""
     specs: Specs = {}
     for published, row in manifest()[release]["tensors"].items():
         name = row["diffusers"] if diffusers else published
@@ -173,7 +173,7 @@ def transformer(release: str, *, diffusers: bool = False) -> Specs:
 
 
 def connectors(release: str) -> Specs:
-    """Published names without a prefix: 58 tensors of 2.0, 258 of 2.3 and 2.5."""
+    """Return published names of connectors without a prefix: 58 tensors of 2.0, 258 of 2.3 and 2.5."""
     widths, layers = ((3840, 3840), 2) if release == "2.0" else ((VIDEO, AUDIO), 8)
     specs: Specs = {}
     for stream, width in zip(("video", "audio"), widths, strict=True):
@@ -223,13 +223,13 @@ def quantised(specs: Specs, chosen: Chooser, encode: Callable[[str, Spec], Specs
 
 
 def in_blocks(blocks: Iterable[int], gates: bool = False) -> Chooser:
-    """The layers of these blocks: 28 of each, or 34 with the gates."""
+    """Choose the layers of these blocks: 28 of each, or 34 with the gates."""
     prefixes = tuple(f"transformer_blocks.{i}." for i in blocks)
     return lambda module: module.startswith(prefixes) and (gates or not module.endswith("to_gate_logits"))
 
 
 def in_int8(module: str) -> bool:
-    """The blocks' layers and the connectors', but no gates."""
+    """Choose the layers of blocks and connectors, but no gates."""
     return module.startswith(("transformer_blocks.", "video_", "audio_embeddings")) and "gate_logits" not in module
 
 
@@ -297,7 +297,7 @@ def split(chosen: Chooser = lambda module: False, encode: Callable[[str, Spec], 
 
 
 def metadata_2_5(layers: Iterable[str] = ()) -> dict[str, str]:
-    """The four published keys; for `layers` in NVFP4 also their list."""
+    """Return the four published keys, and for `layers` in NVFP4 also their list."""
     metadata = writers.lightricks_metadata(LTX_2_5) | {"license": ""}
     said = sum(len(json.dumps(metadata[key])) - 2 for key in ("config", "gemma_source_checkpoint"))
     metadata["license"] = "x" * (METADATA_2_5 - said)

@@ -16,7 +16,7 @@ SIZES = {"2.0": (2, 26, 10), "2.3": (4, 14, 10), "2.5": (2, 26, 14)}
 
 
 def tiny_config(release: str, **changes: Any) -> TransformerConfig:
-    """A release with all of its flags, and sizes of our own; `changes` are config fields."""
+    """Return a release with all of its flags, and sizes of our own; `changes` are config fields."""
     heads, head_dim, audio_head_dim = SIZES[release]
     sizes = {
         "in_channels": 17,
@@ -38,8 +38,11 @@ def tiny_config(release: str, **changes: Any) -> TransformerConfig:
 def random_model(
     config: TransformerConfig, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> LTX2VideoTransformer3DModel:
-    """Linear weights ~ 1/sqrt(fan-in), norm weights around 1, biases, gates and tables ~ 1/2: activations are
-    O(1), where every row, bias and gate matters and the two GELUs differ. A seed is a model, in any dtype."""
+    """Return a model with random weights; a seed is a model, in any dtype.
+
+    Linear weights ~ 1/sqrt(fan-in), norm weights around 1, biases, gates and tables ~ 1/2: activations are O(1), where
+    every row, bias and gate matters and the two GELUs differ.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(config)
@@ -70,7 +73,7 @@ def random_inputs(
     keyframes: bool = False,
     **arguments: Any,
 ) -> Inputs:
-    """The documented arguments, with timesteps and sigmas that all differ; `arguments` are added as they are.
+    """Return the documented arguments, with timesteps and sigmas that all differ; `arguments` are added as they are.
 
     per_token    timesteps (B, T) of both streams, about a third of them exactly 0
     text_masks   (B, S) multiplicative, of that dtype: each row of another length, audio's padded on the left

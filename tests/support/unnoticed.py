@@ -160,7 +160,7 @@ add(
 
 # ---------------------------------------------------------------- other batches
 def squeezed_mask(given: Given) -> Given:
-    """The mask loses the dimension of a batch of one, and is then a bias that fits all rows."""
+    """Drop the mask's dimension of a batch of one, which makes it a bias that fits all rows."""
     mask = given.get("encoder_attention_mask")
     if mask is None or mask.squeeze().ndim != 1:
         return {}

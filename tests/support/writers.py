@@ -176,9 +176,10 @@ TORCHAO_MARK = {
 
 # ---------------------------------------------------------------- configs
 def quantisable_config(release: str, **changes: Any) -> TransformerConfig:
-    """A small release whose Linear layers inside the blocks fit all formats: every width is a multiple of 256.
+    """Return a small release whose blocks' Linear layers fit all formats: every width is a multiple of 256.
 
-    Both streams are 256 wide; the audio stream's `in_channels`, 18, and the video stream's, 17, fit no format."""
+    Both streams are 256 wide; the audio stream's `in_channels`, 18, and the video stream's, 17, fit no format.
+    """
     sizes = {
         "num_attention_heads": 4,
         "attention_head_dim": 64,
@@ -208,13 +209,13 @@ def release_of(config: TransformerConfig) -> str:
 
 
 def published_linears(name: str) -> bool:
-    """What official files quantise, by a Linear's diffusers name: the blocks' layers, but not the gates."""
+    """Tell what official files quantise, by a Linear's diffusers name: the blocks' layers, but not the gates."""
     return name.startswith("transformer_blocks.") and not name.endswith("to_gate_logits")
 
 
 # ---------------------------------------------------------------- names, dtypes, metadata
 def original_name(name: str) -> str:
-    """The published name, without a prefix, of what diffusers calls `name`."""
+    """Return the published name, without a prefix, of what diffusers calls `name`."""
     return ".".join(ORIGINAL_PARTS.get(part, part) for part in name.split("."))
 
 
@@ -227,7 +228,7 @@ def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> State:
 
 
 def lightricks_config(config: TransformerConfig) -> dict[str, Any]:
-    """The object `transformer` of the metadata's `config`, with the keys that concern the connectors."""
+    """Return the object `transformer` of the metadata's `config`, with the keys that concern the connectors."""
     found = config.to_lightricks() | EXTRA_KEYS[release_of(config)]
     found["av_ca_timestep_scale_multiplier"] = float(found["av_ca_timestep_scale_multiplier"])
     return {key: found[key] for key in sorted(found, key=CONFIG_ORDER.index)}
@@ -264,7 +265,7 @@ def blob(value: object) -> Tensor:
 
 # ---------------------------------------------------------------- foreign tensors
 def connectors(dtype: torch.dtype = torch.bfloat16) -> State:
-    """A part of both embeddings connectors, under published names without a prefix. Their layers are 256 wide."""
+    """Return a part of both embeddings connectors, 256 wide, under published names without a prefix."""
     names = [f"{stream}_embeddings_connector." for stream in ("video", "audio")]
     linears = ("attn1.to_q", "attn1.to_out.0", "attn1.to_gate_logits", "ff.net.0.proj")
     state: State = {}
@@ -279,7 +280,7 @@ def connectors(dtype: torch.dtype = torch.bfloat16) -> State:
 
 
 def other_models(release: str, dtype: torch.dtype = torch.bfloat16) -> State:
-    """What else is in a single file, under full names: a tensor or two of every prefix."""
+    """Return what else is in a single file, under full names: a tensor or two of every prefix."""
     shapes: dict[str, tuple[int, ...]] = {
         "vae.decoder.conv_in.conv.weight": (4, 3, 3, 3, 3),
         "vae.per_channel_statistics.mean-of-means": (4,),
@@ -403,7 +404,7 @@ def write_prefixed_diffusers(
     dtype: torch.dtype = torch.bfloat16,
     prefix: str = "transformer.",
 ) -> State:
-    """diffusers' names behind a prefix, tables in `dtype`; no config anywhere."""
+    """Write diffusers' names behind a prefix, tables in `dtype`, and no config anywhere."""
     truth = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
     save(path, prefixed(truth, prefix))
     return truth
@@ -426,7 +427,8 @@ def write_fp8_cast(
 ) -> State:
     """Weights of the quantised layers, and their biases if `biases`, are cast, without scales.
 
-    Truth: the FP8 values as float32, which holds them exactly."""
+    Truth: the FP8 values as float32, which holds them exactly.
+    """
     stored, truth = cast(state, dtype), cast(state, dtype)
     for name in state:
         module, _, leaf = name.rpartition(".")
@@ -468,7 +470,8 @@ def write_fp8_old_comfy(
 ) -> State:
     """ComfyUI's first convention: `.scale_weight`, `.scale_input`, and one marker `scaled_fp8` behind the prefix.
 
-    The marker's dtype is `fp8`, or float32, which means e4m3; its number of elements speaks of matrix products."""
+    The marker's dtype is `fp8`, or float32, which means e4m3; its number of elements speaks of matrix products.
+    """
     encode = fp8_encoder(fp8, scale="scale_weight", input_scale="scale_input", shape=scale_shape)
     layers, truth = encode_linears(cast(state, dtype), quantised, encode)
     layers["scaled_fp8"] = torch.zeros(marker_elements, dtype=marker_dtype or fp8)
@@ -510,10 +513,11 @@ def write_fp8_vonkaiser(
     quantised: Chooser = lambda name: True,
     dtype: torch.dtype = torch.bfloat16,
 ) -> State:
-    """vonkaiser's 2.5 file: an F32 0-dim `<tensor name>_scale` for every FP8 tensor, connectors too, no metadata.
+    """Write vonkaiser's 2.5 file: an F32 0-dim `<tensor name>_scale` for every FP8 tensor, no metadata.
 
     `quantised` is asked about tensors, not layers, and by default takes all of them, biases and tables too. (The
-    published file has in FP8 what is BF16 and has two dimensions.)"""
+    published file has in FP8 what is BF16 and has two dimensions.)
+    """
     stored: State = {}
     truth = cast(state, dtype)
     for name, tensor in (truth | connectors(dtype)).items():
@@ -537,7 +541,8 @@ def fp8_encoder(
 ) -> Encoder:
     """Truth: `weight.float() * scale`, a single product of float32 numbers.
 
-    Scales are stored under the suffixes given; `marks` are stored with each layer as they are."""
+    Scales are stored under the suffixes given; `marks` are stored with each layer as they are.
+    """
 
     def encode(weight: Tensor) -> tuple[State, Tensor]:
         factor = (weight.double().abs().max() / torch.finfo(fp8).max).float().clamp(min=1e-12)
@@ -559,7 +564,7 @@ def write_int8_convrot(
     quantised: Chooser = published_linears,
     dtype: torch.dtype = torch.bfloat16,
 ) -> State:
-    """The split 2.5 file in int8: a scale per row, `.comfy_quant`, weights rotated. Connectors are quantised too."""
+    """Write the split 2.5 file in int8: a scale per row, `.comfy_quant`, weights rotated, connectors quantised, too."""
     layers, truth = encode_linears(cast(state, dtype), quantised, encode_int8_convrot)
     ours = [name for name in connectors() if "gate_logits" not in name]
     others, _ = encode_linears(connectors(dtype), lambda name: name + ".weight" in ours, encode_int8_convrot)
@@ -599,7 +604,8 @@ def write_nvfp4(
 ) -> State:
     """Lightricks' NVFP4 split file: high nibble first. `quantization`: with `_quantization_metadata`, as the newer one.
 
-    The scales of `weight_scale` are in 128 x 4 tiles, [roundup(N, 128), roundup(K / 16, 4)], padded with zeros."""
+    The scales of `weight_scale` are in 128 x 4 tiles, [roundup(N, 128), roundup(K / 16, 4)], padded with zeros.
+    """
     layers, truth = encode_linears(cast(state, dtype), quantised, encode_nvfp4)
     metadata = lightricks_metadata(config)
     if quantization:
@@ -620,7 +626,8 @@ def write_nvfp4_torchao(
     """torchao's: low nibble first, a marker `.torchao_nvfp4` for each layer, no metadata.
 
     The bytes of `weight_scale` are the same tiles, but [32 * ceil(N / 128), 16 * ceil(G / 4)]; or, where not
-    `swizzled`, the scales are plainly [N, G], which no published file has."""
+    `swizzled`, the scales are plainly [N, G], which no published file has.
+    """
     layers, truth = encode_linears(cast(state, dtype), quantised, lambda weight: encode_torchao(weight, swizzled))
     save(path, prefixed(layers | connectors(dtype)))
     return truth
@@ -692,7 +699,7 @@ def tile_offset(r: Any, c: Any, columns: int) -> Any:
 
 # ---------------------------------------------------------------- layers of a state
 def encode_linears(state: State, quantised: Chooser, encode: Encoder) -> tuple[State, State]:
-    """What to store, under published names without a prefix, and the truth, under the names of `state`."""
+    """Return what to store, under published names without a prefix, and the truth, under the names of `state`."""
     stored: State = {}
     truth = dict(state)
     for name, tensor in state.items():
@@ -733,7 +740,7 @@ def write_gguf(
     reshaped: str = "proj_in.weight",
     metadata: bool = True,
 ) -> State:
-    """A GGUF file of the architecture "ltxv", connectors included. Needs the gguf library.
+    """Write a GGUF file of the architecture "ltxv", connectors included. It needs the gguf library.
 
     types       the ggml type of a tensor: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0
     prefix      usually none, sometimes `model.diffusion_model.`
@@ -759,7 +766,7 @@ def write_gguf(
 
 
 def add_gguf_tensor(writer: Any, key: str, tensor: Tensor, kind: str) -> Tensor:
-    """Returns the truth: in the stored dtype, or decoded in float64 and rounded to float32."""
+    """Write one tensor, and return the truth: in the stored dtype, or decoded in float64 and rounded to float32."""
     from gguf import GGMLQuantizationType, quants
 
     ggml_type = GGMLQuantizationType[kind]
