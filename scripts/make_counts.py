@@ -10,7 +10,6 @@ import argparse
 import ast
 import re
 import sys
-from functools import partial
 from pathlib import Path
 
 from ltx2ref.kit.cases import COMPONENTS, MODELS
@@ -27,18 +26,13 @@ def counts() -> dict[str, int]:
     """Return each count by the words around it, in which N stands for the number."""
     there: list[Case | Kernel] = [*RECORDED, *KERNELS]
     whole, single = len(RECORDED) * len(EXACT_DTYPES), len(KERNELS) * len(EXACT_DTYPES)
-    cases: list[Case | Kernel] = [*RECORDED, *KERNELS]
-    native = len([case for case in RECORDED if case.native]) * len(DTYPES)
+    native = sum(case.native for case in RECORDED) * len(DTYPES)
     return {
         "N recorded cases": whole + single,
         "N cases of whole models": whole,
         "N cases of single operations": single,
         "exact arithmetic, N taps": sum(
-<<<<<<< HEAD
             len(load_exact(case, dtype).digests) for case in there for dtype in EXACT_DTYPES
-=======
-            len(load_exact(case, dtype).digests) for case in cases for dtype in EXACT_DTYPES
->>>>>>> df20c67 (mypy --strict; the built wheel passes twine check in CI; ruff format is checked)
         ),
         "N of the first, float32 and bfloat16": native,
         "N of the others, float32 and bfloat16": (len(RECORDED) + len(KERNELS)) * len(DTYPES) - native,
@@ -61,18 +55,9 @@ def live_cases() -> int:
 def corrected(text: str, numbers: dict[str, int]) -> str:
     """Return the text with each count as the code has it."""
     for words, number in numbers.items():
-<<<<<<< HEAD
         before, after = (re.escape(part).replace(r"\ ", r"\s+") for part in words.split("N", 1))
         text = re.sub(rf"({before})(?<![\d,])\d[\d,]*({after})", rf"\g<1>{number:,}\g<2>", text)
-=======
-        pattern = re.escape(words).replace("N", r"(?<![\d,])\d[\d,]*", 1).replace(r"\ ", r"\s+")
-        text = re.sub(pattern, partial(with_number, number), text)
->>>>>>> df20c67 (mypy --strict; the built wheel passes twine check in CI; ruff format is checked)
     return text
-
-
-def with_number(number: int, match: re.Match[str]) -> str:
-    return re.sub(r"\d[\d,]*", f"{number:,}", match[0], count=1)
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ from ltx2ref.kit.cases import MASKED
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import generator, record
 from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
-from ltx2ref.parity.cases import OUTPUTS, RECORDED, SEED, Case, Inputs
+from ltx2ref.parity.cases import OUTPUTS, RECORDED, Case, Inputs
 from ltx2ref.parity.exact import exact
 from ltx2ref.parity.kernels import HEADS, KERNELS, LONG_KERNELS, Kernel
 from ltx2ref.parity.kernels import OUTPUT as KERNEL_OUTPUT
@@ -103,7 +103,7 @@ def oracle(case: Case, dtype: str) -> tuple[nn.Module, Inputs]:
         empty: Any = diffusers.LTX2VideoTransformer3DModel(**config)
     shapes = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
     build = build_diffusers if case.conventions == DIFFUSERS else build_ltx_core
-    model = build(config, generator.weights(shapes, SEED, case.scales), record.EXACT_DTYPES[dtype])
+    model = build(config, generator.weights(shapes, generator.SEED, case.scales), record.EXACT_DTYPES[dtype])
     return model, cast(case.inputs(), record.EXACT_DTYPES[dtype])
 
 
@@ -137,7 +137,7 @@ def record_natively(case: Case, dtype: str) -> None:
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         sys.exit(f"{case.id} {dtype}: the implementation does not repeat itself")
     norms = {name: norm(x) for name, x in truth_of(case, record.DTYPES[dtype]).of(taps).items() if name in taps}
-    record.save(case, dtype, taps, inputs, norms, SEED)
+    record.save(case, dtype, taps, inputs, norms, generator.SEED)
 
 
 def environment() -> dict[str, object]:
