@@ -21,6 +21,14 @@ NEEDED = {
 }
 
 
+# What takes longest is first, or one of two workers ends long after the other (`--dist loadfile`).
+LONGEST = ("test_kit", "test_cases", "test_audit", "test_verify", "test_compile", "test_streaming", "test_sharding")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--installed",
