@@ -24,7 +24,6 @@ pytestmark = pytest.mark.diffusers
 BY_ID = {case.id: case for case in CASES}
 OLD = [case for case in CASES if case.native]
 FULLEST = {"2.0": "2.0/i2v", "2.3": "2.5/everything", "2.5": "2.5/everything"}  # by the release that is changed
-FAST = ("residual-where-channels-fit-2.3", "masked-text-lowest")
 
 
 def differing(case: Case, *names: str) -> list[str]:
@@ -49,7 +48,8 @@ def groups() -> Iterator[tuple[str, ...]]:
         yield tuple(group.values())
 
 
-@pytest.mark.parametrize("mutant", [x if x in FAST else pytest.param(x, marks=pytest.mark.slow) for x in MUTANTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_change_of_diffusers_shows_in_the_new_case_and_not_in_an_old_one(mutant: str) -> None:
     case = BY_ID[MUTANTS[mutant].case]
     assert differing(case, mutant)[:1] == [MUTANTS[mutant].tap]
@@ -88,6 +88,7 @@ def test_no_old_case_shows_a_bfloat16_audit_that_epsilons_are_missing(case: Case
     assert audited(case, torch.bfloat16) in (IDENTICAL, ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", record.DTYPES.values(), ids=record.DTYPES)
 def test_a_small_stream_shows_an_audit_that_epsilons_are_missing(dtype: torch.dtype) -> None:
     assert audited(BY_ID["2.3/small-stream-large-outputs"], dtype) == DIVERGED

@@ -125,6 +125,7 @@ def test_another_order_is_called_rounding_and_named(name: str, dtype: torch.dtyp
     assert {row.verdict for row in report.rows} == {IDENTICAL, ROUNDING}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [WIDE, NARROW])
 def test_attention_in_chunks_of_queries_is_identical(dtype: torch.dtype) -> None:
     assert exactly(changed(functional(scaled_dot_product_attention=in_chunks)), dtype).verdict == IDENTICAL
@@ -161,6 +162,7 @@ REFUSED: dict[str, tuple[Callable[[Setup], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_seen_is_refused_by_name(name: str) -> None:
     function, said = REFUSED[name]
@@ -198,6 +200,7 @@ def test_a_refusal_is_one_line_and_no_verdict(
 
 
 # ---------------------------------------------------------------- trace files
+@pytest.mark.slow
 def test_a_trace_file_says_in_which_arithmetic_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, path = build(CASE.config, WIDE), str(tmp_path / "port.safetensors")
     with exact():

@@ -415,6 +415,7 @@ def browse(folder: Path, text: str, *flags: str, address: str = "") -> str:
     return done.stdout.decode()
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_a_tap_s_address_opens_its_details_under_the_policy(tmp_path: Path) -> None:
     report = made_up(6, BUG)
@@ -461,6 +462,7 @@ CHECKS = """<script>addEventListener("load", async () => {
 })</script></body>"""
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_filters_sorting_and_details_work(tmp_path: Path) -> None:
     report = made_up(6, BUG)

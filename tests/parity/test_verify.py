@@ -168,6 +168,7 @@ def natively(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case_id", "machine"),
     [("2.0/empty-text-rows", "online-softmax"), ("2.3/soft-self-mask", None), ("2.3/defaults", "faithful")],
@@ -178,11 +179,13 @@ def test_a_case_without_native_tensors_is_judged_against_the_exact_ones(case_id:
     assert result.verdict == WITHIN and result.share < 1 and result.against_record < 1e-3
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_case_without_native_tensors_is_beyond_the_budget() -> None:
     result = natively("2.3/other-sigma", "float32", taps_of("2.3/other-sigma", "float32", "sigma-ignored"))
     assert result.verdict == FAILED and result.first == "prompt_adaln.sinusoid"
 
 
+@pytest.mark.slow
 def test_a_tap_that_is_not_the_recorded_one_exactly_cannot_be_judged_natively() -> None:
     forward = verify.prepared(BY_ID["2.3/defaults"], "float32", torch.device("cpu"))
     taps = verify.run_on("exact", forward)

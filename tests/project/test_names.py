@@ -26,11 +26,10 @@ PROTOCOLS: dict[str, tuple[list[str], str]] = {
 }
 # These still mean two things; no other may.
 YET_TO_RENAME = """
-A2V ATTENTIONS BLOCK CHUNK DTYPES EXACT FORMATS Fused GRID IDENTICAL Inputs KEYS LONG LONG_GRID NARROW NATIVE
-NUMBERS OUTPUT OUTPUTS PLAIN RELEASES ROUNDING ROWS Recipe SCHEMA SHAPES SHARE STREAMS Taps V2A attend attention
-attention_masks audio_positions check compare data describe described differing errors find first fits hints
-judge_exactly linear load moved named number pair place rms_norm rotation rounded rows run save sha256 some
-steps summary video_positions
+A2V ATTENTIONS BLOCK CHUNK DTYPES EXACT Fused GRID IDENTICAL Inputs LONG LONG_GRID NATIVE NUMBERS OUTPUT OUTPUTS
+PLAIN RELEASES ROUNDING ROWS Recipe SCHEMA SHAPES V2A assemble attention audio_positions check compare data
+described differing errors find linear load named number pair place rms_norm rotation rows run save sha256 steps
+summary video_positions
 """
 
 
