@@ -24,7 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from corpus import (  # type: ignore[import-not-found, unused-ignore]
+from corpus import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
     BASES,
     CONFIG_KINDS,
     CRASHED,

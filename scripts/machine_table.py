@@ -37,8 +37,8 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))  # the bugs
 
-import diffusers_mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
-import mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+import diffusers_mutants  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
+import mutants  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
 
 from ltx2ref.kit.cases import MODELS  # noqa: E402
 from ltx2ref.kit.check import check, verdicts  # noqa: E402

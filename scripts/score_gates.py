@@ -28,8 +28,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))  # the bugs, the writers of files, the drawn models
 
-import mutants  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
-import tiny  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+import mutants  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
+import tiny  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
 
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig  # noqa: E402
 from ltx2ref.parity.compare import compare, compare_forwards  # noqa: E402

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import SEED, Inputs
-from .generator import uniform
+from .cases import Inputs
+from .generator import SEED, uniform
 from .trace.taps import Taps
 
 HEADS, OUTPUT = 2, "output"
