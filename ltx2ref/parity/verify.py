@@ -34,14 +34,13 @@ from .cases import OUTPUTS, Case, Inputs
 from .exact import exact
 from .explain.roundings import explain_by_machines
 from .generator import build
-from .judge import Against, judge_tap
+from .judge import Standard, judge_taps
 from .kernels import OUTPUT as KERNEL_OUTPUT
 from .kernels import Kernel, KernelTruth
 from .kernels import run as run_kernel
 from .machines import machine as machine_named
 from .record import DTYPES, EXACT_DTYPES, ExactRecord, Record, RecordError
-from .report import rows as report
-from .report.rows import DIVERGED, SHAPE, TapRow
+from .report.rows import DIVERGED, IDENTICAL, SHAPE, TapRow
 from .run import cast, moved, run
 from .trace.probe import threads
 from .trace.taps import Taps
@@ -50,7 +49,7 @@ from .truth import Truth, norm
 DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
 MANY, MOST_JOBS = 24, 8  # runs that are worth other processes, each of which takes seconds to start; and of those
 WRITTEN_OUT = "rounded-logits"  # the machine with whose attention the budget is measured
-IDENTICAL, WITHIN, FAILED, INCONCLUSIVE = "identical", "within budget", "FAILED", "inconclusive"
+WITHIN, FAILED, INCONCLUSIVE = "within budget", "FAILED", "inconclusive"  # verdicts, beside IDENTICAL
 
 
 @dataclass(frozen=True)
@@ -218,16 +217,7 @@ def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult
     truth = truth_of(case, DTYPES[dtype])
     theirs = {name: taps[name] for name in recorded.taps}
     true, record_true = truth.of(theirs), truth.of(recorded.taps)
-    rows = [
-        judge_tap(
-            name,
-            x,
-            theirs[name],
-            None,
-            Against(record_true[name], true[name], truth.bounds.get(name), least=truth.least.get(name, 0.0)),
-        )
-        for name, x in recorded.taps.items()
-    ]
+    rows = judge_taps(recorded.taps, theirs, Standard(record_true, true, truth.bounds, least=truth.least))
     rows = explain_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, theirs, true)
     return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
@@ -246,22 +236,8 @@ def compare_with_exact(
     }
     truth = truth_of(case, DTYPES[dtype])
     true, own = truth.of(taps), truth.of(written_out)
-    rows = [
-        judge_tap(
-            name,
-            x,
-            taps[name],
-            None,
-            Against(
-                own[name],
-                true[name],
-                truth.bounds.get(name),
-                allowed=written_out[name],
-                least=truth.least.get(name, 0.0),
-            ),
-        )
-        for name, x in known.items()
-    ]
+    standard = Standard(own, true, truth.bounds, allowed=written_out, least=truth.least)
+    rows = judge_taps(known, taps, standard)
     rows = explain_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, taps, true)
     unknown = [name for name in recorded.digests if name not in known]
     if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
@@ -293,7 +269,7 @@ def drifted(true: Taps, recorded: Record) -> str | None:
 
 def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
     """Return the verdict on a case from those on its taps; what an audit suspects is within budget, with a note."""
-    first = next((row.name for row in rows if row.verdict != report.IDENTICAL), None)
+    first = next((row.name for row in rows if row.verdict != IDENTICAL), None)
     wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
     shares = {row.name: math.inf if row.verdict == SHAPE else row.budget or 0.0 for row in rows}
     most = max(shares, key=lambda name: shares[name])
