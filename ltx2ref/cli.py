@@ -148,12 +148,12 @@ def run_verify(options: argparse.Namespace) -> int:
             raise ValueError(f"--machine: a simulated machine has a native verdict, on the CPU; leave out {conflict}")
         options.arithmetic = "native"
     recording, device = record.environment(), usable(options.device)
-    dtypes = record.DTYPES if options.arithmetic == "native" else record.EXACT_DTYPES
+    dtypes = record.NATIVE_DTYPES if options.arithmetic == "native" else record.EXACT_DTYPES
     if options.dtype and options.dtype not in dtypes:
         raise ValueError(f"--dtype {options.dtype}: recorded under exact arithmetic only, not natively")
     runs = [(case, dtype) for case in chosen for dtype in dtypes if dtype == (options.dtype or dtype)]
     with threads(recording["threads"]):
-        here = {} if options.arithmetic == "exact" else probe(device, tuple(record.DTYPES.values()))
+        here = {} if options.arithmetic == "exact" else probe(device, tuple(record.NATIVE_DTYPES.values()))
         differing = [name for name, digest in recording["probe"].items() if here and here[name] != digest]
     how = How(device, not (differing or options.machine), options.arithmetic, options.machine, recording["threads"])
     results = list(track(verify_all(runs, how), "verifying", len(runs)))
@@ -597,7 +597,7 @@ exit status: 0 identical or rounding, 1 diverged, 2 inconclusive: suspect, taps 
 def run_audit(options: argparse.Namespace) -> int:
     candidate, device = candidate_named(options.candidate), usable(options.device)
     conventions_of(options.reference)
-    if options.arithmetic == "native" and options.dtype not in record.DTYPES:
+    if options.arithmetic == "native" and options.dtype not in record.NATIVE_DTYPES:
         raise ValueError(f"--dtype {options.dtype}: under exact arithmetic only; add --arithmetic exact")
     chosen = [
         case for case in CASES if fnmatch(case.id, options.case) and case.release == (options.release or case.release)

@@ -107,13 +107,13 @@ def kernel_shapes(device: torch.device) -> list[Step]:
     return [
         (f"{kernel.name} {dtype}", partial(kernel_shape, kernels, kernel, dtype, device))
         for kernel in (*kernels.KERNELS, *kernels.LONG_KERNELS)
-        for dtype in record.DTYPES
+        for dtype in record.NATIVE_DTYPES
     ]
 
 
 def kernel_shape(kernels: Any, kernel: Any, dtype: str, device: torch.device) -> Row:
     """Judge by the budget that the CPU's own error gives."""
-    x = kernel.inputs(record.DTYPES[dtype])
+    x = kernel.inputs(record.NATIVE_DTYPES[dtype])
     wide = moved(x, lambda y: y.double() if y.is_floating_point() else y)
     with torch.no_grad():
         true, here = kernels.compute(kernel, wide), kernels.compute(kernel, x)
@@ -147,8 +147,8 @@ def with_setting(
     section: str, what: str, case: Case, dtype: str, device: torch.device, setting: AbstractContextManager[Any]
 ) -> Row:
     """Judge a case with a setting that holds for nothing but the forward that is judged."""
-    model = build(case.config, record.DTYPES[dtype], case.conventions, case.scales).to(device)
-    inputs = moved(cast(case.inputs(), record.DTYPES[dtype]), lambda x: x.to(device))
+    model = build(case.config, record.NATIVE_DTYPES[dtype], case.conventions, case.scales).to(device)
+    inputs = moved(cast(case.inputs(), record.NATIVE_DTYPES[dtype]), lambda x: x.to(device))
     try:
         with setting:
             taps, again = run(model, inputs), run(model, inputs)
@@ -156,7 +156,7 @@ def with_setting(
         return Row(section, what, dtype, UNAVAILABLE, note=reason(error))
     if any(not torch.equal(x, again[name]) for name, x in taps.items()):
         return Row(section, what, dtype, INCONCLUSIVE, note="does not repeat itself")
-    return row(section, what, dtype, verify.compare(case, dtype, taps, same_bits=False))
+    return row(section, what, dtype, verify.compare_with_record(case, dtype, taps, same_bits=False))
 
 
 def exactly(case: Case, dtype: str, device: torch.device) -> Row:
@@ -199,7 +199,7 @@ def unavailable(backend: SDPBackend, device: torch.device, dtype: torch.dtype) -
 
 
 def with_backend(name: str, case: Case, dtype: str, device: torch.device) -> Row:
-    why = unavailable(BACKENDS[name], device, record.DTYPES[dtype])
+    why = unavailable(BACKENDS[name], device, record.NATIVE_DTYPES[dtype])
     what = f"{name}: {case.id}"
     if why is not None:
         return Row("attention", what, dtype, UNAVAILABLE, note=why)
@@ -215,9 +215,9 @@ def measured(device: torch.device) -> Row:
     """Time a forward of release 2.3 at real widths, in turns with its floor, and with diffusers'."""
     layers, tokens, dtype, rounds, _ = BENCH[device.type]
     config = replace(bench.RELEASES["2.3"], num_layers=layers)
-    state = bench.random_state(config, record.DTYPES[dtype], device.type)
+    state = bench.random_state(config, record.NATIVE_DTYPES[dtype], device.type)
     inputs = bench.random_inputs(
-        config, record.DTYPES[dtype], bench.TIMESTEPS[0], tokens, argparse.Namespace(device=device.type, batch=1)
+        config, record.NATIVE_DTYPES[dtype], bench.TIMESTEPS[0], tokens, argparse.Namespace(device=device.type, batch=1)
     )
     with torch.no_grad():
         runs = forwards(config, state, dtype, inputs)
@@ -256,7 +256,7 @@ def forwards(config: Any, state: bench.State, dtype: str, inputs: bench.Inputs) 
         from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
     except ImportError:
         return found
-    theirs = build_diffusers(config.to_diffusers(), state, record.DTYPES[dtype])
+    theirs = build_diffusers(config.to_diffusers(), state, record.NATIVE_DTYPES[dtype])
     return found | {"diffusers": lambda: run_diffusers(theirs, inputs)}
 
 
@@ -270,11 +270,11 @@ def check(device: torch.device, cases: Sequence[Case], sections: Sequence[str], 
     if "kernel shapes" in sections:
         yield from clock.steps("kernel shapes", kernel_shapes(device), reserve)
     if "native" in sections:
-        yield from clock.steps("native", each(native, cases, [*record.DTYPES]), reserve)
+        yield from clock.steps("native", each(native, cases, [*record.NATIVE_DTYPES]), reserve)
     if "attention" in sections:
         for name in BACKENDS:
             yield from clock.steps(
-                f"attention, {name}", each(partial(with_backend, name), typical, [*record.DTYPES]), reserve
+                f"attention, {name}", each(partial(with_backend, name), typical, [*record.NATIVE_DTYPES]), reserve
             )
     if "TF32" in sections and device.type == "cuda":
         yield from clock.steps("TF32", each(with_tf32, typical, ["float32"]), reserve)

@@ -52,7 +52,7 @@ from ltx2ref.parity.generator import build  # noqa: E402
 from ltx2ref.parity.judge import CLEARLY  # noqa: E402
 from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
 from ltx2ref.parity.oracles import diffusers  # noqa: E402
-from ltx2ref.parity.record import DTYPES  # noqa: E402
+from ltx2ref.parity.record import NATIVE_DTYPES  # noqa: E402
 from ltx2ref.parity.report.rows import DIVERGED, SHAPE, SUSPECT, Report  # noqa: E402
 from ltx2ref.parity.run import cast, run  # noqa: E402
 from ltx2ref.parity.trace.probe import processor  # noqa: E402
@@ -121,8 +121,8 @@ class Subject(NamedTuple):
 @lru_cache(maxsize=128)
 def subject(case_id: str, dtype: str) -> Subject:
     case = BY_ID[case_id]
-    ours, inputs = build(case.config, DTYPES[dtype]), cast(case.inputs(), DTYPES[dtype])
-    theirs = diffusers.build_diffusers(case.config.to_diffusers(), ours.state_dict(), DTYPES[dtype])
+    ours, inputs = build(case.config, NATIVE_DTYPES[dtype]), cast(case.inputs(), NATIVE_DTYPES[dtype])
+    theirs = diffusers.build_diffusers(case.config.to_diffusers(), ours.state_dict(), NATIVE_DTYPES[dtype])
     return Subject(case, ours, inputs, run(ours, inputs), theirs)
 
 
@@ -172,7 +172,7 @@ def wrong(s: Subject, bug: str) -> Taps:
 
 
 def verified(case: Case, dtype: str, taps: Taps) -> Found:
-    result = verify.compare(case, dtype, taps, same_bits=False)
+    result = verify.compare_with_record(case, dtype, taps, same_bits=False)
     verdict = FAILED if result.verdict == verify.FAILED else NOTED if result.note else PASSED
     return Found(verdict, result.first if verdict == FAILED else result.note.partition(" ")[0] or None, result.share)
 
@@ -242,7 +242,7 @@ def exactly(task: Task, kit: str) -> dict[str, Found]:
     found = {"verify": Found(FAILED if result.differing else PASSED, result.first, None)}
     if task.dtype != "float32":
         found["audit"] = reported(
-            audit.audit(candidate(bug), s.case, DTYPES[task.dtype], torch.device("cpu"), arithmetic="exact")
+            audit.audit(candidate(bug), s.case, NATIVE_DTYPES[task.dtype], torch.device("cpu"), arithmetic="exact")
         )
     return found
 
@@ -260,17 +260,17 @@ def candidate(bug: str | None) -> audit.Candidate:
 def all_tasks(machines: Sequence[str], cases: Sequence[str], only: Sequence[str], every_bug: bool) -> list[Task]:
     bugs, kit = [*mutants.FIRST], [case.id for case in MODELS]
     found = []
-    for dtype in DTYPES:
+    for dtype in NATIVE_DTYPES:
         for name in machines:
             found += [Task("honest", name, dtype, case) for case in cases]
             found += [Task("kit", name, dtype, case) for case in kit]
-    for dtype in DTYPES if NATIVE in machines else ():
+    for dtype in NATIVE_DTYPES if NATIVE in machines else ():
         found += [Task("exact", EXACT, dtype, what) for what in (*cases, *bugs)]
         found += [Task("kit bug", NATIVE, dtype, bug) for bug in bugs]
     for name in sorted(machines, key=lambda name: (name != NATIVE, name not in HELD_APART)):
         found += [
             Task("bug", name, dtype, bug)
-            for dtype in DTYPES
+            for dtype in NATIVE_DTYPES
             for bug in bugs
             if (name, dtype) != (NOT_FLOAT32, "float32") and (dtype == "float32" or name == NATIVE or every_bug)
         ]
@@ -407,7 +407,7 @@ def count_found(results: Results, kind: str, command: str, name: str, dtype: str
 
 
 COMMANDS = ("verify", "audit", "kit")
-COLUMNS = [(command, dtype) for command in COMMANDS for dtype in DTYPES]
+COLUMNS = [(command, dtype) for command in COMMANDS for dtype in NATIVE_DTYPES]
 
 
 def tables(results: Results, machines: Sequence[str], command: str) -> str:
@@ -437,7 +437,9 @@ def tables(results: Results, machines: Sequence[str], command: str) -> str:
         lines.append(
             f"| {name} | "
             + " | ".join(
-                count_found(results, "bug", command, name, dtype) for command in ("verify", "audit") for dtype in DTYPES
+                count_found(results, "bug", command, name, dtype)
+                for command in ("verify", "audit")
+                for dtype in NATIVE_DTYPES
             )
             + " |"
         )
@@ -449,7 +451,7 @@ def alarms_row(results: Results, name: str) -> str:
     cells = [cell(results, command, name, dtype) for command, dtype in COLUMNS]
     most = [
         max((x.share for x, (_, of) in zip(cells, COLUMNS, strict=True) if of == dtype and x.of), default=None)
-        for dtype in DTYPES
+        for dtype in NATIVE_DTYPES
     ]
     shares = " and ".join("-" if x is None else f"{x:.2f}" for x in most)
     mark = " (its float32 is another arithmetic)" if name == NOT_FLOAT32 else ""
@@ -473,7 +475,7 @@ def sum_row(results: Results, names: list[str]) -> str:
 
 def beside(results: Results) -> list[str]:
     lines = []
-    for dtype in DTYPES:
+    for dtype in NATIVE_DTYPES:
         for command, way in (("verify", "digests"), ("audit", "`audit --arithmetic exact`")):
             missed, of = bugs_found(results, "exact", command, EXACT, dtype)
             right = [

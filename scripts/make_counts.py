@@ -16,7 +16,7 @@ from ltx2ref.kit.cases import COMPONENTS, MODELS
 from ltx2ref.parity.cases import RECORDED, Case
 from ltx2ref.parity.kernels import KERNELS, Kernel
 from ltx2ref.parity.machines import MACHINES
-from ltx2ref.parity.record import DTYPES, EXACT_DTYPES, load_exact
+from ltx2ref.parity.record import EXACT_DTYPES, NATIVE_DTYPES, load_exact
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -26,7 +26,7 @@ def counts() -> dict[str, int]:
     """Return each count by the words around it, in which N stands for the number."""
     there: list[Case | Kernel] = [*RECORDED, *KERNELS]
     whole, single = len(RECORDED) * len(EXACT_DTYPES), len(KERNELS) * len(EXACT_DTYPES)
-    native = sum(case.native for case in RECORDED) * len(DTYPES)
+    native = sum(case.native for case in RECORDED) * len(NATIVE_DTYPES)
     return {
         "N recorded cases": whole + single,
         "N cases of whole models": whole,
@@ -35,9 +35,9 @@ def counts() -> dict[str, int]:
             len(load_exact(case, dtype).digests) for case in there for dtype in EXACT_DTYPES
         ),
         "N of the first, float32 and bfloat16": native,
-        "N of the others, float32 and bfloat16": (len(RECORDED) + len(KERNELS)) * len(DTYPES) - native,
+        "N of the others, float32 and bfloat16": (len(RECORDED) + len(KERNELS)) * len(NATIVE_DTYPES) - native,
         "N live cases": live_cases(),
-        "N cases of the conformance kit": (len(COMPONENTS) + len(MODELS)) * len(DTYPES),
+        "N cases of the conformance kit": (len(COMPONENTS) + len(MODELS)) * len(NATIVE_DTYPES),
         "N simulated machines": len(MACHINES),
     }
 
@@ -48,7 +48,7 @@ def live_cases() -> int:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "CASES":
             assert isinstance(node.value, ast.Dict)
-            return len(node.value.keys) * 3 * len(DTYPES)
+            return len(node.value.keys) * 3 * len(NATIVE_DTYPES)
     raise ValueError(f"{path}: expected a dictionary CASES, found none")
 
 

@@ -157,7 +157,7 @@ def main() -> None:
 def document() -> str:
     effects = {
         (case.id, dtype): measured(case, dtype)
-        for case, dtype in track([(case, dtype) for case in NATIVE for dtype in record.DTYPES], "switching")
+        for case, dtype in track([(case, dtype) for case in NATIVE for dtype in record.NATIVE_DTYPES], "switching")
     }
     return (
         "\n".join(
@@ -191,7 +191,9 @@ def measured(case: Case, dtype: str) -> dict[tuple[str, str], float]:
 
 
 def prepared(case: Case, dtype: str) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
-    return build(case.config, record.DTYPES[dtype], scales=case.scales), cast(case.inputs(), record.DTYPES[dtype])
+    return build(case.config, record.NATIVE_DTYPES[dtype], scales=case.scales), cast(
+        case.inputs(), record.NATIVE_DTYPES[dtype]
+    )
 
 
 def outputs(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> Taps:
@@ -224,7 +226,7 @@ def ledger(effects: Effects) -> list[str]:
                     row.march,
                     row.august,
                     first(effects, name),
-                    *(largest(effects, name, dtype) for dtype in record.DTYPES),
+                    *(largest(effects, name, dtype) for dtype in record.NATIVE_DTYPES),
                 ]
                 for name, row in ROWS.items()
             ],
@@ -272,7 +274,7 @@ def sizes(effects: Effects) -> list[str]:
         "One convention at a time is switched from diffusers'. 0 means that both outputs keep their bits.",
         "",
     ]
-    for dtype in record.DTYPES:
+    for dtype in record.NATIVE_DTYPES:
         lines += [
             dtype,
             "",
@@ -301,8 +303,8 @@ def proof() -> list[str]:
     """From diffusers to ltx-core, one convention after the other: how far the outputs are from the recorded ones."""
     rows = []
     for case in LTX_CORE_CASES:
-        for dtype in record.DTYPES:
-            (model, inputs), recorded = prepared(case, dtype), record.load(case, dtype).taps
+        for dtype in record.NATIVE_DTYPES:
+            (model, inputs), recorded = prepared(case, dtype), record.load_record(case, dtype).taps
             row = [case.id, dtype, number(distance(outputs(model, inputs), recorded))]
             for field in fields(Conventions):
                 value = getattr(LTX_CORE_2026_03, field.name)

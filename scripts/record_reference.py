@@ -31,7 +31,7 @@ from ltx2ref.conventions import DIFFUSERS
 from ltx2ref.kit.cases import MASKED
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import generator, record
-from ltx2ref.parity.arithmetic import EXACT, Arithmetic, Nudged
+from ltx2ref.parity.arithmetic import AS_DEFINED, Arithmetic, Nudged
 from ltx2ref.parity.cases import OUTPUTS, RECORDED, Case, Inputs
 from ltx2ref.parity.exact import exact
 from ltx2ref.parity.kernels import HEADS, KERNELS, LONG_KERNELS, Kernel
@@ -126,7 +126,7 @@ def record_exactly(case: Case | Kernel) -> None:
     record.save_exact(case, taps, given, f"{package} {version(package)}")
 
 
-def run_exactly(forward: Callable[[], Taps], arithmetic: Arithmetic = EXACT) -> Taps:
+def run_exactly(forward: Callable[[], Taps], arithmetic: Arithmetic = AS_DEFINED) -> Taps:
     with exact(arithmetic):
         return forward()
 
@@ -136,8 +136,8 @@ def record_natively(case: Case, dtype: str) -> None:
     taps, again = some(run(model, inputs), case), run(model, inputs)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         sys.exit(f"{case.id} {dtype}: the implementation does not repeat itself")
-    norms = {name: norm(x) for name, x in truth_of(case, record.DTYPES[dtype]).of(taps).items() if name in taps}
-    record.save(case, dtype, taps, inputs, norms, generator.SEED)
+    norms = {name: norm(x) for name, x in truth_of(case, record.NATIVE_DTYPES[dtype]).of(taps).items() if name in taps}
+    record.save_record(case, dtype, taps, inputs, norms, generator.SEED)
 
 
 def environment() -> dict[str, object]:
@@ -150,7 +150,7 @@ def environment() -> dict[str, object]:
         "threads": THREADS,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "mkl": torch.backends.mkl.is_available(),
-        "probe": probe(torch.device("cpu"), tuple(record.DTYPES.values())),
+        "probe": probe(torch.device("cpu"), tuple(record.NATIVE_DTYPES.values())),
     }
 
 
@@ -168,7 +168,7 @@ def main() -> None:
     else:
         (record.DIRECTORY / "recording.json").write_text(json.dumps(environment(), indent=1) + "\n")
         chosen = [case for case in (*RECORDED, *KIT) if case.native and fnmatch(case.id, options.case)]
-        for case, dtype in track([(case, dtype) for case in chosen for dtype in record.DTYPES], "recording"):
+        for case, dtype in track([(case, dtype) for case in chosen for dtype in record.NATIVE_DTYPES], "recording"):
             record_natively(case, dtype)
     size = sum(file.stat().st_size for file in record.DIRECTORY.rglob("*") if file.is_file())
     print(f"{size / 1e6:.2f} MB in {record.DIRECTORY.name}/", file=sys.stderr)

@@ -52,7 +52,7 @@ def stream(
     for name in track(list(outside), f"loading {recipe.plan.source.path.name} outside its blocks"):
         merged_into(outside[name], name, recipe.plan.weights[name], recipe.loras)
     require_unchanged(recipe)
-    return assemble(outside, BlockReader(recipe, recipe.dtype, torch.device(device)), conventions)
+    return assemble_streamed(outside, BlockReader(recipe, recipe.dtype, torch.device(device)), conventions)
 
 
 class StreamedTransformer(LTX2VideoTransformer3DModel):
@@ -71,7 +71,7 @@ class StreamedTransformer(LTX2VideoTransformer3DModel):
             name: x.detach().clone() for name, x in self.named_parameters() if not name.startswith(BLOCKS_PREFIX)
         }
         reader = BlockReader(self.reader.recipe, self.reader.dtype, self.reader.device)
-        return assemble(outside, reader, self.conventions)
+        return assemble_streamed(outside, reader, self.conventions)
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
@@ -83,7 +83,9 @@ class StreamedTransformer(LTX2VideoTransformer3DModel):
     _apply = state_dict = load_state_dict = __reduce_ex__ = refuse
 
 
-def assemble(outside: dict[str, Tensor], reader: "BlockReader", conventions: Conventions) -> StreamedTransformer:
+def assemble_streamed(
+    outside: dict[str, Tensor], reader: "BlockReader", conventions: Conventions
+) -> StreamedTransformer:
     with torch.device("meta"):
         model = StreamedTransformer(reader.recipe.plan.config, conventions).requires_grad_(False)
     nn.Module.load_state_dict(model, outside, strict=False, assign=True)

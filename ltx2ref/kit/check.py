@@ -24,7 +24,7 @@ from ..parity.cases import Inputs
 from ..parity.compare import compare, compare_forwards
 from ..parity.exact import exact
 from ..parity.judge import CLEARLY
-from ..parity.record import DTYPES
+from ..parity.record import NATIVE_DTYPES
 from ..parity.report.assemble import assemble
 from ..parity.report.rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report
 from ..parity.run import run
@@ -197,7 +197,7 @@ def judge_natively(case: Entry, dtype: str, file: Taps, given: Taps) -> Report:
     error, inputs = part(file, f"{dtype}/error/"), part(file, f"{dtype}/inputs/")
     timestep = inputs.get("timestep")
     bounds = {
-        name: sinusoid_bound(timestep, DTYPES[dtype])
+        name: sinusoid_bound(timestep, NATIVE_DTYPES[dtype])
         for name in expected
         if timestep is not None and name.endswith(".sinusoid")
     }
@@ -231,7 +231,7 @@ def model_of(case: Entry, dtype: str, file: Taps) -> tuple[LTX2VideoTransformer3
     model.load_state_dict(part(file, f"{dtype}/weights/"), assign=True)
     inputs: Inputs = part(file, f"{dtype}/inputs/") | case["arguments"]
     lifted = {name: inputs.pop(name) for name in LIFTED if name in inputs}
-    return model.to(DTYPES[dtype]).eval(), inputs | {"attention_kwargs": lifted or None}
+    return model.to(NATIVE_DTYPES[dtype]).eval(), inputs | {"attention_kwargs": lifted or None}
 
 
 def part(file: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..parity.cases import Case, Inputs
 from ..parity.exact import exact
 from ..parity.generator import build
 from ..parity.judge import CLEARLY
-from ..parity.record import DTYPES, RecordError
+from ..parity.record import NATIVE_DTYPES, RecordError
 from ..parity.run import cast, run
 from ..parity.trace.taps import PROJECTED, Taps
 from ..parity.truth import FLOOR, SHARE, doubled, norm, truth, wide
@@ -84,7 +84,7 @@ def everything() -> Iterator[tuple[dict[str, Any], Taps]]:
     """Yield for each case its entry in kit.json, and the tensors of its file; components before models."""
     parts: list[Case | Component] = [*COMPONENTS, *MODELS]
     cases = {origin(part).id: origin(part) for part in parts}
-    sources = {name: {dtype: Source(case, dtype) for dtype in DTYPES} for name, case in cases.items()}
+    sources = {name: {dtype: Source(case, dtype) for dtype in NATIVE_DTYPES} for name, case in cases.items()}
     for part in track(parts, "writing the kit"):
         yield entry(part, sources[origin(part).id])
 
@@ -98,11 +98,11 @@ class Source:
 
     def __init__(self, case: Case, dtype: str) -> None:
         self.case, self.dtype = case, dtype
-        self.model: LTX2VideoTransformer3DModel = build(case.config, DTYPES[dtype])
+        self.model: LTX2VideoTransformer3DModel = build(case.config, NATIVE_DTYPES[dtype])
         self.double = doubled(self.model)
-        self.inputs: Inputs = cast(case.inputs(), DTYPES[dtype])
+        self.inputs: Inputs = cast(case.inputs(), NATIVE_DTYPES[dtype])
         self.exact, self.digests = exactly(self.model, self.inputs, case, dtype)
-        self.taps = self.exact if case == MASKED else record.load(case, dtype).taps
+        self.taps = self.exact if case == MASKED else record.load_record(case, dtype).taps
         self.flat = self.inputs | (self.inputs.get("attention_kwargs") or {})
         self.weights = {name: x.detach() for name, x in self.model.state_dict().items()}
 

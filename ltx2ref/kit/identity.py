@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..parity.judge import Against, judge_tap
-from ..parity.record import DTYPES, digest
+from ..parity.record import NATIVE_DTYPES, digest
 from ..parity.report.rows import DIVERGED, IDENTICAL, MISSING, SHAPE, Report, TapRow
 from ..parity.trace.taps import Taps
 from ..parity.truth import spread
@@ -37,7 +37,7 @@ def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expect
 
 def has(x: Tensor, expected: str) -> bool:
     """Tell whether a tensor has a digest, as it is or in another of the kit's dtypes that holds its numbers."""
-    same = (y for y in map(x.to, DTYPES.values()) if ((y.double() == x.double()) | x.isnan()).all())
+    same = (y for y in map(x.to, NATIVE_DTYPES.values()) if ((y.double() == x.double()) | x.isnan()).all())
     return any(digest(y).hex() == expected for y in same)
 
 

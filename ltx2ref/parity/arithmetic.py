@@ -15,7 +15,7 @@ from torch import Tensor
 VERSION = 1  # of the definition; a recording or a digest made under another one cannot be compared
 TILE = 2**20  # float64 products held at a time, 8 MB. No bit depends on it, nor on the next one
 LOGITS = 2**22  # of attention, held at a time
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DEFINED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Scalar = int | float
 Dims = int | Sequence[int] | None
 
@@ -100,7 +100,7 @@ class Nudged(Arithmetic):
         return torch.where(known, y, torch.nextafter(y, toward))
 
 
-EXACT = Arithmetic()
+AS_DEFINED = Arithmetic()
 
 
 # ---------------------------------------------------------------- formulas, in float64 unless they are in NARROW
@@ -128,10 +128,10 @@ def rsub(m: Arithmetic, x: Tensor, y: Tensor | Scalar, alpha: Scalar = 1) -> Ten
 def div(m: Arithmetic, x: Tensor, y: Tensor | Scalar, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode is not None:
         raise NotExact(f"exact arithmetic does not define a division with rounding_mode={rounding_mode!r}")
-    return x / number(y, x)
+    return x / divisor(y, x)
 
 
-def number(y: Tensor | Scalar, like: Tensor) -> Tensor:
+def divisor(y: Tensor | Scalar, like: Tensor) -> Tensor:
     """Make a tensor of a divisor: some devices multiply by the reciprocal of a Python number."""
     return y if isinstance(y, Tensor) else torch.full((), y, dtype=torch.float64, device=like.device)
 
@@ -156,10 +156,10 @@ def power(m: Arithmetic, x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tenso
             return 1 / (x if exponent == -1 else x * x)
         if exponent in (-0.5, 0.5):
             return m.function("sqrt", x) if exponent > 0 else rsqrt(m, x)
-    return m.function("pow", *pair(x, exponent))
+    return m.function("pow", *as_tensors(x, exponent))
 
 
-def pair(x: Tensor | Scalar, y: Tensor | Scalar) -> tuple[Tensor, Tensor]:
+def as_tensors(x: Tensor | Scalar, y: Tensor | Scalar) -> tuple[Tensor, Tensor]:
     like = x if isinstance(x, Tensor) else y
     assert isinstance(like, Tensor)
     a, b = (z if isinstance(z, Tensor) else like.new_tensor(z, dtype=torch.float64) for z in (x, y))
@@ -183,7 +183,7 @@ def gelu(m: Arithmetic, x: Tensor, approximate: str = "none") -> Tensor:
     """Evaluate 0.5 x (1 + tanh z) as x sigmoid(2 z), which cancels nothing where x is negative."""
     if approximate == "tanh":
         return x * sigmoid(m, 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
-    return x * (0.5 * m.function("erfc", -x / number(math.sqrt(2), x)))
+    return x * (0.5 * m.function("erfc", -x / divisor(math.sqrt(2), x)))
 
 
 def softmax(m: Arithmetic, x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
@@ -214,7 +214,7 @@ def mean(m: Arithmetic, x: Tensor, dims: Dims = None, keepdim: bool = False) -> 
 
 def average(m: Arithmetic, x: Tensor, dims: Dims, fewer: Scalar = 0) -> Tensor:
     count = math.prod(x.shape[i] for i in dimensions(x, dims)) - fewer
-    return m.total(x, dims) / number(max(count, 0), x)
+    return m.total(x, dims) / divisor(max(count, 0), x)
 
 
 def var(m: Arithmetic, x: Tensor, dims: Dims = None, correction: Scalar | None = None, keepdim: bool = False) -> Tensor:
@@ -246,7 +246,7 @@ def layer_norm(
 
 
 # ---- of tensors as they come: these widen what they need, when they need it
-def rms_norm(
+def exact_rms_norm(
     m: Arithmetic,
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -294,7 +294,7 @@ def linear(m: Arithmetic, input: Tensor, weight: Tensor, bias: Tensor | None = N
     return y if bias is None else m.biased(y, bias)
 
 
-def attention(
+def exact_attention(
     m: Arithmetic,
     query: Tensor,
     key: Tensor,
@@ -348,7 +348,7 @@ def linspace(m: Arithmetic, start: Tensor | Scalar, end: Tensor | Scalar, steps:
 
 
 def logspace(m: Arithmetic, start: Scalar, end: Scalar, steps: int, base: float = 10.0) -> Tensor:
-    return m.function("pow", *pair(base, linspace(m, start, end, steps)))
+    return m.function("pow", *as_tensors(base, linspace(m, start, end, steps)))
 
 
 def arange(m: Arithmetic, *bounds: Scalar) -> Tensor:
@@ -379,8 +379,8 @@ FUNCTIONS = (
     "erfc",
 )
 NARROW: dict[str, Callable[..., Any]] = {
-    "rms_norm": rms_norm,
-    "_fused_rms_norm": rms_norm,
+    "rms_norm": exact_rms_norm,
+    "_fused_rms_norm": exact_rms_norm,
     "mm": mm,
     "bmm": mm,
     "mv": mv,
@@ -390,7 +390,7 @@ NARROW: dict[str, Callable[..., Any]] = {
     "baddbmm": addmm,
     "addmv": addmm,
     "linear": linear,
-    "scaled_dot_product_attention": attention,
+    "scaled_dot_product_attention": exact_attention,
     "linspace": linspace,
     "logspace": logspace,
     "arange": arange,

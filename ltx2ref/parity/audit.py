@@ -35,7 +35,8 @@ from .trace.tracefile import load_trace
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
 Fingerprint = dict[str, Any]
-NATIVE, EXACT = "native", f"exact {VERSION}"  # arithmetic, as a trace file's fingerprint names it
+MADE_NATIVELY = "native"
+MADE_EXACTLY = f"exact {VERSION}"  # arithmetic, as a trace file's fingerprint names it
 NAMED = {
     "ltx2ref": DIFFUSERS,
     "ltx2ref:diffusers": DIFFUSERS,
@@ -72,7 +73,7 @@ def audit(
     dtype: torch.dtype,
     device: torch.device,
     reference: str = "ltx2ref",
-    arithmetic: str = NATIVE,
+    arithmetic: str = MADE_NATIVELY,
 ) -> Report:
     """Run one conformance case in both, in this machine's arithmetic or, with "exact", in exact arithmetic.
 
@@ -90,13 +91,13 @@ def audit(
         coordinates = {name: x.to(device) for name, x in coords.items()}
         return candidate.run(Setup(case.config, state, inputs, dtype, device, coordinates))
 
-    if arithmetic == NATIVE:
+    if arithmetic == MADE_NATIVELY:
         report = audit_natively(model, inputs, theirs())
         if report.verdict == SUSPECT and candidate.made_in is None:
             report = cleared(report, model, inputs, theirs)
-    elif candidate.made_in not in (None, EXACT):
+    elif candidate.made_in not in (None, MADE_EXACTLY):
         raise NotExact(
-            f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {EXACT}: what its "
+            f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {MADE_EXACTLY}: what its "
             "fingerprint says, as docs/trace-format.md has it"
         )
     else:
@@ -232,7 +233,7 @@ def assert_parity(
     candidate: nn.Module | Callable[..., Outputs],
     inputs: Inputs,
     names: Mapping[str, str] | None = None,
-    arithmetic: str = NATIVE,
+    arithmetic: str = MADE_NATIVELY,
 ) -> Report:
     """Raises `AssertionError` with the first divergence if the candidate computes something else from `inputs`.
 
@@ -246,9 +247,9 @@ def assert_parity(
     def theirs() -> Mapping[str, Any]:
         return {(names or {}).get(name, name): x for name, x in taps_of(candidate, inputs).items()}
 
-    if arithmetic not in (NATIVE, "exact"):
+    if arithmetic not in (MADE_NATIVELY, "exact"):
         raise ValueError(f"arithmetic: expected 'native' or 'exact', got {arithmetic!r}")
-    if arithmetic == NATIVE:
+    if arithmetic == MADE_NATIVELY:
         report = cleared(audit_natively(model, inputs, theirs()), model, inputs, theirs)
     else:
         report = audit_exactly(model, inputs, theirs)
@@ -294,7 +295,7 @@ def candidate_named(name: str) -> Candidate:
             found.implementation or name,
             None,
             lambda setup: found.taps,
-            str(found.fingerprint.get("arithmetic", NATIVE)),
+            str(found.fingerprint.get("arithmetic", MADE_NATIVELY)),
         )
     function = port_named(name)
     return Candidate(

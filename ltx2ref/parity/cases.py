@@ -17,8 +17,9 @@ from ..conventions import DIFFUSERS, LTX_CORE_2026_03, Conventions
 from ..rope import audio_positions, video_positions
 from .generator import SEED, Scales, uniform
 
-BATCH, TEXT_TOKENS, AUDIO_TOKENS, GRID = 2, 9, 11, (3, 5, 7)
-LONG_GRID = (16, 1, 3)  # 121 pixel frames
+BATCH, TEXT_TOKENS, AUDIO_TOKENS = 2, 9, 11
+CASE_GRID = (3, 5, 7)
+LONG_CASE_GRID = (16, 1, 3)  # 121 pixel frames
 SIZES: dict[str, Any] = {
     "in_channels": 6,
     "out_channels": 5,
@@ -33,7 +34,7 @@ SIZES: dict[str, Any] = {
     "num_layers": 2,
     "caption_channels": 12,
 }
-RELEASES = {"2.0": replace(LTX_2_0, **SIZES), "2.3": replace(LTX_2_3, **SIZES), "2.5": replace(LTX_2_5, **SIZES)}
+SMALL_RELEASES = {"2.0": replace(LTX_2_0, **SIZES), "2.3": replace(LTX_2_3, **SIZES), "2.5": replace(LTX_2_5, **SIZES)}
 Inputs = dict[str, Any]
 OUTPUTS = ("sample", "audio_sample")
 
@@ -45,7 +46,7 @@ class Case:
     release: str
     name: str
     change: dict[str, Any] = field(default_factory=dict)  # of the release's configuration
-    grid: tuple[int, int, int] = GRID
+    grid: tuple[int, int, int] = CASE_GRID
     extras: tuple[Callable[["Case", Inputs], Inputs], ...] = ()
     conventions: Conventions = DIFFUSERS  # of the implementation that is recorded
     batch: int = BATCH
@@ -56,7 +57,7 @@ class Case:
     config: TransformerConfig = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", replace(RELEASES[self.release], **self.change))
+        object.__setattr__(self, "config", replace(SMALL_RELEASES[self.release], **self.change))
 
     @property
     def id(self) -> str:
@@ -327,7 +328,7 @@ CASES = (
     Case("2.0", "text-masks", extras=(text_masks,)),
     Case("2.0", "isolated", extras=(isolated,)),
     Case("2.0", "interleaved", INTERLEAVED),
-    Case("2.0", "121-frames", grid=LONG_GRID),
+    Case("2.0", "121-frames", grid=LONG_CASE_GRID),
     Case("2.0", "float32-frequencies", {"rope_double_precision": False}),
     Case("2.3", "t2v"),
     Case("2.3", "i2v", extras=(per_token,)),
@@ -342,7 +343,7 @@ CASES = (
     Case("2.3", "self-mask", extras=(binary_self_mask,)),
     Case("2.3", "fractional-self-mask", extras=(fractional_self_mask,)),
     Case("2.3", "interleaved", INTERLEAVED),
-    Case("2.3", "121-frames", grid=LONG_GRID),
+    Case("2.3", "121-frames", grid=LONG_CASE_GRID),
     Case("2.3", "float32-frequencies", {"rope_double_precision": False}),
     Case("2.3", "multipliers", {"timestep_scale_multiplier": 500.0, "cross_attn_timestep_scale_multiplier": 350.0}),
     Case("2.3", "no-prompt-adaln", {"use_prompt_adaln_single": False}),
@@ -365,7 +366,7 @@ LTX_CORE_CASES = tuple(  # each convention shows in one of them, except in float
         Case(
             "2.3",
             "ltx-core-everything",
-            grid=LONG_GRID,
+            grid=LONG_CASE_GRID,
             extras=(per_token, empty_text_masks, soft_self_mask, stg_second),
         ),
     )

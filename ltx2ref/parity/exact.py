@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from .arithmetic import DTYPES, EXACT, FORMULAS, NARROW, VERSION, Arithmetic, NotExact
+from .arithmetic import AS_DEFINED, DEFINED_DTYPES, FORMULAS, NARROW, VERSION, Arithmetic, NotExact
 
 # What moves, selects or compares numbers and rounds none of them, or only as a cast does. Views are known as such.
 MOVES = {
@@ -154,12 +154,12 @@ EXTREMES = {
 WHOLE = {"linear", "rms_norm", "scaled_dot_product_attention"}  # and not what ATen makes of them, which differs
 LEAVES = {"numpy", "__array__", "__dlpack__", "data_ptr"}  # methods that hand a tensor to something that is not torch
 LEAVE_WITH_NUMBERS = {"tolist", "__reduce_ex__", "share_memory_"}  # and these, unless it holds integers
-PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
 PLACEMENT = {"dtype", "out", "layout", "device", "pin_memory"}
 
 
 @contextmanager
-def exact(arithmetic: Arithmetic = EXACT, random: bool = False) -> Iterator[Counter[str]]:
+def exact(arithmetic: Arithmetic = AS_DEFINED, random: bool = False) -> Iterator[Counter[str]]:
     """Compute everything that torch is asked for within the context in exact arithmetic.
 
     Yields how often each defined operation was computed, by its name in ATen. Random numbers, autocast, tensors that
@@ -191,8 +191,8 @@ class Dispatched(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_in(args, kwargs)
-        if any(type(x) not in PLAIN for x in tensors):
-            found = next(type(x) for x in tensors if type(x) not in PLAIN)
+        if any(type(x) not in PLAIN_TYPES for x in tensors):
+            found = next(type(x) for x in tensors if type(x) not in PLAIN_TYPES)
             raise NotExact(f"exact arithmetic cannot see into {found.__name__}, a kind of tensor of its own")
         if func.namespace in ("prim", "profiler") or any(x.is_meta for x in tensors):
             return func(*args, **kwargs)
@@ -293,8 +293,8 @@ def require_defined(
     random = torch.Tag.nondeterministic_seeded in func.tags and bool(results)
     narrowed = (
         name in ("_to_copy", "copy")
-        and any(computes(x) and x.dtype not in DTYPES for x in results)
-        and any(x.dtype in DTYPES for x in given)
+        and any(computes(x) and x.dtype not in DEFINED_DTYPES for x in results)
+        and any(x.dtype in DEFINED_DTYPES for x in given)
     )
     complexes = any(x.is_complex() for x in (*given, *results)) and not func.is_view
     if random or narrowed or complexes or (not moves and any(map(computes, (*given, *results)))):
@@ -305,10 +305,10 @@ def require_defined(
 
 
 def require_known(func: Any, x: Tensor) -> None:
-    if x.dtype not in DTYPES or x.layout != torch.strided:
+    if x.dtype not in DEFINED_DTYPES or x.layout != torch.strided:
         raise NotExact(
             f"exact arithmetic does not define {func} of {x.dtype} ({x.layout}); "
-            f"it defines {', '.join(map(str, DTYPES))}"
+            f"it defines {', '.join(map(str, DEFINED_DTYPES))}"
         )
     if x.device.type == "mps":
         raise NotExact("exact arithmetic needs float64, which MPS has not: move the model and its inputs to the CPU")

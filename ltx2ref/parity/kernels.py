@@ -90,9 +90,9 @@ MASKS: dict[str, Callable[[Kernel], Tensor]] = {
     "bias-row": lambda kernel: (1 - keep(kernel, 1).float()) * -10_000.0,
     "bias-empty": without_text,  # of one sample every key is masked, by as much
 }
-LONG = 1025
+LONGEST = 1025
 # One more than a tile of 32 or 128, a multiple of 64, and with --all one more than 1024. Each mask is at both widths.
-SHAPES = (
+ATTENTION_SHAPES = (
     (64, 33, ("", "bool", "bias-empty", "bias-row")),
     (64, 129, ("", "bool-row", "bias")),
     (64, 192, ("bool-empty-row", "expanded")),
@@ -101,7 +101,7 @@ SHAPES = (
     (128, 192, ("bool-row",)),
 )
 KERNELS = (
-    *(Kernel("attention", width, length, kind) for width, length, kinds in SHAPES for kind in kinds),
+    *(Kernel("attention", width, length, kind) for width, length, kinds in ATTENTION_SHAPES for kind in kinds),
     *(
         Kernel("linear", width, length, kind)
         for width, length, kind in (
@@ -115,8 +115,11 @@ KERNELS = (
     ),
 )
 LONG_KERNELS = (
-    *(Kernel("attention", width, LONG, kind, batch=1) for width, kind in ((64, ""), (64, "bool"), (128, "bias-row"))),
-    Kernel("linear", 64, LONG),
+    *(
+        Kernel("attention", width, LONGEST, kind, batch=1)
+        for width, kind in ((64, ""), (64, "bool"), (128, "bias-row"))
+    ),
+    Kernel("linear", 64, LONGEST),
 )
 
 
@@ -128,7 +131,7 @@ def compute(kernel: Kernel, x: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=x.get("mask")).transpose(1, 2)
 
 
-def run(kernel: Kernel, x: Inputs) -> Taps:
+def run_kernel(kernel: Kernel, x: Inputs) -> Taps:
     with torch.no_grad():
         return {OUTPUT: compute(kernel, x).cpu()}
 
@@ -140,7 +143,7 @@ class KernelTruth:
         wide = {name: y.double() if y.is_floating_point() else y for name, y in x.items()}
         self.bounds: Taps = {}
         self.least: dict[str, float] = {}
-        self.pure = run(kernel, wide)
+        self.pure = run_kernel(kernel, wide)
 
     def of(self, taps: Taps) -> Taps:
         return self.pure

@@ -215,7 +215,7 @@ class Pairwise(Summing):
         return terms[0] if len(terms) else terms.new_zeros(terms.shape[1:])
 
 
-class Fused(Summing):
+class FusedMultiplyAdd(Summing):
     """Sums in float32, each product added before it is rounded: fused multiply-add."""
 
     def fold(self, terms: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class Fused(Summing):
         return total
 
 
-class SplitSum(Fused):
+class SplitSum(FusedMultiplyAdd):
     """Splits each sum in parts, as a GPU does that has more multiprocessors than results: the parts, in float32, are
     added in float32."""
 
@@ -238,7 +238,7 @@ class SplitSum(Fused):
         return self.sequential(torch.stack(parts))
 
 
-class Blocks(Fused):
+class Blocks(FusedMultiplyAdd):
     """Sums blocks of terms without rounding, and adds these to a float32 sum."""
 
     def __init__(self, size: int) -> None:
@@ -326,7 +326,7 @@ MACHINES: dict[str, Callable[[], Machine]] = {
     "one-constant-reduction": OneConstant,
     "phases-by-recurrence": Recurrence,
     "sums-pairwise": Pairwise,
-    "fused-multiply-add": Fused,
+    "fused-multiply-add": FusedMultiplyAdd,
     "split-sums": lambda: SplitSum(4),
     "blocks-of-8": lambda: Blocks(8),
     "blocks-of-64": lambda: Blocks(64),

@@ -25,14 +25,14 @@ from ..conventions import DIFFUSERS
 from .arithmetic import VERSION
 from .cases import Case, Inputs
 from .kernels import Kernel
-from .trace.probe import sha256
+from .trace.probe import sha256_of_tensors
 from .trace.sketch import sketch
 from .trace.taps import Taps
 
 DIRECTORY = Path(__file__).parent / "reference"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the recordings in native arithmetic
-EXACT_DTYPES = DTYPES | {"float16": torch.float16}
-SCHEMA = 1
+NATIVE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the recordings in native arithmetic
+EXACT_DTYPES = NATIVE_DTYPES | {"float16": torch.float16}
+RECORD_SCHEMA = 1
 
 
 class RecordError(ValueError):
@@ -65,18 +65,18 @@ def tensors(inputs: Inputs) -> Taps:
 
 
 def digests(inputs: Inputs) -> dict[str, str]:
-    return {name: sha256(x) for name, x in tensors(inputs).items()}
+    return {name: sha256_of_tensors(x) for name, x in tensors(inputs).items()}
 
 
-def save(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms: dict[str, float], seed: int) -> None:
+def save_record(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms: dict[str, float], seed: int) -> None:
     first: dict[str, str] = {}  # digest -> the first tap with these bits
     same = {}
     for name, x in taps.items():
-        digest = f"{x.dtype} {tuple(x.shape)} {sha256(x)}"
+        digest = f"{x.dtype} {tuple(x.shape)} {sha256_of_tensors(x)}"
         if first.setdefault(digest, name) != name:
             same[name] = first[digest]
     record = {
-        "schema": SCHEMA,
+        "schema": RECORD_SCHEMA,
         "case": case.id,
         "dtype": dtype,
         "seed": seed,
@@ -101,14 +101,18 @@ def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
     return slices.view(x.dtype).reshape(-1, *x.shape[1:]), index.to(torch.int16)
 
 
-def load(case: Case, dtype: str) -> Record:
+def load_record(case: Case, dtype: str) -> Record:
     """Raises `RecordError` if there is no usable recording of this case."""
     if not path(case, dtype).exists():
         raise RecordError(f"{case.id} {dtype}: no recording at {path(case, dtype)}")
     with safe_open(path(case, dtype), "pt") as file:
         record = json.loads(file.metadata()["record"])
         how = record.get("conventions", asdict(DIFFUSERS))
-        if (record["schema"], record["config"], how) != (SCHEMA, case.config.to_diffusers(), asdict(case.conventions)):
+        if (record["schema"], record["config"], how) != (
+            RECORD_SCHEMA,
+            case.config.to_diffusers(),
+            asdict(case.conventions),
+        ):
             raise RecordError(f"{case.id} {dtype}: recorded under another schema, configuration or convention")
         stored = {name: record["same"].get(name, name) for name in record["taps"]}
         taps = {name: file.get_tensor(at)[file.get_tensor(f"{at}.index").long()] for name, at in stored.items()}
@@ -157,7 +161,7 @@ def save_exact(case: Case | Kernel, taps: dict[str, Taps], inputs: dict[str, Inp
         stored[f"{dtype}/buckets"] = torch.stack([buckets(x) for x in found.values()])
         stored |= {f"{dtype}/{name}": found[name].contiguous() for name in case.outputs}
     record = {
-        "schema": SCHEMA,
+        "schema": RECORD_SCHEMA,
         "arithmetic": VERSION,
         "implementation": implementation,
         "case": case.id,
@@ -178,7 +182,7 @@ def load_exact(case: Case | Kernel, dtype: str) -> ExactRecord:
     with safe_open(path, "pt") as file:
         record = json.loads(file.metadata()["record"])
         require_same(f"{case.id} {dtype}", "version of exact arithmetic", record["arithmetic"], VERSION)
-        require_same(f"{case.id} {dtype}", "schema", record["schema"], SCHEMA)
+        require_same(f"{case.id} {dtype}", "schema", record["schema"], RECORD_SCHEMA)
         for name, here in case.about().items():
             require_same(f"{case.id} {dtype}", name, record[name], here)
         names = record["taps"][dtype]

@@ -35,11 +35,9 @@ from .exact import exact
 from .explain.roundings import explain_by_machines
 from .generator import build
 from .judge import Standard, judge_taps
-from .kernels import OUTPUT as KERNEL_OUTPUT
-from .kernels import Kernel, KernelTruth
-from .kernels import run as run_kernel
+from .kernels import OUTPUT, Kernel, KernelTruth, run_kernel
 from .machines import machine as machine_named
-from .record import DTYPES, EXACT_DTYPES, ExactRecord, Record, RecordError
+from .record import EXACT_DTYPES, NATIVE_DTYPES, ExactRecord, Record, RecordError
 from .report.rows import DIVERGED, IDENTICAL, SHAPE, TapRow
 from .run import cast, moved, run
 from .trace.probe import threads
@@ -106,7 +104,7 @@ def verify(
     Raises `RecordError` if there is no usable recording of it.
     """
     forward = prepared(case, dtype, device)
-    judged, recorded_natively = arithmetic != "exact" and dtype in DTYPES, isinstance(case, Case) and case.native
+    judged, recorded_natively = arithmetic != "exact" and dtype in NATIVE_DTYPES, isinstance(case, Case) and case.native
     taps = run_on("exact", forward) if arithmetic != "native" or (judged and not recorded_natively) else {}
     exactly = compare_exactly(case, dtype, taps) if arithmetic != "native" else None
     natively = natively_judged(case, dtype, forward, taps, same_bits, machine) if judged else None
@@ -137,7 +135,7 @@ def natively_judged(
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, "does not repeat itself")
     if isinstance(case, Case) and case.native:
-        return compare(case, dtype, taps, same_bits)
+        return compare_with_record(case, dtype, taps, same_bits)
     return compare_with_exact(case, dtype, taps, exact_taps, run_on(WRITTEN_OUT, forward))
 
 
@@ -210,16 +208,16 @@ def truth_of(case: Case | Kernel, dtype: torch.dtype) -> Truth | KernelTruth:
     return Truth(build(case.config, dtype, case.conventions, case.scales), cast(case.inputs(), dtype))
 
 
-def compare(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
+def compare_with_record(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
     """Judge what was computed for a case in native arithmetic."""
-    recorded = record.load(case, dtype)
+    recorded = record.load_record(case, dtype)
     require_inputs(case, dtype, recorded)
-    truth = truth_of(case, DTYPES[dtype])
+    truth = truth_of(case, NATIVE_DTYPES[dtype])
     theirs = {name: taps[name] for name in recorded.taps}
     true, record_true = truth.of(theirs), truth.of(recorded.taps)
     rows = judge_taps(recorded.taps, theirs, Standard(record_true, true, truth.bounds, least=truth.least))
     rows = explain_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, theirs, true)
-    return summary(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
+    return native_result(rows, same_bits, drifted({name: record_true[name] for name in recorded.taps}, recorded))
 
 
 def compare_with_exact(
@@ -234,7 +232,7 @@ def compare_with_exact(
         for name, digest in recorded.digests.items()
         if name in exact_taps and record.digest(exact_taps[name]) == digest
     }
-    truth = truth_of(case, DTYPES[dtype])
+    truth = truth_of(case, NATIVE_DTYPES[dtype])
     true, own = truth.of(taps), truth.of(written_out)
     standard = Standard(own, true, truth.bounds, allowed=written_out, least=truth.least)
     rows = judge_taps(known, taps, standard)
@@ -253,7 +251,7 @@ def compare_with_exact(
                 "under exact arithmetic: there is nothing to judge them against"
             ),
         )
-    return summary(rows, False, None)
+    return native_result(rows, False, None)
 
 
 def require_inputs(case: Case | Kernel, dtype: str, recorded: Record | ExactRecord) -> None:
@@ -267,7 +265,7 @@ def drifted(true: Taps, recorded: Record) -> str | None:
     return next((name for name, x in true.items() if not abs(norm(x) - norms[name]) <= DRIFT * norms[name]), None)
 
 
-def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
+def native_result(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
     """Return the verdict on a case from those on its taps; what an audit suspects is within budget, with a note."""
     first = next((row.name for row in rows if row.verdict != IDENTICAL), None)
     wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
@@ -285,7 +283,7 @@ def summary(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeRes
         note = f"{most} takes {shares[most]:.2f} of its budget: rounded more often than the record" + (
             "" if machine is None else f", and no more than on the simulated machine {machine}"
         )
-    outputs = [row for row in rows if row.name in (*OUTPUTS, KERNEL_OUTPUT)]
+    outputs = [row for row in rows if row.name in (*OUTPUTS, OUTPUT)]
     return NativeResult(
         verdict,
         first,

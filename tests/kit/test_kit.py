@@ -31,7 +31,7 @@ from ltx2ref.parity.arithmetic import VERSION
 from ltx2ref.parity.audit import audit_natively as audited
 from ltx2ref.parity.cases import OUTPUTS, Case
 from ltx2ref.parity.machines import MACHINES, machine
-from ltx2ref.parity.record import DTYPES, RecordError, digest
+from ltx2ref.parity.record import NATIVE_DTYPES, RecordError, digest
 from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL
 from ltx2ref.parity.run import run
 from ltx2ref.parity.trace.probe import probe
@@ -103,7 +103,7 @@ def test_every_tensor_is_readable_without_bfloat16_and_said_in_kit_json(kit: Pat
         file = load_file(kit / case["file"])
         named = {
             f"{dtype}/{kind}/{name}"
-            for dtype in DTYPES
+            for dtype in NATIVE_DTYPES
             for kind, names in (("inputs", case["inputs"]), ("expected", case["outputs"]), ("error", case["outputs"]))
             for name in names
         }
@@ -114,7 +114,7 @@ def test_every_tensor_is_readable_without_bfloat16_and_said_in_kit_json(kit: Pat
             ), case["id"]
             named |= {
                 f"{dtype}/exact/{kind}/{name}"
-                for dtype in DTYPES
+                for dtype in NATIVE_DTYPES
                 for kind, names in (("inputs", taps), ("expected", case["outputs"]))
                 for name in names
             }
@@ -129,10 +129,10 @@ def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path)
     from ltx2ref.parity.oracles import diffusers
 
     cpu = torch.device("cpu")
-    same_bits = record.environment()["probe"] == probe(cpu, tuple(DTYPES.values()))
-    for dtype in DTYPES:
+    same_bits = record.environment()["probe"] == probe(cpu, tuple(NATIVE_DTYPES.values()))
+    for dtype in NATIVE_DTYPES:
         source = Source(case, dtype)
-        model = diffusers.build_diffusers(case.config.to_diffusers(), source.model.state_dict(), DTYPES[dtype])
+        model = diffusers.build_diffusers(case.config.to_diffusers(), source.model.state_dict(), NATIVE_DTYPES[dtype])
         with torch.no_grad(), trace(model, diffusers.LAYOUT) as taps:
             diffusers.run_diffusers(model, source.inputs)
         assert audited(source.model, source.inputs, taps).verdict == IDENTICAL
@@ -158,9 +158,9 @@ def test_the_exact_level_is_what_diffusers_computes_under_exact_arithmetic(case:
     """A model's digests, and those and the tensors of the components that come from it."""
     from ltx2ref.parity.oracles import diffusers
 
-    for dtype in DTYPES:
+    for dtype in NATIVE_DTYPES:
         source = Source(case, dtype)
-        model = diffusers.build_diffusers(case.config.to_diffusers(), source.weights, DTYPES[dtype])
+        model = diffusers.build_diffusers(case.config.to_diffusers(), source.weights, NATIVE_DTYPES[dtype])
         with exact():
             taps = diffusers.traced(model, source.inputs)
         for about in cases(kit):
@@ -204,7 +204,7 @@ def test_a_self_mask_bears_load_in_bfloat16_too() -> None:
         assert torch.equal(run(source.model, source.inputs)[at], run(source.model, ones)[at]) != bears
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -> None:
     """It is judged by the exact tensors, with what these lose. TF32 is not float32 arithmetic."""
     part = next(part for part in COMPONENTS if part.case == MASKED)
@@ -311,7 +311,7 @@ def bias_after_rounding(w: Any, name: str, x: Any, linear: Any = numpy_port.line
     return numpy_port.r(linear({name + ".weight": w[name + ".weight"]}, name, x) + w.get(name + ".bias", 0.0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize(
     "broken,change,first,natively",
     [
@@ -631,7 +631,7 @@ def changes(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
 def test_the_truth_that_is_stored_is_the_models(kit: Path) -> None:
     case = next(case for case in cases(kit) if case["id"] == "2.0/kit")
     file: Taps = checking.load_file(kit / case["file"])
-    for dtype in DTYPES:
+    for dtype in NATIVE_DTYPES:
         true = Source(MODELS[0], dtype).truth(MODELS[0])
         for name in case["outputs"]:
             expected, error = checking.part(file, f"{dtype}/expected/")[name].double(), file[f"{dtype}/error/{name}"]

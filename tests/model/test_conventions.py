@@ -132,7 +132,7 @@ SHOWS = {  # in a recorded case: dtypes, and the first recorded tap
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*no effect")
-@pytest.mark.parametrize("dtype", record.DTYPES)
+@pytest.mark.parametrize("dtype", record.NATIVE_DTYPES)
 @pytest.mark.parametrize("field", SHOWS)
 def test_one_convention_switched_back_fails_where_it_is_said_to_show(field: str, dtype: str) -> None:
     case_id, dtypes, first = SHOWS[field]
@@ -142,7 +142,7 @@ def test_one_convention_switched_back_fails_where_it_is_said_to_show(field: str,
         if not probe(torch.device("cpu"), (DTYPES[dtype],)).items() <= record.environment()["probe"].items():
             pytest.skip("this machine's bits differ from the recording one's")
         taps = verify.run(model, verify.cast(case.inputs(), DTYPES[dtype]))
-    differing = [name for name, x in record.load(case, dtype).taps.items() if not torch.equal(taps[name], x)]
+    differing = [name for name, x in record.load_record(case, dtype).taps.items() if not torch.equal(taps[name], x)]
     assert differing[:1] == ([first] if dtype in dtypes else [])
 
 
@@ -209,7 +209,7 @@ def within(model: Any, inputs: Inputs, ours: Pair, theirs: Pair) -> Iterator[boo
 @needs_ltx_core
 def test_all_cases_of_august_2026_have_the_same_bits() -> None:
     """Where the machine has the file's bits; else, within the budget of `verify`."""
-    exactly = {dtype: same_bits(dtype) for dtype in record.DTYPES}
+    exactly = {dtype: same_bits(dtype) for dtype in record.NATIVE_DTYPES}
     wrong, counts = [], dict.fromkeys(("identical", "within budget"), 0)
     for name in extra_configs():
         model, inputs, theirs = extra_case(name)

@@ -28,7 +28,7 @@ from ltx2ref.parity.compare import compare
 from ltx2ref.parity.explain.conventions import switched
 from ltx2ref.parity.judge import coarser, ulps
 from ltx2ref.parity.oracles import diffusers
-from ltx2ref.parity.record import DTYPES
+from ltx2ref.parity.record import NATIVE_DTYPES
 from ltx2ref.parity.report.rows import (
     DIVERGED,
     IDENTICAL,
@@ -119,7 +119,7 @@ class Run(SimpleNamespace):
 @cache
 def reference(case_id: str, dtype: str) -> Run:
     case = BY_ID[case_id]
-    model, inputs = verify.build(case.config, DTYPES[dtype]), verify.cast(case.inputs(), DTYPES[dtype])
+    model, inputs = verify.build(case.config, NATIVE_DTYPES[dtype]), verify.cast(case.inputs(), NATIVE_DTYPES[dtype])
     taps = verify.run(model, inputs)
     return Run(model=model, inputs=inputs, taps=taps, truth=truth(model, inputs, taps))
 
@@ -149,7 +149,7 @@ def test_the_table_has_every_bug() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_a_porting_bug_is_found_where_it_is_made_and_told_from_what_only_passes_it_on(mutant: str, dtype: str) -> None:
     case_id, tap, made_at = SHOWN_BY[mutant]
@@ -170,7 +170,7 @@ def test_a_porting_bug_is_found_where_it_is_made_and_told_from_what_only_passes_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_sketches_name_the_same_first_divergence_as_tensors(mutant: str, dtype: str) -> None:
     run = reference(SHOWN_BY[mutant][0], dtype)
@@ -188,10 +188,10 @@ def test_sketches_name_the_same_first_divergence_as_tensors(mutant: str, dtype: 
 CONDITIONING = "av_cross_attn_video_scale_shift.sinusoid"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/i2v", "2.3/stg", "2.5/everything"])
 def test_diffusers_is_identical_at_every_tap(case_id: str, dtype: str) -> None:
-    report = audit(candidate_named("diffusers"), BY_ID[case_id], DTYPES[dtype], CPU)
+    report = audit(candidate_named("diffusers"), BY_ID[case_id], NATIVE_DTYPES[dtype], CPU)
     assert report.verdict == IDENTICAL and {row.verdict for row in report.rows} == {IDENTICAL}
     assert (report.sentence, report.first) == ("identical at every tap", None)
     assert report.reference["dtype"] == dtype and report.candidate["implementation"] == "diffusers"
@@ -229,10 +229,10 @@ def test_ltx_core_only_rounds_its_rotation_in_bfloat16() -> None:
 
 @pytest.mark.slow
 @needs_ltx_core
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/stg-one-of-batch", "2.3/fractional-self-mask"])
 def test_ltx_core_is_identical_to_its_conventions_at_every_tap(case_id: str, dtype: str) -> None:
-    report = audit(candidate_named("ltx-core"), BY_ID[case_id], DTYPES[dtype], CPU, "ltx2ref:ltx-core-2026-03")
+    report = audit(candidate_named("ltx-core"), BY_ID[case_id], NATIVE_DTYPES[dtype], CPU, "ltx2ref:ltx-core-2026-03")
     assert report.verdict == IDENTICAL and report.reference["implementation"] == "ltx2ref:ltx-core-2026-03"
 
 
@@ -300,7 +300,7 @@ def test_a_benign_change_is_never_called_a_divergence(change: str, dtype: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/121-frames", "2.5/everything"])
 def test_more_roundings_than_the_references_are_suspect_at_most(case_id: str, dtype: str) -> None:
     run = reference(case_id, dtype)

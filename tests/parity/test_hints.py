@@ -23,7 +23,7 @@ from ltx2ref.parity import verify
 from ltx2ref.parity.cases import CASES, Inputs
 from ltx2ref.parity.explain.evidence import Evidence, named
 from ltx2ref.parity.explain.hints import HINTS
-from ltx2ref.parity.record import DTYPES
+from ltx2ref.parity.record import NATIVE_DTYPES
 from ltx2ref.parity.trace.taps import Taps
 from ltx2ref.parity.truth import truth
 from ltx2ref.rope import apply_rope, audio_positions, rotation, video_positions
@@ -73,7 +73,7 @@ def looks_like(e: Evidence) -> dict[str, str]:
 @cache
 def run(case_id: str, dtype: str) -> Run:
     case = BY_ID[case_id]
-    model, inputs = verify.build(case.config, DTYPES[dtype]), verify.cast(case.inputs(), DTYPES[dtype])
+    model, inputs = verify.build(case.config, NATIVE_DTYPES[dtype]), verify.cast(case.inputs(), NATIVE_DTYPES[dtype])
     taps = verify.run(model, inputs)
     return Run(model, inputs, taps, truth(model, inputs, taps))
 
@@ -804,7 +804,7 @@ ROUNDING = {"rounding_noise", "float32_angles", "more_exact"}  # may speak of be
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize(("bug", "case", "tap", "expected", "says"), INJECTED)
 def test_real_bugs_are_named(bug: str, case: str, tap: str, expected: str, says: str, dtype: str) -> None:
     reference = run(case, dtype)
@@ -820,7 +820,7 @@ def test_real_bugs_are_named(bug: str, case: str, tap: str, expected: str, says:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize(("bug", "case", "tap", "change", "expected", "says"), CHANGED)
 def test_bugs_of_one_tap_are_named(
     bug: str, case: str, tap: str, change: Change, expected: str, says: str, dtype: str
@@ -874,7 +874,7 @@ def ulps(x: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("case", ["2.0/t2v", "2.5/everything"])
 def test_nothing_but_rounding_is_said_of_rounding(case: str, dtype: str) -> None:
     reference = run(case, dtype)
@@ -912,10 +912,10 @@ def first_block(reference: Run) -> list[tuple[str, Tensor]]:
     return [(name, x) for name, x in reference.taps.items() if not name.startswith("transformer_blocks.1")]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_a_candidate_that_computes_wider_is_recognised(dtype: str) -> None:
     reference, name = run("2.3/t2v", dtype), BLOCK + "attn1.norm_q"
-    exact = reference.truth[name].to(DTYPES[dtype])
+    exact = reference.truth[name].to(NATIVE_DTYPES[dtype])
     assert "more_exact" in looks_like(reference.evidence(name, exact, with_truth=True))
 
 
@@ -931,7 +931,7 @@ def test_a_mistake_that_was_inherited_is_not_one_of_this_stage() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_hints_need_nothing_but_the_tap(dtype: str) -> None:
     reference = run("2.5/everything", dtype)
     for name, x in reference.taps.items():

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ltx2ref.parity.report.chart import Scale, first_depth, place
+from ltx2ref.parity.report.chart import Scale, first_depth, stage_of
 from ltx2ref.parity.report.html import html
 from ltx2ref.parity.report.markup import number
 from ltx2ref.parity.report.rows import (
@@ -295,7 +295,7 @@ def test_the_band_is_the_budget() -> None:
     scale = Scale(6, -7, -2, zeros=False)
     bands = Page(html(report)).all("path", class_="band")
     assert len(bands) == 3  # of two streams, and the key's
-    video = [row for row in report.rows if (place(row.name) or ("",))[0] == "video"]
+    video = [row for row in report.rows if (stage_of(row.name) or ("",))[0] == "video"]
     edge = [(scale.x(i - 1), scale.y(SHARE * (row.reference_error or 0) + FLOOR)) for i, row in enumerate(video)]
     assert "L".join(f"{x},{y}" for x, y in edge) in (bands[0][1]["d"] or "")
 
@@ -470,7 +470,7 @@ def test_filters_sorting_and_details_work(tmp_path: Path) -> None:
     dom = Page(browse(tmp_path, text, "--dump-dom", "--window-size=500,900").strip())
     out = json.loads(dom.all("body")[0][1]["data-out"] or "")
     diverged = [i for i, row in enumerate(report.rows) if row.verdict == DIVERGED]
-    assert out["start"] == [i for i, row in enumerate(report.rows) if place(row.name)]  # a long report's outline
+    assert out["start"] == [i for i, row in enumerate(report.rows) if stage_of(row.name)]  # a long report's outline
     assert out["all"] == 500 and out["more"] == "Show 58 more"  # browsers take seconds to lay out 5,000 lines
     assert out["whole"] == out["reset"] == len(report.rows) and out["none"]
     assert [report.rows[i].name for i in out["query"]] == [

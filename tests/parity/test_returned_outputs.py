@@ -26,7 +26,7 @@ from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named
 from ltx2ref.parity.cases import RECORDED, Case
 from ltx2ref.parity.oracles import diffusers
-from ltx2ref.parity.record import DTYPES
+from ltx2ref.parity.record import NATIVE_DTYPES
 from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL, ORIGINATED, PROPAGATED, ROUNDING, SHAPE, Report
 from ltx2ref.parity.trace.sketch import sketch
 from ltx2ref.parity.trace.taps import PROJECTED, OutputError
@@ -217,7 +217,7 @@ def test_verify_judges_what_the_model_returns(change: str, kind: type[LTX2VideoT
     case = next(case for case in RECORDED if case.id == "2.3/t2v")
     inputs = verify.cast(case.inputs(), torch.bfloat16)
     model = ours(verify.build(case.config, torch.bfloat16), kind)
-    result = verify.compare(case, "bfloat16", verify.run(model, inputs), False)
+    result = verify.compare_with_record(case, "bfloat16", verify.run(model, inputs), False)
     assert (result.verdict, result.first) == (verify.FAILED, "sample")
 
 
@@ -235,7 +235,7 @@ def test_the_ports_are_right_without_a_change() -> None:
         assert report.verdict == IDENTICAL and report.rows[-1].name == "audio_sample"
     case = next(case for case in RECORDED if case.id == "2.3/t2v")
     taps = verify.run(ours(verify.build(case.config, torch.bfloat16)), verify.cast(case.inputs(), torch.bfloat16))
-    assert verify.compare(case, "bfloat16", taps, False).verdict in (verify.IDENTICAL, verify.WITHIN)
+    assert verify.compare_with_record(case, "bfloat16", taps, False).verdict in (verify.IDENTICAL, verify.WITHIN)
 
 
 @pytest.mark.parametrize("change", ["swapped", "cut"], indirect=True)
@@ -557,11 +557,11 @@ def without(names: list[str], model: LTX2VideoTransformer3DModel) -> LTX2VideoTr
     return port
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_a_port_without_tables_fails_with_the_readmes_own_model(dtype: str) -> None:
     """Also if it shows its outputs alone."""
     given = readmes()
-    model, inputs = given["model"].to(DTYPES[dtype]), verify.cast(given["inputs"], DTYPES[dtype])
+    model, inputs = given["model"].to(NATIVE_DTYPES[dtype]), verify.cast(given["inputs"], NATIVE_DTYPES[dtype])
     port = without([name for name, _ in model.named_parameters() if name.endswith("_table")], model)
     with pytest.raises(AssertionError, match=r"^first divergence at transformer_blocks\.0\.attn1\.rows \(diverged\)"):
         assert_parity(model, port, inputs)
@@ -595,7 +595,7 @@ def test_a_port_without_tables_fails_in_audit_and_in_verify(capsys: pytest.Captu
     model = verify.build(case.config, torch.bfloat16)
     port = without([name for name, _ in model.named_parameters() if name.endswith("_table")], model)
     taps = verify.run(port, verify.cast(case.inputs(), torch.bfloat16))
-    assert verify.compare(case, "bfloat16", taps, False).verdict == verify.FAILED
+    assert verify.compare_with_record(case, "bfloat16", taps, False).verdict == verify.FAILED
 
 
 def test_keyframes_that_a_port_ignores_are_seen_in_a_new_model() -> None:

@@ -15,7 +15,7 @@ from ltx2ref import LTX2VideoTransformer3DModel, trace
 from ltx2ref.parity import verify
 from ltx2ref.parity.cases import CASES, Case, Inputs
 from ltx2ref.parity.oracles import diffusers
-from ltx2ref.parity.record import DTYPES
+from ltx2ref.parity.record import NATIVE_DTYPES
 from ltx2ref.parity.trace.sketch import sketch
 from ltx2ref.parity.trace.taps import Taps
 
@@ -153,7 +153,7 @@ def fits(shape: str, x: Tensor, case: Case) -> bool:
 
 def prepared(case_id: str, dtype: str = "float32") -> tuple[LTX2VideoTransformer3DModel, Inputs]:
     case = BY_ID[case_id]
-    return verify.build(case.config, DTYPES[dtype]), verify.cast(case.inputs(), DTYPES[dtype])
+    return verify.build(case.config, NATIVE_DTYPES[dtype]), verify.cast(case.inputs(), NATIVE_DTYPES[dtype])
 
 
 def hooks(model: nn.Module) -> int:
@@ -192,7 +192,7 @@ def test_every_tap_of_the_catalogue_is_there_in_its_shape_and_no_other() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/t2v", "2.3/i2v", "2.3/isolated", "2.5/everything"])
 def test_a_trace_changes_no_bit_of_the_output_and_leaves_no_hook_behind(case_id: str, dtype: str) -> None:
     model, inputs = prepared(case_id, dtype)
@@ -321,7 +321,7 @@ def assert_same_taps(ours: Taps, theirs: Taps) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("case_id", ["2.0/interleaved", "2.3/i2v", "2.3/isolated", "2.5/everything"])
 def test_a_models_own_taps_in_place_of_themselves_change_no_bit(case_id: str, dtype: str) -> None:
     model, inputs = prepared(case_id, dtype)

@@ -27,12 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltx2ref.parity import verify
 from ltx2ref.parity.cases import CASES
-from ltx2ref.parity.record import DTYPES
+from ltx2ref.parity.record import NATIVE_DTYPES
 from ltx2ref.parity.trace import sketch as sketches
 from ltx2ref.parity.trace.probe import threads
-from ltx2ref.parity.trace.sketch import BUCKETS, CHUNK, HIGH, LOW, SPELLING, Estimate, Sketch, estimate, sketch
+from ltx2ref.parity.trace.sketch import BUCKETS, HIGH, LOW, SKETCHED_CHUNK, SPELLING, Estimate, Sketch, estimate, sketch
 from ltx2ref.parity.trace.taps import Taps, trace
-from ltx2ref.parity.trace.tracefile import SCHEMA, Trace, TraceError, load_trace, renamed, save_trace
+from ltx2ref.parity.trace.tracefile import TRACE_SCHEMA, Trace, TraceError, load_trace, renamed, save_trace
 
 FULL = os.environ.get("LTX2REF_CORPUS") == "full"
 FORMAT = (Path(__file__).parents[2] / "docs" / "trace-format.md").read_text()
@@ -101,18 +101,21 @@ def test_a_sketch_is_what_plain_integers_say(dtype: torch.dtype) -> None:
 
 
 def test_indices_of_more_than_32_bits_are_hashed_as_plain_integers_say() -> None:
-    for chunk in (0, 1, 2**32 // CHUNK - 1, 2**32 // CHUNK, 5 * 2**32 // CHUNK + 7):
+    for chunk in (0, 1, 2**32 // SKETCHED_CHUNK - 1, 2**32 // SKETCHED_CHUNK, 5 * 2**32 // SKETCHED_CHUNK + 7):
         odd = sketches.odd_hashes(chunk, torch.device("cpu"))
-        for i in (0, 1, 12345, CHUNK - 1):
-            assert odd[i] == 2 * hash_of(chunk * CHUNK + i) + 1
-            assert divmod(int(odd[i] >> 24), 2) == (place(chunk * CHUNK + i)[0], place(chunk * CHUNK + i)[1] < 0)
+        for i in (0, 1, 12345, SKETCHED_CHUNK - 1):
+            assert odd[i] == 2 * hash_of(chunk * SKETCHED_CHUNK + i) + 1
+            assert divmod(int(odd[i] >> 24), 2) == (
+                place(chunk * SKETCHED_CHUNK + i)[0],
+                place(chunk * SKETCHED_CHUNK + i)[1] < 0,
+            )
 
 
 def test_a_tensor_of_many_chunks_is_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = normal(2 * CHUNK + 17, dtype=torch.bfloat16)
+    x = normal(2 * SKETCHED_CHUNK + 17, dtype=torch.bfloat16)
     whole = sketch(x)
     sketches.odd_hashes.cache_clear()
-    monkeypatch.setattr(sketches, "CHUNK", 2**12)
+    monkeypatch.setattr(sketches, "SKETCHED_CHUNK", 2**12)
     assert close(sketch(x), whole)
     sketches.odd_hashes.cache_clear()
     buckets = np.zeros(BUCKETS)
@@ -158,7 +161,7 @@ def test_strides_do_not_matter(view: Callable[[Tensor], Tensor]) -> None:
 
 
 def test_sketches_repeat_themselves_to_the_bit_with_any_number_of_threads() -> None:
-    x = normal(3, CHUNK)
+    x = normal(3, SKETCHED_CHUNK)
     with threads(1):
         first = sketch(x)
     with threads(2):
@@ -183,10 +186,10 @@ class LargestResult(TorchDispatchMode):
 
 
 def test_memory_does_not_grow_with_the_tensor() -> None:
-    x = normal(20 * CHUNK, dtype=torch.bfloat16)
+    x = normal(20 * SKETCHED_CHUNK, dtype=torch.bfloat16)
     with LargestResult(x) as mode:
         sketch(x)
-    assert mode.largest == CHUNK
+    assert mode.largest == SKETCHED_CHUNK
 
 
 def test_a_dtype_without_real_numbers_is_refused() -> None:
@@ -333,8 +336,8 @@ def test_the_interval_is_of_3_5_standard_deviations_of_chi_square() -> None:
 # ---------------------------------------------------------------- real taps
 def taps_of(case_id: str, dtype: str, mutant: str | None = None, double: bool = False) -> Taps:
     case = BY_ID[case_id]
-    model = verify.build(case.config, DTYPES[dtype])
-    inputs = verify.cast(case.inputs(), DTYPES[dtype])
+    model = verify.build(case.config, NATIVE_DTYPES[dtype])
+    inputs = verify.cast(case.inputs(), NATIVE_DTYPES[dtype])
     if double:
         model, inputs = model.double(), verify.moved(inputs, lambda x: x.double() if x.is_floating_point() else x)
     if mutant is None:
@@ -429,7 +432,7 @@ def test_a_trace_comes_back_as_it_was_in_its_order(tmp_path: Path) -> None:
     }
     found = saved(tmp_path / "trace", taps, config=config, inputs=inputs)
     assert list(found.taps) == list(taps) and all(same(found.taps[name], x) for name, x in taps.items())
-    assert found[1:] == ("mine", FINGERPRINT, json.loads(json.dumps(config)), inputs, SCHEMA)
+    assert found[1:] == ("mine", FINGERPRINT, json.loads(json.dumps(config)), inputs, TRACE_SCHEMA)
     with safe_open(tmp_path / "trace", "pt") as file:
         assert all(same(file.get_tensor(name), x) for name, x in taps.items())
 

@@ -20,7 +20,7 @@ from ltx2ref.parity import generator, record, truth, verify
 from ltx2ref.parity.cases import RECORDED, SEED
 from ltx2ref.parity.exact import exact
 from ltx2ref.parity.kernels import KERNELS
-from ltx2ref.parity.record import DTYPES, EXACT_DTYPES, RecordError
+from ltx2ref.parity.record import EXACT_DTYPES, NATIVE_DTYPES, RecordError
 from ltx2ref.parity.trace.probe import threads
 from ltx2ref.parity.trace.taps import Taps, trace
 from ltx2ref.parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN
@@ -45,7 +45,7 @@ def test_every_recorded_case_passes_on_this_machine(capsys: pytest.CaptureFixtur
     exact, native = ([result[kind] for result in report["results"] if result[kind]] for kind in ("exact", "native"))
     assert status == 0
     runs = len(RECORDED) + len(KERNELS)
-    assert (len(exact), len(native)) == (runs * len(EXACT_DTYPES), runs * len(DTYPES))
+    assert (len(exact), len(native)) == (runs * len(EXACT_DTYPES), runs * len(NATIVE_DTYPES))
     assert {result["verdict"] for result in exact} == {IDENTICAL} and sum(result["taps"] for result in exact) > 30_000
     verdicts = {result["verdict"] for result in native}
     assert verdicts <= {IDENTICAL, WITHIN}
@@ -104,12 +104,12 @@ BELOW_ROUNDING = {("gelu-erf", "bfloat16")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_a_porting_bug_is_beyond_the_budget_at_the_tap_where_it_is(mutant: str, dtype: str) -> None:
     case_id, tap = SHOWN_BY[mutant]
     with threads(1):
-        result = verify.compare(BY_ID[case_id], dtype, taps_of(case_id, dtype, mutant), same_bits=False)
+        result = verify.compare_with_record(BY_ID[case_id], dtype, taps_of(case_id, dtype, mutant), same_bits=False)
     if (mutant, dtype) in BELOW_ROUNDING:
         assert result.verdict == WITHIN
     else:
@@ -131,12 +131,12 @@ def test_exact_arithmetic_finds_a_porting_bug_at_its_first_tap_in_every_dtype(mu
 
 
 def test_one_bit_is_a_failure_where_the_bits_have_to_be_the_same_and_rounding_elsewhere() -> None:
-    taps = dict(record.load(BY_ID["2.3/t2v"], "float32").taps)
+    taps = dict(record.load_record(BY_ID["2.3/t2v"], "float32").taps)
     x = taps["sample"] = taps["sample"].clone()
     x.view(torch.int32)[0, 0, 0] ^= 1
-    assert verify.compare(BY_ID["2.3/t2v"], "float32", taps, True).verdict == FAILED
-    assert verify.compare(BY_ID["2.3/t2v"], "float32", taps, True).first == "sample"
-    assert verify.compare(BY_ID["2.3/t2v"], "float32", taps, False).verdict == WITHIN
+    assert verify.compare_with_record(BY_ID["2.3/t2v"], "float32", taps, True).verdict == FAILED
+    assert verify.compare_with_record(BY_ID["2.3/t2v"], "float32", taps, True).first == "sample"
+    assert verify.compare_with_record(BY_ID["2.3/t2v"], "float32", taps, False).verdict == WITHIN
 
 
 def test_one_bit_is_a_failure_under_exact_arithmetic_and_its_size_is_told() -> None:
@@ -213,27 +213,27 @@ def test_phases_that_round_otherwise_are_no_error_of_what_follows() -> None:
     for name, x in phases.items():
         up = torch.rand(x.shape, generator=generator_) < 0.5
         phases[name] = torch.where(up, torch.nextafter(x, torch.tensor(2.0)), torch.nextafter(x, torch.tensor(-2.0)))
-    result = verify.compare(case, "float32", verify.run(model, inputs, phases) | phases, same_bits=False)
+    result = verify.compare_with_record(case, "float32", verify.run(model, inputs, phases) | phases, same_bits=False)
     assert result.verdict == WITHIN and result.share < 1
 
 
 def test_a_nan_is_never_within_budget() -> None:
-    taps = dict(record.load(BY_ID["2.3/t2v"], "float32").taps)
+    taps = dict(record.load_record(BY_ID["2.3/t2v"], "float32").taps)
     taps["sample"] = taps["sample"].clone()
     taps["sample"][0, 0, 0] = float("nan")
-    assert verify.compare(BY_ID["2.3/t2v"], "float32", taps, False).verdict == FAILED
+    assert verify.compare_with_record(BY_ID["2.3/t2v"], "float32", taps, False).verdict == FAILED
 
 
 def test_a_changed_truth_is_a_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = record.load
+    load = record.load_record
 
     def changed(case: object, dtype: str) -> record.Record:
         recorded = load(BY_ID["2.3/t2v"], dtype)
         norms = recorded.truth_norms
         return replace(recorded, truth_norms=norms | {"sample": norms["sample"] * (1 + 1e-9)})
 
-    monkeypatch.setattr(record, "load", changed)
-    result = verify.compare(BY_ID["2.3/t2v"], "float32", load(BY_ID["2.3/t2v"], "float32").taps, True)
+    monkeypatch.setattr(record, "load_record", changed)
+    result = verify.compare_with_record(BY_ID["2.3/t2v"], "float32", load(BY_ID["2.3/t2v"], "float32").taps, True)
     assert result.verdict == FAILED and "truth of sample" in result.note
 
 
@@ -253,12 +253,12 @@ def test_a_model_that_does_not_repeat_itself_is_inconclusive(
 @pytest.mark.slow
 @pytest.mark.parametrize("arithmetic", ["exact", "native"])
 def test_processes_side_by_side_say_what_one_says(arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [(BY_ID[case], dtype) for case in ("2.0/t2v", "2.5/everything") for dtype in DTYPES]
+    runs = [(BY_ID[case], dtype) for case in ("2.0/t2v", "2.5/everything") for dtype in NATIVE_DTYPES]
     how = verify.How(torch.device("cpu"), False, arithmetic)
     alone = list(verify.verify_all(runs, how))
     monkeypatch.setattr(verify, "MANY", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert list(verify.verify_all(runs, how)) == alone and [r.dtype for r in alone] == [*DTYPES, *DTYPES]
+    assert list(verify.verify_all(runs, how)) == alone and [r.dtype for r in alone] == [*NATIVE_DTYPES, *NATIVE_DTYPES]
 
 
 def test_without_other_processes_one_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +268,9 @@ def test_without_other_processes_one_does_it_all(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(verify, "MANY", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(verify, "ProcessPoolExecutor", broken)
-    runs = [(BY_ID["2.0/t2v"], dtype) for dtype in DTYPES]
+    runs = [(BY_ID["2.0/t2v"], dtype) for dtype in NATIVE_DTYPES]
     found = list(verify.verify_all(runs, verify.How(torch.device("cpu"), False, "exact")))
-    assert [x.exact.verdict for x in found if x.exact] == [IDENTICAL] * len(DTYPES)
+    assert [x.exact.verdict for x in found if x.exact] == [IDENTICAL] * len(NATIVE_DTYPES)
 
 
 @pytest.mark.slow
@@ -284,13 +284,13 @@ def test_tables_of_float32_frequencies_are_judged_by_a_bound() -> None:
         assert faithful.native and natively.native
         assert {faithful.native.verdict, natively.native.verdict} == {WITHIN}
         case, taps = BY_ID[case_id], taps_of(case_id, "float32", "max-pos-frames")
-        assert verify.compare(case, "float32", taps, False).verdict == FAILED
+        assert verify.compare_with_record(case, "float32", taps, False).verdict == FAILED
 
 
 def test_recordings_of_other_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "digests", lambda inputs: {"hidden_states": "0"})
     with pytest.raises(RecordError, match=r"2\.0/t2v float32: recorded from other inputs"):
-        verify.compare(BY_ID["2.0/t2v"], "float32", {}, True)
+        verify.compare_with_record(BY_ID["2.0/t2v"], "float32", {}, True)
     with pytest.raises(RecordError, match=r"2\.0/t2v float32: recorded from other inputs"):
         verify.compare_exactly(BY_ID["2.0/t2v"], "float32", {})
 

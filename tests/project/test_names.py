@@ -25,12 +25,7 @@ PROTOCOLS: dict[str, tuple[list[str], str]] = {
     ),
 }
 # These still mean two things; no other may.
-YET_TO_RENAME = """
-A2V ATTENTIONS BLOCK CHUNK DTYPES EXACT Fused GRID IDENTICAL Inputs LONG LONG_GRID NATIVE NUMBERS OUTPUT OUTPUTS
-PLAIN RELEASES ROUNDING ROWS Recipe SCHEMA SHAPES V2A assemble attention audio_positions check compare data
-described differing errors find linear load named number pair place rms_norm rotation rows run save sha256 steps
-summary video_positions
-"""
+YET_TO_RENAME = "check differing rotation rows"
 
 
 def defined(body: Iterable[ast.stmt]) -> Iterator[str]:

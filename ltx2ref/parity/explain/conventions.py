@@ -105,7 +105,7 @@ def explanation(
     while at is not None:
         found = [
             (step, *far)
-            for step in steps(conventions, model, inputs)
+            for step in other_conventions(conventions, model, inputs)
             if (far := after(switched(model, replace(conventions, **step)), inputs, theirs, at))
         ]
         if not found:
@@ -116,7 +116,9 @@ def explanation(
     return Explanation(switches, at) if switches else None
 
 
-def steps(conventions: Conventions, model: LTX2VideoTransformer3DModel, x: Inputs) -> Iterator[dict[str, Any]]:
+def other_conventions(
+    conventions: Conventions, model: LTX2VideoTransformer3DModel, x: Inputs
+) -> Iterator[dict[str, Any]]:
     """Each other value of each convention, where it can change anything: a forward can take minutes."""
     narrow = torch.finfo(model.proj_in.weight.dtype).bits < 32
     acts = {

@@ -37,7 +37,7 @@ def explain_by_machines(
     budgets = [row.budget or math.inf for row in rows if row.verdict == DIVERGED]
     if not wrong or any(name.endswith(PHASES) for name in wrong) or not all(budget <= FAR for budget in budgets):
         return [*rows]
-    lost = {name: errors(forward, truth, name, wrong) for name in ROUND_MORE}
+    lost = {name: lost_on_machine(forward, truth, name, wrong) for name in ROUND_MORE}
     found: dict[str, str] = {}
     for tap in wrong:
         most = max(lost, key=lambda name: lost[name][tap])
@@ -55,7 +55,7 @@ def machine_notes(rows: Sequence[TapRow]) -> list[str]:
     return [said] if found else []
 
 
-def errors(forward: Callable[[], Taps], truth: InFloat64, name: str, taps: Sequence[str]) -> dict[str, float]:
+def lost_on_machine(forward: Callable[[], Taps], truth: InFloat64, name: str, taps: Sequence[str]) -> dict[str, float]:
     """Return what the reference loses on a machine, as L2 norms."""
     with exact(machine(name)):
         found = forward()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..trace.taps import ROPES, Layout, On, Recorder, Taps, returned, trace
 
 Config = Mapping[str, Any]
-Inputs = Mapping[str, Any]
+Arguments = Mapping[str, Any]
 
 # What the documentation passes in `attention_kwargs`, and diffusers 0.42.1 takes as arguments of their own.
 LIFTED_ARGUMENTS = ("video_self_attention_mask", "video_keyframes_mask")
@@ -29,7 +29,7 @@ def build_diffusers(config: Config, state: Mapping[str, Tensor], dtype: torch.dt
     return adopt(model, state, dtype)
 
 
-def run_diffusers(model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def run_diffusers(model: nn.Module, inputs: Arguments) -> tuple[Tensor, Tensor]:
     """Denoised video (B, Tv, C) and audio (B, Ta, C) for the documented forward arguments."""
     arguments, kwargs = dict(inputs), dict(inputs.get("attention_kwargs") or {})
     arguments |= {name: kwargs.pop(name) for name in LIFTED_ARGUMENTS if name in kwargs}
@@ -90,7 +90,7 @@ def taps(setup: Any) -> Taps:
     return traced(build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device), setup.inputs)
 
 
-def traced(model: nn.Module, inputs: Inputs) -> Taps:
+def traced(model: nn.Module, inputs: Arguments) -> Taps:
     """Return all taps of one forward, whose outputs are what the call returned: a hook does not see a `__call__`."""
     with torch.no_grad(), trace(model, LAYOUT) as found:
         outputs = run_diffusers(model, inputs)

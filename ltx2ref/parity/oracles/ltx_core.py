@@ -27,7 +27,7 @@ from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLa
 from torch import Tensor, nn
 
 from ..trace.taps import Layout, On, Recorder, Taps, returned, trace
-from .diffusers import Config, Inputs, adopt, planes, without_private
+from .diffusers import Arguments, Config, adopt, planes, without_private
 
 # Parts of a parameter's name: diffusers -> the original files and ltx-core. Every other part is the same.
 ORIGINAL_NAMES = {
@@ -95,7 +95,7 @@ def build_ltx_core(config: Config, state: Mapping[str, Tensor], dtype: torch.dty
     return LTXCore(adopt(model, {original_name(name): t for name, t in state.items()}, dtype), full)
 
 
-def run_ltx_core(model: LTXCore, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def run_ltx_core(model: LTXCore, inputs: Arguments) -> tuple[Tensor, Tensor]:
     """Denoised video (B, Tv, C) and audio (B, Ta, C) for the documented forward arguments.
 
     ltx-core 1.0.0 always conditions the exchange on the other stream's sigma: raises ValueError unless the
@@ -114,7 +114,7 @@ def original_name(name: str) -> str:
     return ".".join(ORIGINAL_NAMES.get(part, part) for part in name.split("."))
 
 
-def video_positions(inputs: Inputs, config: Config) -> Tensor:
+def video_patches(inputs: Arguments, config: Config) -> Tensor:
     """Bounds of the video patches (B, 3, Tv, 2) as ltx-core makes them: seconds and pixels, in the model's dtype."""
     latent = inputs["hidden_states"]
     shape = VideoLatentShape(*latent.shape[::2], inputs["num_frames"], inputs["height"], inputs["width"])
@@ -128,7 +128,7 @@ def video_positions(inputs: Inputs, config: Config) -> Tensor:
     return positions
 
 
-def audio_positions(inputs: Inputs, config: Config) -> Tensor:
+def audio_patches(inputs: Arguments, config: Config) -> Tensor:
     """Bounds of the audio patches (B, 1, Ta, 2) in seconds, as ltx-core makes them: always float32."""
     latent = inputs["audio_hidden_states"]
     patchifier = AudioPatchifier(
@@ -185,14 +185,14 @@ def _caption_projections(config: Config) -> dict[str, nn.Module]:
     }
 
 
-def _check_ltx_core_inputs(inputs: Inputs) -> None:
+def _check_ltx_core_inputs(inputs: Arguments) -> None:
     if not inputs.get("use_cross_timestep") or inputs.get("sigma") is None:
         raise ValueError("ltx-core 1.0.0 computes use_cross_timestep=True only, and needs sigma")
     if (inputs.get("attention_kwargs") or {}).get("video_keyframes_mask") is not None:
         raise ValueError("ltx-core 1.0.0 has no video_keyframes_mask")
 
 
-def _modality(inputs: Inputs, config: Config, side: str, attention_mask: Tensor | None) -> Modality:
+def _modality(inputs: Arguments, config: Config, side: str, attention_mask: Tensor | None) -> Modality:
     """One stream's input; `side` is the prefix of its arguments."""
     latent = inputs[f"{side}hidden_states"]
     timestep, sigma = (_own(inputs, side, name) for name in ("timestep", "sigma"))
@@ -214,17 +214,17 @@ def _unscaled(timestep: Tensor, multiplier: float) -> Tensor:
     return unscaled if torch.equal(unscaled * multiplier, timestep) else timestep.double() / multiplier
 
 
-def _own(inputs: Inputs, side: str, name: str) -> Tensor:
+def _own(inputs: Arguments, side: str, name: str) -> Tensor:
     """The stream's own timestep or sigma; the audio stream's default to the video's."""
     own = inputs.get(side + name)
     value: Tensor = inputs[name] if own is None else own
     return value
 
 
-def _positions(inputs: Inputs, config: Config, side: str) -> Tensor:
+def _positions(inputs: Arguments, config: Config, side: str) -> Tensor:
     coords: Tensor | None = inputs.get("audio_coords" if side else "video_coords")
     if coords is None:
-        return audio_positions(inputs, config) if side else video_positions(inputs, config)
+        return audio_patches(inputs, config) if side else video_patches(inputs, config)
     is_middle = coords.ndim == 3  # (B, P, T); ltx-core takes bounds only
     return torch.stack([coords, coords], -1) if is_middle else coords
 
@@ -241,7 +241,7 @@ def _text_mask(mask: Tensor | None) -> Tensor | None:
     return mask.long()
 
 
-def _perturbations(inputs: Inputs) -> BatchedPerturbationConfig:
+def _perturbations(inputs: Arguments) -> BatchedPerturbationConfig:
     """Per batch element: what is skipped, self-attention in the STG blocks (mask 0), and the exchange."""
     batch, blocks = len(inputs["hidden_states"]), inputs.get("spatio_temporal_guidance_blocks")
     mask = inputs.get("perturbation_mask")

@@ -12,14 +12,15 @@ from .markup import number, tag
 from .rows import DIVERGED, IDENTICAL, ROUNDING, SUSPECT, Report, TapRow
 
 STREAMS = ("video", "audio")
-ENTRANCE, OUTPUT = -1.0, math.inf  # depths; a block's is its number
+ENTRANCE = -1.0  # a depth; a block's is its number
+EXIT = math.inf
 ENDS = {
     "proj_in": ("video", ENTRANCE),
     "audio_proj_in": ("audio", ENTRANCE),
-    "sample": ("video", OUTPUT),
-    "audio_sample": ("audio", OUTPUT),
+    "sample": ("video", EXIT),
+    "audio_sample": ("audio", EXIT),
 }
-BLOCK = re.compile(r"transformer_blocks\.([0-9]{1,4})\.(.+)")
+BLOCK_TAP = re.compile(r"transformer_blocks\.([0-9]{1,4})\.(.+)")
 WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 60, 16, 34, 52  # margins
 MOST_DECADES = 18
@@ -49,7 +50,7 @@ class Point:
 
     @property
     def title(self) -> str:
-        where = {ENTRANCE: "entrance", OUTPUT: "output"}.get(self.depth) or f"block {self.depth:.0f}"
+        where = {ENTRANCE: "entrance", EXIT: "output"}.get(self.depth) or f"block {self.depth:.0f}"
         own = "" if self.reference is None else f", reference's {number(self.reference)}"
         return f"{where}: {number(self.value)}{own}, {self.tap.verdict}"
 
@@ -74,9 +75,9 @@ class Scale:
         return round(HEIGHT - BOTTOM - height * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def place(name: str) -> tuple[str, float] | None:
+def stage_of(name: str) -> tuple[str, float] | None:
     """Which stream's stage a tap is, and how deep; None for the taps within a stage."""
-    block = BLOCK.fullmatch(name)
+    block = BLOCK_TAP.fullmatch(name)
     if block:
         return (block[2], float(block[1])) if block[2] in STREAMS else None
     return ENDS.get(name)
@@ -87,7 +88,7 @@ def chart(report: Report) -> str:
     truth = any(tap.error is not None for tap in report.rows)
     streams: dict[str, list[Point]] = {stream: [] for stream in STREAMS}
     for line, tap in enumerate(report.rows):
-        if where := place(tap.name):
+        if where := stage_of(tap.name):
             point = Point(where[1], line, tap, tap.error if truth else tap.relative, tap.reference_error)
             streams[where[0]].append(point)
     scale, mark = scale_of([*streams["video"], *streams["audio"]]), first_depth(report)
@@ -104,7 +105,7 @@ def scale_of(points: list[Point]) -> Scale:
     decades = [math.log10(abs(x)) for x in drawn if x and math.isfinite(x)] or [-8, 0]
     high = math.ceil(max(decades))
     low = max(min(math.floor(min(decades)), high - 2), high - MOST_DECADES)
-    layers = 1 + max([0, *(int(p.depth) for p in points if p.depth != OUTPUT)])
+    layers = 1 + max([0, *(int(p.depth) for p in points if p.depth != EXIT)])
     return Scale(layers, low, high, zeros=any(not p.value for p in points))
 
 
@@ -113,10 +114,10 @@ def first_depth(report: Report) -> float | None:
     names = [tap.name for tap in report.rows]
     if report.first not in names:
         return None
-    if block := BLOCK.fullmatch(report.first):
+    if block := BLOCK_TAP.fullmatch(report.first):
         return float(block[1]) - (0 if block[2] in STREAMS else 0.5)
     before = names[: names.index(report.first)]
-    return OUTPUT if any(BLOCK.fullmatch(name) for name in before) else ENTRANCE
+    return EXIT if any(BLOCK_TAP.fullmatch(name) for name in before) else ENTRANCE
 
 
 def figure(stream: str, points: list[Point], scale: Scale, mark: float | None, subject: str) -> str:
@@ -144,7 +145,7 @@ def axes(scale: Scale) -> list[str]:
         out += level(scale.y(0), "0")
     step = 2 ** max(0, math.ceil(math.log2(scale.layers / 8)))
     depths = [d for d in range(0, scale.layers, step) if min(d + 1, scale.layers - d) >= step / 2]
-    labels = [(ENTRANCE, "in"), *((d, str(d)) for d in depths), (OUTPUT, "out")]
+    labels = [(ENTRANCE, "in"), *((d, str(d)) for d in depths), (EXIT, "out")]
     out += [tag("text", label, x=scale.x(d), y=HEIGHT - BOTTOM + 20, class_="depth") for d, label in labels]
     return [*out, tag("text", "after block", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8, class_="depth")]
 

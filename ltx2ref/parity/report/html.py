@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..truth import SHARE
-from .chart import chart, place
+from .chart import chart, stage_of
 from .markup import number, tag
 from .rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, VERDICTS, Report, TapRow
 
@@ -63,7 +63,7 @@ DETAILS = {
         "candidate's dtype": "candidate_dtype",
     },
 }
-EXACT = {"cosine", "worst_reference", "worst_candidate"}  # fields whose digits matter
+FULL_DIGITS = {"cosine", "worst_reference", "worst_candidate"}  # fields whose digits matter
 
 
 def html(report: Report) -> str:
@@ -75,13 +75,13 @@ def html(report: Report) -> str:
         "sentence": breakable(report.sentence),
         "names": names(report),
         "hints": hints(report),
-        "summary": summary(report.rows),
+        "summary": verdict_counts(report.rows),
         "first": first(report),
         "chart": chart(report),
         "checkboxes": checkboxes(report.rows),
         "head": head(),
         "rows": "\n".join(row(i, tap) for i, tap in enumerate(report.rows)),
-        "data": data(report.rows),
+        "data": details_json(report.rows),
         "fingerprints": fingerprints(report),
         "notes": bullets("Notes", report.notes),
         "legend": legend(),
@@ -124,7 +124,7 @@ def hints(report: Report) -> str:
     return bullets("Looks like", [hint for hint in report.hints if hint not in report.sentence])
 
 
-def summary(rows: list[TapRow]) -> str:
+def verdict_counts(rows: list[TapRow]) -> str:
     """How many taps have which verdict, as a bar and in words."""
     counts, x = Counter(tap.verdict for tap in rows), 0
     bar, words = [], []
@@ -163,7 +163,7 @@ def text(tap: TapRow, name: str) -> str | None:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return number(value, digits=9 if name in EXACT else 4)
+        return number(value, digits=9 if name in FULL_DIGITS else 4)
     return f"({', '.join(map(str, value))})" if isinstance(value, tuple | list) else str(value)
 
 
@@ -185,7 +185,7 @@ def row(i: int, tap: TapRow) -> str:
     looks = [tag("small", escape("; ".join(tap.hints)))] if tap.hints else []
     title = tag("th", tag("span", breakable(tap.name)), *looks, scope="row")
     cells = [tag("td", cell(tap, name)) for name in COLUMNS.values()]
-    stage = {"data_stage": ""} if place(tap.name) else {}
+    stage = {"data_stage": ""} if stage_of(tap.name) else {}
     return tag("tr", title, tag("td", escape(tap.verdict)), *cells, id=f"t{i}", class_=tap.verdict, **stage)
 
 
@@ -196,7 +196,7 @@ def cell(tap: TapRow, name: str) -> str:
     return ("≈ " if tap.estimated and name == "relative" and value else "") + number(value)
 
 
-def data(rows: list[TapRow]) -> str:
+def details_json(rows: list[TapRow]) -> str:
     """What a click shows, for every tap, as compact JSON: 5,000 lists in the page would make it slow."""
     labels = [[title, [*fields]] for title, fields in DETAILS.items()]
     values = [

@@ -67,7 +67,7 @@ def one_line(name: str, where: str) -> Iterator[None]:
             failed(name, where, error)
         if not where.endswith(".py") and f"{where}.".startswith(f"{error.name}."):
             raise PortError(f"{name}: there is no module {error.name} in {Path.cwd()}, nor is one installed") from None
-        raise PortError(f"{name}: {where} imports {error.name}, which is not installed{place(error)}") from None
+        raise PortError(f"{name}: {where} imports {error.name}, which is not installed{raised_at(error)}") from None
     except (Exception, SystemExit) as error:  # SystemExit: of a script without `if __name__ == "__main__"`
         failed(name, where, error)
 
@@ -79,10 +79,10 @@ class PortError(ValueError):
 def failed(name: str, where: str, error: BaseException) -> NoReturn:
     said = error.msg if isinstance(error, SyntaxError) else str(error)
     what = ": ".join(x for x in (type(error).__name__, (said.splitlines() or [""])[0]) if x)
-    raise PortError(f"{name}: importing {where} failed with {what}{place(error)}") from None
+    raise PortError(f"{name}: importing {where} failed with {what}{raised_at(error)}") from None
 
 
-def place(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
     """The last line of the port's own files that an error passed through: what is below it is somebody else's."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({Path(error.filename).name}, line {error.lineno})"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..generator import uniform
 
-ROWS = (1, 2, 3, 9, 11, 18, 22, 48, 96, 210)  # batch, tokens, or both
+PROBED_ROWS = (1, 2, 3, 9, 11, 18, 22, 48, 96, 210)  # batch, tokens, or both
 WIDTHS = (
     (256, 28),
     (28, 28),
@@ -37,11 +37,13 @@ def draw(*shape: int, scale: float = 2.0) -> Tensor:
     return uniform(f"probe/{shape}", shape, scale)
 
 
-def linear(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    return [F.linear(to(draw(rows, n)), to(draw(m, n, scale=0.25)), to(draw(m))) for rows in ROWS for n, m in WIDTHS]
+def probed_linear(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    return [
+        F.linear(to(draw(rows, n)), to(draw(m, n, scale=0.25)), to(draw(m))) for rows in PROBED_ROWS for n, m in WIDTHS
+    ]
 
 
-def attention(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def probed_attention(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
     def heads(tokens: int, head_dim: int) -> Tensor:
         return to(draw(2, tokens, 2, head_dim)).transpose(1, 2)
 
@@ -55,12 +57,14 @@ def attention(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
 
 
 def pointwise(function: Callable[[Tensor], Tensor], scale: float = 2.0) -> Callable[..., list[Tensor]]:
-    return lambda to: [function(to(draw(rows, width, scale=scale))) for rows in ROWS for width in (7, 20, 28, 112, 256)]
+    return lambda to: [
+        function(to(draw(rows, width, scale=scale))) for rows in PROBED_ROWS for width in (7, 20, 28, 112, 256)
+    ]
 
 
 OPERATIONS: dict[str, Callable[[Callable[[Tensor], Tensor]], list[Tensor]]] = {
-    "linear": linear,
-    "attention": attention,
+    "linear": probed_linear,
+    "attention": probed_attention,
     "cos": pointwise(torch.cos, 16_000),
     "sin": pointwise(torch.sin, 16_000),
     "exp": pointwise(torch.exp, 10),
@@ -84,22 +88,23 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def data(x: Tensor) -> bytes:
+def element_bytes(x: Tensor) -> bytes:
     return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def sha256(*tensors: Tensor) -> str:
+def sha256_of_tensors(*tensors: Tensor) -> str:
     """Of the elements' bytes, row-major."""
-    return hashlib.sha256(b"".join(map(data, tensors))).hexdigest()
+    return hashlib.sha256(b"".join(map(element_bytes, tensors))).hexdigest()
 
 
 def probe(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, str]:
-    """sha256 of each operation's results, by "operation dtype"."""
-    return {
-        f"{name} {str(dtype).removeprefix('torch.')}": sha256(*operation(lambda x, to=dtype: x.to(device, to)))  # type: ignore[misc]
-        for dtype in dtypes
-        for name, operation in OPERATIONS.items()
-    }
+    """Return the sha256 of each operation's results, by "operation dtype"."""
+    found = {}
+    for dtype in dtypes:
+        for name, operation in OPERATIONS.items():
+            results = operation(lambda x, to=dtype: x.to(device, to))  # type: ignore[misc]
+            found[f"{name} {str(dtype).removeprefix('torch.')}"] = sha256_of_tensors(*results)
+    return found
 
 
 @contextmanager

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 
 BUCKETS = 256
-CHUNK = 2**16  # elements, whatever fits a cache; divides 2**32, so that `index >> 32` is one number for a chunk
+SKETCHED_CHUNK = (
+    2**16
+)  # elements, whatever fits a cache; divides 2**32, so that `index >> 32` is one number for a chunk
 MASK = 2**32 - 1
 SPELLING = {  # as safetensors has it
     torch.bool: "BOOL",
@@ -48,7 +50,7 @@ SPELLING = {  # as safetensors has it
 SPREAD = 2 / (9 * BUCKETS)
 LOW, HIGH = ((1 - SPREAD + z * math.sqrt(SPREAD)) ** -1.5 for z in (3.5, -3.5))  # 0.864, 1.179
 # Files round buckets to 2**-30 of the largest one: by half of that each, and by 16 times it, in norm, if all do so.
-ROUNDING = 16 * 2.0**-31
+BUCKET_ROUNDING = 16 * 2.0**-31
 Whole = TypeVar("Whole", int, Tensor)
 
 
@@ -105,7 +107,7 @@ def sketch(x: Tensor) -> Sketch:
     if x.dtype not in SPELLING:
         raise ValueError(f"cannot sketch {x.dtype}, only {', '.join(map(str, SPELLING))}")
     x = x.detach() if x.device.type in ("cpu", "cuda") else x.detach().cpu()  # others lack float64
-    parts = [summary(piece, i) for i, piece in enumerate(x.flatten().split(CHUNK))]
+    parts = [chunk_summary(piece, i) for i, piece in enumerate(x.flatten().split(SKETCHED_CHUNK))]
     sums = torch.stack([part.sums for part in parts]).sum(0).view(BUCKETS, 2)
     extrema = [y for part in parts for y in part.extrema]
     nan, inf, neg_inf = (sum(counts) for counts in zip(*(part.strange for part in parts), strict=True))
@@ -135,7 +137,7 @@ def estimate(a: Sketch, b: Sketch) -> Estimate:
     if a.strange != b.strange or a.norm == 0:
         return Estimate(math.inf, math.inf, math.inf)
     distance = torch.linalg.vector_norm(b.buckets - a.buckets).item()
-    rounding = ROUNDING * (a.buckets.abs().max() + b.buckets.abs().max()).item()
+    rounding = BUCKET_ROUNDING * (a.buckets.abs().max() + b.buckets.abs().max()).item()
     # The norms are exact, and bound the difference.
     least, most = abs(b.norm - a.norm), a.norm + b.norm
     return Estimate(
@@ -143,7 +145,7 @@ def estimate(a: Sketch, b: Sketch) -> Estimate:
     )
 
 
-class Summary(NamedTuple):
+class ChunkSummary(NamedTuple):
     """Of some elements of a tensor."""
 
     sums: Tensor  # (512,) float64, on the CPU: for each bucket, of the elements with sign 1 and of those with -1
@@ -153,7 +155,7 @@ class Summary(NamedTuple):
     checksum: int
 
 
-def summary(x: Tensor, chunk: int) -> Summary:
+def chunk_summary(x: Tensor, chunk: int) -> ChunkSummary:
     """Of the elements from chunk * CHUNK on."""
     odd, values = odd_hashes(chunk, x.device)[: len(x)], x.double()
     checksum = int(bits(x).mul_(odd).sum())  # int64 wraps around as uint64 does
@@ -163,7 +165,7 @@ def summary(x: Tensor, chunk: int) -> Summary:
         extrema = range_of(values[values.isfinite()])
         values = values.nan_to_num(0.0, 0.0, 0.0)
     sums = values.new_zeros(2 * BUCKETS).scatter_add_(0, odd >> 24, values)
-    return Summary(sums.cpu(), torch.linalg.vector_norm(values).item(), extrema, strange, checksum)
+    return ChunkSummary(sums.cpu(), torch.linalg.vector_norm(values).item(), extrema, strange, checksum)
 
 
 def range_of(values: Tensor) -> tuple[float, ...]:
@@ -174,8 +176,8 @@ def range_of(values: Tensor) -> tuple[float, ...]:
 @lru_cache(maxsize=64)  # 32 MB
 def odd_hashes(chunk: int, device: torch.device) -> Tensor:
     """2 * hash + 1 of each index in a chunk, as int64: the upper 9 of its 33 bits are the bucket and the sign."""
-    above, below = divmod(chunk * CHUNK, 2**32)
-    return 2 * mix(torch.arange(below, below + CHUNK, device=device) ^ mix(above)) + 1
+    above, below = divmod(chunk * SKETCHED_CHUNK, 2**32)
+    return 2 * mix(torch.arange(below, below + SKETCHED_CHUNK, device=device) ^ mix(above)) + 1
 
 
 def mix(x: Whole) -> Whole:

@@ -65,27 +65,35 @@ PHASES = (".cos", ".sin", ".sinusoid")  # taps that are judged against pure floa
 # What is returned, and what the last projections put out: the same, unless something comes between. A candidate without
 # the latter lacks nothing; they only tell where an output went wrong.
 PROJECTED = {"sample": "proj_out", "audio_sample": "audio_proj_out"}
-ATTENTIONS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+ATTENTION_LAYERS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 FEED_FORWARDS = ("ff", "audio_ff")
 # The sub-layers whose residual this model's block normalises, in its order.
-NORMED = (*ATTENTIONS, *FEED_FORWARDS)
-OUTPUTS = ("norm_q", "norm_k", "to_v", "to_gate_logits", "to_out")  # of an attention's layers
+NORMED = (*ATTENTION_LAYERS, *FEED_FORWARDS)
+ATTENTION_OUTPUTS = ("norm_q", "norm_k", "to_v", "to_gate_logits", "to_out")  # of an attention's layers
 # Sub-layer: (table, its rows, AdaLN layer, its rows), in turn; of the queries, and of keys and values.
-Recipe = tuple[tuple[str, slice, str, slice], ...]
+RowRecipe = tuple[tuple[str, slice, str, slice], ...]
 CROSS_V, CROSS_A = "video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table"
 SHIFT_V, SHIFT_A = "av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"
-A2V, V2A, GATE, ONE, ALL = slice(0, 2), slice(2, 4), slice(4, 5), slice(0, 1), slice(0, 2)
-ROWS: dict[str, Recipe] = {
+ROWS_OF_A2V = slice(0, 2)
+ROWS_OF_V2A = slice(2, 4)
+GATE, ONE, ALL = slice(4, 5), slice(0, 1), slice(0, 2)
+ROW_RECIPES: dict[str, RowRecipe] = {
     "attn1.rows": (("scale_shift_table", slice(0, 3), "time_embed", slice(0, 3)),),
     "audio_attn1.rows": (("audio_scale_shift_table", slice(0, 3), "audio_time_embed", slice(0, 3)),),
     "attn2.rows": (("scale_shift_table", slice(6, 9), "time_embed", slice(6, 9)),),
     "attn2.context_rows": (("prompt_scale_shift_table", ALL, "prompt_adaln", ALL),),
     "audio_attn2.rows": (("audio_scale_shift_table", slice(6, 9), "audio_time_embed", slice(6, 9)),),
     "audio_attn2.context_rows": (("audio_prompt_scale_shift_table", ALL, "audio_prompt_adaln", ALL),),
-    "audio_to_video_attn.rows": ((CROSS_V, A2V, SHIFT_V, A2V), (CROSS_V, GATE, "av_cross_attn_video_a2v_gate", ONE)),
-    "audio_to_video_attn.context_rows": ((CROSS_A, A2V, SHIFT_A, A2V),),
-    "video_to_audio_attn.rows": ((CROSS_A, V2A, SHIFT_A, V2A), (CROSS_A, GATE, "av_cross_attn_audio_v2a_gate", ONE)),
-    "video_to_audio_attn.context_rows": ((CROSS_V, V2A, SHIFT_V, V2A),),
+    "audio_to_video_attn.rows": (
+        (CROSS_V, ROWS_OF_A2V, SHIFT_V, ROWS_OF_A2V),
+        (CROSS_V, GATE, "av_cross_attn_video_a2v_gate", ONE),
+    ),
+    "audio_to_video_attn.context_rows": ((CROSS_A, ROWS_OF_A2V, SHIFT_A, ROWS_OF_A2V),),
+    "video_to_audio_attn.rows": (
+        (CROSS_A, ROWS_OF_V2A, SHIFT_A, ROWS_OF_V2A),
+        (CROSS_A, GATE, "av_cross_attn_audio_v2a_gate", ONE),
+    ),
+    "video_to_audio_attn.context_rows": ((CROSS_V, ROWS_OF_V2A, SHIFT_V, ROWS_OF_V2A),),
     "ff.rows": (("scale_shift_table", slice(3, 6), "time_embed", slice(3, 6)),),
     "audio_ff.rows": (("audio_scale_shift_table", slice(3, 6), "audio_time_embed", slice(3, 6)),),
 }
@@ -145,13 +153,12 @@ def returned(output: Any) -> Taps:
     else:
         found = [getattr(output, name, None) for name in PROJECTED]
     if len(found) != 2 or not all(isinstance(x, Tensor) and x.is_floating_point() for x in found):
-        raise OutputError(
-            f"the returned outputs: expected two floating-point tensors, video and audio, got {described(output)}"
-        )
+        got = described_output(output)
+        raise OutputError(f"the returned outputs: expected two floating-point tensors, video and audio, got {got}")
     return dict(zip(PROJECTED, found, strict=True))
 
 
-def described(output: Any) -> str:
+def described_output(output: Any) -> str:
     if not isinstance(output, Mapping | tuple | list):
         return brief(output)
     found = [f"{name}: {brief(x)}" for name, x in output.items()] if isinstance(output, Mapping) else map(brief, output)
@@ -261,11 +268,11 @@ def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
     """Everything outside the blocks but the doors."""
 
     def result(path: str, name: str) -> None:
-        if (module := find(model, layout.path(path))) is not None:
+        if (module := find_module(model, layout.path(path))) is not None:
             on(module.register_forward_hook(lambda _, args, out: tap(name, out)))
 
     def given(path: str, name: str) -> None:
-        if (module := find(model, layout.path(path))) is not None:
+        if (module := find_module(model, layout.path(path))) is not None:
             on(module.register_forward_pre_hook(lambda _, args: (tap(name, args[0]), *args[1:])))
 
     for name in ("proj_in", "audio_proj_in", "caption_projection", "audio_caption_projection"):
@@ -284,7 +291,7 @@ def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) 
     """Everything in one block. A hook per sub-layer begins it, and says whose attention is running."""
 
     def module(name: str) -> nn.Module | None:
-        return find(model, layout.path(block + name))
+        return find_module(model, layout.path(block + name))
 
     def table(name: str) -> Tensor | None:
         path, _, leaf = layout.path(block + name).rpartition(".")
@@ -300,7 +307,7 @@ def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) 
 
         return hook
 
-    for name in (*ATTENTIONS, *FEED_FORWARDS):
+    for name in (*ATTENTION_LAYERS, *FEED_FORWARDS):
         if name in layout.norms:
             on(
                 model.get_submodule(layout.path(block + layout.norms[name])).register_forward_pre_hook(
@@ -308,8 +315,8 @@ def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) 
                 )
             )
         on(model.get_submodule(layout.path(block + name)).register_forward_pre_hook(enter(name), with_kwargs=True))
-    for name in ATTENTIONS:
-        for part in OUTPUTS:
+    for name in ATTENTION_LAYERS:
+        for part in ATTENTION_OUTPUTS:
             if (layer := module(f"{name}.{part}" + ".0" * (part == "to_out"))) is not None:
                 on(layer.register_forward_hook(lambda _, args, out, at=f"{block}{name}.{part}": put_out(tap, at, out)))
     for name in FEED_FORWARDS:
@@ -363,7 +370,7 @@ def put_streams(tap: Recorder, block: str, layout: Layout, out: Any) -> Any:
 def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) -> Tensor | None:
     """Rows of modulation as the sub-layer uses them; None if this model has no such ones."""
     found = []
-    for name, chosen, layer, of_layer in ROWS.get(part, ()):
+    for name, chosen, layer, of_layer in ROW_RECIPES.get(part, ()):
         learned = table(name)
         if learned is None or len(learned) <= chosen.start or layer not in offsets:
             return None
@@ -373,7 +380,7 @@ def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) 
     return torch.cat([x.repeat_interleave(size // len(x), 0) for x in found], 1) if found else None
 
 
-def find(model: nn.Module, path: str) -> nn.Module | None:
+def find_module(model: nn.Module, path: str) -> nn.Module | None:
     for part in path.split("."):
         model = getattr(model, part, None)  # type: ignore[assignment]
         if model is None:
@@ -401,7 +408,7 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
 
     def ropes(_: nn.Module, args: tuple[Any, ...], block: str) -> tuple[Any, ...]:
         vx, ax, vc, ac, *rest = args
-        skipped = ATTENTIONS[4:] if vc.isolated else ()
+        skipped = ATTENTION_LAYERS[4:] if vc.isolated else ()
         tap.norms = iter([f"{block}.{name}.stream" for name in NORMED if name not in skipped])
         vc = vc._replace(
             rope=pair("rope", vc.rope, len(vx)), cross_rope=pair("cross_attn_rope", vc.cross_rope, len(vx))

@@ -27,10 +27,10 @@ from ...checkpoint.storage import TORCH, CheckpointError, Stored, TensorFile, re
 from ...checkpoint.writer import Piece, TensorEntry, header, pieces, put
 from .sketch import BUCKETS, SPELLING, Sketch
 
-SCHEMA = 1
+TRACE_SCHEMA = 1
 KEY, TABLE = "trace", "sketches"
-DTYPES = {name: dtype for dtype, name in SPELLING.items()}
-NUMBERS = ("I32", "F32", "F64")  # what the table of sketches may be made of
+DTYPES_BY_SPELLING = {name: dtype for dtype, name in SPELLING.items()}
+TABLE_DTYPES = ("I32", "F32", "F64")  # what the table of sketches may be made of
 MAX_EXPONENT = 1000
 OPTIONAL = ("min", "max", "checksum")  # no element is finite; whoever wrote the file left it out
 HEXADECIMAL = re.compile("[0-9a-f]{16}")
@@ -64,23 +64,23 @@ def save_trace(
     Raises `TraceError` for what a file cannot hold, and for a disk without room.
     """
     sketches = {name: x for name, x in taps.items() if isinstance(x, Sketch)}
-    with named(path):
+    with naming_file(path):
         entries = {name: of_tensor(name, x) for name, x in taps.items() if isinstance(x, Tensor)}
         require(not {TABLE, "__metadata__"} & taps.keys(), f"{TABLE} and __metadata__ cannot be names of taps")
         if sketches:
             entries[TABLE] = TensorEntry(
-                "I32", (len(sketches), BUCKETS), (data(quantised(x)[0]) for x in sketches.values())
+                "I32", (len(sketches), BUCKETS), (tensor_data(quantised(x)[0]) for x in sketches.values())
             )
         metadata = {
             KEY: to_json(
                 {
-                    "schema": SCHEMA,
+                    "schema": TRACE_SCHEMA,
                     "implementation": implementation,
                     "fingerprint": fingerprint,
                     "config": config,
                     "inputs": inputs or {},
                     "taps": [*taps],
-                    "sketches": [described(name, x) for name, x in sketches.items()],
+                    "sketches": [sketch_metadata(name, x) for name, x in sketches.items()],
                 }
             )
         }
@@ -95,7 +95,7 @@ def load_trace(path: str | Path) -> Trace:
 
     Raises `TraceError`.
     """
-    with named(path):
+    with naming_file(path):
         file, stored = read_header(Path(path))
         require(file.container == "safetensors", f"a {file.container} file, expected safetensors")
         said = metadata_of(file)
@@ -129,7 +129,7 @@ def renamed(trace: Trace, names: Mapping[str, str] | Callable[[str], str]) -> Tr
 
 
 @contextmanager
-def named(path: str | Path) -> Iterator[None]:
+def naming_file(path: str | Path) -> Iterator[None]:
     """Whatever is wrong inside is a `TraceError` that names the file."""
     try:
         yield
@@ -145,11 +145,11 @@ def named(path: str | Path) -> Iterator[None]:
 def of_tensor(name: str, x: Tensor) -> TensorEntry:
     require(x.dtype in SPELLING and not x.is_meta, f"{name}: {x.dtype} on {x.device} cannot be stored")
     return TensorEntry(
-        SPELLING[x.dtype], tuple(x.shape), (data(y) for y in [x])
+        SPELLING[x.dtype], tuple(x.shape), (tensor_data(y) for y in [x])
     )  # an expanded one grows when it is its turn
 
 
-def data(x: Tensor) -> Piece:
+def tensor_data(x: Tensor) -> Piece:
     return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
@@ -162,7 +162,7 @@ def quantised(x: Sketch) -> tuple[Tensor, int]:
     return (x.buckets * 2.0**-exponent).round().clamp(max=2**31 - 1).to(torch.int32), exponent
 
 
-def described(name: str, x: Sketch) -> dict[str, Any]:
+def sketch_metadata(name: str, x: Sketch) -> dict[str, Any]:
     """What is not in the table; zeros and None are left out."""
     require(
         x.buckets.shape == (BUCKETS,) and math.isfinite(x.norm) and bool(x.buckets.isfinite().all()),
@@ -210,7 +210,7 @@ def metadata_of(file: TensorFile) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"metadata {KEY!r}: {error}") from None
     schema = said.get("schema")
-    require(type(schema) is int and schema == SCHEMA, f"schema {str(schema)[:80]}, expected {SCHEMA}")
+    require(type(schema) is int and schema == TRACE_SCHEMA, f"schema {str(schema)[:80]}, expected {TRACE_SCHEMA}")
     return said
 
 
@@ -221,16 +221,18 @@ def optional(said: dict[str, Any], key: str, kind: type) -> Any:
 
 
 def read(x: Stored) -> Tensor:
-    require(x.dtype in DTYPES, f"{x.name}: dtype {x.dtype}, expected one of {', '.join(DTYPES)}")
+    require(
+        x.dtype in DTYPES_BY_SPELLING, f"{x.name}: dtype {x.dtype}, expected one of {', '.join(DTYPES_BY_SPELLING)}"
+    )
     try:
         if x.start == x.stop:
-            return torch.empty(x.shape, dtype=DTYPES[x.dtype])
+            return torch.empty(x.shape, dtype=DTYPES_BY_SPELLING[x.dtype])
         if x.dtype in TORCH:
             return x.mapped()
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{x.name}: {x.dtype} {list(x.shape)}: {error}") from None
     raw = torch.frombuffer(x.bytes(), dtype=torch.uint8)
-    return (raw.ne(0) if x.dtype == "BOOL" else raw.view(DTYPES[x.dtype])).reshape(x.shape)
+    return (raw.ne(0) if x.dtype == "BOOL" else raw.view(DTYPES_BY_SPELLING[x.dtype])).reshape(x.shape)
 
 
 def sketches_of(rows: list[Any], table: Stored | None) -> dict[str, Sketch]:
@@ -238,8 +240,8 @@ def sketches_of(rows: list[Any], table: Stored | None) -> dict[str, Sketch]:
         require(not rows, f"{len(rows)} sketches are described, but there is no tensor {TABLE}")
         return {}
     require(
-        table.dtype in NUMBERS and table.shape == (len(rows), BUCKETS),
-        f"{table}: expected {' or '.join(NUMBERS)} {[len(rows), BUCKETS]}, a row for each sketch in the metadata",
+        table.dtype in TABLE_DTYPES and table.shape == (len(rows), BUCKETS),
+        f"{table}: expected {' or '.join(TABLE_DTYPES)} {[len(rows), BUCKETS]}, a row for each sketch in the metadata",
     )
     sketches: dict[str, Sketch] = {}
     for i, (said, numbers) in enumerate(zip(rows, read(table), strict=True)):
@@ -259,7 +261,7 @@ def sketch_of(said: dict[str, Any], numbers: Tensor) -> Sketch:
     checksum = take(said, "checksum", is_checksum, "16 hexadecimal digits")
     return Sketch(
         shape=tuple(take(said, "shape", whole, "a list of whole numbers")),
-        dtype=DTYPES[take(said, "dtype", is_dtype, f"one of {', '.join(DTYPES)}")],
+        dtype=DTYPES_BY_SPELLING[take(said, "dtype", is_dtype, f"one of {', '.join(DTYPES_BY_SPELLING)}")],
         norm=take(said, "norm", lambda x: is_finite(x) and x >= 0, "a finite number that is not negative"),
         min=take(said, "min", is_finite, "a finite number"),
         max=take(said, "max", is_finite, "a finite number"),
@@ -287,7 +289,7 @@ def is_checksum(x: Any) -> bool:
 
 
 def is_dtype(x: Any) -> bool:
-    return isinstance(x, str) and x in DTYPES
+    return isinstance(x, str) and x in DTYPES_BY_SPELLING
 
 
 def is_count(x: Any) -> bool:
