@@ -35,12 +35,12 @@ from .parity.compare import compare
 from .parity.kernels import KERNELS, LONG_KERNELS, Kernel
 from .parity.machines import MACHINES
 from .parity.report.html import html
-from .parity.report.rows import DIVERGED, MISSING, SHAPE, SUSPECT
+from .parity.report.rows import DIVERGED, IDENTICAL, MISSING, SHAPE, SUSPECT
 from .parity.report.rows import Report as AuditReport
 from .parity.trace.probe import probe, threads
 from .parity.trace.taps import OutputError
 from .parity.trace.tracefile import load_trace
-from .parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, CaseResult, How, verify_all
+from .parity.verify import FAILED, INCONCLUSIVE, WITHIN, CaseResult, How, verify_all
 from .progress import track
 from .vendor import Copy, some, vendor
 from .vendor import check as check_copy

@@ -39,6 +39,7 @@ from ltx2ref.parity import kernels, record, verify
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
 from ltx2ref.parity.generator import build
 from ltx2ref.parity.judge import CLEARLY, measure
+from ltx2ref.parity.report.rows import IDENTICAL
 from ltx2ref.parity.run import cast, moved, run
 from ltx2ref.parity.trace.probe import processor
 
@@ -162,7 +163,7 @@ def with_setting(
 def exactly(case: Case, dtype: str, device: torch.device) -> Row:
     result = verify.verify(case, dtype, device, False, "exact").exact
     assert result is not None
-    identical = result.verdict == verify.IDENTICAL
+    identical = result.verdict == IDENTICAL
     return Row(
         "exact",
         case.id,
