@@ -1,10 +1,10 @@
-"""Time and peak memory of one forward: ltx2ref beside diffusers, ltx-core and the floor, at real widths.
+"""Measure time and peak memory of one forward: ltx2ref beside diffusers, ltx-core and the floor, at real widths.
 
-One process, one set of weights and inputs. The implementations take turns, in another order each round, so
-that a busy or throttling machine disturbs them alike. The floor is what no rewrite in PyTorch can avoid: the
-`F.linear` and `F.scaled_dot_product_attention` calls of ltx2ref's own forward, replayed alone on tensors that
-already exist. On a CPU the time of an eager forward is also given over that of the same calls within it: both are of
-one run, so that this ratio is known far better on a machine whose speed varies from run to run.
+All run in one process on the same weights and inputs. They take turns, in another order each round, so that a busy or
+throttling machine disturbs them alike. The floor is what no rewrite in PyTorch can avoid: the `F.linear` and
+`F.scaled_dot_product_attention` calls of ltx2ref's own forward, replayed alone on tensors that already exist. On a CPU
+the table also has the time of an eager forward over that of the same calls within it. Both come from one run, so this
+ratio is much more precise where the speed of the machine varies from run to run.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Time and peak memory of loading a checkpoint: ltx2ref beside diffusers' from_pretrained, at real layer widths.
+"""Measure time and peak memory of loading a checkpoint: ltx2ref beside diffusers' from_pretrained, at real widths.
 
-Random weights are written as a diffusers folder, as Lightricks' single file and as its fp8 file. Each is loaded in
-a process of its own, in turns. A load that maps the file reads nothing yet, so that each is measured twice: until
+The script writes random weights as a diffusers folder, as Lightricks' single file and as its fp8 file. Each is loaded
+in a process of its own, in turns. A load that maps the file has read nothing yet, so each load is measured twice: until
 the model is there, and until every page of its weights has been read once.
 """
 
@@ -41,8 +41,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=6, help="default: 6")
+    parser.add_argument("--repeats", type=int, default=3, help="loads of each kind; default: 3")
     parser.add_argument("--folder", type=Path, help="for the files; default: a temporary one")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--measure", nargs=2, metavar=("WHO", "PATH"), help=argparse.SUPPRESS)

@@ -1,8 +1,9 @@
-"""What a trace costs: time beside the untraced forward, and the size of a sketch trace of all 48 layers.
+"""Measure what a trace costs: its time beside an untraced forward, and the size of a sketch trace of all 48 layers.
 
-Real widths, few tokens, random weights. All blocks share the tensors of one, which alone are far larger than any
-cache, so that 48 layers fit in memory and still read their weights as they would. Each block is a module of its own:
-hooks on one block that stands 48 times in a list would fire 48 times in each of its runs, under all 48 names.
+The model has real widths, few tokens and random weights. All blocks share the tensors of one, which alone are far
+larger than any cache: 48 layers fit in memory, and still read their weights as they would. Each block is a module of
+its own, because hooks on one block that stands 48 times in a list would fire 48 times in each of its runs, under all 48
+names.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What the published loaders make of damaged checkpoints: those of tests/support/corpus.py through each of them.
+"""Load damaged checkpoints, those of tests/support/corpus.py, with each published loader, and count what happens.
 
-Every checkpoint is loaded in a process of its own keeping, with limits of time and memory. A loader is only asked
-about layouts that it loads right while they are good; the table says which these are. diffusers reads folders with
-`from_pretrained`, and single files with `from_single_file` and, because that does not read the file's own config, the
-right config from a folder beside it: what spoils only the config inside a single file does not count for it.
-ltx-core reads single files with its `SingleGPUModelBuilder`, float8 ones with its own fp8 operations.
+Every loader has a process of its own, with limits of time and memory. It is asked only about layouts that it loads
+right while they are undamaged; the table says which these are. diffusers reads folders with `from_pretrained` and
+single files with `from_single_file`. The latter does not read the file's own config, so it gets the right config from a
+folder beside the file, and damage to nothing but the config inside a single file does not count for it. ltx-core reads
+single files with its `SingleGPUModelBuilder`, and float8 ones with its own fp8 operations.
 """
 
 import argparse

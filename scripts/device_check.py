@@ -1,16 +1,16 @@
-"""One look at a device: do its kernels compute this model right, and how fast? At most eight minutes, one table.
+"""Check in eight minutes whether a device's kernels compute this model right, and how fast. Prints one table.
 
-In this order, until the time is up; what does not fit is named:
+The sections run in this order until the time is up; what did not fit is named:
 
     kernel shapes   one attention or one linear at widths and lengths of real models, against float64
     native          the conformance cases in the device's own arithmetic, with TF32 off
-    attention       three cases of them again, with each backend of PyTorch's attention that the device has
-    TF32            the same cases in float32 with TF32 on, which is another arithmetic: what it costs, and no verdict
+    attention       three of these cases again, with each backend of PyTorch's attention that the device has
+    TF32            the same cases in float32 with TF32 on, which is another arithmetic: its cost, without a verdict
     bench           a forward at real widths: ltx2ref, its floor, and diffusers if it is installed
-    exact           the conformance cases under exact arithmetic on the device: the recorded bits, or not
+    exact           the conformance cases under exact arithmetic on the device: whether they have the recorded bits
 
-Settings are as they were when it is done. The exit status is 1 if something failed, 2 if a check does not repeat itself
-or was left out, and else 0.
+All settings are restored at the end. The exit status is 1 if something failed, 2 if a check does not repeat itself or
+was left out, and else 0.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Count the taps whose digest under exact arithmetic is the recorded one, in each mode, layout and number of threads.
+"""Count the taps with the recorded digest under exact arithmetic, in each mode, layout and number of threads.
 
-    python scripts/exact_digests.py
-    python scripts/exact_digests.py --case '2.5/*'
+    python scripts/exact_digests.py                          every recorded case
+    python scripts/exact_digests.py --case '2.5/*'           some cases
     ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE python scripts/exact_digests.py
     scripts/on_torch.sh 2.8.0 python "$PWD/scripts/exact_digests.py"
 
-The exit status is 1 if one differs.
+The exit status is 1 if a digest differs.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def differing(case: Case, dtype: str, mode: Mode, layout: Callable[[Tensor], Ten
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", default="*", metavar="GLOB")
+    parser.add_argument("--case", default="*", metavar="GLOB", help="default: all")
     pattern = parser.parse_args().case
     cases = [case for case in (*RECORDED, *KIT, MASKED) if fnmatch(case.id, pattern)]
     print(

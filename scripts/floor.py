@@ -1,4 +1,4 @@
-"""What scripts measure a forward by: its time, its peak memory, and its floor.
+"""Measure the time and the peak memory of a forward, and its floor; other scripts import this.
 
 The floor is what no rewrite in PyTorch can avoid: the `F.linear` and `F.scaled_dot_product_attention` calls of a
 forward, recorded, and replayed alone on tensors that already exist.

@@ -1,9 +1,9 @@
-"""The whole model on a small machine: a checkpoint of full size is written, and a forward is streamed from it.
+"""Run the whole model on a small machine: write a checkpoint of full size, and stream a forward from it.
 
-Random weights in the layout of the published 2.3 file, 38 GB for 48 layers, removed at the end. In a process of its
-own the model is streamed (`ltx2ref.stream`), once as it is, once with a sketch trace. What is measured: peak resident
-memory above the idle process, mapped pages counted; time; and its share of the limit, which is the larger of the time
-to read the file from the disk and the time of the matmuls and attention calls alone. Linux only.
+The weights are random, in the layout of the published 2.3 file: 38 GB for 48 layers, removed at the end. A process of
+its own streams the model (`ltx2ref.stream`), once as it is and once with a sketch trace. Three things are measured: the
+peak resident memory above the idle process, mapped pages included; the time; and the time over its limit, which is the
+longer one of reading the file from the disk and of the matmuls and attention calls alone. Linux only.
 """
 
 import argparse

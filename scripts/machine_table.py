@@ -1,16 +1,16 @@
-"""False alarms and bugs found, on simulated machines and on this one: verify, audit and the kit, in both dtypes.
+"""Count false alarms and bugs found on simulated machines and on this one, by verify, audit and the kit.
 
-*False alarms*: what is judged is right, and computed as a machine computes: ltx2ref by `verify`, diffusers by `audit`
-and by the kit (its five models), against references that are computed here or recorded. *Bugs found*: the same of
-diffusers with one of thirty known bugs in it, in a case that shows it. Results are kept in a file as they come, so that
-what was interrupted goes on.
+A *false alarm* is a verdict on correct code that computes as some machine does: ltx2ref judged by `verify`, diffusers
+by `audit` and by the kit (its five models), against references that are computed here or recorded. A *bug found* is a
+verdict on diffusers with one of thirty known bugs, in a case that shows it. Results are kept in a file as they come, so
+an interrupted run goes on where it stopped. Both dtypes are judged.
 
     python scripts/machine_table.py                            everything, half an hour on two free cores
-    python scripts/machine_table.py --write                    and puts them into docs/machines.md
+    python scripts/machine_table.py --write                    also put the tables into docs/machines.md
     python scripts/machine_table.py --machine 'sums-*' --case 2.3/t2v --only honest
     python scripts/machine_table.py --check                    is the page's table of today's machines, bugs and bounds?
 
-The exit status is 1 if something right has failed, or if a bug is missed in float32 or under exact arithmetic, but for
+The exit status is 1 if correct code has failed, or if a bug is missed in float32 or under exact arithmetic, except for
 the one of `HARDLY_TOLD`.
 """
 

@@ -1,7 +1,7 @@
-"""The figures of docs/architecture.md, from the model's own functions: docs/figures/NAME-light.svg and -dark.svg.
+"""Draw the figures of docs/architecture.md, from the model's own functions, as docs/figures/NAME-{light,dark}.svg.
 
 python scripts/make_figures.py              write them (needs the extra `report`: matplotlib)
-python scripts/make_figures.py --out DIR    to another folder
+python scripts/make_figures.py --out DIR    write them to another folder
 """
 
 import argparse
@@ -314,7 +314,7 @@ def style(look: Look) -> dict[Any, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="default: docs/figures")
     folder = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():

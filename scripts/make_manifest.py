@@ -1,13 +1,13 @@
 """Write weights_manifest.json: every tensor of the three released transformers, and the files that hold them.
 
-    python scripts/make_manifest.py            writes the file, at the top of the repository
-    python scripts/make_manifest.py --check    prints how the file differs, with exit status 1 if it does
+    python scripts/make_manifest.py            write the file, at the top of the repository
+    python scripts/make_manifest.py --check    print how the file differs, with exit status 1 if it does
 
-The literal tables below and checkpoints.json beside this script, which lists Lightricks' own files, are the source.
-Nothing comes from the model's code, so the manifest can judge it. What is not known is null. `evidence` says what
-backs an entry: how many independent sources state it; what is "verified", that is, computed from the rows of its
-release and found to be as published (test_full_size.py and test_manifest.py in tests/checkpoint: the number of bytes or
-tensors, the md5 of all names and shapes); and what is "derived": it follows from other facts, and no source states it.
+The sources are the literal tables below, and checkpoints.json beside this script, which lists Lightricks' own files.
+Nothing comes from the model's code, so the manifest can judge it. What is not known is null. `evidence` says what backs
+an entry: the number of independent sources that state it; "verified", if it was computed from the rows of its release
+and found to be as published (test_full_size.py and test_manifest.py in tests/checkpoint check the number of bytes or
+tensors, and the md5 of all names and shapes); or "derived", if it follows from other facts and no source states it.
 """
 
 import argparse
@@ -343,7 +343,7 @@ OTHERS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write weights_manifest.json.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the file instead of writing it")
     wanted = pretty(manifest()) + "\n"
     if not parser.parse_args(arguments).check:

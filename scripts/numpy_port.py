@@ -1,4 +1,4 @@
-"""A second, independent implementation of the LTX-2 forward, in NumPy, which reads the conformance kit.
+"""Compute the LTX-2 forward in NumPy, as a second, independent implementation that reads the conformance kit.
 
     ltx2ref kit export kit
     python scripts/numpy_port.py kit results                  float64, which rounds nothing
@@ -6,10 +6,10 @@
     python scripts/numpy_port.py kit results --level exact    rounds as diffusers does, to the bit
     ltx2ref kit check results --level exact
 
-Written from the equations, by other hands than the package, of which it imports nothing, nor torch. It is there to
-be read, and to be the pattern of a port in another language: attention runs head by head, softmax is spelled out,
-nothing is fused, and every array is float64, from the sinusoid and the rotary angles to the output. Parameter names
-and config keys are those of diffusers.
+It was written from the equations, independently of the package, and imports neither the package nor torch. It is meant
+to be read, and to be a pattern for ports to other languages: attention runs head by head, softmax is spelled out,
+nothing is fused, and every array is float64, from the sinusoid and the rotary angles to the output. Parameter names and
+config keys are those of diffusers.
 
 On the exact level the same equations are rounded where diffusers has an operation that rounds: `r` stands for the
 model's dtype, and `r32` for float32, in which positions, sinusoids, rotations and the insides of an RMS norm are

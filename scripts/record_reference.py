@@ -1,16 +1,16 @@
 """Record what pinned diffusers and ltx-core compute for the conformance cases, on the CPU, into the package.
 
     python scripts/record_reference.py exact                   a digest of every tap, the same on every machine
-    python scripts/record_reference.py exact --case '2.3/*'    of some cases
+    python scripts/record_reference.py exact --case '2.3/*'    some cases; kernel shapes are called kernel/*
     python scripts/record_reference.py native                  tensors as this machine's arithmetic makes them
 
-Under exact arithmetic each case runs four times: three times with every result of the float64 library's functions
-moved by up to a unit in the last place. A case whose digests change is not recorded: give it another seed.
+Under exact arithmetic each case and each kernel shape runs four times: three times with every result of the float64
+library's functions moved by up to a unit in the last place. If that changes a digest, the case is not recorded: give it
+another seed.
 
-So does each kernel shape, under its name: `kernel/*`.
-
-In native arithmetic some 30 taps of the cases that `verify` runs, every tap of those from which the conformance kit is
-made. Nothing in a recording comes from this project's model but the norms of the float64 truth.
+In native arithmetic the script records some 30 taps of the cases that `verify` runs, and every tap of those from which
+the conformance kit is made. Nothing in a recording comes from this project's model, except the norms of the float64
+truth.
 """
 
 import argparse

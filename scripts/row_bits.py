@@ -1,8 +1,8 @@
-"""Does what a Linear makes of a row depend on how many rows there are? It does: by the last bit.
+"""Show that what a Linear makes of a row depends, in the last bit, on how many rows there are.
 
-Image-to-video has two noise levels, and 9 modulation rows of the model's width for each token. To compute them once for
-each level, in place of once for each token, is to compute a matmul of few rows in place of many. This prints, for the
-AdaLN layers' widths, the numbers of rows at which the result of the same row becomes another one.
+Image-to-video has two noise levels, and 9 modulation rows of the model's width for each token. Computing them once for
+each level, and not once for each token, would make a matmul of few rows out of one of many. This script prints, for the
+widths of the AdaLN layers, the numbers of rows at which the result of the same row changes.
 
     python scripts/row_bits.py                    at release 2.3's widths, with one thread and with two
     python scripts/row_bits.py --threads 4 --device cuda

@@ -1,13 +1,15 @@
-"""Thirty real porting bugs against the gates that projects use, and against ltx2ref's: who sees them, who names them.
+"""Inject thirty real porting bugs, and count which gates notice them: ltx2ref's, and those that projects use.
 
-Each bug is injected into models of all releases, of sizes, weights and inputs drawn afresh at each run, in float32 and
-bfloat16. Each gate is implemented in its owners' words, and is given the same tensors. Detected: at least one case and
-dtype fails. Localised: the first tap that the gate calls wrong is one at which the bug is made. False alarm: a change
-that is no bug fails.
+Each bug is injected into models of all releases, in float32 and bfloat16. Their sizes, weights and inputs are drawn
+afresh at each run. Each gate is implemented in its owners' words, and is given the same tensors.
 
-    python scripts/score_gates.py                              fresh seeds, which are printed
-    python scripts/score_gates.py --write                      and the table, into docs/mutation-score.md
-    python scripts/score_gates.py --seed 1 --ci                fixed ones; fails if ltx2ref's score is not what it was
+    detected       at least one case and dtype fails
+    localised      the first tap that the gate calls wrong is one at which the bug is made
+    false alarm    a change that is no bug fails
+
+    python scripts/score_gates.py                              with fresh seeds, which are printed
+    python scripts/score_gates.py --write                      also write the table into docs/mutation-score.md
+    python scripts/score_gates.py --seed 1 --ci                with a fixed seed; fail if ltx2ref's score has changed
 """
 
 import argparse
