@@ -28,7 +28,7 @@ RECIPES = ("fsdp", "tensor_parallel", "sequence")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Bugs: what is replaced in a recipe, which then must not pass.
 BUGS = {
-    "the other's heads": ("tensor_parallel", "[mesh.get_local_rank()]", "[1 - mesh.get_local_rank()]"),
+    "the other's heads": ("tensor_parallel", "[rank] for angles in rope", "[1 - rank] for angles in rope"),
     "own keys only": ("sequence", "return x, all_tokens(kv, mesh), (own, known[name][1]), *rest", "return args"),
     "keys rotated as this process's": (
         "sequence",
