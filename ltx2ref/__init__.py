@@ -1,20 +1,35 @@
-"""The LTX-2 audio-video diffusion transformer as a reference, bit-identical to the published implementations."""
+"""The LTX-2 audio-video diffusion transformer as a reference, bit-identical to the published implementations.
+
+A name is imported when it is first used, so that `ltx2ref --help` does without torch.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from .lazy import submodule
 
 __version__ = "0.1.0"
 
-from . import describe as describe  # modules: `ltx2ref.interop.for_diffusers` needs no import of its own
-from . import interop as interop
-from . import kit as kit
-from . import vendor as vendor
-from .checkpoint import CheckpointError, LTX2VideoTransformer3DModel, load, save, stream
-from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
-from .conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
-from .formats import ConfigError
-from .model import AudioVisualModelOutput
-from .parity.audit import assert_parity
-from .parity.compare import compare
-from .parity.exact import exact
-from .parity.trace.taps import trace
+if TYPE_CHECKING:  # for type checkers and editors
+    from . import checkpoint as checkpoint
+    from . import describe as describe
+    from . import interop as interop
+    from . import kit as kit
+    from . import parity as parity
+    from . import vendor as vendor
+    from .checkpoint.loading import LTX2VideoTransformer3DModel, load
+    from .checkpoint.save import save
+    from .checkpoint.storage import CheckpointError
+    from .checkpoint.streaming import stream
+    from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
+    from .conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
+    from .formats import ConfigError
+    from .model import AudioVisualModelOutput
+    from .parity.audit import assert_parity
+    from .parity.compare import compare
+    from .parity.exact import exact
+    from .parity.trace.taps import trace
 
 __all__ = [
     "DIFFUSERS",
@@ -37,3 +52,40 @@ __all__ = [
     "stream",
     "trace",
 ]
+
+# Where each of them is, as above.
+HOMES = {
+    "DIFFUSERS": ".conventions",
+    "LTX_2_0": ".config",
+    "LTX_2_3": ".config",
+    "LTX_2_5": ".config",
+    "LTX_CORE_2026_03": ".conventions",
+    "LTX_CORE_2026_08": ".conventions",
+    "AudioVisualModelOutput": ".model",
+    "CheckpointError": ".checkpoint.storage",
+    "ConfigError": ".formats",
+    "Conventions": ".conventions",
+    "LTX2VideoTransformer3DModel": ".checkpoint.loading",
+    "TransformerConfig": ".config",
+    "assert_parity": ".parity.audit",
+    "compare": ".parity.compare",
+    "exact": ".parity.exact",
+    "load": ".checkpoint.loading",
+    "save": ".checkpoint.save",
+    "stream": ".checkpoint.streaming",
+    "trace": ".parity.trace.taps",
+}
+
+if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name, or a module, as in `ltx2ref.interop.for_diffusers`."""
+        home = HOMES.get(name)
+        value = submodule(__name__, name) if home is None else getattr(import_module(home, __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    special = {name for name in globals() if name.startswith("__")}
+    return sorted(special | {*__all__} | {module.name for module in iter_modules(__path__)})

@@ -1,3 +1,11 @@
 """Conformance: cases, recorded tensors of other implementations, and the verdict on this machine."""
 
-from . import verify as verify  # `ltx2ref.parity.verify` needs no import of its own
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ..lazy import submodule
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> ModuleType:
+        return submodule(__name__, name)

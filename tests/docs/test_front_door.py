@@ -145,7 +145,7 @@ def test_a_port_of_ones_own_is_audited_where_it_stands(name: str, tmp_path: Path
 
 def test_the_version_and_a_port_that_is_not_there_are_one_line(tmp_path: Path) -> None:
     done = as_a_user(SCRIPT, "--version", where=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{ltx2ref.__version__}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"ltx2ref {ltx2ref.__version__}\n", "")
     done = as_a_user(SCRIPT, "audit", "my_port:run", where=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"ltx2ref: my_port:run: there is no module my_port in {tmp_path}, nor is one installed\n"

@@ -13,11 +13,13 @@ import pytest
 import ltx2ref
 
 PACKAGE = Path(ltx2ref.__file__).parent
+LAZY = ["__init__.py", *(f"parity/{room}__init__.py" for room in ("", "explain/", "report/", "trace/"))]
 ORACLES = ["parity/oracles/diffusers.py", "parity/oracles/ltx_core.py"]
 # Name: the files in which it means the same thing, and what asks for it.
 PROTOCOLS: dict[str, tuple[list[str], str]] = {
     "LAYOUT": (ORACLES, "`Layout` says where the taps of an implementation are"),
     "doors": (ORACLES, "`Layout.doors`, the taps at the entrances of an implementation"),
+    "__getattr__": (LAZY, "Python calls it for a name that a package does not have yet"),
     "taps": (ORACLES, "`audit` calls it to run an implementation"),
     "LTX2VideoTransformer3DModel": (
         ["checkpoint/loading.py", "model.py"],

@@ -47,7 +47,8 @@ def shown() -> dict[str, str]:
     for path in DOCUMENTS:
         found |= dict.fromkeys(commands_of(path), path.name)
     for path in SOURCES:
-        lines = re.findall(r"^ {2,4}(\S.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        joined = re.sub(r" \\\\\n +", " ", path.read_text(encoding="utf-8"))  # lines that a backslash continues
+        lines = re.findall(r"^ {2,4}(\S.*)$", joined, re.MULTILINE)
         found |= dict.fromkeys(map(command, lines), path.name)
     del found[""]
     return found

@@ -1,0 +1,79 @@
+"""The command line: `main`, and a file for each command.
+
+torch is imported inside the functions that run a command, so that help and errors of usage do not wait for it.
+"""
+
+import argparse
+import os
+import sys
+
+from .. import __version__
+from .audit import add_audit
+from .command import BROKEN_PIPE, INTERRUPTED, UNCLEAR, layout
+from .compare import add_compare
+from .convert import add_convert
+from .describe import add_describe
+from .inspect import add_inspect
+from .kit import add_kit
+from .vendor import add_vendor
+from .verify import add_verify
+
+EXAMPLES = """examples:
+  ltx2ref verify                              are results right on this machine?
+  ltx2ref audit my_port:run --case 2.3/t2v    where does my port differ?
+  ltx2ref inspect model.safetensors           what is this file?
+
+Every command has more examples: see `ltx2ref verify --help`.
+
+exit status, of every command:
+  0    done, and nothing is wrong
+  1    something is wrong: a difference that is no rounding, a damaged file
+  2    not decided: unusable input, or something suspect or missing
+  130  interrupted with Ctrl-C
+  141  the reader of the output has gone, as after `| head -1`"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command, and return its exit status (docs/command-line.md)."""
+    try:
+        try:
+            return run_command(arguments)
+        finally:
+            sys.stdout.flush()  # here, and not when Python exits, a closed pipe can still be answered
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return BROKEN_PIPE
+
+
+def run_command(arguments: list[str] | None) -> int:
+    parser = whole_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        options.parser.print_help(sys.stderr)
+        return UNCLEAR
+    try:
+        status: int = options.run(options)
+        return status
+    except ValueError as error:
+        print(f"ltx2ref: {error}", file=sys.stderr)
+        return UNCLEAR
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="ltx2ref",
+        description="Verify the LTX-2 reference, audit ports against it, and read checkpoints.",
+        epilog=EXAMPLES,
+        formatter_class=layout,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"ltx2ref {__version__}", help="print the version and exit"
+    )
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for add in (add_verify, add_audit, add_compare, add_kit, add_inspect, add_convert, add_describe, add_vendor):
+        add(commands)
+    return parser

@@ -1,0 +1,109 @@
+"""`ltx2ref inspect`: what a checkpoint is."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .command import DONE, WRONG, add_command
+from .output import Column, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..checkpoint.inspection import Description
+
+INSPECT_EXAMPLES = """examples:
+  ltx2ref inspect ltx-2.3-22b-dev.safetensors
+      release, dialect, formats, config, and the published file that it may be
+  ltx2ref inspect transformer/ --json
+      a diffusers folder, as JSON
+  ltx2ref inspect model.safetensors --sha256 --stats
+      read it all: compare its digest, and look for damaged tensors
+
+exit status:
+  0  understood
+  1  a transformer with problems, for which it would not be loaded
+  2  unusable input"""
+
+
+def add_inspect(commands: Any) -> None:
+    command = add_command(
+        commands, "inspect", run_inspect, "Say what a checkpoint is, from its headers alone.", INSPECT_EXAMPLES
+    )
+    command.add_argument("path", metavar="PATH", help="a .safetensors or .gguf file, or a folder")
+    command.add_argument("--sha256", action="store_true", help="compare the digest with the published ones as well")
+    command.add_argument("--stats", action="store_true", help="look for non-finite values, zeros and outliers")
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    """Describe a checkpoint."""
+    from ..checkpoint.inspection import inspect
+
+    described = inspect(options.path, sha256=options.sha256, stats=options.stats)
+    if options.json:
+        print_json(asdict(described))
+    else:
+        print_description(described)
+    return WRONG if described.problems else DONE
+
+
+def print_description(d: "Description") -> None:
+    """Print everything that is known of a checkpoint."""
+    print(f"{d.path}: {d.kind}{f', release {d.release}' if d.release else ''}")
+    size = f"{d.bytes:,} bytes in {d.files} {d.container} file{'s' * (d.files > 1)}"
+    print(f"  {size}, {d.tensors:,} tensors; metadata: {', '.join(d.metadata) or 'none'}")
+    if d.kind == "transformer":
+        print_transformer(d)
+    for prefix, held in d.foreign.items():
+        print(f"not the transformer: {prefix}* {held['tensors']:,} tensors, {held['bytes']:,} bytes")
+    print_published(d)
+    for title, lines in (("note", d.notes), ("cannot be told", d.cannot_tell), ("problem", d.problems)):
+        for line in lines:
+            print(f"{title}: {line}")
+    if d.stats is not None:
+        print_suspicious(d.stats)
+
+
+def print_transformer(d: "Description") -> None:
+    shapes = "those of the published release" if d.published_shapes else "not those of a published release"
+    print(f"  {d.dialect}; {d.parameters:,} parameters; names and shapes: {shapes}\n")
+    print_table(
+        [
+            Column("layers", [row["layers"] for row in d.formats]),
+            Column("blocks", [row["blocks"] or "" for row in d.formats]),
+            Column("format", [row["format"] for row in d.formats]),
+            Column("tensors", [f"{row['tensors']:,}" for row in d.formats]),
+            Column("bytes", [f"{row['bytes']:,}" for row in d.formats]),
+        ]
+    )
+    print()
+    print_table(
+        [
+            Column("config", [*d.config]),
+            Column("value", [str(fact["value"]) for fact in d.config.values()]),
+            Column("from", [fact["origin"] for fact in d.config.values()]),
+        ]
+    )
+    print()
+
+
+def print_published(d: "Description") -> None:
+    for entry in d.manifest:
+        tensors = f", published with {entry.tensors:,} tensors" if entry.tensors else ""
+        print(f"published, by its {entry.by}: {entry.repository}/{entry.name} {entry.revision or ''}{tensors}")
+    if not d.manifest:
+        print("published: no file of this size is in the manifest")
+
+
+def print_suspicious(stats: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each tensor that looks damaged."""
+    print(f"suspicious tensors: {len(stats)}")
+    for row in stats:
+        print(f"  {row['name']}: {suspicion(row)}")
+
+
+def suspicion(row: dict[str, Any]) -> str:
+    if row["nonfinite"]:
+        return f"{row['nonfinite']:,} values are not finite"
+    if row["all_zero"]:
+        return "all zero"
+    return f"rms {row['rms']:.3g}, {row['times_the_median']:.3g} times the median of the other blocks"

@@ -1,0 +1,139 @@
+"""Print what a command found: JSON, names, or tables whose cells are never cut."""
+
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ..parity.report.rows import Report
+
+GAP = "  "  # between columns
+LEAST_TEXT = 20  # characters that a column of text keeps when its cells are wrapped
+NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?%?|-?inf|nan|")
+ALARM, UNCOLOURED = "\033[1;31m", "\033[0m"  # bold red on a terminal
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    name: str
+    cells: Sequence[str]
+    joined: bool = False  # stays beside the column before it, where a table is split
+
+    @property
+    def is_number(self) -> bool:
+        return all(NUMBER.fullmatch(cell) for cell in self.cells)
+
+    @property
+    def width(self) -> int:
+        return max(map(len, [self.name, *self.cells]))
+
+    @property
+    def least(self) -> int:
+        """The width to which it can be narrowed. Numbers cannot be."""
+        return self.width if self.is_number else min(self.width, LEAST_TEXT)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(finite(value), indent=1, allow_nan=False))
+
+
+def print_names(names: Sequence[str], as_json: bool) -> None:
+    """Print names, one a line."""
+    if as_json:
+        print_json(names)
+    else:
+        print("\n".join(names))
+
+
+def print_table(columns: Sequence[Column], keys: int = 1, alarming: Sequence[bool] = ()) -> None:
+    """Print a table as wide as the terminal, or as it needs where there is none. `alarming` rows are red."""
+    width = shutil.get_terminal_size((sys.maxsize, 0)).columns
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print("\n".join(table_lines(columns, width, keys, alarming if coloured else ())))
+
+
+def write_page(path: str, report: "Report") -> None:
+    """Write a report as an HTML page. Raises `ValueError` if the file cannot be written."""
+    from ..parity.report.html import html
+
+    try:
+        Path(path).write_text(html(report), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--html {path}: {error.strerror}") from None
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by strings."""
+    if isinstance(value, Mapping):
+        return {key: finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(x) for x in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table_lines(columns: Sequence[Column], width: int, keys: int = 1, alarming: Sequence[bool] = ()) -> list[str]:
+    """Return the lines of a table of at most `width` characters, if its longest words are no longer than that.
+
+    Where it is too wide, text is wrapped. Where that is not enough, the columns are split into several tables, each
+    of which begins with the first `keys` columns.
+    """
+    lines: list[str] = []
+    for part in split(columns, width, keys):
+        lines += ["", *part_lines(part, width, alarming)] if lines else part_lines(part, width, alarming)
+    return lines
+
+
+def split(columns: Sequence[Column], width: int, keys: int) -> list[list[Column]]:
+    if least_width(columns) <= width:
+        return [[*columns]]
+    first = [*columns[:keys]]
+    found: list[list[Column]] = []
+    for column in columns[keys:]:
+        if found and (column.joined or least_width([*first, *found[-1], column]) <= width):
+            found[-1].append(column)
+        else:
+            found.append([column])
+    return [[*first, *some] for some in found]
+
+
+def least_width(columns: Sequence[Column]) -> int:
+    return sum(column.least for column in columns) + len(GAP) * (len(columns) - 1)
+
+
+def part_lines(columns: Sequence[Column], width: int, alarming: Sequence[bool]) -> list[str]:
+    widths = narrowed(columns, width)
+    rows = [[column.name for column in columns], *zip(*(column.cells for column in columns), strict=True)]
+    lines: list[str] = []
+    for i, row in enumerate(rows):
+        alarm = i > 0 and any(alarming[i - 1 : i])
+        lines += [f"{ALARM}{line}{UNCOLOURED}" if alarm else line for line in row_lines(row, columns, widths)]
+    return lines
+
+
+def narrowed(columns: Sequence[Column], width: int) -> list[int]:
+    """Return the width of each column: columns of text become narrower, the widest first, until all fit."""
+    widths = [column.width for column in columns]
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
+        taken = max(0, min(excess, widths[i] - columns[i].least))
+        widths[i], excess = widths[i] - taken, excess - taken
+    return widths
+
+
+def row_lines(row: Iterable[str], columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
+    """Return the lines of one row, of which there are several where a cell is wrapped."""
+    cells = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+    aligned = [
+        [line.rjust(width) if column.is_number else line.ljust(width) for line in [*cell, *[""] * height]][:height]
+        for height in [max(1, *map(len, cells))]
+        for cell, column, width in zip(cells, columns, widths, strict=True)
+    ]
+    return [GAP.join(line).rstrip() for line in zip(*aligned, strict=True)]
