@@ -71,7 +71,7 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured for one dtype, size, shape of the timesteps, and mode."""
+    """Hold what was measured for one dtype, size, shape of the timesteps, and mode."""
 
     dtype: str
     tokens: str
@@ -87,12 +87,12 @@ class Result:
     operators: dict[str, dict[str, float]]  # name -> operator -> seconds of its own, if they were asked for
 
     def time_ratio(self, name: str) -> tuple[float, float]:
-        """ltx2ref's time over another's: the median over rounds, and the noise of the rounds' ratios."""
+        """Return ltx2ref's time over another's: the median over rounds, and the noise of the rounds' ratios."""
         pairs = zip(self.seconds[OURS], self.seconds[name], strict=True)
         return centre([ours / other for ours, other in pairs])
 
     def fastest_ratio(self, name: str) -> float:
-        """ltx2ref's fastest run over another's: what a machine busy with other work disturbs least."""
+        """Return ltx2ref's fastest run over another's, which other work on the machine disturbs least."""
         return min(self.seconds[OURS]) / min(self.seconds[name])
 
     def over_own_calls(self, name: str) -> tuple[float, float]:
@@ -101,7 +101,7 @@ class Result:
         return centre([whole / part for whole, part in pairs])
 
     def utilisation(self, name: str) -> float | None:
-        """Model FLOPs utilisation: of the median time, by the FLOPs of ltx2ref's matmuls and attention."""
+        """Return the utilisation at the median time, by the FLOPs of ltx2ref's matmuls and attention."""
         return self.flops / statistics.median(self.seconds[name]) / self.peak_flops if self.peak_flops else None
 
     def peak_ratio(self, name: str) -> float:
@@ -185,7 +185,7 @@ def progress(message: str) -> None:
 
 # ---------------------------------------------------------------- measuring
 def measure(config: TransformerConfig, dtype: str, args: argparse.Namespace) -> Iterator[Result]:
-    """All sizes, both shapes of timesteps and all modes, on the same weights."""
+    """Measure all sizes, both shapes of timesteps and all modes, on the same weights."""
     progress(f"{dtype}: random weights")
     state = random_state(config, DTYPES[dtype], args.device)
     forwards = {mode: build_forwards(config, state, DTYPES[dtype], mode) for mode in {EAGER, *args.mode}}
@@ -227,7 +227,7 @@ def peak_flops(dtype: str, args: argparse.Namespace) -> float | None:
 
 
 def build_forwards(config: TransformerConfig, state: State, dtype: torch.dtype, mode: str) -> dict[str, Any]:
-    """Name -> function of the inputs; the models share the tensors of `state`."""
+    """Return for each name a function of the inputs; the models share the tensors of `state`."""
     from ltx2ref.parity.oracles.diffusers import build_diffusers, run_diffusers
     from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
 
@@ -261,9 +261,9 @@ def outputs_and_peaks(runs: Mapping[str, Run], device: str) -> tuple[dict[str, A
 
 
 def differences(outputs: Mapping[str, Any]) -> dict[str, float]:
-    """Relative difference of the others' outputs from ltx2ref's.
+    """Return the relative difference of the others' outputs from ltx2ref's.
 
-    Raises RuntimeError where it is large: a benchmark of another computation says nothing.
+    Raises `RuntimeError` if it is large: a benchmark of another computation says nothing.
     """
     result = {}
     for name in OTHERS:
@@ -277,7 +277,7 @@ def differences(outputs: Mapping[str, Any]) -> dict[str, float]:
 def time_in_turns(
     runs: Mapping[str, Run], repeats: int, device: str, mode: str, label: str
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """`repeats` times of each, and of its own calls; every round starts with the next one of them."""
+    """Return `repeats` times of each, and of its own calls; every round starts with the next one of them."""
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     own_calls: dict[str, list[float]] = {}
@@ -296,7 +296,7 @@ def time_in_turns(
 
 
 def operators(run: Run, device: str) -> dict[str, float]:
-    """Seconds that each operator takes itself, of one run."""
+    """Return the seconds that each operator takes itself, in one run."""
     progress("profiling")
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")) as found:
         run()
@@ -306,7 +306,7 @@ def operators(run: Run, device: str) -> dict[str, float]:
 
 # ---------------------------------------------------------------- weights and inputs
 def random_state(config: TransformerConfig, dtype: torch.dtype, device: str) -> State:
-    """Random parameters under the model's names, at scales that keep activations near 1."""
+    """Return random parameters under the model's names, at scales that keep activations near 1."""
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in LTX2VideoTransformer3DModel(config).state_dict().items()}
     generator = torch.Generator(device).manual_seed(0)
@@ -347,7 +347,7 @@ def random_inputs(
 
 
 def latent_and_text_shapes(config: TransformerConfig, video: int, audio: int) -> dict[str, tuple[int, int]]:
-    """(tokens, channels) of both latents and both texts; 2.0 takes one text width and projects it itself."""
+    """Return (tokens, channels) of both latents and both texts; 2.0 takes one text width and projects it itself."""
     sizes = config.to_diffusers()
     widths = sizes["cross_attention_dim"], sizes["audio_cross_attention_dim"]
     if sizes["use_prompt_embeddings"]:
@@ -361,7 +361,7 @@ def latent_and_text_shapes(config: TransformerConfig, video: int, audio: int) ->
 
 
 def noise_levels(timesteps: str, tokens: tuple[int, int, int], args: argparse.Namespace) -> dict[str, Tensor]:
-    """Timesteps and sigmas; per-token timesteps are zero in the first latent frame, the given image."""
+    """Return timesteps and sigmas; per-token timesteps are zero in the first latent frame, the given image."""
     frames, height, width = tokens
     sigma = torch.linspace(700.0, 500.0, args.batch, device=args.device)
     levels = {"timestep": sigma, "audio_timestep": sigma, "sigma": sigma, "audio_sigma": sigma}
@@ -373,7 +373,7 @@ def noise_levels(timesteps: str, tokens: tuple[int, int, int], args: argparse.Na
 
 # ---------------------------------------------------------------- report
 def centre(values: list[float]) -> tuple[float, float]:
-    """Median, and the noise: interquartile range over the median."""
+    """Return the median, and the noise: the interquartile range over the median."""
     middle = statistics.median(values)
     low, _, high = statistics.quantiles(values * 2 if len(values) == 1 else values, n=4, method="inclusive")
     return middle, (high - low) / middle

@@ -78,7 +78,7 @@ def repeated(noise: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def write_fp8(path: Path, state: dict[str, torch.Tensor], config: ltx2ref.TransformerConfig) -> None:
-    """As the published fp8 files: the Linear layers of the blocks in e4m3, with a scale each."""
+    """Write a file like the published fp8 ones: the blocks' Linear layers in e4m3, with a scale each."""
     from safetensors.torch import save_file
 
     stored: dict[str, torch.Tensor] = {}
@@ -111,7 +111,7 @@ def run(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def measure(who: str, path: str) -> dict[str, float]:
-    """Seconds, and the peak in MiB above what the process had before, until loaded and until all is read."""
+    """Return seconds and the peak in MiB above the process before, until the model is there and until all is read."""
     import time
 
     before = peak()
@@ -137,7 +137,7 @@ def measure(who: str, path: str) -> dict[str, float]:
 
 
 def peak() -> int:
-    """KiB that this process has had resident at most; unlike ru_maxrss not inherited from the one that started it."""
+    """Return this process's peak resident memory in KiB, which ru_maxrss would inherit from its parent."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1])
 

@@ -87,7 +87,7 @@ def latent_size(text: str) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- time
 def overhead(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each, and the ratios of the rounds; every round starts with another one."""
+    """Return the seconds of each, and the ratios of the rounds; every round starts with another one."""
     model, inputs = build(state, args.layers, args), random_inputs(args)
     names = [UNTRACED, *KEEP]
     plain = forward(model, inputs)
@@ -114,7 +114,7 @@ def overhead(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str, An
 
 
 def taps_of(model: Any, inputs: Inputs, name: str, plain: tuple[Tensor, Tensor]) -> tuple[int, int, int]:
-    """How many, elements and bytes. Raises `RuntimeError` if tracing changes the outputs."""
+    """Return the number of taps, elements and bytes. Raise `RuntimeError` if tracing changes the outputs."""
     with trace(model, keep=KEEP[name]) as taps:
         traced = forward(model, inputs)
     if not all(map(torch.equal, plain, traced)):
@@ -124,7 +124,7 @@ def taps_of(model: Any, inputs: Inputs, name: str, plain: tuple[Tensor, Tensor])
 
 
 def timed(model: Any, inputs: Inputs, name: str, device: str) -> tuple[float, float]:
-    """Seconds, and those of all threads on a processor: of a busy machine, the better measure with `--threads 1`."""
+    """Return the elapsed seconds and the processor's, which tell more with `--threads 1` on a busy machine."""
     synchronize(device)
     start, used = time.perf_counter(), time.process_time()
     if name == UNTRACED:
@@ -154,7 +154,7 @@ def ratios(these: list[float], those: list[float]) -> dict[str, float]:
 
 # ---------------------------------------------------------------- the file
 def sketch_file(state: dict[str, Tensor], args: argparse.Namespace) -> dict[str, Any]:
-    """Three traces of one model: as it is, again, and with the feed-forward of its middle block counted twice."""
+    """Write three traces of a model: as it is, again, and with the feed-forward of its middle block counted twice."""
     model, inputs, middle = build(state, args.file_layers, args), random_inputs(args), args.file_layers // 2
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.safetensors" for name in ("reference", "again", "bug")]
@@ -205,7 +205,7 @@ def save(path: Path, model: Any, inputs: Inputs, args: argparse.Namespace) -> No
 
 # ---------------------------------------------------------------- model and inputs
 def one_block(config: TransformerConfig, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """Random parameters of a model of one block, at scales that keep activations near 1."""
+    """Return random parameters of a model of one block, at scales that keep activations near 1."""
     with torch.device("meta"):
         shapes = {
             name: x.shape for name, x in LTX2VideoTransformer3DModel(replace(config, num_layers=1)).state_dict().items()
@@ -234,7 +234,7 @@ def build(state: dict[str, Tensor], layers: int, args: argparse.Namespace) -> LT
 
 
 def random_inputs(args: argparse.Namespace) -> Inputs:
-    """Text to video."""
+    """Return the inputs of a text-to-video call."""
     config, (frames, height, width) = RELEASES[args.release], args.tokens
     audio_frames = round(((frames - 1) * VIDEO_FRAMES_PER_LATENT + 1) / FPS * AUDIO_LATENTS_PER_SECOND)
     generator = torch.Generator(args.device).manual_seed(1)

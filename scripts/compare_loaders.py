@@ -67,7 +67,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Result:
-    """One loader's outcomes."""
+    """Hold one loader's outcomes."""
 
     loader: str
     good: list[str]  # layouts that it loads right while they are good

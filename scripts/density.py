@@ -45,7 +45,7 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Density:
-    """Counts of one set of files."""
+    """Hold the counts of one set of files."""
 
     lines: int
     tokens: int

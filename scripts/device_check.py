@@ -80,7 +80,7 @@ Step = tuple[str, Callable[[], Row]]
 
 @dataclass
 class Clock:
-    """What is left of the time, and what was left out for want of it."""
+    """Keep account of the time that is left, and of what was left out for want of it."""
 
     budget: float
     begun: float = field(default_factory=time.monotonic)

@@ -53,7 +53,7 @@ VARIATIONS: dict[str, tuple[Mode, Callable[[Tensor], Tensor], int]] = {
 
 
 def differing(case: Case, dtype: str, mode: Mode, layout: Callable[[Tensor], Tensor], count: int) -> tuple[int, int]:
-    """How many taps are recorded, and how many of them are another here."""
+    """Return how many taps are recorded, and how many of them differ here."""
     model = build(case.config, record.EXACT_DTYPES[dtype], case.conventions, case.scales)
     inputs: Inputs = moved(cast(case.inputs(), record.EXACT_DTYPES[dtype]), layout)
     with threads(count), mode(), ltx2ref.exact(), trace(model) as taps:

@@ -36,10 +36,10 @@ def synchronize(device: str) -> None:
 
 
 class OwnCalls:
-    """The time that the `with` block spends in its own `F.linear` and attention calls: `seconds`.
+    """Measure the `seconds` that the `with` block spends in its own `F.linear` and attention calls.
 
-    It and the time of the whole block are of one run, so that a machine that computes faster in one run than in the
-    next changes both alike. The two functions are replaced, as a TorchFunctionMode would slow every other call, too.
+    This time and that of the whole block come from one run, so a machine that is faster in one run than in the next
+    changes both alike. The two functions are replaced, as a TorchFunctionMode would slow every other call, too.
     Not for compiled models, nor on a GPU, where a call only starts the work.
     """
 
@@ -68,7 +68,7 @@ class OwnCalls:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep what is freed, as PyTorch does on a GPU; False where it has no such setting.
+    """Make the C library keep freed memory, as PyTorch does on a GPU, or return False if it has no such setting.
 
     glibc gives each tensor above 32 MiB back as soon as it is freed, and pages the next one in anew: what is
     timed then is, to a part, the kernel.
@@ -82,7 +82,7 @@ def keep_freed_memory() -> bool:
 
 
 class PeakMemory:
-    """Most memory held at a time inside the `with` block, above what was there before it: `peak_bytes`."""
+    """Measure the `peak_bytes` held at a time inside the `with` block, above what was held before it."""
 
     def __init__(self, device: str) -> None:
         self.device, self.start, self.peak_bytes = device, 0, 0
@@ -105,7 +105,7 @@ class PeakMemory:
 
 
 def allocations(trace: profile) -> list[int]:
-    """Bytes allocated (+) and freed (-), in order: PyTorch's CPU allocator, kernels' workspaces included."""
+    """Return bytes allocated (+) and freed (-), in order, by PyTorch's CPU allocator, kernels' workspaces included."""
     assert trace.profiler is not None
     assert trace.profiler.kineto_results is not None
     events: list[Any] = trace.profiler.kineto_results.events()
@@ -121,7 +121,7 @@ class Call:
 
 
 class CallRecorder(TorchFunctionMode):
-    """Keeps each `F.linear` and `F.scaled_dot_product_attention`, with stand-ins for the activations."""
+    """Keep each `F.linear` and `F.scaled_dot_product_attention`, with stand-ins for the activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class CallRecorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def stand_in(self, function: object, place: int, tensor: Tensor) -> Tensor:
-        """Parameters stay themselves; activations of one shape and place share one tensor."""
+        """Return a parameter itself, and for activations of one shape and place the same tensor."""
         if isinstance(tensor, nn.Parameter):
             return tensor
         key = (function, place, tensor.shape, tensor.stride(), tensor.dtype)
@@ -156,7 +156,7 @@ def recorded_calls(run: Run) -> list[Call]:
 
 
 def look_alike(tensor: Tensor) -> Tensor:
-    """Another tensor of the same shape, strides (expanded ones too), dtype and device."""
+    """Return another tensor of the same shape, strides (expanded ones, too), dtype and device."""
     length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     memory = torch.ones(length, dtype=tensor.dtype, device=tensor.device)
     if tensor.is_floating_point():
@@ -165,7 +165,7 @@ def look_alike(tensor: Tensor) -> Tensor:
 
 
 def flops(call: Call) -> int:
-    """Two for each product: of a matmul, or of the two in attention, all keys counted."""
+    """Count two for each product of a matmul, or of the two matmuls in attention, all keys included."""
     x: Tensor
     y: Tensor
     x, y = call.args[:2]

@@ -123,7 +123,7 @@ def write(path: Path, config: TransformerConfig) -> str | None:
 
 
 def published(config: TransformerConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of each tensor, in the order of the safetensors library."""
+    """Return name, dtype and shape of each tensor, in the order of the safetensors library."""
     names = {}
     for name, row in manifest()["releases"]["2.3"]["tensors"].items():
         for i in range(config.num_layers) if "{i}" in name else (0,):
@@ -133,7 +133,7 @@ def published(config: TransformerConfig) -> Iterator[tuple[str, str, tuple[int, 
 
 
 def numbers(name: str, shape: tuple[int, ...], dtype: torch.dtype, pool: Tensor, place: int) -> Iterator[memoryview]:
-    """At scales that keep activations near 1."""
+    """Return random numbers at scales that keep activations near 1."""
     scale = shape[-1] ** -0.5 if len(shape) == 2 and "table" not in name else 0.1
     offset = 1.0 if "_norm." in name else 0.0
     left, start = torch.Size(shape).numel(), place * 7919 % POOL
@@ -145,7 +145,7 @@ def numbers(name: str, shape: tuple[int, ...], dtype: torch.dtype, pool: Tensor,
 
 # ---------------------------------------------------------------- the run
 def measure(path: Path, folder: Path, tokens: list[int]) -> dict[str, Any]:
-    """In a process of its own: memory is counted above what it has before the model."""
+    """Measure in a process of its own, so that memory is counted above what it has before the model."""
     torch.randn(64, 64, dtype=torch.bfloat16) @ torch.randn(64, 64, dtype=torch.bfloat16)  # libraries' own memory
     idle = resident("VmRSS")
     with torch.no_grad():
@@ -219,7 +219,7 @@ def forward(model: StreamedTransformer, inputs: dict[str, Any], title: str) -> t
 def trace(
     model: StreamedTransformer, inputs: dict[str, Any], expected: tuple[Tensor, Tensor]
 ) -> tuple[float, dict[str, Any], list[Call]]:
-    """Seconds, sketches of all taps, and the matmuls and attention calls, of a forward with the same outputs.
+    """Return a forward's seconds, sketches of its taps, and its matmuls and attention calls, if its outputs agree.
 
     The calls share what memory there is for two blocks: replayed, they take what they took, whatever it holds.
     """
@@ -232,7 +232,7 @@ def trace(
 
 
 def in_memory(model: StreamedTransformer, inputs: dict[str, Any]) -> dict[str, int]:
-    """Bytes that no streamed forward can do without. Shortens the model to one block, whose activations are all's."""
+    """Return the bytes that any streamed forward needs. The model is cut to one block, whose activations are all's."""
     size = model.proj_in.weight.element_size()
     outside = sum(x.numel() for name, x in model.named_parameters() if not name.startswith(BLOCKS_PREFIX))
     block = sum(x.numel() for x in model.transformer_blocks[0].parameters())
@@ -243,7 +243,7 @@ def in_memory(model: StreamedTransformer, inputs: dict[str, Any]) -> dict[str, i
 
 
 def read_seconds(path: Path) -> float:
-    """From the disk, of the whole file, in pieces of 64 MiB."""
+    """Return the seconds it takes to read the whole file from the disk, in pieces of 64 MiB."""
     progress("reading the file")
     uncache(path)
     buffer = memoryview(bytearray(2**26))

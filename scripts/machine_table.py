@@ -102,7 +102,7 @@ class Task(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one command said: how, where first, and the largest share of a budget, or that of the first."""
+    """Hold one command's verdict, its first tap, and the largest share of a budget, or that tap's."""
 
     verdict: str
     tap: str | None
@@ -202,7 +202,7 @@ def by_kit(task: Task, kit: str) -> dict[str, Found]:
 
 
 def kit_with_bug(task: Task, kit: str) -> dict[str, Found]:
-    """In the first of the kit's models that finds it."""
+    """Judge the bug in the first of the kit's models that finds it."""
     found = Found(PASSED, None, None)
     for case in MODELS:
         s = subject(case.id, task.dtype)
@@ -338,7 +338,7 @@ def facts() -> dict[str, str]:
 
 
 def digest() -> str:
-    """Letters that change with the bounds, the machines, the bugs or the cases: then the page's table is old."""
+    """Return letters that change with the bounds, the machines, the bugs or the cases: then the page's table is old."""
     what = [
         SHARE,
         FLOOR,
@@ -521,7 +521,7 @@ def said(missed: list[str]) -> str:
 
 
 def details(results: Results, machines: Sequence[str]) -> list[str]:
-    """Every false alarm, suspect and note, those of one machine, command and dtype on one line."""
+    """List every false alarm, suspect and note, with those of one machine, command and dtype on one line."""
     groups: dict[tuple[int, str, str, str, str], list[tuple[float, str, str]]] = {}
     for key, found in results.items():
         kind, name, dtype, case = key.split(" | ")

@@ -35,7 +35,7 @@ OUTPUTS = ("sample", "audio_sample")
 
 
 class Row(NamedTuple):
-    """What a convention is, in words, and what to pick."""
+    """Describe a convention in words, and what to pick."""
 
     diffusers: str
     march: str
@@ -300,7 +300,7 @@ def exchanges() -> list[str]:
 
 
 def proof() -> list[str]:
-    """From diffusers to ltx-core, one convention after the other: how far the outputs are from the recorded ones."""
+    """Switch one convention after the other, and return how far the outputs are from those of ltx-core."""
     rows = []
     for case in LTX_CORE_CASES:
         for dtype in record.NATIVE_DTYPES:

@@ -24,7 +24,7 @@ WIDTH = 9.0  # inches
 
 
 class Look(NamedTuple):
-    """Colours that are told apart with the common colour blindnesses, on white and on black."""
+    """Choose colours that are told apart with the common colour blindnesses, on white and on black."""
 
     ink: str
     faint: str
@@ -73,7 +73,7 @@ def arrow(ax: Any, start: tuple[float, float], end: tuple[float, float], colour:
 
 
 def canvas(width: float, height: float) -> tuple[Any, Any]:
-    """Axes without axes; a unit of both directions is an inch."""
+    """Return an empty figure without axes, on which a unit of both directions is an inch."""
     figure = plt.figure(figsize=(width, height))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(0, height))
@@ -82,7 +82,7 @@ def canvas(width: float, height: float) -> tuple[Any, Any]:
 
 
 def draw_block(look: Look) -> Any:
-    """One block: two streams, four sub-layers, one exchange."""
+    """Draw one block: two streams, four sub-layers, one exchange."""
     figure, ax = canvas(WIDTH, 3.9)
     v, a = LTX_2_3.video, LTX_2_3.audio
     names = ("attend", "read", "hear", "feed_forward")
@@ -125,7 +125,7 @@ def draw_block(look: Look) -> Any:
 
 
 def draw_rope(look: Look) -> Any:
-    """Frequencies of the rotation planes over the heads; seconds that tokens stand for."""
+    """Draw the frequencies of the rotation planes over the heads, and the seconds that tokens stand for."""
     figure, (top, low) = plt.subplots(2, 1, figsize=(WIDTH, 6.1), height_ratios=(1.55, 1))
     config, planes = LTX_2_3, LTX_2_3.video.dim // 2
     near = top.inset_axes((0.07, 0.56, 0.36, 0.34))
@@ -184,7 +184,7 @@ def turning(axis: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def draw_modulation(look: Look) -> Any:
-    """Whose noise level drives which rows."""
+    """Draw whose noise level drives which rows."""
     figure, ax = canvas(WIDTH, 5.0)
     sources = {"timestep": 3.95, "audio_timestep": 2.55, "sigma": 1.6, "audio_sigma": 0.45}
     colours = {"timestep": look.video, "audio_timestep": look.audio, "sigma": look.video, "audio_sigma": look.audio}
@@ -240,7 +240,7 @@ def share(d: Architecture, step: str, stream: str, what: str) -> float:
 
 
 def draw_cost(look: Look) -> Any:
-    """Where parameters and FLOPs are, for three lengths of video."""
+    """Draw where parameters and FLOPs are, for three lengths of video."""
     sizes = {
         "97 frames, 512 x 320": (97, 320, 512),
         "121 frames, 768 x 512": (121, 512, 768),

@@ -382,7 +382,7 @@ def listed() -> list[File]:
 
 
 def describe(release: str) -> dict[str, Any]:
-    """One release: blocks, totals, what shares its files, and its tensors; `{i}` in a name counts the blocks."""
+    """Describe a release: blocks, totals, what shares its files, and its tensors; `{i}` in a name counts the blocks."""
     block = {f"transformer_blocks.{{i}}.{name}": shape for name, shape in block_shapes(release).items()}
     outside = outside_shapes(release)
     tensors, parameters = CONNECTORS[release]
@@ -410,7 +410,7 @@ def totals(outside: Shapes, block: Shapes) -> dict[str, int]:
 
 
 def stored_dtype(name: str) -> str:
-    """In Lightricks' unquantised files. In diffusers' repositories everything is BF16."""
+    """Return the dtype in Lightricks' unquantised files. In diffusers' repositories everything is BF16."""
     return "F32" if "scale_shift_table" in name else "BF16"
 
 
@@ -455,7 +455,7 @@ def tables(entries: Sequence[tuple[str, int, int, Releases]], release: str) -> S
 
 
 def pretty(value: object, indent: str = "") -> str:
-    """JSON in which an object or a list that holds no object takes one line."""
+    """Return JSON in which an object or a list that holds no object takes one line."""
     values = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else []
     if not any(isinstance(v, Mapping) for v in values):
         return json.dumps(value)

@@ -49,7 +49,7 @@ def tap(name: str, x: Array) -> Array:
 
 @dataclass
 class Stream:
-    """One stream: its tokens `x`, which the blocks change, and what stays as it is for all blocks."""
+    """Hold one stream: its tokens `x`, which the blocks change, and what stays the same for all blocks."""
 
     prefix: str  # before its parameter names: "" (video) or "audio_"
     x: Array  # (B, T, D)
@@ -77,7 +77,7 @@ def f64(x: Any) -> Array:
 
 # ---------------------------------------------------------------- arithmetic
 class Numbers:
-    """The dtype that operations round to."""
+    """Name the dtype that operations round to."""
 
     dtype = "float64"  # the model's: float32, bfloat16 or float16 on the exact level
 
@@ -193,7 +193,7 @@ def middles(coords: Array) -> Array:
 
 
 def rope_tables(config: dict[str, Any], name: str, middle: Array, maxima: list[float], width: int) -> Rope:
-    """(B, P, T) positions -> cosines and sines (B, T, H, R) of D/2 angles: each head gets its own R of them."""
+    """Turn positions (B, P, T) into cosines and sines (B, T, H, R) of D/2 angles: each head gets its own R of them."""
     batch, axes, tokens = middle.shape
     count = width // (2 * axes)
     f = f64 if config["rope_double_precision"] else r32
@@ -248,7 +248,7 @@ def multiplicative_bias(mask: Array) -> Array:
 
 
 def text_mask_bias(mask: Array | None) -> Array | None:
-    """(B, S) of any dtype is multiplicative; (B, 1|T, S) is a bias if floating, "keep" if bool."""
+    """Return the bias: a mask (B, S) is multiplicative; (B, 1|T, S) is a bias if floating, "keep" if bool."""
     if mask is None:
         return None
     if mask.ndim == 2:
@@ -267,7 +267,7 @@ def sinusoid(timestep: Array) -> Array:
 
 
 def timestep_embedding(w: Weights, name: str, phases: Array) -> tuple[Array, Array]:
-    """(B, 1|T, 256) -> offsets (B, 1|T, K, D) of K rows, and the embedding (B, 1|T, D)."""
+    """Turn phases (B, 1|T, 256) into offsets (B, 1|T, K, D) of K rows, and the embedding (B, 1|T, D)."""
     hidden = linear(w, name + ".emb.timestep_embedder.linear_1", phases)
     embedding = linear(w, name + ".emb.timestep_embedder.linear_2", silu(hidden))
     offsets = linear(w, name + ".linear", silu(embedding))
@@ -283,12 +283,12 @@ def adaln(w: Weights, name: str, timestep: Array) -> tuple[Array, Array]:
 
 
 def flat(x: Array) -> Array:
-    """Noise levels of all tokens of all batch elements in one dimension."""
+    """Join the noise levels of all tokens of all batch elements in one dimension."""
     return x.reshape(-1, x.shape[-1])
 
 
 def rows(name: str, *sources: tuple[Array, Array | None]) -> list[Array]:
-    """K rows that broadcast to (B, T, D): the tables' (K, D), plus offsets (B, 1|T, K, D) if any."""
+    """Return K rows that broadcast to (B, T, D): the tables' (K, D), plus offsets (B, 1|T, K, D) if any."""
     if any(offsets is None for _, offsets in sources):
         return [row for table, _ in sources for row in table]
     found = np.concatenate([r(table + offsets) for table, offsets in sources], axis=2)
@@ -304,7 +304,7 @@ def text_features(config: dict[str, Any], w: Weights, prefix: str, text: Array) 
 
 
 def tokens(config: dict[str, Any], w: Weights, prefix: str, latents: Array, keyframes: Array | None) -> Array:
-    """Latents (B, T, C) -> (B, T, D); `keyframes` (B, T, 1) of video in 2.5."""
+    """Project latents (B, T, C) to (B, T, D); `keyframes` (B, T, 1) belong to video in 2.5."""
     x = tap(prefix + "proj_in", linear(w, prefix + "proj_in", latents))
     if keyframes is not None and config["use_keyframes_abs_pos_embedding"]:
         x = r(x + (keyframes > 0) * w["keyframes_abs_pos_embedding"])
@@ -312,7 +312,7 @@ def tokens(config: dict[str, Any], w: Weights, prefix: str, latents: Array, keyf
 
 
 def ropes(config: dict[str, Any], prefix: str, coords: Array) -> tuple[Rope, Rope]:
-    """For self-attention and for the exchange, which rotates by time alone."""
+    """Return the rotations for self-attention and for the exchange, which rotates by time alone."""
     middle = middles(coords)
     maxima = [config[prefix + "pos_embed_max_pos"], config["base_height"], config["base_width"]]
     seconds = max(config["pos_embed_max_pos"], config["audio_pos_embed_max_pos"])
@@ -323,7 +323,7 @@ def ropes(config: dict[str, Any], prefix: str, coords: Array) -> tuple[Rope, Rop
 
 
 def coordinates(config: dict[str, Any], inputs: dict[str, Any], name: str) -> Array:
-    """Bounds of the patches, (B|1, P, T, 2)."""
+    """Return the bounds of the patches (B|1, P, T, 2)."""
     coords = inputs.get(name + "_coords")
     if coords is not None:
         return f64(coords)
@@ -597,7 +597,7 @@ OPERATIONS = {
 
 
 def given(file: dict[str, Array], prefix: str) -> dict[str, Array]:
-    """Tensors in float64, masks of whole numbers as they are; bfloat16 is the upper half of a float32's bits."""
+    """Read tensors in float64, and integer masks as they are; bfloat16 is the upper half of a float32's bits."""
     found = {}
     for name, x in file.items():
         if name.startswith(prefix):

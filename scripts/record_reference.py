@@ -56,7 +56,7 @@ SEEDS = (1, 2, 3)  # for the moves by a unit in the last place
 
 
 def run(model: Any, inputs: Inputs) -> Taps:
-    """Every tap, and the outputs as the call returned them."""
+    """Return every tap, and the outputs as the call returned them."""
     if isinstance(model, LTXCore):
         with torch.no_grad(), trace(model.model, LTX_CORE_LAYOUT) as taps:
             outputs = run_ltx_core(model, inputs | {"use_cross_timestep": True})

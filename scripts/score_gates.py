@@ -50,7 +50,7 @@ Taps = Mapping[str, Tensor]
 # ---------------------------------------------------------------- what is drawn
 @dataclass
 class Drawn:
-    """A model with random weights, inputs, and what it computes from them."""
+    """Hold a model with random weights, its inputs, and what it computes from them."""
 
     name: str
     dtype: str
@@ -84,7 +84,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {  # case: release, options of ti
 
 
 def sizes(rng: random.Random) -> dict[str, Any]:
-    """No width of the video stream divides by 6, so that some RoPE planes are padding."""
+    """Draw sizes. No width of the video stream divides by 6, so that some RoPE planes are padding."""
     heads = rng.choice([2, 4])
     head_dim = rng.choice([x for x in (10, 14, 16, 20, 22, 26) if heads * x // 2 % 3])
     audio = rng.choice([x for x in (10, 12, 14, 18) if x != head_dim])
@@ -192,7 +192,7 @@ class Score:
 
 
 class Table:
-    """`judged`: in how many cases of a dtype, of those in which a bug shows, ltx2ref is asked; the gates are in all."""
+    """Score all gates. ltx2ref is asked in `judged` cases of a dtype in which a bug shows, the others in all."""
 
     def __init__(self, judged: int) -> None:
         self.judged, self.asked = judged, dict[tuple[str, str], int]()
@@ -238,7 +238,7 @@ def in_any_block(name: str) -> str:
 
 
 def hinted(said: tuple[str, ...], named: tuple[str, ...]) -> bool:
-    """Whether there is a hint at all where one is due; tests/parity/test_hints.py asks which one."""
+    """Return whether there is a hint at all where one is due; tests/parity/test_hints.py asks which one."""
     assert set(named) <= {hint.__name__ for hint in HINTS}
     return bool(said) and bool(named)
 
@@ -306,7 +306,7 @@ def summary(table: Table) -> list[dict[str, Any]]:
 
 
 def merged(bugs: Mapping[str, Score]) -> dict[str, bool]:
-    """By rows of the list: the two halves of one bug are one, and count if both are detected."""
+    """Merge the two halves of one bug into one row, which counts as detected if both are."""
     result: dict[str, bool] = {}
     for bug, found in bugs.items():
         result[mutants.ROWS[bug]] = result.get(mutants.ROWS[bug], True) and found.detected
