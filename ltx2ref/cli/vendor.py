@@ -1,29 +1,29 @@
-"""`ltx2ref vendor`: a copy of this package in another project."""
+"""`ltx2ref vendor`: copies of this package in other projects."""
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import __version__
 from .command import DONE, WRONG, add_command
 from .output import print_json
 
-if TYPE_CHECKING:
-    from ..vendor import Copy
-
 VENDOR_EXAMPLES = """examples:
   ltx2ref vendor myproject --as ltx2_reference
-      to myproject/ltx2_reference; an unchanged copy there is replaced
+      to myproject/ltx2_reference
   ltx2ref vendor myproject --as ltx2_model --model
-      the architecture's files, which need nothing but torch and einops
-  ltx2ref vendor myproject --as ltx2_reference --check
-      what was changed there since, and what is newer here
+      the model and its self-test, which need nothing but torch and einops
+  ltx2ref vendor myproject --as ltx2_model --check
+      what was changed there since, and whether there is a newer version
+  ltx2ref vendor myproject --as ltx2_model --save-patch why
+      what was changed there, as patches/NUMBER-why.patch
+  ltx2ref vendor myproject --as ltx2_model --update
+      this version, with the patches applied again
 
 exit status:
-  0  copied, or with --check the same as here
+  0  written, or with --check the same as here
   1  with --check: changed there, or outdated
-  2  unusable input"""
+  2  unusable input, or a patch that does not fit: nothing is written"""
 
 
 def add_vendor(commands: Any) -> None:
@@ -37,29 +37,38 @@ def add_vendor(commands: Any) -> None:
     action = command.add_mutually_exclusive_group()
     action.add_argument("--model", action="store_true", help="the model alone, without checkpoints, verify or audit")
     action.add_argument("--check", action="store_true", help="compare only")
+    action.add_argument("--update", action="store_true", help="replace the copy, and apply its patches again")
+    action.add_argument("--save-patch", metavar="WHY", help="keep what was changed in the copy as its next patch")
+    command.add_argument("--parents", action="store_true", help="make DIR if it is missing")
+    command.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
+    command.add_argument(
+        "--ask-index", action="store_true", help="with --check: ask pip's package index for a newer release, too"
+    )
 
 
 def run_vendor(options: argparse.Namespace) -> int:
-    """Make a copy, or check one."""
-    from ..vendor import check, vendor
+    """Make, check, update or patch a copy."""
+    from ..vendor import check_copy, save_patch, update_copy, vendor
+    from ..vendor.report import copy_report, written_report
 
-    target = Path(options.parent) / options.name
-    copy = check(target) if options.check else vendor(options.parent, options.name, model_only=options.model)
-    if options.json:
-        print_json(asdict(copy))
+    target, dry_run = Path(options.parent) / options.name, options.dry_run
+    if options.check:
+        copy = check_copy(target, ask_index=options.ask_index)
+        if options.json:
+            print_json(asdict(copy))
+        else:
+            print("\n".join(copy_report(copy, options.ask_index)))
+        return DONE if copy.current else WRONG
+    if options.update:
+        written = update_copy(target, dry_run=dry_run)
+    elif options.save_patch is not None:
+        written = save_patch(target, options.save_patch, dry_run=dry_run)
     else:
-        print_copy(copy)
-    return DONE if copy.current else WRONG
-
-
-def print_copy(copy: "Copy") -> None:
-    from ..vendor import some
-
-    origin = f"ltx2ref {copy.version}{f', commit {copy.commit}' if copy.commit else ''}"
-    print(f"{copy.folder}: {'the model' if copy.model_only else 'all'} of {origin}; {copy.files} files")
-    if copy.changed:
-        print(f"changed there: {some(copy.changed)}")
-    if copy.outdated:
-        print(f"another version here, {__version__}, differs in: {some(copy.outdated)}")
-    if copy.current:
-        print(f"unchanged, and the same as version {__version__} here")
+        written = vendor(
+            options.parent, options.name, model_only=options.model, parents=options.parents, dry_run=dry_run
+        )
+    if options.json:
+        print_json(asdict(written) | {"dry_run": dry_run})
+    else:
+        print("\n".join(written_report(written, dry_run)))
+    return DONE

@@ -15,7 +15,6 @@ from copy import deepcopy
 from fnmatch import fnmatch
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ..conventions import DIFFUSERS, Conventions
 from ..model import LTX2VideoTransformer3DModel
 
 SEED = 20261122  # of the cases' weights and inputs
+LOW_32_BITS = 2**32 - 1
 Scales = tuple[tuple[str, float], ...]  # pattern of names, and a power of two that their weights are multiplied by
 UNIT = math.sqrt(3)  # the scale at which a uniform number has variance 1
 
@@ -37,14 +37,12 @@ def fnv1a(text: str) -> int:
 
 def uniform(name: str, shape: tuple[int, ...], scale: float = UNIT, seed: int = 0) -> Tensor:
     """float32 tensor of `shape`, uniform in [-scale, scale)."""
-    x = np.arange(math.prod(shape), dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(fnv1a(f"{seed}/{name}"))
-    x ^= x >> np.uint32(16)
-    x *= np.uint32(0x85EBCA6B)
-    x ^= x >> np.uint32(13)
-    x *= np.uint32(0xC2B2AE35)
-    x ^= x >> np.uint32(16)
-    unit = ((x >> np.uint32(8)).astype(np.float32) - np.float32(2**23)) * np.float32(2**-23)
-    return torch.from_numpy(unit * np.float32(scale)).reshape(shape)
+    x = torch.arange(math.prod(shape), device="cpu") * 0x9E3779B9 + fnv1a(f"{seed}/{name}") & LOW_32_BITS
+    x = (x ^ x >> 16) * 0x85EBCA6B & LOW_32_BITS  # int64 products wrap around, too, and their lower halves are right
+    x = (x ^ x >> 13) * 0xC2B2AE35 & LOW_32_BITS
+    x = x ^ x >> 16
+    unit = ((x >> 8) - 2**23).float() * 2**-23
+    return (unit * torch.tensor(scale, dtype=torch.float32, device="cpu")).reshape(shape)
 
 
 def weight_scale(name: str, shape: tuple[int, ...]) -> float:
