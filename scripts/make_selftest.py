@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ltx2ref.parity.arithmetic import VERSION
 from ltx2ref.parity.cases import CASES, Case
-from ltx2ref.parity.record import DTYPES, load_exact
+from ltx2ref.parity.record import NATIVE_DTYPES, load_exact
 from ltx2ref.parity.run import cast
 
 PATH = Path(__file__).parent.parent / "ltx2ref" / "selftest.json"
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def document() -> str:
     """Return the JSON text, with one line for each input and each digest."""
     cases = [case for case in CASES if case.id in CHOSEN]
-    records = {case.id: {dtype: load_exact(case, dtype) for dtype in DTYPES} for case in cases}
+    records = {case.id: {dtype: load_exact(case, dtype) for dtype in NATIVE_DTYPES} for case in cases}
     (implementation,) = {record.implementation for found in records.values() for record in found.values()}
     written = {
         "implementation": implementation,
