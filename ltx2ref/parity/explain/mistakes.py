@@ -22,7 +22,7 @@ from ...modulation import EPS, modulate, rms_norm
 from ...rope import PLANES, Rope, apply_rope, audio_positions, rotation, video_positions
 from ..truth import norm
 from .evidence import NONE, OTHER, Evidence, unflat
-from .patterns import UNEXPLAINED, Guess, gap, is_rather, reproduces, rounding
+from .patterns import UNEXPLAINED, Guess, gap, is_rather, rounding
 
 
 def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | None:
@@ -31,7 +31,8 @@ def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | 
     The reference makes it from its taps, the candidate from its own: what it has inherited is no mistake of this
     stage. The documented way has no name.
     """
-    own = next((what for what, guess in ways(e._replace(candidate_taps=NONE)) if reproduces(e, guess)), None)
+    alone = e._replace(candidate_taps=NONE)
+    own = next((what for what, guess in ways(alone) if is_rather(e, guess, e.reference, e.candidate)), None)
     right = next((guess.reshape(e.reference.shape) for what, guess in ways(e) if what == own), e.reference)
     found = next((what for what, guess in ways(e) if is_rather(e, guess, e.candidate, right)), None)
     if own is None or not found:

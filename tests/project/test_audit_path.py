@@ -1,0 +1,54 @@
+"""One audit enters each room once: the files in the order of their functions' first calls are at most 15 places.
+
+pytest tests/project/test_audit_path.py
+"""
+
+import json
+
+import audit_path
+import pytest
+
+from ltx2ref.parity import audit, truth
+
+MOST = 15
+
+
+def places_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:
+    assert audit_path.main(["--json", *arguments]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["count"] == len(printed["places"])
+    return printed["places"]
+
+
+def test_an_audit_that_finds_a_mistake_enters_at_most_15_places(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [place["file"] for place in places_of(capsys)]
+    assert len(files) <= MOST, files
+    rooms = ["compare.py", "truth.py", "judge.py", "explain/patterns.py", "explain/mistakes.py", "report/assemble.py"]
+    assert [file for file in files if file.removeprefix("parity/") in rooms] == [f"parity/{room}" for room in rooms]
+    assert not audit_path.CORE & set(files)
+
+
+def test_an_identical_candidate_needs_no_truth_and_no_explanation(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [place["file"] for place in places_of(capsys, "--candidate", "ltx2ref")]
+    assert not [file for file in files if "explain" in str(file)]
+
+
+def test_a_helper_in_another_room_is_one_place_more(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(places_of(capsys))
+    shown = audit.shown
+    monkeypatch.setattr(audit, "shown", lambda *given: (truth.norm(next(iter(given[0].values()))), shown(*given))[1])
+    assert len(places_of(capsys)) > before
+
+
+def test_a_place_names_the_functions_first_called_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit_path.main(["--functions"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["1", "parity/audit.py"] and lines[1].strip() == "audit"
+    assert any(line.endswith("places in 14 files") for line in lines)
+
+
+def test_another_case_is_refused_in_one_line() -> None:
+    with pytest.raises(SystemExit, match=r"--case 9\.9/none: no such case"):
+        audit_path.main(["--case", "9.9/none"])
