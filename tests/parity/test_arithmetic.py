@@ -294,6 +294,7 @@ def test_a_gradient_is_an_error_and_not_silently_none() -> None:
             result.sum().backward()
 
 
+@pytest.mark.slow
 def test_tracing_inside_and_outside_sees_the_same() -> None:
     model = random_model(tiny_config("2.3"))
     inputs = random_inputs(model.config)

@@ -63,6 +63,7 @@ def found(report: Report) -> set[str]:
     return {row.verdict for row in report.rows} - {MISSING}
 
 
+@pytest.mark.slow
 def test_the_same_operations_are_identical() -> None:
     assert exactly(changed(), NARROW).verdict == IDENTICAL
 

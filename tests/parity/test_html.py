@@ -427,6 +427,7 @@ def test_a_tap_s_address_opens_its_details_under_the_policy(tmp_path: Path) -> N
     assert page.text("span", role="status") == ["558 of 558 taps"]
 
 
+@pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("policy", [True, False])
 def test_foreign_text_does_not_run(tmp_path: Path, policy: bool) -> None:
@@ -484,6 +485,7 @@ def test_filters_sorting_and_details_work(tmp_path: Path) -> None:
     assert out["wide"]  # nothing is wider than a narrow window
 
 
+@pytest.mark.slow
 @in_a_browser
 def test_it_is_drawn(tmp_path: Path) -> None:
     browse(tmp_path, html(made_up(6, BUG)), f"--screenshot={tmp_path / 'page.png'}", "--window-size=1300,1500")

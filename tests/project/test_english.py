@@ -9,6 +9,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import ltx2ref
 
 ROOT = Path(ltx2ref.__file__).parents[1]
@@ -55,6 +57,7 @@ def openings(source: str) -> Iterator[tuple[int, str]]:
             before = token.start[0] if alone else 0
 
 
+@pytest.mark.slow
 def test_no_docstring_or_comment_opens_with_a_genitive() -> None:
     known = tuple(YET_TO_REWRITE.strip().splitlines())
     files = [path for folder in ("ltx2ref", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
