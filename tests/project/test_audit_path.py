@@ -4,12 +4,15 @@ pytest tests/project/test_audit_path.py
 """
 
 import json
+import re
+from pathlib import Path
 
 import audit_path
 import pytest
 
 from ltx2ref.parity import audit, truth
 
+ROOT = Path(__file__).parents[2]
 MOST = 15
 
 
@@ -52,3 +55,23 @@ def test_a_place_names_the_functions_first_called_in_it(capsys: pytest.CaptureFi
 def test_another_case_is_refused_in_one_line() -> None:
     with pytest.raises(SystemExit, match=r"--case 9\.9/none: no such case"):
         audit_path.main(["--case", "9.9/none"])
+
+
+DEVELOPING = (ROOT / "docs" / "developing.md").read_text(encoding="utf-8")
+
+
+def test_the_documents_show_the_path_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit_path.main([]) == 0
+    assert capsys.readouterr().out.split("\n\n")[0] in DEVELOPING
+
+
+@pytest.mark.parametrize("room", ["checkpoint", "parity"])
+def test_the_map_names_every_file_of_a_room(room: str) -> None:
+    paths = [path for path in (audit_path.PACKAGE / room).rglob("*.py") if path.name != "__init__.py"]
+    tree = DEVELOPING.split("```")[1]
+    assert [path.name for path in paths if path.name not in tree] == []
+
+
+def test_every_file_that_the_page_names_is_there() -> None:
+    named = set(re.findall(r"`?((?:ltx2ref|scripts|tests)/[\w/.]+\.(?:py|md))", DEVELOPING))
+    assert len(named) > 20 and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
