@@ -206,40 +206,28 @@ def distance(a: Taps, b: Taps) -> float:
 
 
 def ledger(effects: Effects) -> list[str]:
-    lines = [
+    """Return the section that says what each convention is, what it changes and what to pick."""
+    header = ["`Conventions.`", "diffusers 0.42.1", "ltx-core 1.0.0 (March 2026)", "ltx-core in August 2026"]
+    effect = ["`Conventions.`", "first shows at", *record.DTYPES]
+    return [
         "## The ledger",
         "",
+        *table(header, [[f"`{name}`", row.diffusers, row.march, row.august] for name, row in ROWS.items()]),
+        "What to pick:",
+        "",
+        *(f"- `{name}`: {row.advice}" for name, row in ROWS.items()),
+        "",
+        "The largest effect on an output in any conformance case, with one convention alone switched from diffusers',",
+        "and the first tap at which it shows. [All effects](#effect-of-each-switch-case-by-case) are below.",
+        "",
         *table(
+            effect,
             [
-                "`Conventions.`",
-                "diffusers 0.42.1",
-                "ltx-core 1.0.0 (March 2026)",
-                "ltx-core in August 2026",
-                "first shows at",
-                "float32",
-                "bfloat16",
-            ],
-            [
-                [
-                    f"`{name}`",
-                    row.diffusers,
-                    row.march,
-                    row.august,
-                    first(effects, name),
-                    *(largest(effects, name, dtype) for dtype in record.NATIVE_DTYPES),
-                ]
-                for name, row in ROWS.items()
+                [f"`{name}`", first(effects, name), *(largest(effects, name, dtype) for dtype in record.DTYPES)]
+                for name in ROWS
             ],
         ),
     ]
-    lines += [
-        "The last two columns give the largest effect on an output in any conformance case, with that convention alone",
-        "switched from diffusers'. The tables below have all effects.",
-        "",
-        "What to pick:",
-        "",
-    ]
-    return [*lines, *(f"- `{name}`: {row.advice}" for name, row in ROWS.items()), ""]
 
 
 def first(effects: Effects, name: str) -> str:

@@ -29,7 +29,8 @@ PICTURE = re.compile(
 FIGURE = (
     r'<div class="figure"><img class="only-light" src="\2" alt="\3"><img class="only-dark" src="\1" alt="\3"></div>'
 )
-SHELL = re.compile(r"^```(?:sh|console)$", re.MULTILINE)
+BLOCK = re.compile(r"^```(sh|console|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COLUMN = 88  # characters of code that fit
 # Inline code that is short enough never to be broken over two lines.
 WORD = re.compile(r"<code>([^<\s]{1,32})</code>")
 
@@ -78,9 +79,15 @@ def configuration() -> str:
 def page(text: str, up: str) -> str:
     """Return a page's Markdown as the site needs it; `up` leads from the page's folder to docs/."""
     text = PICTURE.sub(FIGURE, text)
-    text = SHELL.sub("```text", text)  # a highlighter would colour the two halves of `2.3/t2v` differently
+    text = BLOCK.sub(lambda match: plain(*match.groups()), text)
     text = re.sub(rf"\]\((?:\.\./)*({'|'.join(PROJECT)})\.md", lambda match: f"]({up}{match[1].lower()}.md", text)
     return LINE.sub(lambda match: source_link(up, *match.groups()), text)
+
+
+def plain(language: str, code: str) -> str:
+    """Return a block without colours, which would split `2.3/t2v`. Commands wrap, and output that is too wide."""
+    wrap = language != "text" or max(map(len, code.splitlines())) > COLUMN
+    return f"``` {{ .text{' .wrap' * wrap} }}\n{code}```"
 
 
 def source_link(up: str, code: str, path: str, line: str | None) -> str:
