@@ -1,10 +1,10 @@
-"""Write ltx2ref/selftest.json: inputs of two conformance cases, and digests of what diffusers returned for them.
+"""Write ltx2ref/selftest.json: inputs of three conformance cases, and digests of what diffusers returned for them.
 
     python scripts/make_selftest.py            write it
     python scripts/make_selftest.py --check    exit with 1 if it is not what the recordings say
 
 The digests are those of the recordings under exact arithmetic (ltx2ref/parity/reference/exact): nothing of this package
-is run. Between them the two cases have most of what a model can be asked for, so that little of it can change unseen.
+is run. Between them the three cases have most of what a model can be asked for, so that little of it can change unseen.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ltx2ref.parity.record import NATIVE_DTYPES, load_exact
 from ltx2ref.parity.run import cast
 
 PATH = Path(__file__).parent.parent / "ltx2ref" / "selftest.json"
-CHOSEN = ("2.0/text-masks", "2.5/everything")
+CHOSEN = ("2.0/text-masks", "2.3/no-prompt-adaln", "2.5/everything")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -252,10 +252,13 @@ def differences(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_self_test_runs_with_torch_and_einops_and_says_what_differs(project: Path, tmp_path: Path) -> None:
     site = importable(tmp_path / "site", "torch", "einops")
     code = f"import runpy; runpy.run_module({NAME + '.selftest'!r}, run_name='__main__')"
-    assert run(project, site, code) == "identical to diffusers 0.42.1: 2.0/text-masks, 2.5/everything\n"
+    assert (
+        run(project, site, code)
+        == "identical to diffusers 0.42.1: 2.0/text-masks, 2.3/no-prompt-adaln, 2.5/everything\n"
+    )
     edit(project / NAME / "modulation.py", ("EPS = 1e-6", "EPS = 2e-6"))
     said = run(project, site, code, status=1).splitlines()
-    assert len(said) == 8 and said[0] == "differs from diffusers 0.42.1: 2.0/text-masks float32 sample"
+    assert len(said) == 12 and said[0] == "differs from diffusers 0.42.1: 2.0/text-masks float32 sample"
 
 
 def changes_of_the_model() -> Iterator[tuple[str, int, str, str]]:
@@ -264,7 +267,7 @@ def changes_of_the_model() -> Iterator[tuple[str, int, str, str]]:
         text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
         code = re.sub(r'""".*?"""|#[^\n]*', lambda found: " " * len(found[0]), text, flags=re.DOTALL)
         for old, new in (("shift, scale", "scale, shift"), ("scale, shift", "shift, scale"), ("1e-6", "1e-5")):
-            for found in re.finditer(rf"\b{old}\b(?=[^\n(]*( =|\n))", code):
+            for found in re.finditer(rf"\b{old}\b(?=(, \w+)* = |\s*$)", code, re.MULTILINE):
                 yield name, found.start(), old, new
 
 
