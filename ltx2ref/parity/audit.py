@@ -279,8 +279,9 @@ def as_taps(given: Outputs) -> Mapping[str, Any]:
 
 
 def candidate_named(name: str) -> Candidate:
-    """diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file, or module:callable or file.py:callable (port.py), which
-    takes a `Setup`'s fields and returns taps.
+    """Find an implementation: diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file, or a port's function.
+
+    A port (trace/port.py) takes a `Setup`'s fields and returns taps.
 
     Raises `ValueError` if there is no such one here.
     """
@@ -306,7 +307,7 @@ def candidate_named(name: str) -> Candidate:
 
 
 def conventions_of(implementation: str) -> Conventions:
-    """Of ltx2ref:NAME; of ltx2ref alone diffusers'. Raises `ValueError` for anything else."""
+    """Return the conventions of ltx2ref:NAME; those of ltx2ref alone are diffusers'. Raises `ValueError` for others."""
     if implementation not in NAMED:
         raise ValueError(f"{implementation}: no such conventions; expected {', '.join(NAMED)}")
     return NAMED[implementation]
@@ -328,7 +329,7 @@ def oracle(name: str) -> Candidate:
 
 
 def fingerprint(device: torch.device, dtype: torch.dtype) -> Fingerprint:
-    """Everything on which bits depend."""
+    """Return everything on which bits depend."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),

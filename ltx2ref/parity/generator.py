@@ -36,7 +36,7 @@ def fnv1a(text: str) -> int:
 
 
 def uniform(name: str, shape: tuple[int, ...], scale: float = UNIT, seed: int = 0) -> Tensor:
-    """float32 tensor of `shape`, uniform in [-scale, scale)."""
+    """Return a float32 tensor of `shape`, uniform in [-scale, scale)."""
     x = torch.arange(math.prod(shape), device="cpu") * 0x9E3779B9 + fnv1a(f"{seed}/{name}") & LOW_32_BITS
     x = (x ^ x >> 16) * 0x85EBCA6B & LOW_32_BITS  # int64 products wrap around, too, and their lower halves are right
     x = (x ^ x >> 13) * 0xC2B2AE35 & LOW_32_BITS
@@ -46,7 +46,7 @@ def uniform(name: str, shape: tuple[int, ...], scale: float = UNIT, seed: int = 
 
 
 def weight_scale(name: str, shape: tuple[int, ...]) -> float:
-    """Nothing is zero, and activations are large enough for the two GELUs to differ.
+    """Return the scale of a parameter: nothing is zero, and activations are so large that the two GELUs differ.
 
     Linear weights keep unit variance, those into a GELU double it; norm weights reach 1.5, tables 0.5, biases 0.25.
     """
@@ -60,7 +60,7 @@ def weight_scale(name: str, shape: tuple[int, ...]) -> float:
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scales: Scales = ()) -> dict[str, Tensor]:
-    """Float32 parameters, by diffusers' names."""
+    """Return float32 parameters, by diffusers' names."""
     return {
         name: uniform(name, shape, weight_scale(name, shape), seed)
         * math.prod(factor for pattern, factor in scales if fnmatch(name, pattern))

@@ -44,7 +44,7 @@ class Kernel:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What is stored as a tensor, and not as a digest alone."""
+        """Return what is stored as a tensor, and not as a digest alone."""
         return (OUTPUT,) if (self.width, self.length) == (64, 33) else ()
 
     def draw(self, name: str, *shape: int) -> Tensor:

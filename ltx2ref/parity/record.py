@@ -51,7 +51,7 @@ def path(case: Case, dtype: str) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, CPU, threads and probe of the machine that made the recordings."""
+    """Return versions, CPU, threads and probe of the machine that made the recordings."""
     try:
         said: dict[str, Any] = json.loads((DIRECTORY / "recording.json").read_text())
     except FileNotFoundError as error:
@@ -95,7 +95,7 @@ def save_record(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms:
 
 
 def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct slices along the first dimension, compared by their bits, and for each slice which one it is."""
+    """Return the distinct slices along the first dimension, by their bits, and for each slice which one it is."""
     bits = x.contiguous().flatten(1).view({2: torch.int16, 4: torch.int32}[x.element_size()])
     slices, index = bits.unique(dim=0, return_inverse=True)
     return slices.view(x.dtype).reshape(-1, *x.shape[1:]), index.to(torch.int16)

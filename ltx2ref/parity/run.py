@@ -12,7 +12,7 @@ from .trace.taps import Taps, returned, trace
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """Inputs as a model of `dtype` takes them: noise levels, coordinates and multiplicative masks keep their own."""
+    """Cast inputs as a model of `dtype` takes them; noise levels, coordinates and multiplicative masks stay."""
     main = ("hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states")
     masks = ("encoder_attention_mask", "audio_encoder_attention_mask")
     biases = [name for name in masks if name in inputs and inputs[name].ndim == 3 and inputs[name].is_floating_point()]
@@ -27,7 +27,7 @@ def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None) -> Taps:
-    """All taps, and what the call returned; those in `inject` are replaced after they were recorded."""
+    """Return all taps, and what the call returned. Those in `inject` are replaced after they were recorded."""
     with torch.no_grad(), trace(model, inject=inject) as taps:
         output = model(**inputs)
     return {name: x.cpu() for name, x in (taps | returned(output)).items()}

@@ -137,7 +137,7 @@ class Truth:
         self.bounds[f"{name}.sinusoid"] = sinusoid_bound(given[0], self.dtype)
 
     def of(self, taps: Mapping[str, Any]) -> Taps:
-        """Every tap in float64, given those phases that are in `taps`; the phases in pure float64."""
+        """Return every tap in float64, given those phases that are in `taps`; the phases in pure float64."""
         given = phases(taps)
         return (run(self.model, self.inputs, given) if given else self.pure) | phases(self.pure)
 
@@ -155,7 +155,7 @@ def truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference: Mapping
 
 
 def unseen(truth: Truth, ours: Taps, theirs: Mapping[str, Any]) -> dict[str, float]:
-    """What phases that the candidate does not show may do to each tap: the largest of a few draws within their bounds,
+    """Return what unseen phases of the candidate may do to each tap: the largest of a few draws within their bounds,
     as L2 norms."""
     missing = {name: x for name, x in phases(ours).items() if name not in theirs}
     if not missing:
@@ -204,7 +204,7 @@ def isolate(
 
 
 def step(reference: Taps, exact: Taps, candidate: Taps, names: list[str]) -> None:
-    """A residual is what it was before, in the candidate, plus what the sub-layer added, in the reference."""
+    """Make each residual what it was before, in the candidate, plus what the sub-layer added, in the reference."""
     plain = {name: exact[name] for name in names}
     for before, name in pairwise(names):
         if before in candidate:

@@ -260,7 +260,7 @@ def require_inputs(case: Case | Kernel, dtype: str, recorded: Record | ExactReco
 
 
 def drifted(true: Taps, recorded: Record) -> str | None:
-    """The first tap whose truth is not what it was when the case was recorded."""
+    """Return the first tap whose truth is not what it was when the case was recorded."""
     norms = recorded.truth_norms
     return next((name for name, x in true.items() if not abs(norm(x) - norms[name]) <= DRIFT * norms[name]), None)
 

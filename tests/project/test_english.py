@@ -17,28 +17,17 @@ ROOT = Path(ltx2ref.__file__).parents[1]
 GENITIVE = "Of "
 # These still do; no other may.
 YET_TO_REWRITE = """
-Of a RoPE table, in no order
 Of a modulated input: which rows
 Of a single file.
-Of a tensor on any device.
 Of all parameters. One block
 Of an angle that a float32
-Of audio's tokens, or of its
 Of cosines and sines more:
-Of each element, as int64.
 Of files that are larger
-Of ltx2ref:NAME; of ltx2ref
-Of numbers of 32 bits
-Of some elements of a tensor.
 Of the checkout, if this
-Of the elements from chunk
-Of the elements' bytes
 Of the output: LayerNorm
-Of the table of three axes.
 Of the type of `like`
 Of these a result that is zero
 Of this attention, (B
-Of video's coordinates, and
 """
 
 

@@ -30,7 +30,7 @@ class Explanation(NamedTuple):
         return f"identical to your candidate after switching {names}{f', up to {self.next}' if self.next else ''}"
 
     def beyond(self, tap: str, ours: Mapping[str, Tensor]) -> bool:
-        """Whether it explains this tap of ours, too."""
+        """Return whether the switches explain this tap, too."""
         names = [*ours]
         return self.next is None or names.index(self.next) > names.index(tap)
 
@@ -98,8 +98,11 @@ def switched(
 def explanation(
     model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Mapping[str, Tensor], theirs: Mapping[str, Any]
 ) -> Explanation | None:
-    """Which conventions the candidate has in place of the model's. None if switching none of them takes the first
-    divergence away. Switches are found one after the other, each by the bits of all taps up to the next one."""
+    """Return the conventions that the candidate has in place of the model's.
+
+    None if switching none of them takes the first divergence away. Switches are found one after the other, each by the
+    bits of all taps up to the next one.
+    """
     conventions, at = model.conventions, divergence(ours, theirs)
     switches: dict[str, str] = {}
     while at is not None:
@@ -119,7 +122,7 @@ def explanation(
 def other_conventions(
     conventions: Conventions, model: LTX2VideoTransformer3DModel, x: Inputs
 ) -> Iterator[dict[str, Any]]:
-    """Each other value of each convention, where it can change anything: a forward can take minutes."""
+    """Yield each other value of each convention that can change anything here: a forward can take minutes."""
     narrow = torch.finfo(model.proj_in.weight.dtype).bits < 32
     acts = {
         "rotation_dtype": narrow,
@@ -138,7 +141,7 @@ def other_conventions(
 def after(
     model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any], before: str
 ) -> tuple[int, str | None] | None:
-    """How many taps are identical until this model diverges, if that is later than at `before`, and where."""
+    """Return how many taps are identical until this model diverges, and where, if that is later than at `before`."""
     taps = run(model, inputs)
     names, at = [*taps], divergence(taps, theirs)
     count = len(names) if at is None else names.index(at)
@@ -146,7 +149,7 @@ def after(
 
 
 def divergence(ours: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> str | None:
-    """The first tap whose bits differ, of those that both have."""
+    """Return the first tap whose bits differ, of those that both have."""
     for name, x in ours.items():
         y = theirs.get(name)
         if isinstance(y, Tensor):

@@ -29,7 +29,7 @@ Guess = tuple[str, Tensor]  # what the candidate does, and what it then has here
 
 
 def first_explaining(e: Evidence, guesses: Iterable[Guess]) -> str | None:
-    """The first guess that explains the candidate."""
+    """Return what the first guess says that explains the candidate."""
     return next((what for what, guess in guesses if explains(e, guess)), None)
 
 
@@ -42,7 +42,7 @@ def reproduces(e: Evidence, guess: Tensor) -> bool:
 
 
 def is_rather(e: Evidence, guess: Tensor, this: Tensor, that: Tensor) -> bool:
-    """A NaN is neither."""
+    """Tell whether a guess is `this` up to rounding, and clearly not `that`. A NaN is neither."""
     if guess.numel() != this.numel():
         return False
     residual = gap(guess.reshape(this.shape), this)
@@ -50,7 +50,7 @@ def is_rather(e: Evidence, guess: Tensor, this: Tensor, that: Tensor) -> bool:
 
 
 def rounding(e: Evidence) -> float:
-    """How far two correct computations of this tap may be apart, relative to its norm."""
+    """Return how far two correct computations of this tap may be apart, relative to its norm."""
     errors = [ULPS * max(torch.finfo(x.dtype).eps for x in (e.reference, e.candidate))]
     if e.name.endswith(PHASES):
         errors.append(PHASE)
@@ -64,7 +64,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 
 
 def by_head(e: Evidence) -> Evidence | None:
-    """(B, T, H, d|R|1), if the tap has heads."""
+    """Return the evidence as (B, T, H, d|R|1), or None if the tap has no heads."""
     part = e.part
     if part in ("q", "k", "sdpa", "cos", "sin"):
         return e
@@ -76,7 +76,7 @@ def by_head(e: Evidence) -> Evidence | None:
 
 
 def number_of_heads(e: Evidence) -> int:
-    """0 if nothing tells."""
+    """Return the number of heads, or 0 if nothing tells it."""
     if e.config is not None:
         return e.config.num_attention_heads
     return next((x.shape[2] for name, x in e.reference_taps.items() if name.endswith((".q", ".cos"))), 0)
@@ -86,7 +86,7 @@ def number_of_heads(e: Evidence) -> int:
 
 
 def another_tap(e: Evidence) -> str | None:
-    """Also of a step that was left out: then it is the tap before."""
+    """Recognise another tap of the reference in this place; if a step was left out, it is the tap before."""
     return first_explaining(
         e,
         (
@@ -129,7 +129,7 @@ def swapped_halves(e: Evidence) -> str | None:
 
 
 def dealt(x: Tensor, planes: bool) -> Iterator[Guess]:
-    """Other ways to read (B, T, H, d); rotation planes have no halves."""
+    """Yield other ways to read (B, T, H, d). Rotation planes have no halves."""
     yield "components dealt out to heads in turn, (d h) in place of (h d)", rearrange(x, "b t h d -> b t (d h)")
     yield (
         "components of a head from every head, (h d) in place of (d h)",
@@ -143,7 +143,7 @@ def dealt(x: Tensor, planes: bool) -> Iterator[Guess]:
 
 
 def axis_major(e: Evidence) -> str | None:
-    """Of the table of three axes. Its planes without rotation are the D/2 that three axes do not divide."""
+    """Recognise frequencies ordered by axis. The planes without rotation are those that three axes leave over."""
     planes, pad = by_plane(e)
     return (
         None
@@ -176,7 +176,7 @@ def by_plane(e: Evidence) -> tuple[Tensor | None, int]:
 
 
 def reordered_planes(e: Evidence) -> str | None:
-    """Of a RoPE table, in no order that has a name."""
+    """Recognise planes of a RoPE table in an order that has no name."""
     if not e.name.endswith((".cos", ".sin")) or any(
         hint(e) for hint in (axis_major, padding_side, swapped_halves, permuted_heads)
     ):
@@ -196,13 +196,13 @@ def shifted_token(e: Evidence) -> str | None:
 
 
 def reordered_tokens(e: Evidence) -> str | None:
-    """All pairs are compared, of not too many."""
+    """Recognise tokens in another order. All pairs are compared, so long sequences are left out."""
     order = reordering(e, 1) if e.reference.shape[1] <= 4096 else None
     return None if order is None else f"tokens in another order, {order_in_words(order)}"
 
 
 def reordering(e: Evidence, dim: int) -> list[int] | None:
-    """Which of the reference's slices each of the candidate's is; None if they are others, or if some are lost."""
+    """Return which of the reference's slices each of the candidate's is; None if some are others, or lost."""
     there, back = nearest(e.candidate, e.reference, dim), nearest(e.reference, e.candidate, dim)
     if not (explains(e, e.reference.index_select(dim, there)) and reproduces(e, e.candidate.index_select(dim, back))):
         return None
@@ -210,7 +210,7 @@ def reordering(e: Evidence, dim: int) -> list[int] | None:
 
 
 def nearest(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """The index of the slice of y that is most like each slice of x."""
+    """Return the index of the slice of y that is most like each slice of x."""
     x, y = (z.double().movedim(dim, 0).flatten(1).nan_to_num() for z in (x, y))
     return torch.cdist(x, y).argmin(1)
 
@@ -238,7 +238,7 @@ def one_vector(e: Evidence, where: Tensor) -> str:
 
 
 def marked(e: Evidence) -> Iterator[tuple[str, Tensor]]:
-    """What distinguishes some positions, and which (B, T|S)."""
+    """Yield what distinguishes some tokens, and a mask (B, T|S) of them."""
     if not e.inputs or e.reference.ndim < 3:
         return
     stream, text = "audio_" if e.audio else "", e.text
@@ -265,7 +265,7 @@ def only_one_batch_element(e: Evidence) -> str | None:
 
 
 def only_one_axis(e: Evidence) -> str | None:
-    """Of video's coordinates, and of the frequencies of its RoPE table."""
+    """Recognise a difference on one axis of the video's coordinates, or of its RoPE table."""
     if e.name == "video_coords":
         axis = torch.arange(3)
     elif e.name in ("rope.cos", "rope.sin"):
@@ -284,7 +284,7 @@ def only_one_axis(e: Evidence) -> str | None:
 
 
 def only(e: Evidence, where: Tensor) -> bool:
-    """Does the difference lie where (B, T|1) is True, and only there?"""
+    """Tell whether the difference lies where (B, T|1) is True, and only there."""
     if len(where) != len(e.reference) or where.shape[1] not in (1, e.reference.shape[1]) or where.all():
         return False
     where = where.reshape(*where.shape, *[1] * (e.reference.ndim - 2))
@@ -309,7 +309,9 @@ def shared_heads(e: Evidence) -> str | None:
 
 
 def collapsed(e: Evidence, dim: int) -> bool:
-    """To rounding, and by as much as an explanation has to explain; not because everything is 0."""
+    """Tell whether the candidate is the same along a dimension, up to rounding, where the reference is not.
+
+    A candidate that is 0 everywhere does not count."""
     here, there = (gap(x, x.double().mean(dim, keepdim=True)) / (norm(x) or 1.0) for x in (e.candidate, e.reference))
     return here <= min(rounding(e), UNEXPLAINED * there) and there > rounding(e) and norm(e.candidate) > 0
 
@@ -350,7 +352,7 @@ def meanings(e: Evidence) -> Iterator[tuple[float, str]]:
 
 
 def scaled_weight(e: Evidence) -> str | None:
-    """A product that lacks a scale, plus a bias as it should be."""
+    """Recognise a product that lacks a scale, plus a bias that is right."""
     if tokens(e) < 3 or e.name.endswith(PHASES) or constant_factor(e) or constant_vector(e):
         return None
     x, y = (z.double() - z.double().mean((0, 1), keepdim=True) for z in (e.reference, e.candidate))
@@ -401,7 +403,7 @@ def factor_per_head(e: Evidence) -> str | None:
 
 
 def slope(x: Tensor, y: Tensor, dims: int | tuple[int, ...] | None = None) -> Tensor:
-    """The factor that takes x to y, with the least squares; 0 where x is 0."""
+    """Return the factor that takes x to y, by least squares; 0 where x is 0."""
     x, y, keep = x.double(), y.double(), dims is not None
     return ((x * y).sum(dims, keepdim=keep) / x.square().sum(dims, keepdim=keep)).nan_to_num()
 
@@ -416,7 +418,7 @@ SIGNIFICANT_BITS = {"bfloat16": 8, "float16 or TF32": 11, "float32": 24}
 
 
 def rounded(e: Evidence) -> str | None:
-    """The reference's numbers, rounded; the candidate may well keep them in a wider dtype."""
+    """Recognise the reference's numbers, rounded. The candidate may keep them in a wider dtype."""
     return first_explaining(
         e, ((f"the reference rounded to {name}", to_bits(e.reference, bits)) for name, bits in SIGNIFICANT_BITS.items())
     )
@@ -439,7 +441,7 @@ SIZE = 0.1, 1.0
 
 
 def rounding_noise(e: Evidence) -> str | None:
-    """A difference as large, and as random, as one rounding makes it."""
+    """Recognise a difference that is as large and as random as one rounding makes it."""
     difference = e.candidate.double() - e.reference.double()
     size = norm(difference) / (norm(e.reference) or 1.0)
     name = next(
@@ -451,7 +453,7 @@ def rounding_noise(e: Evidence) -> str | None:
 
 
 def looks_random(difference: Tensor, x: Tensor) -> bool:
-    """Like rounding errors: nearly no part of x, spread over all tokens and channels, and with hardly any mean.
+    """Tell whether a difference looks like rounding errors: no part of x, spread evenly, with hardly any mean.
 
     Of n independent tokens the mean has 1/n of the energy, on average over the channels, of which each has a
     chi-squared law: 5 standard deviations are allowed. Errors of a weight share the mean of what they multiply.
@@ -477,6 +479,6 @@ def more_exact(e: Evidence) -> str | None:
 
 
 def to_bits(x: Tensor, bits: int) -> Tensor:
-    """Rounded to so many significant bits, half to even, as the dtypes do; in float64."""
+    """Round to so many significant bits, half to even, as the dtypes do. The result is float64."""
     mantissa, exponent = torch.frexp(x.double())
     return torch.ldexp((mantissa * 2.0**bits).round(), exponent - bits)

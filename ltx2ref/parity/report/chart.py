@@ -68,7 +68,7 @@ class Scale:
         return round(LEFT + (min(depth, self.layers) + 1) / (self.layers + 1) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float | None) -> float:
-        """Not a number and infinity are on the upper edge, zero and nothing on the lower one."""
+        """Return the height: NaN and infinity at the upper edge, zero and nothing at the lower one."""
         bottom = self.low - self.zeros
         level = bottom if not value else math.log10(abs(value)) if math.isfinite(value) else self.high
         height = (min(max(level, bottom), self.high) - bottom) / (self.high - bottom)
@@ -76,7 +76,7 @@ class Scale:
 
 
 def stage_of(name: str) -> tuple[str, float] | None:
-    """Which stream's stage a tap is, and how deep; None for the taps within a stage."""
+    """Return which stream's stage a tap is, and how deep; None for the taps within a stage."""
     block = BLOCK_TAP.fullmatch(name)
     if block:
         return (block[2], float(block[1])) if block[2] in STREAMS else None
@@ -84,7 +84,7 @@ def stage_of(name: str) -> tuple[str, float] | None:
 
 
 def chart(report: Report) -> str:
-    """Both drawings."""
+    """Draw both streams."""
     truth = any(tap.error is not None for tap in report.rows)
     streams: dict[str, list[Point]] = {stream: [] for stream in STREAMS}
     for line, tap in enumerate(report.rows):
@@ -110,7 +110,7 @@ def scale_of(points: list[Point]) -> Scale:
 
 
 def first_depth(report: Report) -> float | None:
-    """Where the first divergence is marked: a tap within a block lies between two blocks' outputs."""
+    """Return where the first divergence is marked: a tap within a block lies between two blocks' outputs."""
     names = [tap.name for tap in report.rows]
     if report.first not in names:
         return None
@@ -137,7 +137,7 @@ def figure(stream: str, points: list[Point], scale: Scale, mark: float | None, s
 
 
 def axes(scale: Scale) -> list[str]:
-    """Lines for decades, and the depths by name."""
+    """Draw lines for decades, and name the depths."""
     out = []
     for decade in range(scale.low, scale.high + 1, math.ceil((scale.high - scale.low) / 6)):
         out += level(scale.y(10.0**decade), f"10{str(decade).translate(SUPERSCRIPT)}")
@@ -158,7 +158,7 @@ def level(y: float, label: str) -> list[str]:
 
 
 def band(points: list[Point], scale: Scale) -> str:
-    """What is allowed at each depth, down to nothing."""
+    """Draw what is allowed at each depth."""
     known = [p for p in points if p.allowed is not None]
     if not known:
         return ""
@@ -168,14 +168,14 @@ def band(points: list[Point], scale: Scale) -> str:
 
 
 def line(kind: str, points: list[Point], values: Iterable[float | None], scale: Scale) -> str:
-    """Interrupted where a value is not known."""
+    """Draw a line, interrupted where a value is not known."""
     runs = groupby(zip(points, values, strict=True), lambda pair: pair[1] is not None)
     paths = ["M" + "L".join(f"{scale.x(p.depth)},{scale.y(x)}" for p, x in run) for known, run in runs if known]
     return tag("path", d="".join(paths), class_=kind) if paths else ""
 
 
 def marker(p: Point, scale: Scale) -> str:
-    """A link to the tap's line of the table; the table is the way there for keyboards."""
+    """Draw a stage as a link to its line of the table. For keyboards the table itself is the way there."""
     symbol = tag("path", d=MARKERS.get(p.tap.verdict, CROSS), class_=p.tap.verdict)
     hit = tag("circle", r=8, class_="hit")
     at = f"translate({scale.x(p.depth)},{scale.y(p.value)})"

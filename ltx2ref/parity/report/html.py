@@ -67,7 +67,7 @@ FULL_DIGITS = {"cosine", "worst_reference", "worst_candidate"}  # fields whose d
 
 
 def html(report: Report) -> str:
-    """The whole page. It loads nothing, so it can be mailed, attached to an issue, or kept by a CI."""
+    """Return the whole page. It loads nothing, so it can be mailed, attached to an issue, or kept by a CI."""
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     content = {
         "policy": policy(template),
@@ -93,7 +93,7 @@ def html(report: Report) -> str:
 
 
 def policy(template: str) -> str:
-    """A Content-Security-Policy: nothing is loaded, and only the template's own style and script are obeyed."""
+    """Return a Content-Security-Policy that loads nothing and obeys only the template's own style and script."""
 
     def source(element: str) -> str:
         text = template.split(f"<{element}>")[1].split(f"</{element}>")[0]
@@ -115,17 +115,17 @@ def bullets(title: str, texts: Sequence[str]) -> str:
 
 
 def breakable(text: str) -> str:
-    """Escaped; long names may break after a dot or an underscore, on phones."""
+    """Escape a text, and let long names break after a dot or an underscore, for phones."""
     return re.sub(r"(?<=[._])(?=\w)", "<wbr>", escape(text))
 
 
 def hints(report: Report) -> str:
-    """Those of the first divergence that the sentence does not have."""
+    """Return those hints on the first divergence that the sentence does not have."""
     return bullets("Looks like", [hint for hint in report.hints if hint not in report.sentence])
 
 
 def verdict_counts(rows: list[TapRow]) -> str:
-    """How many taps have which verdict, as a bar and in words."""
+    """Show how many taps have which verdict, as a bar and in words."""
     counts, x = Counter(tap.verdict for tap in rows), 0
     bar, words = [], []
     for verdict in (v for v in VERDICTS if counts[v]):
@@ -137,7 +137,7 @@ def verdict_counts(rows: list[TapRow]) -> str:
 
 
 def first(report: Report) -> str:
-    """The numbers of the first divergent tap, before any table."""
+    """Show the numbers of the first divergent tap, before any table."""
     for i, tap in enumerate(report.rows):
         if tap.name == report.first:
             title = tag("h2", "First divergence ", tag("a", breakable(tap.name), href=f"#t{i}"))
@@ -146,7 +146,7 @@ def first(report: Report) -> str:
 
 
 def facts(tap: TapRow) -> str:
-    """What is known of a tap, as lists. (The script builds the same from the data.)"""
+    """Show what is known of a tap, as lists. The page's script builds the same from the data."""
     groups = []
     for title, fields in DETAILS.items():
         known = [(label, text(tap, name)) for label, name in fields.items()]
@@ -156,7 +156,7 @@ def facts(tap: TapRow) -> str:
 
 
 def text(tap: TapRow, name: str) -> str | None:
-    """A field of a tap for reading; None where there is nothing to say."""
+    """Return a field of a tap for reading, or None where there is nothing to say."""
     value: Any = getattr(tap, name)
     if value is None or (name == "estimated" and not value):
         return None
@@ -181,7 +181,7 @@ def head() -> str:
 
 
 def row(i: int, tap: TapRow) -> str:
-    """One line of the table; the script reads the verdict from its class, and its details from line `i` of the data."""
+    """Return a line of the table. The script takes the verdict from its class, details from that line of the data."""
     looks = [tag("small", escape("; ".join(tap.hints)))] if tap.hints else []
     title = tag("th", tag("span", breakable(tap.name)), *looks, scope="row")
     cells = [tag("td", cell(tap, name)) for name in COLUMNS.values()]
@@ -197,7 +197,7 @@ def cell(tap: TapRow, name: str) -> str:
 
 
 def details_json(rows: list[TapRow]) -> str:
-    """What a click shows, for every tap, as compact JSON: 5,000 lists in the page would make it slow."""
+    """Return as compact JSON what a click shows of every tap: 5,000 lists in the page would make it slow."""
     labels = [[title, [*fields]] for title, fields in DETAILS.items()]
     values = [
         [[*(text(tap, name) for fields in DETAILS.values() for name in fields.values())], tap.hints] for tap in rows
@@ -207,7 +207,7 @@ def details_json(rows: list[TapRow]) -> str:
 
 
 def fingerprints(report: Report) -> str:
-    """Both sides, a line for each fact; a line is marked where they differ."""
+    """Show both sides, a line for each fact, marked where they differ."""
     reference, candidate = flat(report.reference), flat(report.candidate)
     lines = []
     for name in reference | candidate:

@@ -61,16 +61,16 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Nothing but rounding."""
+        """Return whether nothing but rounding was found."""
         return self.verdict in (IDENTICAL, ROUNDING)
 
     @property
     def failed(self) -> bool:
-        """Another computation, or none."""
+        """Return whether the candidate computes something else, or nothing."""
         return self.verdict in (DIVERGED, SHAPE)
 
     def details(self, count: int = 10) -> str:
-        """The sentence, and the first taps that it is about: those beyond rounding, or else the rounded ones."""
+        """Return the sentence, and the first taps that it is about: those beyond rounding, or else the rounded ones."""
         beyond = sorted(
             (row for row in self.rows if row.verdict not in (IDENTICAL, ROUNDING)),
             key=lambda row: row.verdict == MISSING,

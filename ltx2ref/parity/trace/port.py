@@ -44,7 +44,7 @@ def port_named(name: str) -> Callable[..., Any]:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Modules in `folder` are found before any others, as they are for `python FILE`."""
+    """Let modules in `folder` be found before any others, as they are for `python FILE`."""
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
@@ -56,7 +56,7 @@ def importable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_line(name: str, where: str) -> Iterator[None]:
-    """What is raised while a port is imported becomes a `ValueError` that tells a port that is not there from one
+    """Turn what an import raises into one `ValueError`, which tells a port that is not there from one
     that is broken."""
     try:
         yield
@@ -83,7 +83,7 @@ def failed(name: str, where: str, error: BaseException) -> NoReturn:
 
 
 def raised_at(error: BaseException) -> str:
-    """The last line of the port's own files that an error passed through: what is below it is somebody else's."""
+    """Return the last line of the port's own files that an error passed through."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({Path(error.filename).name}, line {error.lineno})"
     machinery = (__file__, importlib.__file__, "<frozen importlib")
@@ -109,7 +109,7 @@ def checked(where: str, name: str) -> str:
 
 
 def module_of(file: Path, name: str) -> ModuleType:
-    """A file as the module of its stem, which is what other files beside it would import it as."""
+    """Import a file as the module of its stem, the name by which other files beside it import it."""
     if not file.is_file():
         raise PortError(f"{name}: there is no file {file}")
     there = sys.modules.get(file.stem)

@@ -93,7 +93,7 @@ def element_bytes(x: Tensor) -> bytes:
 
 
 def sha256_of_tensors(*tensors: Tensor) -> str:
-    """Of the elements' bytes, row-major."""
+    """Return the sha256 of the elements' bytes, row-major."""
     return hashlib.sha256(b"".join(map(element_bytes, tensors))).hexdigest()
 
 

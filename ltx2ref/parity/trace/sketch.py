@@ -82,7 +82,7 @@ class Sketch:
         return self.nan, self.inf, self.neg_inf
 
     def same_bits(self, other: "Sketch") -> bool | None:
-        """Whether both tensors have the same bits. None: not told, a checksum is missing.
+        """Return whether both tensors have the same bits, or None if a checksum is missing.
 
         Two tensors that differ have the same checksum with a probability of about 2**-32.
         """
@@ -100,7 +100,7 @@ class Estimate(NamedTuple):
 
 
 def sketch(x: Tensor) -> Sketch:
-    """Of a tensor on any device. Takes 40 MB beside it, and a copy of it if it is not contiguous.
+    """Sketch a tensor on any device. This takes 40 MB beside it, and a copy of it if it is not contiguous.
 
     Raises `ValueError` for a dtype of which safetensors has no real number; of complex ones give `view_as_real`.
     """
@@ -126,7 +126,7 @@ def sketch(x: Tensor) -> Sketch:
 
 
 def estimate(a: Sketch, b: Sketch) -> Estimate:
-    """How far `b` is from `a`, of which no sketch tells more: docs/trace-format.md says how far this is right.
+    """Estimate how far `b` is from `a`. docs/trace-format.md says how good the estimate is.
 
     Infinite if they have other numbers of NaN or infinite elements. Raises `ValueError` for different shapes.
     """
@@ -146,7 +146,7 @@ def estimate(a: Sketch, b: Sketch) -> Estimate:
 
 
 class ChunkSummary(NamedTuple):
-    """Of some elements of a tensor."""
+    """The part of a sketch that some elements of a tensor make."""
 
     sums: Tensor  # (512,) float64, on the CPU: for each bucket, of the elements with sign 1 and of those with -1
     norm: float
@@ -156,7 +156,7 @@ class ChunkSummary(NamedTuple):
 
 
 def chunk_summary(x: Tensor, chunk: int) -> ChunkSummary:
-    """Of the elements from chunk * CHUNK on."""
+    """Sum up one chunk, whose first element has the index chunk * SKETCHED_CHUNK."""
     odd, values = odd_hashes(chunk, x.device)[: len(x)], x.double()
     checksum = int(bits(x).mul_(odd).sum())  # int64 wraps around as uint64 does
     strange, extrema = (0, 0, 0), range_of(values)
@@ -169,19 +169,19 @@ def chunk_summary(x: Tensor, chunk: int) -> ChunkSummary:
 
 
 def range_of(values: Tensor) -> tuple[float, ...]:
-    """Minimum and maximum, if there are elements."""
+    """Return minimum and maximum, or nothing without elements."""
     return tuple(y.item() for y in values.aminmax()) if len(values) else ()
 
 
 @lru_cache(maxsize=64)  # 32 MB
 def odd_hashes(chunk: int, device: torch.device) -> Tensor:
-    """2 * hash + 1 of each index in a chunk, as int64: the upper 9 of its 33 bits are the bucket and the sign."""
+    """Return 2 * hash + 1 of each index in a chunk, as int64. Its upper 9 of 33 bits are the bucket and the sign."""
     above, below = divmod(chunk * SKETCHED_CHUNK, 2**32)
     return 2 * mix(torch.arange(below, below + SKETCHED_CHUNK, device=device) ^ mix(above)) + 1
 
 
 def mix(x: Whole) -> Whole:
-    """Of numbers of 32 bits, a permutation. Both factors are below 2**31: in int64 nothing overflows."""
+    """Permute the numbers of 32 bits. Both factors are below 2**31, so nothing overflows in int64."""
     x = x ^ (x >> 16)
     x = x * 0x21F0AAAD & MASK
     x = x ^ (x >> 15)
@@ -190,7 +190,7 @@ def mix(x: Whole) -> Whole:
 
 
 def bits(x: Tensor) -> Tensor:
-    """Of each element, as int64."""
+    """Return the bits of each element, as int64."""
     if x.element_size() == 8:
         x = x.view(torch.int64)
         return mix(x & MASK) ^ (x >> 32 & MASK)

@@ -115,7 +115,7 @@ def load_trace(path: str | Path) -> Trace:
 
 
 def renamed(trace: Trace, names: Mapping[str, str] | Callable[[str], str]) -> Trace:
-    """A trace with other names for its taps. What a mapping does not mention keeps its own.
+    """Give the taps of a trace other names. A tap that a mapping does not mention keeps its own.
 
     Raises `TraceError` if two taps get the same one.
     """
@@ -130,7 +130,7 @@ def renamed(trace: Trace, names: Mapping[str, str] | Callable[[str], str]) -> Tr
 
 @contextmanager
 def naming_file(path: str | Path) -> Iterator[None]:
-    """Whatever is wrong inside is a `TraceError` that names the file."""
+    """Raise whatever goes wrong inside as a `TraceError` that names the file."""
     try:
         yield
     except CheckpointError as error:  # which does
@@ -154,7 +154,7 @@ def tensor_data(x: Tensor) -> Piece:
 
 
 def quantised(x: Sketch) -> tuple[Tensor, int]:
-    """The buckets as int32, and the exponent of 2 by which to scale them. Done again, it changes nothing.
+    """Return the buckets as int32, and the exponent of 2 that scales them. Doing it again changes nothing.
 
     float32 takes as much, and rounds by 2.5e-8 of the norm, the size of float32's own differences; this by 5e-10.
     """
@@ -163,7 +163,7 @@ def quantised(x: Sketch) -> tuple[Tensor, int]:
 
 
 def sketch_metadata(name: str, x: Sketch) -> dict[str, Any]:
-    """What is not in the table; zeros and None are left out."""
+    """Return what the metadata say of a sketch. Zeros and None are left out."""
     require(
         x.buckets.shape == (BUCKETS,) and math.isfinite(x.norm) and bool(x.buckets.isfinite().all()),
         f"{name}: expected {BUCKETS} buckets and a norm that are finite, got {list(x.buckets.shape)} and {x.norm}",
@@ -192,7 +192,7 @@ def to_json(value: dict[str, Any]) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path`, that becomes it at the end. Else nothing is left."""
+    """Yield a path beside `path` that takes its place at the end. On an error nothing is left."""
     partial = path.with_name(f".ltx2ref-{secrets.token_hex(4)}.partial")
     try:
         yield partial
@@ -301,7 +301,7 @@ def is_finite(x: Any) -> bool:
 
 
 def in_order(taps: dict[str, Tap], order: list[Any] | None) -> dict[str, Tap]:
-    """Sketches in the order of their rows, then tensors as the header has them, if the file does not tell it."""
+    """Put taps in the file's order, or if it has none, sketches by row and then tensors as in the header."""
     if order is None:
         return taps
     require(all(isinstance(name, str) for name in order), "taps: expected names")
