@@ -208,7 +208,7 @@ def distance(a: Taps, b: Taps) -> float:
 def ledger(effects: Effects) -> list[str]:
     """Return the section that says what each convention is, what it changes and what to pick."""
     header = ["`Conventions.`", "diffusers 0.42.1", "ltx-core 1.0.0 (March 2026)", "ltx-core in August 2026"]
-    effect = ["`Conventions.`", "first shows at", *record.DTYPES]
+    effect = ["`Conventions.`", "first shows at", *record.NATIVE_DTYPES]
     return [
         "## The ledger",
         "",
@@ -223,7 +223,7 @@ def ledger(effects: Effects) -> list[str]:
         *table(
             effect,
             [
-                [f"`{name}`", first(effects, name), *(largest(effects, name, dtype) for dtype in record.DTYPES)]
+                [f"`{name}`", first(effects, name), *(largest(effects, name, dtype) for dtype in record.NATIVE_DTYPES)]
                 for name in ROWS
             ],
         ),
