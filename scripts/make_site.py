@@ -31,8 +31,8 @@ FIGURE = (
 )
 BLOCK = re.compile(r"^```(sh|console|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COLUMN = 88  # characters of code that fit
-# Inline code that is short enough never to be broken over two lines.
-WORD = re.compile(r"<code>([^<\s]{1,32})</code>")
+INLINE = re.compile(r"<code>([^<]+)</code>")
+LONGEST = 32  # characters of a word in inline code that is never broken
 
 
 def main() -> None:
@@ -111,10 +111,16 @@ def build(folder: Path) -> None:
 
 
 def finish(site: Path) -> None:
-    """Keep short inline code in one piece."""
+    """Keep the words of inline code in one piece: a browser would break `2.3/t2v` and `--case` in the middle."""
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
-        path.write_text(WORD.sub(r'<code class="word">\1</code>', text), encoding="utf-8")
+        path.write_text(INLINE.sub(lambda match: f"<code>{unbroken(match[1])}</code>", text), encoding="utf-8")
+
+
+def unbroken(code: str) -> str:
+    """Return inline code in which the browser breaks lines at spaces alone, or in words that are very long."""
+    words = re.split(r"(\s+)", code)
+    return "".join(f'<span class="word">{word}</span>' if 0 < len(word.strip()) <= LONGEST else word for word in words)
 
 
 if __name__ == "__main__":
