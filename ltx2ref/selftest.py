@@ -1,7 +1,7 @@
 """Check that the model in this folder computes what diffusers computes, to the bit: python -m PACKAGE.selftest.
 
-Three small models with generated weights run under exact arithmetic, which gives the same bits on every machine and with
-every version of torch. selftest.json holds their inputs, and the digests of what diffusers returned for them.
+Three small models with generated weights run under exact arithmetic, which gives the same bits on every machine and
+with every version of torch. selftest.json holds their inputs, and the digests of what diffusers returned for them.
 """
 
 import hashlib
