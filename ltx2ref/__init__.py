@@ -23,9 +23,8 @@ if TYPE_CHECKING:  # for type checkers and editors
     from .checkpoint.storage import CheckpointError
     from .checkpoint.streaming import stream
     from .config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
-    from .conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
     from .formats import ConfigError
-    from .model import AudioVisualModelOutput
+    from .interface import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, AudioVisualModelOutput, Conventions
     from .parity.audit import assert_parity
     from .parity.compare import compare
     from .parity.exact import exact
@@ -55,16 +54,16 @@ __all__ = [
 
 # Where each of them is, as above.
 HOMES = {
-    "DIFFUSERS": ".conventions",
+    "DIFFUSERS": ".interface",
     "LTX_2_0": ".config",
     "LTX_2_3": ".config",
     "LTX_2_5": ".config",
-    "LTX_CORE_2026_03": ".conventions",
-    "LTX_CORE_2026_08": ".conventions",
-    "AudioVisualModelOutput": ".model",
+    "LTX_CORE_2026_03": ".interface",
+    "LTX_CORE_2026_08": ".interface",
+    "AudioVisualModelOutput": ".interface",
     "CheckpointError": ".checkpoint.storage",
     "ConfigError": ".formats",
-    "Conventions": ".conventions",
+    "Conventions": ".interface",
     "LTX2VideoTransformer3DModel": ".checkpoint.loading",
     "TransformerConfig": ".config",
     "assert_parity": ".parity.audit",

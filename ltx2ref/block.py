@@ -1,4 +1,4 @@
-"""One block: two streams, the same code, that listen to each other."""
+"""One block: two streams that run the same code, and an exchange between them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,107 +7,144 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, FeedForward
-from .config import StreamConfig, TransformerConfig
-from .modulation import modulate, residual, rms_norm, rows
+from .modulation import modulate, rms_norm, rows
 from .rope import Rope
+from .sizes import Sizes, StreamSizes
 
-A2V, V2A = slice(0, 2), slice(2, 4)  # the rows of each direction in the exchange's tables
+AUDIO_TO_VIDEO = slice(0, 2)  # rows of the exchange's tables
+VIDEO_TO_AUDIO = slice(2, 4)
+EXCHANGE_GATE = slice(4, 5)
 
 
 class Conditioning(NamedTuple):
-    """What one stream carries unchanged through all blocks."""
+    """What one stream takes unchanged through all blocks. Each block adds the offsets to its own tables."""
 
-    mod: Tensor  # (B, T|1, 6|9, D)
+    offsets: Tensor  # (B, T|1, 6|9, D), from `Stream.timestep`
     text: Tensor  # (B, S, D)
-    text_mod: Tensor | None  # (B, 1, 2, D)
+    text_offsets: Tensor | None  # (B, 1, 2, D), from `Stream.sigma`; None if the text has no offsets
     text_mask: Tensor | None  # (B, 1, 1|T, S)
     self_mask: Tensor | None  # (B, 1, T, T)
-    cross_mod: Tensor  # (B, T|1, 4, D)
-    cross_gate: Tensor  # (B, T|1, 1, D)
-    rope: Rope  # (B|1, T, H, R)
-    cross_rope: Rope  # (B|1, T, H, R of audio): of time, the one axis that both streams have
-    isolated: bool  # no exchange
+    exchange_offsets: Tensor  # (B, T|1, 4, D), from `Stream.exchange_timestep`
+    exchange_gate_offset: Tensor  # (B, T|1, 1, D), from `Stream.exchange_gate_timestep`
+    rope: Rope  # (B|1, T, H, R), over time and, for video, space
+    exchange_rope: Rope  # (B|1, T, H, R of audio), over time, the one axis that both streams have
+
+
+class Perturbation(NamedTuple):
+    """What one block leaves out on purpose.
+
+    A sampler runs the model a second time with parts left out, and moves its prediction away from that result.
+    """
+
+    keep: Tensor | None  # spatio-temporal guidance, see `Attention.forward`; None: self-attention is as always
+    isolated: bool  # modality guidance: True leaves the exchange out
 
 
 @dataclass(frozen=True)
 class StreamLayer:
-    """One stream's weights in one block, and the sub-layers they compute. Video and audio are both this."""
+    """The weights of one stream in one block, and its sub-layers. Video and audio are two of these."""
 
     self_attn: Attention
     text_attn: Attention
-    cross_attn: Attention  # queries: this stream; keys and values: the other one
+    exchange_attn: Attention  # queries from this stream, keys and values from the other one
     ff: FeedForward
     table: Tensor  # (6|9, D)
-    text_table: Tensor | None  # (2, D)
-    cross_table: Tensor  # (5, D)
-    listens: slice  # the direction in which this stream is the listener
+    text_table: Tensor | None  # (2, D), from 2.3 on
+    exchange_table: Tensor  # (5, D)
 
-    def attend(self, x: Tensor, c: Conditioning, keep: Tensor | None) -> Tensor:
-        shift, scale, gate = rows(self.table[0:3], c.mod[:, :, 0:3])
-        h = modulate(rms_norm(x), scale, shift)
-        return residual(x, gate, self.self_attn(h, h, (c.rope, c.rope), c.self_mask, keep))
+    def self_attention(self, x: Tensor, c: Conditioning, keep: Tensor | None) -> Tensor:
+        shift, scale, gate = rows(self.table[0:3], c.offsets[:, :, 0:3])
+        h = modulate(rms_norm(x), shift, scale)
+        return x + gate * self.self_attn(h, h, (c.rope, c.rope), c.self_mask, keep)
 
-    def read(self, x: Tensor, c: Conditioning) -> Tensor:
-        h, text = rms_norm(x), c.text
-        if self.text_table is not None:
-            shift, scale = self.text_table if c.text_mod is None else rows(self.text_table, c.text_mod)
-            text = modulate(text, scale, shift)
-        if len(self.table) == 6:
+    def text_attention(self, x: Tensor, c: Conditioning) -> Tensor:
+        h = rms_norm(x)
+        text = self.text_context(c)
+        if len(self.table) == 6:  # in 2.0 neither the queries are modulated nor the result is gated
             return x + self.text_attn(h, text, mask=c.text_mask)
-        shift, scale, gate = rows(self.table[6:9], c.mod[:, :, 6:9])
-        return residual(x, gate, self.text_attn(modulate(h, scale, shift), text, mask=c.text_mask))
+        shift, scale, gate = rows(self.table[6:9], c.offsets[:, :, 6:9])
+        return x + gate * self.text_attn(modulate(h, shift, scale), text, mask=c.text_mask)
 
-    def show(self, h: Tensor, c: Conditioning, direction: slice) -> Tensor:
-        """This stream, normalised, as the exchange sees it, listening or heard: scale before shift."""
-        scale, shift = rows(self.cross_table[direction], c.cross_mod[:, :, direction])
-        return modulate(h, scale, shift)
+    def text_context(self, c: Conditioning) -> Tensor:
+        if self.text_table is None:
+            return c.text
+        if c.text_offsets is None:
+            shift, scale = self.text_table.unbind(0)
+        else:
+            shift, scale = rows(self.text_table, c.text_offsets)
+        return modulate(c.text, shift, scale)
 
-    def hear(self, h: Tensor, c: Conditioning, other: "StreamLayer", g: Tensor, d: Conditioning) -> Tensor:
-        (gate,) = rows(self.cross_table[4:5], c.cross_gate)
-        q, kv = self.show(h, c, self.listens), other.show(g, d, self.listens)
-        return gate * self.cross_attn(q, kv, (c.cross_rope, d.cross_rope))
+    def for_exchange(self, h: Tensor, c: Conditioning, direction: slice) -> Tensor:
+        """Modulate this stream, normalised, as the queries or the context of a direction. Rows are (scale, shift)."""
+        scale, shift = rows(self.exchange_table[direction], c.exchange_offsets[:, :, direction])
+        return modulate(h, shift, scale)
+
+    def received(self, query: Tensor, context: Tensor, c: Conditioning, context_rope: Rope) -> Tensor:
+        (gate,) = rows(self.exchange_table[EXCHANGE_GATE], c.exchange_gate_offset)
+        return gate * self.exchange_attn(query, context, (c.exchange_rope, context_rope))
 
     def feed_forward(self, x: Tensor, c: Conditioning) -> Tensor:
-        shift, scale, gate = rows(self.table[3:6], c.mod[:, :, 3:6])
-        return residual(x, gate, self.ff(modulate(rms_norm(x), scale, shift)))
+        shift, scale, gate = rows(self.table[3:6], c.offsets[:, :, 3:6])
+        return x + gate * self.ff(modulate(rms_norm(x), shift, scale))
 
 
-def table(num_rows: int, x: StreamConfig) -> nn.Parameter:
-    """Return learned rows, at first N(0, 1 / dim) as is usual: with zeros, a port could ignore them."""
-    return nn.Parameter(torch.randn(num_rows, x.dim) * x.dim**-0.5)
+def exchange(
+    video: StreamLayer, audio: StreamLayer, vx: Tensor, ax: Tensor, vc: Conditioning, ac: Conditioning
+) -> tuple[Tensor, Tensor]:
+    """Let each stream attend to the other. Both directions read the streams as they were before the exchange."""
+    vh = rms_norm(vx)
+    ah = rms_norm(ax)
+    to_video = video.received(
+        query=video.for_exchange(vh, vc, AUDIO_TO_VIDEO),
+        context=audio.for_exchange(ah, ac, AUDIO_TO_VIDEO),
+        c=vc,
+        context_rope=ac.exchange_rope,
+    )
+    to_audio = audio.received(
+        query=audio.for_exchange(ah, ac, VIDEO_TO_AUDIO),
+        context=video.for_exchange(vh, vc, VIDEO_TO_AUDIO),
+        c=ac,
+        context_rope=vc.exchange_rope,
+    )
+    return vx + to_video, ax + to_audio
 
 
 class Block(nn.Module):
-    """Parameters under diffusers' names; `video` and `audio` are the legend from those names to roles."""
+    """The parameters have diffusers' names; `video` and `audio` say which of them does what."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: Sizes) -> None:
         super().__init__()
-        v, a = config.video, config.audio
+        v = config.video
+        a = config.audio
 
-        def attention(x: StreamConfig, kv: StreamConfig, heads: StreamConfig) -> Attention:
-            return Attention(x.dim, kv.dim, heads.num_heads, heads.head_dim, x.gated_attn, config.rope_type)
+        def attention(x: StreamSizes, context: StreamSizes, heads: StreamSizes) -> Attention:
+            return Attention(x.dim, context.dim, heads.num_heads, heads.head_dim, x.gated_attn, config.rope_type)
 
-        self.attn1, self.audio_attn1 = attention(v, v, v), attention(a, a, a)
-        self.attn2, self.audio_attn2 = attention(v, v, v), attention(a, a, a)
-        self.audio_to_video_attn, self.video_to_audio_attn = attention(v, a, a), attention(a, v, a)
-        self.ff, self.audio_ff = FeedForward(v.dim, v.ff_bias), FeedForward(a.dim, a.ff_bias)
-        self.scale_shift_table, self.audio_scale_shift_table = table(v.mod_rows, v), table(a.mod_rows, a)
-        self.video_a2v_cross_attn_scale_shift_table = table(5, v)
-        self.audio_a2v_cross_attn_scale_shift_table = table(5, a)
-        self.prompt_scale_shift_table = table(2, v) if config.modulated_text else None
-        self.audio_prompt_scale_shift_table = table(2, a) if config.modulated_text else None
+        self.attn1 = attention(v, v, v)
+        self.audio_attn1 = attention(a, a, a)
+        self.attn2 = attention(v, v, v)
+        self.audio_attn2 = attention(a, a, a)
+        self.audio_to_video_attn = attention(v, a, heads=a)
+        self.video_to_audio_attn = attention(a, v, heads=a)
+        self.ff = FeedForward(v.dim, v.ff_bias)
+        self.audio_ff = FeedForward(a.dim, a.ff_bias)
+        self.scale_shift_table = learned_rows(v.num_rows, v.dim)
+        self.audio_scale_shift_table = learned_rows(a.num_rows, a.dim)
+        self.video_a2v_cross_attn_scale_shift_table = learned_rows(5, v.dim)
+        self.audio_a2v_cross_attn_scale_shift_table = learned_rows(5, a.dim)
+        self.prompt_scale_shift_table = learned_rows(2, v.dim) if config.has_text_tables else None
+        self.audio_prompt_scale_shift_table = learned_rows(2, a.dim) if config.has_text_tables else None
 
     @property
     def video(self) -> StreamLayer:
         return StreamLayer(
             self_attn=self.attn1,
             text_attn=self.attn2,
-            cross_attn=self.audio_to_video_attn,
+            exchange_attn=self.audio_to_video_attn,
             ff=self.ff,
             table=self.scale_shift_table,
             text_table=self.prompt_scale_shift_table,
-            cross_table=self.video_a2v_cross_attn_scale_shift_table,
-            listens=A2V,
+            exchange_table=self.video_a2v_cross_attn_scale_shift_table,
         )
 
     @property
@@ -115,22 +152,27 @@ class Block(nn.Module):
         return StreamLayer(
             self_attn=self.audio_attn1,
             text_attn=self.audio_attn2,
-            cross_attn=self.video_to_audio_attn,
+            exchange_attn=self.video_to_audio_attn,
             ff=self.audio_ff,
             table=self.audio_scale_shift_table,
             text_table=self.audio_prompt_scale_shift_table,
-            cross_table=self.audio_a2v_cross_attn_scale_shift_table,
-            listens=V2A,
+            exchange_table=self.audio_a2v_cross_attn_scale_shift_table,
         )
 
     def forward(
-        self, vx: Tensor, ax: Tensor, vc: Conditioning, ac: Conditioning, keep: Tensor | None = None
+        self, vx: Tensor, ax: Tensor, vc: Conditioning, ac: Conditioning, perturbation: Perturbation
     ) -> tuple[Tensor, Tensor]:
-        video, audio = self.video, self.audio
-        vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)
-        vx, ax = video.read(vx, vc), audio.read(ax, ac)
-        if not vc.isolated:  # one simultaneous exchange: both hear the streams as they were before it
-            vh, ah = rms_norm(vx), rms_norm(ax)
-            vx, ax = vx + video.hear(vh, vc, audio, ah, ac), ax + audio.hear(ah, ac, video, vh, vc)
-            del vh, ah  # or the feed-forward, where memory peaks, would hold them, too
+        video = self.video
+        audio = self.audio
+        vx = video.self_attention(vx, vc, perturbation.keep)
+        ax = audio.self_attention(ax, ac, perturbation.keep)
+        vx = video.text_attention(vx, vc)
+        ax = audio.text_attention(ax, ac)
+        if not perturbation.isolated:
+            vx, ax = exchange(video, audio, vx, ax, vc, ac)
         return video.feed_forward(vx, vc), audio.feed_forward(ax, ac)
+
+
+def learned_rows(num_rows: int, dim: int) -> nn.Parameter:
+    """Return a table to be learned. It begins as N(0, 1 / dim): with zeros, a port could ignore it unnoticed."""
+    return nn.Parameter(torch.randn(num_rows, dim) * dim**-0.5)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from .checkpoint.match import Shapes, parameter_shapes
 from .config import TransformerConfig
-from .model import LTX2VideoTransformer3DModel
+from .interface import LTX2VideoTransformer3DModel
 
 BLOCKS = "transformer_blocks."
 # Step: the modules and tables of video, and of audio; those of a block from self-attention to modulation tables.

@@ -1,4 +1,4 @@
-"""Noise levels and text features as vectors of a stream's width."""
+"""Noise levels as modulation, and the projection of the text."""
 
 import math
 
@@ -7,18 +7,23 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+FREQUENCIES = 128
+
 
 def sinusoid(timestep: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, T) to [cos, sin] of 128 phases each, (B, T, 256), computed in `dtype`."""
-    freqs = torch.exp(-math.log(10_000) * torch.arange(128, dtype=dtype, device=timestep.device) / 128)
-    phases = timestep[..., None].to(dtype) * freqs
+    """Return 128 cosines and then 128 sines, (B, T|1, 256), of noise levels (B, T|1)."""
+    index = torch.arange(FREQUENCIES, dtype=dtype, device=timestep.device)
+    phases = timestep[..., None].to(dtype) * torch.exp(-math.log(10_000) * index / FREQUENCIES)
     return torch.cat([phases.cos(), phases.sin()], dim=-1)
 
 
 class TimestepEmbedding(nn.Module):
+    """Noise levels (B, T|1) to embeddings (B, T|1, D)."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(256, dim), nn.Linear(dim, dim)
+        self.linear_1 = nn.Linear(2 * FREQUENCIES, dim)
+        self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, timestep: Tensor) -> Tensor:
         dtype = self.linear_1.weight.dtype
@@ -27,25 +32,30 @@ class TimestepEmbedding(nn.Module):
 
 
 class AdaLayerNormSingle(nn.Module):
-    """Timesteps (B,) or (B, T) to offsets of K modulation rows (B, T|1, K, D), and an embedding (B, T|1, D).
-    One layer serves all blocks, each of which adds a table of its own (AdaLN-single, PixArt-alpha)."""
+    """Noise levels (B, T|1) to the offsets of K rows (B, T|1, K, D), and to the embedding (B, T|1, D).
+
+    One such layer serves all blocks. Each block adds a learned table of its own: AdaLN-single, from PixArt-alpha.
+    """
 
     def __init__(self, dim: int, num_rows: int) -> None:
         super().__init__()
         self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(dim)})
-        self.linear, self.num_rows = nn.Linear(dim, num_rows * dim), num_rows
+        self.linear = nn.Linear(dim, num_rows * dim)
+        self.num_rows = num_rows
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        emb = self.emb["timestep_embedder"](timestep.reshape(len(timestep), -1))
-        return rearrange(self.linear(F.silu(emb)), "b t (k d) -> b t k d", k=self.num_rows), emb
+        embedding = self.emb["timestep_embedder"](timestep)
+        offsets = self.linear(F.silu(embedding))
+        return rearrange(offsets, "b t (k d) -> b t k d", k=self.num_rows), embedding
 
 
 class TextProjection(nn.Module):
-    """Text features (B, S, E) to the stream's width, (B, S, D): release 2.0."""
+    """Text (B, S, E) to the width of a stream, (B, S, D)."""
 
     def __init__(self, text_channels: int, dim: int) -> None:
         super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(text_channels, dim), nn.Linear(dim, dim)
+        self.linear_1 = nn.Linear(text_channels, dim)
+        self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, text: Tensor) -> Tensor:
         return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))

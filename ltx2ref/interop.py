@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from .config import TransformerConfig
-from .conventions import DIFFUSERS, Conventions
-from .model import LTX2VideoTransformer3DModel
+from .interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 from .rope import audio_positions, video_positions
 
 
@@ -55,19 +54,20 @@ class Coordinates:
         num_frames: int,
         height: int,
         width: int,
-        device: torch.device | str | None = None,
+        device: torch.device | None = None,
         fps: float = 24.0,
     ) -> Tensor:
         """(B, 3, T, 2): seconds, pixels, pixels."""
-        like = torch.empty(0, dtype=torch.float32, device=device)
-        return video_positions((num_frames, height, width), fps, self.config, like).repeat(batch_size, 1, 1, 1)
+        grid = num_frames, height, width
+        coords = video_positions(grid, fps, self.config, device=device)
+        return coords.repeat(batch_size, 1, 1, 1)
 
     def prepare_audio_coords(
-        self, batch_size: int, num_frames: int, device: torch.device | str | None = None, shift: int = 0
+        self, batch_size: int, num_frames: int, device: torch.device | None = None, shift: int = 0
     ) -> Tensor:
         """(B, 1, T, 2): seconds, of `num_frames` latent frames from number `shift` on."""
-        like = torch.empty(0, dtype=torch.float32, device=device)
-        return audio_positions((shift, shift + num_frames), self.config, like).repeat(batch_size, 1, 1, 1)
+        coords = audio_positions(num_frames, self.config, device=device, first=shift)
+        return coords.repeat(batch_size, 1, 1, 1)
 
 
 class PipelineTransformer(LTX2VideoTransformer3DModel):

@@ -1,13 +1,18 @@
-"""Adaptive normalisation, and the legend of who uses which row: the trap that every port meets.
+"""Norms, modulation, and which row of which table does what: the order that every port gets wrong once.
 
-block scale_shift_table, audio_...                      0-2  self-attention: shift, scale, gate
-                                                        3-5  feed-forward: shift, scale, gate
-                                                        6-8  text attention: shift, scale, gate (2.3 on)
-prompt_scale_shift_table, audio_...                     0-1  text keys and values: shift, scale (2.3 on)
-video_a2v_cross_attn_scale_shift_table, audio_a2v_...   0-1  audio to video: scale, shift
-                                                        2-3  video to audio: scale, shift
-                                                        4    gate of what this stream hears
-top-level scale_shift_table, audio_...                  0-1  output: shift, scale
+    of each block
+    scale_shift_table, audio_scale_shift_table                0-2  self-attention: shift, scale, gate
+                                                              3-5  feed-forward: shift, scale, gate
+                                                              6-8  text attention: shift, scale, gate (from 2.3 on)
+    prompt_scale_shift_table, audio_prompt_scale_shift_table  0-1  keys, values of the text: shift, scale (from 2.3 on)
+    video_a2v_cross_attn_scale_shift_table                    0-1  exchange, audio to video: scale, shift
+    audio_a2v_cross_attn_scale_shift_table                    2-3  exchange, video to audio: scale, shift
+                                                              4    exchange: gate of what this stream receives
+    of the model
+    scale_shift_table, audio_scale_shift_table                0-1  output: shift, scale
+
+In the exchange a stream always uses its own table, whether it is the one that listens or the one that is heard. In
+spite of the name, that table is for both directions.
 """
 
 import torch.nn.functional as F
@@ -17,19 +22,14 @@ EPS = 1e-6  # of every norm, in every checkpoint
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """RMSNorm without weights; reduces in float32 or wider, and rounds once."""
+    """Normalise without weights. Sums in float32 or wider, and rounds once."""
     return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x * (1 + scale) + shift. Here and below the sum takes the product's place: same bits, a tensor less."""
-    return (x * (1 + scale)).add_(shift)
-
-
-def residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    return (gate * y).add_(x)
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
 
 
 def rows(table: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
-    """Learned table (K, D) + timestep offsets (B, T|1, K, D): K tensors (B, T|1, D)."""
+    """Add a learned table (K, D) to offsets (B, T|1, K, D), and return the K rows, each (B, T|1, D)."""
     return (table + offsets).unbind(-2)

@@ -1,7 +1,9 @@
-"""Positions, rotation angles and the rotation: pure functions.
+"""Positions of tokens, and the rotation of queries and keys by them: rotary position embeddings, RoPE.
 
-A position is the middle of a token's patch: seconds in time, pixels in space. Tokens are ordered (frame,
-height, width). The D/2 rotation planes are spread over all heads, so that no two heads rotate alike."""
+A token stands for a patch: a span of time and, in video, a rectangle of pixels. Its position is the middle of the
+patch, in seconds and pixels, so that both streams are on one clock at any frame rate. Tokens are in the order (frame,
+row, column). All functions here are pure.
+"""
 
 import math
 
@@ -10,25 +12,43 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .config import TransformerConfig
+from .sizes import Sizes, StreamSizes
 
-Rope = tuple[Tensor, Tensor]  # cosine and sine of the angles, each (B|1, T, H, R), in the rotation's dtype
-PLANES = {"split": ((2, -1), -2), "interleaved": ((-1, 2), -1)}  # how a head's 2R channels make R planes
-
-
-def video_positions(grid: tuple[int, ...], fps: float, config: TransformerConfig, like: Tensor) -> Tensor:
-    """Patch bounds (1, 3, T, 2) of `grid` latent frames, rows and columns: seconds, pixels, pixels."""
-    start = torch.cartesian_prod(*(torch.arange(n, dtype=like.dtype, device=like.device) for n in grid))
-    scale = config.vae_scale_factors
-    time, y, x = (torch.stack([i, i + 1], dim=-1) * s for i, s in zip(start.unbind(1), scale, strict=True))
-    # The VAE's first latent frame holds `causal_offset` pixel frames, every other one `scale[0]`.
-    time = (time + config.causal_offset - scale[0]).clamp(min=0) / fps
-    return rearrange([time, y, x], "p t bounds -> 1 p t bounds")
+Rope = tuple[Tensor, Tensor]  # cosines and sines of the angles, each (B|1, T, H, R)
 
 
-def audio_positions(grid: tuple[int, ...], config: TransformerConfig, like: Tensor) -> Tensor:
-    """Patch bounds (1, 1, T, 2) of `grid` latent audio frames: seconds."""
-    start = torch.arange(*grid, dtype=like.dtype, device=like.device)
+def video_positions(
+    grid: tuple[int, ...],
+    fps: float,
+    config: Sizes,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Return patch bounds (1, 3, T, 2), in seconds, pixels down and pixels across, of a grid of tokens.
+
+    `grid` is the number of token frames, rows and columns. One token spans eight video frames; only the first token
+    frame spans a single one. So token frame 0 covers the time from 0 to 1 / fps, and token frame k from
+    (8 k - 7) / fps to (8 k + 1) / fps.
+    """
+    start = torch.cartesian_prod(*(torch.arange(n, dtype=dtype, device=device) for n in grid))
+    index = torch.stack([start, start + 1], dim=-1)  # (T, 3, 2)
+    frames, down, across = (index[:, axis] * size for axis, size in enumerate(config.vae_scale_factors))
+    frames = (frames + config.causal_offset - config.vae_scale_factors[0]).clamp(min=0)
+    return rearrange([frames / fps, down, across], "p t bounds -> 1 p t bounds")
+
+
+def audio_positions(
+    num_frames: int,
+    config: Sizes,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    first: int = 0,
+) -> Tensor:
+    """Return patch bounds (1, 1, T, 2), in seconds, of `num_frames` tokens that begin with number `first`.
+
+    One token spans four mel frames, 0.04 s; only token 0 spans a single one, as in `video_positions`.
+    """
+    start = torch.arange(first, first + num_frames, dtype=dtype, device=device)
     mel = torch.stack([start, start + 1], dim=-1) * config.audio_scale_factor
     mel = (mel + config.causal_offset - config.audio_scale_factor).clamp(min=0)
     return rearrange(mel * config.audio_hop_length / config.audio_sampling_rate, "t bounds -> 1 1 t bounds")
@@ -36,37 +56,72 @@ def audio_positions(grid: tuple[int, ...], config: TransformerConfig, like: Tens
 
 def rotation(
     coords: Tensor,
-    max_position: tuple[int, ...],
-    dim: int,
-    config: TransformerConfig,
-    dtype: torch.dtype,
-    tables: torch.dtype | None = None,
+    stream: StreamSizes,
+    config: Sizes,
+    angles_dtype: torch.dtype,
+    tables_dtype: torch.dtype | None = None,
 ) -> Rope:
-    """The rotation of queries or keys of width `dim`, from patch bounds (B, P, T, 2) or positions (B, P, T).
+    """Return cosines and sines of the angles by which queries or keys of width D are rotated.
 
-    Coordinates are used in the dtype in which they come: casting them first would change the numbers.
+    `coords` are patch bounds (B, P, T, 2), or positions (B, P, T). They are used in their own dtype: to convert them
+    first would change the result. With `tables_dtype`, the tables are rounded to it at the end.
+
+    There are D/2 angles, one for each plane. Every one of n = D // (2 P) frequencies is used on every axis, which gives
+    n * P angles in the order: first frequency on each axis, second frequency on each axis, and so on. Zeros come before
+    them, so that there are D/2: 2 before 2046 in video, none in audio. The first R angles are for the first head, the
+    next R for the second head, and so on: heads differ.
     """
-    middle = (coords[..., 0] + coords[..., 1]) / 2 if coords.ndim == 4 else coords
-    unit = torch.stack([p / m for p, m in zip(middle.unbind(1), max_position, strict=True)], dim=-1) * 2 - 1
-    made_in = torch.float64 if config.rope_double_precision else dtype  # on the CPU: MPS has no float64
-    powers = torch.linspace(0, 1, dim // (2 * len(max_position)), dtype=made_in)
-    freqs = (config.rope_theta**powers * math.pi / 2).to(dtype).to(coords.device)
-    # Frequency-major, axis-minor. The planes left over from D/2 do not rotate, and come first.
-    angles = rearrange(unit[..., None, :] * freqs[:, None], "b t f p -> b t (f p)")
-    angles = F.pad(angles, (dim // 2 - angles.shape[-1], 0))
-    angles = rearrange(angles, "b t (h r) -> b t h r", h=config.num_attention_heads)
-    return angles.cos().to(dtype=tables), angles.sin().to(dtype=tables)
+    position = (coords[..., 0] + coords[..., 1]) / 2 if coords.ndim == 4 else coords
+    relative = [x / most * 2 - 1 for x, most in zip(position.unbind(1), stream.max_position, strict=True)]
+    n = stream.dim // (2 * len(relative))
+    freqs = frequencies(n, config, angles_dtype).to(coords.device)
+    angles = torch.stack(relative, dim=-1)[..., None, :] * freqs[:, None]  # (B, T, n, P)
+    angles = rearrange(angles, "b t n p -> b t (n p)")
+    angles = F.pad(angles, (stream.dim // 2 - angles.shape[-1], 0))
+    angles = rearrange(angles, "b t (h r) -> b t h r", h=stream.num_heads)
+    cos = angles.cos()
+    sin = angles.sin()
+    return (cos, sin) if tables_dtype is None else (cos.to(tables_dtype), sin.to(tables_dtype))
+
+
+def frequencies(n: int, config: Sizes, dtype: torch.dtype) -> Tensor:
+    """Return n frequencies, a geometric series from pi / 2 to theta * pi / 2, in radians.
+
+    That is the angle from the middle of an axis, at relative position 0, to its end, at 1 or -1.
+    """
+    # Float64 is on the CPU, because MPS has none.
+    made_in = torch.float64 if config.rope_double_precision else dtype
+    exponents = torch.linspace(0, 1, n, dtype=made_in)
+    return (config.rope_theta**exponents * math.pi / 2).to(dtype)
 
 
 def apply_rope(x: Tensor, rope: Rope, layout: str) -> Tensor:
-    """Rotate x (B, T, H, 2R) in the tables' dtype, float32 or wider, and round once at the end."""
-    (cos, sin), (shape, axis) = rope, PLANES[layout]
-    wide = x.to(torch.promote_types(x.dtype, cos.dtype)).unflatten(-1, shape)
-    a, b = wide.unbind(axis)
-    if layout == "split":  # the oracles round the first product, and fuse the second into the sum
-        rotated = wide * cos.unsqueeze(axis)
-        rotated.select(axis, 0).addcmul_(b, -sin)
-        rotated.select(axis, 1).addcmul_(a, sin)
-    else:
-        rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=axis)
-    return rotated.to(x.dtype).flatten(-2)
+    """Rotate the planes of each head of x (B, T, H, 2R).
+
+    Computes in the wider of the dtypes of x and of the tables, and rounds to x's at the end.
+    """
+    cos, sin = rope
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+    rotate = rotate_split if layout == "split" else rotate_interleaved
+    return rotate(wide, cos, sin).to(x.dtype)
+
+
+def rotate_split(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate plane r of a head, which is channels r and r + R.
+
+    The first product is rounded, the second one is fused with the sum, as in diffusers and in ltx-core. It happens in
+    place, for here is the peak of self-attention's memory.
+    """
+    planes = x.unflatten(-1, (2, -1))
+    first, second = planes.unbind(-2)
+    rotated = planes * cos.unsqueeze(-2)
+    rotated.select(-2, 0).addcmul_(second, -sin)
+    rotated.select(-2, 1).addcmul_(first, sin)
+    return rotated.flatten(-2)
+
+
+def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate plane r of a head, which is channels 2r and 2r + 1."""
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.flatten(-2)

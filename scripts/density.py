@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "ltx2ref"
-CORE = ("config", "rope", "embeddings", "modulation", "attention", "block", "model")
+CORE = ("sizes", "rope", "embeddings", "modulation", "attention", "block", "model")
 SETS = {"core": CORE, "rope to model": CORE[1:], "interface": ("interface",)}
 DIFFUSERS = "models/transformers/transformer_ltx2.py"
 COUNTED = {token.NAME, token.OP, token.NUMBER, token.STRING}

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
-from ltx2ref.conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
-from ltx2ref.model import LTX2VideoTransformer3DModel
+from ltx2ref.interface import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions, LTX2VideoTransformer3DModel
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import LTX_CORE_CASES, RECORDED, Case, Inputs
 from ltx2ref.parity.explain.conventions import divergence, switched

@@ -85,15 +85,16 @@ def draw_block(look: Look) -> Any:
     """Draw one block: two streams, four sub-layers, one exchange."""
     figure, ax = canvas(WIDTH, 3.9)
     v, a = LTX_2_3.video, LTX_2_3.audio
-    names = ("attend", "read", "hear", "feed_forward")
+    names = ("self_attention", "text_attention", "exchange", "feed_forward")
     xs = (1.15, 3.1, 5.05, 7.0)
     for y, colour, label, stream in ((2.75, look.video, "video", v), (0.55, look.audio, "audio", a)):
         ax.text(0.08, y + 0.47, label, fontsize=10, color=colour, weight="bold", va="center")
         ax.text(0.08, y + 0.20, f"{stream.dim} wide", fontsize=8, color=look.faint, va="center")
+        axes = "time, y, x" if label == "video" else "time"
         what = (
-            f"self-attention\n{stream.num_heads} heads of {stream.head_dim}\nRoPE",
-            "text attention\nno RoPE",
-            f"the other stream\n{a.num_heads} heads of {a.head_dim}\nRoPE of time",
+            f"{stream.num_heads} heads of {stream.head_dim}\nRoPE of {axes}",
+            f"{stream.num_heads} heads of {stream.head_dim}\nno RoPE",
+            f"{a.num_heads} heads of {a.head_dim}\nRoPE of time",
             f"{4 * stream.dim} wide\ntanh-GELU",
         )
         for x, name, says in zip(xs, names, what, strict=True):
@@ -102,12 +103,12 @@ def draw_block(look: Look) -> Any:
             ax.text(x + 0.725, y + 0.17, says, ha="center", va="center", fontsize=7.5, color=look.ink)
         for start, end in ((0.85, 1.15), (2.6, 3.1), (4.55, 5.05), (6.5, 7.0), (8.45, 8.9)):
             arrow(ax, (start, y + 0.3), (end, y + 0.3), colour)
-    # The exchange: either listener reads the other stream as it was before.
+    # The exchange: each stream attends to the other one as it was before.
     ax.plot([4.8], [3.05], "o", color=look.video, ms=4)
     ax.plot([4.8], [0.85], "o", color=look.audio, ms=4)
     arrow(ax, (4.8, 3.05), (5.55, 1.28), look.video)
     arrow(ax, (4.8, 0.85), (5.55, 2.63), look.audio)
-    ax.text(5.72, 1.95, "each hears the other\nas it was before", fontsize=8, color=look.ink, va="center")
+    ax.text(5.72, 1.95, "each attends to the other\nas it was before", fontsize=8, color=look.ink, va="center")
     box(ax, 3.1, 1.72, 1.45, 0.46, "text", look.text, look)
     arrow(ax, (3.82, 2.18), (3.82, 2.63), look.text)
     arrow(ax, (3.82, 1.72), (3.82, 1.28), look.text)
@@ -149,10 +150,9 @@ def draw_rope(look: Look) -> Any:
     legend = top.legend(loc="lower right", frameon=False, markerscale=3)
     for label in legend.get_texts():
         label.set_color(look.ink)
-    like = torch.empty(0)
     for y, positions, colour, name in (
-        (1, video_positions((5, 1, 1), 24.0, config, like)[0, 0], look.video, "video, latent frames at 24 fps"),
-        (0, audio_positions((0, 34), config, like)[0, 0], look.audio, "audio, latent frames"),
+        (1, video_positions((5, 1, 1), 24.0, config)[0, 0], look.video, "video, latent frames at 24 fps"),
+        (0, audio_positions(34, config)[0, 0], look.audio, "audio, latent frames"),
     ):
         for i, (start, end) in enumerate(positions.tolist()):
             low.barh(y, end - start, left=start, height=0.5, color=colour + ("66" if i % 2 else "33"), edgecolor=colour)
@@ -173,10 +173,7 @@ def turning(axis: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the planes that turn with one axis, and by how much from its middle to its end, found by rotating."""
     config, ends = LTX_2_3, torch.tensor([[10.0], [1024.0], [1024.0]], dtype=torch.float64)
     ends[axis] *= 2
-    cos, sin = (
-        x[0, 0].flatten()
-        for x in rotation(ends[None], config.video.max_position, config.video.dim, config, torch.float64)
-    )
+    cos, sin = (x[0, 0].flatten() for x in rotation(ends[None], config.video, config, torch.float64))
     index = ((cos != 1) | (sin != 0)).nonzero().flatten()
     freqs = config.rope_theta ** torch.linspace(0, 1, len(index), dtype=torch.float64) * math.pi / 2
     assert torch.equal(cos[index], freqs.cos()) and torch.equal(sin[index], freqs.sin())

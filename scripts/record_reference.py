@@ -27,7 +27,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn  # type: ignore[import-untyped, unused-ignore]
 from torch import nn
 
-from ltx2ref.conventions import DIFFUSERS
+from ltx2ref.interface import DIFFUSERS
 from ltx2ref.kit.cases import MASKED
 from ltx2ref.kit.cases import MODELS as KIT
 from ltx2ref.parity import generator, record

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import model
+from .. import interface
 from ..config import TransformerConfig
-from ..conventions import DIFFUSERS, Conventions
+from ..interface import DIFFUSERS, Conventions
 from ..progress import track
 from .hub import local_folder
 from .lora import Lora, merged, read_lora, require_strengths
@@ -22,7 +22,7 @@ from .storage import TORCH
 log = logging.getLogger("ltx2ref")
 
 
-class LTX2VideoTransformer3DModel(model.LTX2VideoTransformer3DModel):
+class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
     """The LTX-2 audio-video diffusion transformer, releases 2.0, 2.3 and 2.5, under diffusers' names."""
 
     @classmethod

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..config import TransformerConfig
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import LTX2VideoTransformer3DModel
 from .header import parse_json
 from .names import OPENINGS, PREFIXES, Dialect, dialects
 from .quantised import COMPANIONS, MARKED, Nibbles, Weight, identify

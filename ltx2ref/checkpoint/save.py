@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import TransformerConfig
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import LTX2VideoTransformer3DModel
 from .match import parameter_shapes
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT, PREFIXES, Dialect
 from .quantised import CHUNK, PLAIN_DTYPES

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
-from ..conventions import DIFFUSERS, Conventions
+from ..interface import DIFFUSERS, Conventions
 from ..progress import track
 from .loading import LTX2VideoTransformer3DModel, Recipe, prepare
 from .lora import merged_into

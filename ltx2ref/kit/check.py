@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoint.header import read_header
 from ..config import TransformerConfig
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import LTX2VideoTransformer3DModel
 from ..parity.arithmetic import VERSION
 from ..parity.cases import Inputs
 from ..parity.compare import compare, compare_forwards

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import LTX2VideoTransformer3DModel
 from ..parity import record
 from ..parity.arithmetic import VERSION
 from ..parity.cases import Case, Inputs

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
-from ..conventions import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions, LTX2VideoTransformer3DModel
 from . import record
 from .arithmetic import VERSION, NotExact
 from .cases import Case, Inputs

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
-from ..conventions import DIFFUSERS, LTX_CORE_2026_03, Conventions
+from ..interface import DIFFUSERS, LTX_CORE_2026_03, Conventions
 from ..rope import audio_positions, video_positions
 from .generator import SEED, Scales, uniform
 
@@ -196,7 +196,7 @@ def guided_rows(case: Case, x: Inputs) -> Inputs:
     """As a pipeline calls it with classifier-free guidance: two rows that differ in their text alone, one noise level,
     one text mask for both streams, coordinates that it made before, and a grid that it passes all the same."""
     sigma = x["sigma"][:1].expand(case.batch).clone()
-    like, n = torch.empty(0), case.batch
+    n = case.batch
     tokens, lengths = torch.arange(TEXT_TOKENS), torch.tensor([[3], [TEXT_TOKENS - 1]])
     mask = (tokens >= TEXT_TOKENS - lengths).long()  # padded on the left
     return {
@@ -207,8 +207,8 @@ def guided_rows(case: Case, x: Inputs) -> Inputs:
         "fps": 24.0,
         "encoder_attention_mask": mask,
         "audio_encoder_attention_mask": mask.clone(),
-        "video_coords": video_positions(case.grid, 24.0, case.config, like).repeat(n, 1, 1, 1),
-        "audio_coords": audio_positions((AUDIO_TOKENS,), case.config, like).repeat(n, 1, 1, 1),
+        "video_coords": video_positions(case.grid, 24.0, case.config).repeat(n, 1, 1, 1),
+        "audio_coords": audio_positions(AUDIO_TOKENS, case.config).repeat(n, 1, 1, 1),
     }
 
 

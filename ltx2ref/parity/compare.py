@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import LTX2VideoTransformer3DModel
 from .cases import Inputs
 from .exact import exact
 from .explain.conventions import explain_by_conventions

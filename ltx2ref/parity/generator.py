@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from ..config import TransformerConfig
-from ..conventions import DIFFUSERS, Conventions
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 
 SEED = 20261122  # of the cases' weights and inputs
 LOW_32_BITS = 2**32 - 1

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..conventions import DIFFUSERS
+from ..interface import DIFFUSERS
 from .arithmetic import VERSION
 from .cases import Case, Inputs
 from .kernels import Kernel

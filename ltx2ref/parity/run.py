@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import LTX2VideoTransformer3DModel
 from .cases import Inputs
 from .trace.taps import Taps, returned, trace
 

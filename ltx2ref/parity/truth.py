@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
-from ..model import LTX2VideoTransformer3DModel
+from ..interface import LTX2VideoTransformer3DModel
 from ..rope import rotation
 from .cases import Inputs
 from .run import moved, run
@@ -83,18 +83,18 @@ def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict
     """Return for each RoPE table (B, T, H, R), in float64, its values, its slopes, and the size of what is rounded on
     the way to its angles: the root of the squares of the fraction of the largest position, of that shifted to [-1, 1],
     and of the product, all in radians."""
-    video, audio, spans = coords.get("video_coords"), coords.get("audio_coords"), config.audio.max_position
+    video, audio = coords.get("video_coords"), coords.get("audio_coords")
     found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    for name, x, most, dim in (
-        ("rope", video, config.video.max_position, config.video.dim),
-        ("audio_rope", audio, spans, config.audio.dim),
-        ("cross_attn_rope", None if video is None else video[:, :1], spans, config.audio.dim),
-        ("cross_attn_audio_rope", audio, spans, config.audio.dim),
+    for name, x, stream in (
+        ("rope", video, config.video),
+        ("audio_rope", audio, config.audio),
+        ("cross_attn_rope", None if video is None else video[:, :1], config.audio),
+        ("cross_attn_audio_rope", audio, config.audio),
     ):
         if x is None:
             continue
-        x = x.double()
-        cos, sin = rotation(x, most, dim, config, torch.float64)
+        x, most, dim = x.double(), stream.max_position, stream.dim
+        cos, sin = rotation(x, stream, config, torch.float64)
         middle = x.mean(-1) if x.ndim == 4 else x
         fraction = 2 * middle.movedim(1, -1)[..., None, :] / torch.tensor(most)  # (B, T, 1, P)
         frequencies = math.pi / 2 * config.rope_theta ** torch.linspace(0, 1, dim // (2 * len(most))).double()

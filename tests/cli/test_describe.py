@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ltx2ref import LTX_2_3, TransformerConfig, save
 from ltx2ref.cli import main
 from ltx2ref.describe import STEPS, Lengths, blank_inputs, describe, lengths
-from ltx2ref.model import LTX2VideoTransformer3DModel
+from ltx2ref.interface import LTX2VideoTransformer3DModel
 
 PUBLISHED = {"2.0": 18_876_174_592, "2.3": 18_988_838_144, "2.5": 18_987_859_200}
 SIZES = {"default": Lengths(6144, 126, 1024), "odd": Lengths(315, 11, 7, batch=3)}

@@ -68,7 +68,7 @@ def inputs_for(config: TransformerConfig, dtype: torch.dtype, options: dict[str,
 
 def like(model: LTX2VideoTransformer3DModel, conventions: Conventions) -> Any:
     """The same weights, other conventions."""
-    other = ltx2ref.model.LTX2VideoTransformer3DModel(model.config, conventions=conventions)
+    other = ltx2ref.interface.LTX2VideoTransformer3DModel(model.config, conventions=conventions)
     other.load_state_dict(model.state_dict(), assign=True)
     return other
 
@@ -173,7 +173,7 @@ def tensors(prefix: str) -> dict[str, Tensor]:
 def extra_case(name: str) -> tuple[LTX2VideoTransformer3DModel, Inputs, Pair]:
     """The model (diffusers' conventions), the documented arguments, and what ltx-core computed."""
     release, _, dtype, _ = name.split("-")
-    model = ltx2ref.model.LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(extra_configs()[name]))
+    model = ltx2ref.interface.LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(extra_configs()[name]))
     model.load_state_dict({k: x.to(DTYPES[dtype]) for k, x in tensors(f"weights/{release}/").items()}, assign=True)
     inputs: Inputs = tensors(f"cases/{name}/in/")
     nested = {k: inputs.pop(k) for k in [*inputs] if k.startswith("attention_kwargs.")}

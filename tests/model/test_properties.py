@@ -55,7 +55,7 @@ def random_rope(axes: int, seed: int, shift: float = 0.0) -> tuple[TransformerCo
     x = torch.randn(2, 7, stream.num_heads, stream.head_dim, generator=generator, dtype=torch.float64)
     shares = torch.rand(2, axes, 7, generator=generator, dtype=torch.float64) + shift
     positions = shares * torch.tensor(stream.max_position)[:, None]
-    return config, x, rotation(positions, stream.max_position, stream.dim, config, torch.float64)
+    return config, x, rotation(positions, stream, config, torch.float64)
 
 
 @bounded
@@ -278,7 +278,7 @@ GATES = {"self-attention": 2, "feed-forward": 5, "text attention": 8}  # rows
 
 def close(model: LTX2VideoTransformer3DModel, left_open: str) -> None:
     """Zero all gates but one kind, in tables and offsets. 2.0's text attention has none: it loses its end."""
-    rows = [row for gate, row in GATES.items() if gate != left_open and row < model.config.video.mod_rows]
+    rows = [row for gate, row in GATES.items() if gate != left_open and row < model.config.video.num_rows]
     silent = [] if left_open == "exchange" else [r"av_cross_attn_.*_gate\.linear\."]
     silent += [] if left_open == "text attention" or model.config.cross_attn_mod else [r"attn2\.to_out"]
     with torch.no_grad():
@@ -286,7 +286,7 @@ def close(model: LTX2VideoTransformer3DModel, left_open: str) -> None:
             if re.search(r"blocks\.\d\.(audio_)?scale_shift_table", name):
                 x[rows] = 0
             elif re.match(r"(audio_)?time_embed\.linear\.", name):
-                x.unflatten(0, (model.config.video.mod_rows, -1))[rows] = 0
+                x.unflatten(0, (model.config.video.num_rows, -1))[rows] = 0
             elif "a2v_cross_attn_scale_shift_table" in name and left_open != "exchange":
                 x[4] = 0
             elif any(re.search(pattern, name) for pattern in silent):

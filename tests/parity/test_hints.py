@@ -259,7 +259,7 @@ def table(change: Callable[[Run, Tensor], Tensor], **config: Any) -> Change:
 
     def made(run: Run, x: Tensor) -> Tensor:
         video, changed = run.config.video, replace(run.config, **config)
-        return rotation(change(run, run.taps["video_coords"]), video.max_position, video.dim, changed, x.dtype)[0]
+        return rotation(change(run, run.taps["video_coords"]), video, changed, x.dtype)[0]
 
     return made
 
@@ -274,7 +274,7 @@ def grid(**config: Any) -> Callable[[Run, Tensor], Tensor]:
     def made(run: Run, x: Tensor) -> Tensor:
         fps = config.get("fps", 25.0)
         changed = replace(run.config, **{k: v for k, v in config.items() if k != "fps"})
-        return video_positions((3, 5, 7), fps, changed, x).expand_as(x)
+        return video_positions((3, 5, 7), fps, changed, x.dtype).expand_as(x)
 
     return made
 
@@ -426,7 +426,7 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
         "audio without offset",
         "2.3/t2v",
         "audio_coords",
-        lambda run, x: audio_positions((11,), replace(run.config, causal_offset=0), x).expand_as(x),
+        lambda run, x: audio_positions(11, replace(run.config, causal_offset=0), x.dtype).expand_as(x),
         "wrong_positions",
         "no causal offset",
     ),
@@ -457,7 +457,7 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
         "2.3/t2v",
         BLOCK + "ff.input",
         lambda run, x: modulate(
-            rms_norm(run.block("ff.stream")), *(run.block("attn2.rows")[:, None, i] for i in (1, 0))
+            rms_norm(run.block("ff.stream")), *(run.block("attn2.rows")[:, None, i] for i in (0, 1))
         ),
         "wrong_rows",
         "scale, shift = attn2.rows[1, 0] in place of scale, shift = ff.rows[1, 0]",
@@ -948,9 +948,8 @@ def test_taps_of_another_kind_or_shape_are_not_looked_at() -> None:
 
 def test_the_most_specific_hint_comes_first() -> None:
     reference = run("2.3/t2v", "float32")
-    candidate = rotation(
-        reference.taps["video_coords"].bfloat16(), (20, 2048, 2048), 28, reference.config, torch.float32
-    )[0]
+    config, coords = reference.config, reference.taps["video_coords"].bfloat16()
+    candidate, _ = rotation(coords, config.video, config, torch.float32)
     assert tuple(looks_like(reference.evidence("rope.cos", candidate)).values()) == (
         "positions rounded to bfloat16",
         "a difference on the time axis alone",

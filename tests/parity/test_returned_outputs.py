@@ -243,9 +243,9 @@ def test_a_wrong_shape_in_the_model_is_a_failure_of_verify_and_no_traceback(
     change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The model that is the truth is then wrong, too."""
-    forward = ltx2ref.model.LTX2VideoTransformer3DModel.forward
+    forward = ltx2ref.interface.LTX2VideoTransformer3DModel.forward
     monkeypatch.setattr(
-        ltx2ref.model.LTX2VideoTransformer3DModel,
+        ltx2ref.interface.LTX2VideoTransformer3DModel,
         "forward",
         lambda self, *args, **kwargs: AudioVisualModelOutput(*CHANGE.now(*forward(self, *args, **kwargs))),
     )

@@ -133,8 +133,8 @@ def fits(shape: str, x: Tensor, case: Case) -> bool:
         "G": a.num_heads,
         "e": a.head_dim,
         "r": a.head_dim // 2,
-        "K": v.mod_rows,
-        "k": a.mod_rows,
+        "K": v.num_rows,
+        "k": a.num_rows,
         "C": v.out_channels,
         "c": a.out_channels,
     }

@@ -22,7 +22,7 @@ PROTOCOLS: dict[str, tuple[list[str], str]] = {
     "__getattr__": (LAZY, "Python calls it for a name that a package does not have yet"),
     "taps": (ORACLES, "`audit` calls it to run an implementation"),
     "LTX2VideoTransformer3DModel": (
-        ["checkpoint/loading.py", "model.py"],
+        ["checkpoint/loading.py", "interface.py"],
         "diffusers' name: one adds `from_pretrained`",
     ),
 }

@@ -22,14 +22,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ltx2ref.attention
 import ltx2ref.block
+import ltx2ref.interface
 import ltx2ref.model
 import ltx2ref.rope
 from ltx2ref import LTX2VideoTransformer3DModel as Model
 from ltx2ref import load
-from ltx2ref.block import Block, StreamLayer
+from ltx2ref.block import StreamLayer
 from ltx2ref.checkpoint import quantised
 from ltx2ref.modulation import EPS, modulate, rms_norm, rows
 from ltx2ref.rope import Rope, rotation
+from ltx2ref.sizes import StreamSizes
 
 Patch = Any
 MUTANTS: dict[str, Callable[[Model], list[Patch]]] = {}
@@ -112,7 +114,7 @@ def _(model: Model) -> list[Patch]:
         patch.object(
             ltx2ref.rope,
             "rearrange",
-            lambda x, pattern, **sizes: rearrange(x, pattern.replace("(f p)", "(p f)"), **sizes),
+            lambda x, pattern, **sizes: rearrange(x, pattern.replace("(n p)", "(p n)"), **sizes),
         )
     ]
 
@@ -143,31 +145,35 @@ def at_24_fps(coords: Tensor, fps: float) -> Tensor:
 @mutant("fps-dropped")
 def _(model: Model) -> list[Patch]:
     return with_rotation(
-        lambda coords, axes, *rest: rotation(at_24_fps(coords, 25.0) if len(axes) == 3 else coords, axes, *rest)
+        lambda coords, stream, *rest: rotation(
+            at_24_fps(coords, 25.0) if len(stream.max_position) == 3 else coords, stream, *rest
+        )
     )
 
 
 @mutant("fps-dropped-from-exchange")
 def _(model: Model) -> list[Patch]:
     return with_rotation(
-        lambda coords, axes, dim, *rest: rotation(
-            at_24_fps(coords, 25.0) if len(axes) == 1 and coords.shape[2] != 11 else coords, axes, dim, *rest
+        lambda coords, stream, *rest: rotation(
+            at_24_fps(coords, 25.0) if len(stream.max_position) == 1 and coords.shape[2] != 11 else coords,
+            stream,
+            *rest,
         )
     )
 
 
 @mutant("max-pos-frames")
 def _(model: Model) -> list[Patch]:
-    def in_latent_frames(coords: Tensor, axes: tuple[int, ...], *rest: Any) -> Rope:
+    def in_latent_frames(coords: Tensor, stream: StreamSizes, *rest: Any) -> Rope:
         factor = torch.tensor([25.0 / 8, 1, 1], dtype=coords.dtype)[:, None, None]  # frames a second, 8 to a latent
-        return rotation(coords * factor if len(axes) == 3 else coords, axes, *rest)
+        return rotation(coords * factor if len(stream.max_position) == 3 else coords, stream, *rest)
 
     return with_rotation(in_latent_frames)
 
 
 @mutant("mask-as-bool")
 def _(model: Model) -> list[Patch]:
-    return [patch.object(ltx2ref.attention, "attention_bias", lambda mask, dtype, kind: mask.to(dtype))]
+    return [patch.object(ltx2ref.interface, "attention_bias", lambda mask, dtype, kind: mask.to(dtype))]
 
 
 @mutant("mask-ignored")
@@ -269,31 +275,36 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("scale-shift-swapped")
 def _(model: Model) -> list[Patch]:
-    def show(self: StreamLayer, h: Tensor, c: Any, direction: slice) -> Tensor:
-        shift, scale = rows(self.cross_table[direction], c.cross_mod[:, :, direction])
-        return modulate(h, scale, shift)
+    def for_exchange(self: StreamLayer, h: Tensor, c: Any, direction: slice) -> Tensor:
+        shift, scale = rows(self.exchange_table[direction], c.exchange_offsets[:, :, direction])
+        return modulate(h, shift, scale)
 
-    return [patch.object(StreamLayer, "show", show)]
+    return [patch.object(StreamLayer, "for_exchange", for_exchange)]
 
 
 @mutant("a2v-v2a-swapped")
 def _(model: Model) -> list[Patch]:
-    show = StreamLayer.show
-    other = {0: ltx2ref.block.V2A, 2: ltx2ref.block.A2V}
-    return [patch.object(StreamLayer, "show", lambda self, h, c, direction: show(self, h, c, other[direction.start]))]
+    for_exchange = StreamLayer.for_exchange
+    other = {0: ltx2ref.block.VIDEO_TO_AUDIO, 2: ltx2ref.block.AUDIO_TO_VIDEO}
+
+    def swapped(self: StreamLayer, h: Tensor, c: Any, direction: slice) -> Tensor:
+        return for_exchange(self, h, c, other[direction.start])
+
+    return [patch.object(StreamLayer, "for_exchange", swapped)]
 
 
 @mutant("sequential-exchange")
 def _(model: Model) -> list[Patch]:
-    def forward(self: Block, vx: Tensor, ax: Tensor, vc: Any, ac: Any, keep: Any = None) -> tuple[Tensor, Tensor]:
-        video, audio = self.video, self.audio
-        vx, ax = video.attend(vx, vc, keep), audio.attend(ax, ac, keep)
-        vx, ax = video.read(vx, vc), audio.read(ax, ac)
-        vx = vx + video.hear(rms_norm(vx), vc, audio, rms_norm(ax), ac)
-        ax = ax + audio.hear(rms_norm(ax), ac, video, rms_norm(vx), vc)
-        return video.feed_forward(vx, vc), audio.feed_forward(ax, ac)
+    def sequential(video: Any, audio: Any, vx: Tensor, ax: Tensor, vc: Any, ac: Any) -> tuple[Tensor, Tensor]:
+        def part(x: Any, c: Any, h: Tensor, direction: slice) -> Tensor:
+            return x.for_exchange(rms_norm(h), c, direction)
 
-    return [patch.object(Block, "forward", forward)]
+        a2v, v2a = ltx2ref.block.AUDIO_TO_VIDEO, ltx2ref.block.VIDEO_TO_AUDIO
+        vx = vx + video.received(part(video, vc, vx, a2v), part(audio, ac, ax, a2v), vc, ac.exchange_rope)
+        ax = ax + audio.received(part(audio, ac, ax, v2a), part(video, vc, vx, v2a), ac, vc.exchange_rope)
+        return vx, ax
+
+    return [patch.object(ltx2ref.block, "exchange", sequential)]
 
 
 @mutant("per-token-timestep-averaged")
@@ -404,7 +415,7 @@ ROWS = {name: name.removesuffix("-from-exchange") for name in FIRST}  # of KNOWN
 def bfloat16_rotation(x: Tensor, rope: Any, layout: str) -> Tensor:
     """As ltx-core does: tables and products in the model's dtype."""
     cos, sin = (part.to(x.dtype) for part in rope)
-    shape, axis = ltx2ref.rope.PLANES[layout]
+    shape, axis = ((2, -1), -2) if layout == "split" else ((-1, 2), -1)
     a, b = x.unflatten(-1, shape).unbind(axis)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=axis).flatten(-2)
 
@@ -437,7 +448,7 @@ BENIGN: dict[str, Callable[[], Any]] = {
     "flash attention": lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION),
     "rotation in the model's dtype": lambda: patch.object(ltx2ref.attention, "apply_rope", bfloat16_rotation),
     "another mask fill": lambda: patch.object(
-        ltx2ref.attention, "attention_bias", lambda mask, dtype, *_: (1 - mask.to(dtype)) * torch.finfo(dtype).min
+        ltx2ref.interface, "attention_bias", lambda mask, dtype, *_: (1 - mask.to(dtype)) * torch.finfo(dtype).min
     ),
     "another order of sums": lambda: patch.object(torch.nn.Linear, "forward", split_matmul),
     "rounded partial sums": lambda: patch.object(torch.nn.Linear, "forward", rounded_partial_sums),

@@ -101,11 +101,10 @@ def inputs_of(config: TransformerConfig, dtype: torch.dtype) -> Inputs:
     inputs = random_inputs(
         config, dtype, batch=1, grid=GRID, audio_frames=AUDIO_FRAMES, per_token=True, text_masks=torch.int64
     )
-    like = torch.empty(0)
     counts = {"num_frames", "height", "width", "audio_num_frames"}
     return {name: x for name, x in inputs.items() if name not in counts} | {
-        "video_coords": video_positions(GRID, inputs["fps"], config, like),
-        "audio_coords": audio_positions((AUDIO_FRAMES,), config, like),
+        "video_coords": video_positions(GRID, inputs["fps"], config),
+        "audio_coords": audio_positions(AUDIO_FRAMES, config),
     }
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ...config import TransformerConfig
-from ...conventions import Conventions
-from ...model import LTX2VideoTransformer3DModel
+from ...interface import Conventions, LTX2VideoTransformer3DModel
 from ..cases import Inputs
 from ..exact import exact
 from ..judge import first_divergence

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ...attention import attention_bias, text_mask
 from ...config import TransformerConfig
 from ...embeddings import sinusoid
+from ...interface import attention_bias, text_attention_mask
 from ...modulation import EPS, modulate, rms_norm
-from ...rope import PLANES, Rope, apply_rope, audio_positions, rotation, video_positions
+from ...rope import apply_rope, audio_positions, rotate_interleaved, rotate_split, rotation, video_positions
+from ...sizes import StreamSizes
 from ..truth import norm
 from .evidence import NONE, OTHER, Evidence, unflat
 from .patterns import UNEXPLAINED, Guess, gap, is_rather, rounding
@@ -158,8 +159,7 @@ class Table(NamedTuple):
     """The arguments of `rope.rotation`."""
 
     coords: Tensor
-    max_position: tuple[int, ...]
-    dim: int
+    stream: StreamSizes
     config: TransformerConfig
 
     def make(self, e: Evidence) -> Tensor:
@@ -167,7 +167,7 @@ class Table(NamedTuple):
         return made[e.name.endswith(".sin")].expand_as(e.reference)
 
     def moved(self, coords: Tensor) -> "Table":
-        return self._replace(coords=coords[:, : len(self.max_position)])
+        return self._replace(coords=coords[:, : len(self.stream.max_position)])
 
 
 def wrong_positions(e: Evidence) -> str | None:
@@ -239,16 +239,16 @@ def regridded(e: Evidence, stream: str) -> Iterator[Guess]:
 
 def gridded(e: Evidence, stream: str, config: TransformerConfig, fps: float) -> Tensor:
     assert e.inputs is not None
-    like, x = torch.empty(0), e.inputs
+    x = e.inputs
     if stream == "audio":
-        return audio_positions((x["audio_num_frames"],), config, like)
-    return video_positions((x["num_frames"], x["height"], x["width"]), fps, config, like)
+        return audio_positions(x["audio_num_frames"], config)
+    return video_positions((x["num_frames"], x["height"], x["width"]), fps, config)
 
 
 def mistuned(table: Table) -> Iterator[tuple[str, Table]]:
     config, coords = table.config, table.coords
     middle = coords.mean(-1) if coords.ndim == 4 else coords
-    largest = torch.tensor(table.max_position, dtype=middle.dtype)[:, None]
+    largest = torch.tensor(table.stream.max_position, dtype=middle.dtype)[:, None]
     made_in = "float32" if config.rope_double_precision else "float64"
     yield (
         f"frequencies computed in {made_in}",
@@ -267,7 +267,7 @@ def own_table(e: Evidence) -> Table | None:
     if e.config is None or coords is None or kind not in TABLE_STREAMS:
         return None
     stream = e.config.video if kind == "rope" else e.config.audio  # the exchange is as wide as audio
-    return Table(coords, stream.max_position, stream.dim, e.config).moved(coords)
+    return Table(coords, stream, e.config).moved(coords)
 
 
 def coordinates(e: Evidence, stream: str) -> Tensor | None:
@@ -298,7 +298,7 @@ def float32_angles(e: Evidence) -> str | None:
     # theta ** x magnifies the rounding of x by ln(theta); a second rounding is that of the product.
     error = (1 + log(table.config.rope_theta)) * 2.0**-23
     middle = table.coords.double().mean(-1) if table.coords.ndim == 4 else table.coords.double()
-    center = torch.tensor(table.max_position, dtype=torch.float64)[:, None] / 2
+    center = torch.tensor(table.stream.max_position, dtype=torch.float64)[:, None] / 2
     exact, off = (
         rotation(center + (middle - center) * factor, *table[1:], torch.float64)[e.name.endswith(".sin")]
         for factor in (1.0, 1 + error)
@@ -338,27 +338,16 @@ def rotations(e: Evidence) -> Iterator[Guess]:
     if x is None or cos is None or sin is None:
         return
     x = x.unflatten(-1, (cos.shape[2], -1))
-    for layout in PLANES:
+    for layout, rotate in (("split", rotate_split), ("interleaved", rotate_interleaved)):
         yield f"the {layout} rotation", apply_rope(x, (cos, sin), layout)
         yield f"the {layout} rotation the other way", apply_rope(x, (cos, -sin), layout)
         for dtype in NARROW_DTYPES:
             c, s = cos.to(dtype), sin.to(dtype)
-            yield f"the {layout} rotation, computed in {name_of(dtype)},", rotate_as_given(x.to(dtype), (c, s), layout)
+            yield f"the {layout} rotation, computed in {name_of(dtype)},", rotate(x.to(dtype), c, s)
             yield (
                 f"the {layout} rotation with cosines and sines in {name_of(dtype)}",
                 apply_rope(x, (c.to(cos), s.to(sin)), layout),
             )
-
-
-def rotate_as_given(x: Tensor, rope: Rope, layout: str) -> Tensor:
-    """`rope.apply_rope` without its float32."""
-    (cos, sin), (shape, axis) = rope, PLANES[layout]
-    a, b = x.unflatten(-1, shape).unbind(axis)
-    if layout == "split":
-        rotated = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
-    else:
-        rotated = a * cos - b * sin, b * cos + a * sin
-    return torch.stack(rotated, dim=axis).flatten(-2)
 
 
 def wrong_attention(e: Evidence) -> str | None:
@@ -400,14 +389,14 @@ def guessed_masks(e: Evidence, layer: str) -> Iterator[tuple[str, Tensor | None]
     if mask is None:
         yield "", None
         return
-    yield "", attention_bias(mask, dtype)[:, None] if layer == "attn1" else text_mask(mask, dtype)
+    yield "", attention_bias(mask, dtype)[:, None] if layer == "attn1" else text_attention_mask(mask, dtype)
     yield "a mask that is ignored", None
     if mask.ndim == 2 or layer == "attn1" or mask.dtype == torch.bool:  # not a bias
         keep = rearrange(mask.to(dtype), "b s -> b 1 1 s" if mask.ndim == 2 else "b t s -> b 1 t s")
         yield "a mask whose ones and zeros are added to the logits", keep
         yield "a mask that keeps what it should mask", attention_bias(1 - keep, dtype)
     if other is not None and other.ndim == 2 and other.shape[1] == mask.shape[-1]:
-        yield "the mask of the other stream's text", text_mask(other, dtype)
+        yield "the mask of the other stream's text", text_attention_mask(other, dtype)
 
 
 def wrong_projection(e: Evidence) -> str | None:
@@ -471,14 +460,14 @@ def modulations(e: Evidence) -> Iterator[Guess]:
         return
     pairs = row_pairs(e, x)
     for which, (scale, shift) in pairs.items():
-        yield f"scale, shift = {which}", modulate(h, scale, shift)
+        yield f"scale, shift = {which}", modulate(h, shift, scale)
     yield "no modulation", h
     for which, (scale, shift) in pairs.items():
         yield f"x * scale, without 1 + scale, of scale, shift = {which}", h * scale + shift
-        yield f"no norm before scale, shift = {which}", modulate(x, scale, shift)
+        yield f"no norm before scale, shift = {which}", modulate(x, shift, scale)
         yield (
             f"LayerNorm before scale, shift = {which}",
-            modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), scale, shift),
+            modulate(F.layer_norm(x, x.shape[-1:], eps=EPS), shift, scale),
         )
 
 
@@ -509,8 +498,8 @@ def heard(e: Evidence) -> Iterator[Guess]:
         return
     after = x + unflat(gates, len(x))[:, :, 2] * out
     scale, shift = unflat(rows, len(x)).unbind(2)
-    yield "the other stream before the exchange", modulate(rms_norm(x), scale, shift)
-    yield "the other stream after it has listened itself", modulate(rms_norm(after), scale, shift)
+    yield "the other stream before the exchange", modulate(rms_norm(x), shift, scale)
+    yield "the other stream after it has listened itself", modulate(rms_norm(after), shift, scale)
 
 
 def wrong_residual(e: Evidence) -> str | None:

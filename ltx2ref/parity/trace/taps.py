@@ -43,7 +43,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...model import LTX2VideoTransformer3DModel
+from ...interface import LTX2VideoTransformer3DModel
 from ...modulation import rows
 from ...rope import audio_positions, video_positions
 
@@ -395,28 +395,29 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
         given = FORWARD.bind(model, *args, **{name: x for name, x in kwargs.items() if name in FORWARD.parameters})
         given.apply_defaults()
         a, config = given.arguments, model.config
-        dtype = torch.promote_types(model.proj_in.weight.dtype, torch.float32)
-        like = a["hidden_states"].new_empty(0, dtype=dtype)
+        dtype, device = model.proj_in.weight.dtype, a["hidden_states"].device
+        wide = torch.promote_types(dtype, torch.float32)
         grid = a["num_frames"], a["height"], a["width"]
         video, audio = a["video_coords"], a["audio_coords"]
         if video is None:
-            into = like.dtype if model.conventions.positions_dtype == "float32" else model.proj_in.weight.dtype
-            video = video_positions(grid, a["fps"], config, like).to(into)
-        audio = audio_positions((a["audio_num_frames"],), config, like) if audio is None else audio
+            into = wide if model.conventions.positions_dtype == "float32" else dtype
+            video = video_positions(grid, a["fps"], config, wide, device).to(into)
+        audio = audio_positions(a["audio_num_frames"], config, wide, device) if audio is None else audio
         for name, coords in (("video_coords", video), ("audio_coords", audio)):
             tap(name, coords.expand(len(a["hidden_states"]), *coords.shape[1:]))
 
     def ropes(_: nn.Module, args: tuple[Any, ...], block: str) -> tuple[Any, ...]:
-        vx, ax, vc, ac, *rest = args
-        skipped = ATTENTION_LAYERS[4:] if vc.isolated else ()
+        vx, ax, vc, ac, perturbation = args
+        skipped = ATTENTION_LAYERS[4:] if perturbation.isolated else ()
         tap.norms = iter([f"{block}.{name}.stream" for name in NORMED if name not in skipped])
         vc = vc._replace(
-            rope=pair("rope", vc.rope, len(vx)), cross_rope=pair("cross_attn_rope", vc.cross_rope, len(vx))
+            rope=pair("rope", vc.rope, len(vx)), exchange_rope=pair("cross_attn_rope", vc.exchange_rope, len(vx))
         )
         ac = ac._replace(
-            rope=pair("audio_rope", ac.rope, len(vx)), cross_rope=pair("cross_attn_audio_rope", ac.cross_rope, len(vx))
+            rope=pair("audio_rope", ac.rope, len(vx)),
+            exchange_rope=pair("cross_attn_audio_rope", ac.exchange_rope, len(vx)),
         )
-        return vx, ax, vc, ac, *rest
+        return vx, ax, vc, ac, perturbation
 
     def pair(name: str, rope: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
         cos, sin = (
