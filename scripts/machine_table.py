@@ -41,8 +41,9 @@ import diffusers_mutants  # type: ignore[import-not-found, import-untyped, unuse
 import mutants  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
 
 from ltx2ref.kit.cases import MODELS  # noqa: E402
-from ltx2ref.kit.check import check, verdicts  # noqa: E402
+from ltx2ref.kit.check import check_results  # noqa: E402
 from ltx2ref.kit.export import export, plain  # noqa: E402
+from ltx2ref.kit.verdict import verdicts  # noqa: E402
 from ltx2ref.parity import audit, verify  # noqa: E402
 from ltx2ref.parity.arithmetic import VERSION  # noqa: E402
 from ltx2ref.parity.cases import CASES, Case, Inputs  # noqa: E402
@@ -223,7 +224,7 @@ def checked(s: Subject, dtype: str, theirs: Taps, kit: str) -> Found:
             {name: plain(theirs[name]) for name in about["outputs"] if name in theirs},  # but gates left out
             f"{results}/{about['results'][dtype]}",
         )
-        return reported(check(results, kit).given[0])
+        return reported(check_results(results, kit).given[0])
 
 
 @lru_cache

@@ -9,7 +9,7 @@ from .command import DONE, KIT_LEVELS, add_command, add_list, add_page, add_part
 from .output import print_json, print_names, write_page
 
 if TYPE_CHECKING:
-    from ..kit.check import Verdict
+    from ..kit.verdict import Verdict
     from ..parity.report.rows import Report
 
 LISTED = 4  # missing results that are named
@@ -104,15 +104,15 @@ def run_kit_export(options: argparse.Namespace) -> int:
 
 def run_kit_check(options: argparse.Namespace) -> int:
     """Judge the results, and print what is wrong or missing."""
-    from ..kit.check import check, failures
+    from ..kit.check import check_results
     from ..parity.trace.probe import threads
 
     if options.list:
         return list_kit(options)
     required(options, "results", "RESULTS")
     with threads(1):
-        verdict = check(options.results, options.kit, options.level, options.partial)
-    wrong = failures(verdict)
+        verdict = check_results(options.results, options.kit, options.level, options.partial)
+    wrong = verdict.failures
     if options.html and verdict.given:
         write_page(options.html, next(iter(wrong.values()), verdict.given[0]))
     if options.json:

@@ -1,4 +1,4 @@
-"""The conformance kit: files that tell a port in any language where it is wrong, and the judge of what it computed."""
+"""The conformance kit: files that tell a port in any language where it is wrong, and a judge of what it computed."""
 
 from . import cases, check, export
 

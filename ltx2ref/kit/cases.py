@@ -1,6 +1,6 @@
-"""What the kit holds: whole models at every tap, and the components that they are made of.
+"""Lists the kit's cases: whole models, of which every tap is expected, and the components that they are made of.
 
-A component is a part of one of these models. What it is given and what is expected are taps of the same recording, so
+A component is a part of one of these models. Its inputs and its expected outputs are taps of the same recording, so
 that each stage is judged on its own: a port can be built, and checked, from the sinusoid up.
 """
 
@@ -24,43 +24,53 @@ from ..parity.cases import (
     text_masks,
 )
 
-GRID, LONG_GRID = (3, 2, 4), (16, 1, 1)  # the second: 121 pixel frames
+SMALL_GRID, MANY_FRAMES_GRID = (
+    (3, 2, 4),
+    (16, 1, 1),
+)  # latent frames, height, width; 16 latent frames are 121 pixel frames
 
 
 def both_self_masks(case: Case, x: Inputs) -> Inputs:
-    """The keyframes' mask and the self-attention's in one `attention_kwargs`."""
+    """Return the mask of keyframes and the mask of self-attention in one `attention_kwargs`."""
     return {
         "attention_kwargs": keyframes(case, x)["attention_kwargs"] | fractional_self_mask(case, x)["attention_kwargs"]
     }
 
 
 def stepped_self_mask(case: Case, x: Inputs) -> Inputs:
-    """From 1 - 3.3 * 2**-8 to 1 - 0.7 * 2**-8: bfloat16 makes three steps of it, and rounds none to 1."""
+    """Return a self-attention mask that bfloat16 does not round to 1.
+
+    Its values are between 1 - 3.3 * 2**-8 and 1 - 0.7 * 2**-8, which bfloat16 rounds to three steps.
+    """
     tokens = x["hidden_states"].shape[1]
     mask = 1 - (case.draw("mask", BATCH, tokens, tokens) * 0.75 + 2) * 2**-8
     return {"attention_kwargs": {"video_self_attention_mask": mask}}
 
 
-PLAIN = Case("2.0", "kit", grid=GRID, extras=(text_masks,))
-T2V = Case("2.3", "kit-t2v", grid=GRID, extras=(text_masks,))
-I2V = Case("2.3", "kit-i2v", grid=GRID, extras=(per_token, stg_second))
-LONG = Case("2.3", "kit-isolated", grid=LONG_GRID, extras=(isolated,))
+OLDEST = Case("2.0", "kit", grid=SMALL_GRID, extras=(text_masks,))
+T2V = Case("2.3", "kit-t2v", grid=SMALL_GRID, extras=(text_masks,))
+I2V = Case("2.3", "kit-i2v", grid=SMALL_GRID, extras=(per_token, stg_second))
+MANY_FRAMES = Case("2.3", "kit-isolated", grid=MANY_FRAMES_GRID, extras=(isolated,))
 NEWEST = Case(
     "2.5",
     "kit",
     INTERLEAVED,
-    grid=GRID,
+    grid=SMALL_GRID,
     extras=(per_token, cross_timestep, text_masks, coords, stg_second, both_self_masks),
 )
-# In bfloat16 the mask of the case above rounds to 1. This one is recorded under exact arithmetic alone, and no model of
-# the kit: a component comes from it, whose expected tensors are the exact ones on the native level, too.
-MASKED = Case("2.3", "kit-self-mask", grid=GRID, extras=(stepped_self_mask,))
-MODELS = (PLAIN, T2V, I2V, LONG, NEWEST)
+# In bfloat16 the mask of the case above rounds to 1, so one component has a case of its own. It is recorded under exact
+# arithmetic alone: the exact tensors are what is expected natively, too.
+MASKED = Case("2.3", "kit-self-mask", grid=SMALL_GRID, extras=(stepped_self_mask,))
+MODELS = (OLDEST, T2V, I2V, MANY_FRAMES, NEWEST)
 
 
 @dataclass(frozen=True)
 class Component:
-    """`given` and `outputs` are taps, `raw` are arguments of the model, `weights` begin with one of these."""
+    """Describe a part of a model as a case of its own.
+
+    `given` and `outputs` are names of taps, `raw` of arguments of the model that the component takes as they are.
+    `weights` are the beginnings of the names of its parameters. `arguments` returns what else kit.json tells a port.
+    """
 
     operation: str
     name: str
@@ -71,22 +81,25 @@ class Component:
     weights: tuple[str, ...] = ()
     raw: tuple[str, ...] = ()
     arguments: Callable[[TransformerConfig, Inputs], dict[str, Any]] = field(default=lambda config, x: {})
-    chain: tuple[tuple[str, str], ...] = ()  # the residual of a stream that is given, and as it leaves
+    chain: tuple[tuple[str, str], ...] = ()  # each residual as it is given, and as it leaves
 
     @property
     def id(self) -> str:
         return f"{self.operation.replace(' ', '-')}/{self.name}"
 
 
-def pair(name: str) -> tuple[str, ...]:
+def cos_and_sin(name: str) -> tuple[str, ...]:
+    """Return the names of the two taps of a RoPE table."""
     return f"{name}.cos", f"{name}.sin"
 
 
 def below(at: str, *names: str) -> tuple[str, ...]:
+    """Return the names of taps within a module."""
     return tuple(f"{at}.{name}" for name in names)
 
 
-def positions(name: str, case: Case) -> Component:
+def positions_component(name: str, case: Case) -> Component:
+    """Describe the bounds of patches, from the sizes of a stream's grid."""
     keys = ("num_frames", "height", "width", "fps") if name == "video" else ("audio_num_frames",)
     return Component(
         "positions",
@@ -99,7 +112,8 @@ def positions(name: str, case: Case) -> Component:
     )
 
 
-def rope(name: str, case: Case) -> Component:
+def rope_component(name: str, case: Case) -> Component:
+    """Describe a stream's RoPE tables, for self-attention and for the exchange, from the bounds of its patches."""
     prefix = "audio_" if name.startswith("audio") else ""
     return Component(
         "rope",
@@ -107,15 +121,17 @@ def rope(name: str, case: Case) -> Component:
         case,
         f"{prefix}rope",
         (f"{prefix or 'video_'}coords",),
-        (*pair(f"{prefix}rope"), *pair(f"cross_attn_{prefix}rope")),
+        (*cos_and_sin(f"{prefix}rope"), *cos_and_sin(f"cross_attn_{prefix}rope")),
     )
 
 
-def rotation(name: str, case: Case, at: str, table: str) -> Component:
-    return Component("rotation", name, case, f"{at}.q", (f"{at}.norm_q", *pair(table)), (f"{at}.q",))
+def rotation_component(name: str, case: Case, at: str, table: str) -> Component:
+    """Describe the rotation of one attention's normalised queries by a table."""
+    return Component("rotation", name, case, f"{at}.q", (f"{at}.norm_q", *cos_and_sin(table)), (f"{at}.q",))
 
 
-def adaln(name: str) -> Component:
+def adaln_component(name: str) -> Component:
+    """Describe an AdaLN layer from its sinusoid on."""
     return Component(
         "timestep embedding",
         name.replace("_", "-"),
@@ -127,30 +143,35 @@ def adaln(name: str) -> Component:
     )
 
 
-def rows(name: str, tap: str, *sources: tuple[str, tuple[int, int], str, tuple[int, int]]) -> Component:
-    """`sources`: a table, its rows, the layer whose offsets are added, and which of these."""
+def rows_component(name: str, tap: str, *sources: tuple[str, tuple[int, int], str, tuple[int, int]]) -> Component:
+    """Describe rows of modulation: table + offsets.
+
+    A source names a table, the first and last row taken from it, the AdaLN layer whose offsets are added, and which of
+    its rows.
+    """
     described = [
-        {"table": f"{BLOCK}{table}", "rows": chosen, "offsets": f"{layer}.linear", "offset_rows": of_layer}
+        {"table": f"{FIRST_BLOCK}{table}", "rows": chosen, "offsets": f"{layer}.linear", "offset_rows": of_layer}
         for table, chosen, layer, of_layer in sources
     ]
     return Component(
         "rows",
         name,
         I2V,
-        f"{BLOCK}{tap}",
+        f"{FIRST_BLOCK}{tap}",
         tuple(f"{layer}.linear" for _, _, layer, _ in sources),
-        (f"{BLOCK}{tap}",),
-        tuple(f"{BLOCK}{table}" for table, *_ in sources),
+        (f"{FIRST_BLOCK}{tap}",),
+        tuple(f"{FIRST_BLOCK}{table}" for table, *_ in sources),
         arguments=lambda config, x: {"sources": described},
     )
 
 
-def attention(
+def attention_component(
     name: str, case: Case, at: str, ropes: tuple[str, str] = ("", ""), mask: str = "", raw: tuple[str, ...] = ()
 ) -> Component:
+    """Describe one attention, from its modulated input to its output projection."""
     gated = case.config.audio.gated_attn if ".audio_a" in at or ".video_to" in at else case.config.video.gated_attn
     context = () if at.endswith("attn1") else (f"{at}.context",)
-    tables = tuple(dict.fromkeys(part for name in ropes if name for part in pair(name)))
+    tables = tuple(dict.fromkeys(part for name in ropes if name for part in cos_and_sin(name)))
     outputs = (
         below(at, "norm_q", "norm_k", "to_v", "q", "k", "sdpa")
         + (below(at, "to_gate_logits", "gate") if gated else ())
@@ -169,13 +190,15 @@ def attention(
     )
 
 
-def feed_forward(name: str, case: Case, at: str) -> Component:
+def feed_forward_component(name: str, case: Case, at: str) -> Component:
+    """Describe one feed-forward."""
     return Component(
         "feed-forward", name, case, at, (f"{at}.input",), below(at, "proj", "activation", "output"), (f"{at}.",)
     )
 
 
-def output(name: str, case: Case, prefix: str) -> Component:
+def output_component(name: str, case: Case, prefix: str) -> Component:
+    """Describe the end of a stream: the last norm, its modulation and the projection."""
     last = f"transformer_blocks.{case.config.num_layers - 1}.{name}"
     return Component(
         "output",
@@ -188,10 +211,10 @@ def output(name: str, case: Case, prefix: str) -> Component:
     )
 
 
-BLOCK, SECOND = "transformer_blocks.0.", "transformer_blocks.1."
+FIRST_BLOCK, SECOND_BLOCK = "transformer_blocks.0.", "transformer_blocks.1."
 V, A = "audio_to_video_attn", "video_to_audio_attn"
 SIDES = (("cross_attn_rope", "cross_attn_audio_rope"), ("cross_attn_audio_rope", "cross_attn_rope"))
-ALL_ROPES = (*pair("rope"), *pair("audio_rope"), *pair(SIDES[0][0]), *pair(SIDES[0][1]))
+ALL_ROPES = (*cos_and_sin("rope"), *cos_and_sin("audio_rope"), *cos_and_sin(SIDES[0][0]), *cos_and_sin(SIDES[0][1]))
 EXCHANGE_OFFSETS = (
     "av_cross_attn_video_scale_shift.linear",
     "av_cross_attn_audio_scale_shift.linear",
@@ -202,32 +225,32 @@ OFFSETS = ("time_embed.linear", "audio_time_embed.linear", "prompt_adaln.linear"
 TABLES = ("video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table")
 
 COMPONENTS = (
-    positions("video", LONG),
-    positions("audio", LONG),
-    rope("video", LONG),
-    rope("audio", LONG),
-    rope("video-given", NEWEST),
-    rope("audio-given", NEWEST),
-    rotation("split", I2V, f"{BLOCK}attn1", "rope"),
-    rotation("interleaved", NEWEST, f"{BLOCK}attn1", "rope"),
-    rotation("exchange", I2V, f"{BLOCK}{V}", SIDES[0][0]),
+    positions_component("video", MANY_FRAMES),
+    positions_component("audio", MANY_FRAMES),
+    rope_component("video", MANY_FRAMES),
+    rope_component("audio", MANY_FRAMES),
+    rope_component("video-given", NEWEST),
+    rope_component("audio-given", NEWEST),
+    rotation_component("split", I2V, f"{FIRST_BLOCK}attn1", "rope"),
+    rotation_component("interleaved", NEWEST, f"{FIRST_BLOCK}attn1", "rope"),
+    rotation_component("exchange", I2V, f"{FIRST_BLOCK}{V}", SIDES[0][0]),
     Component("sinusoid", "per-token", I2V, "time_embed", (), ("time_embed.sinusoid",), raw=("timestep",)),
-    adaln("time_embed"),
-    adaln("audio_prompt_adaln"),
+    adaln_component("time_embed"),
+    adaln_component("audio_prompt_adaln"),
     Component(
         "tokens",
         "keyframes",
         NEWEST,
-        f"{BLOCK}attn1.stream",
+        f"{FIRST_BLOCK}attn1.stream",
         (),
-        (f"{BLOCK}attn1.stream",),
+        (f"{FIRST_BLOCK}attn1.stream",),
         ("proj_in.", "keyframes_abs_pos_embedding"),
         ("hidden_states", "video_keyframes_mask"),
     ),
     Component(
         "text projection",
         "video",
-        PLAIN,
+        OLDEST,
         "caption_projection",
         (),
         ("caption_projection",),
@@ -237,67 +260,76 @@ COMPONENTS = (
     Component(
         "text projection",
         "audio",
-        PLAIN,
+        OLDEST,
         "audio_caption_projection",
         (),
         ("audio_caption_projection",),
         ("audio_caption_projection.",),
         ("audio_encoder_hidden_states",),
     ),
-    rows("self-attention", "attn1.rows", ("scale_shift_table", (0, 3), "time_embed", (0, 3))),
-    rows("feed-forward", "ff.rows", ("scale_shift_table", (3, 6), "time_embed", (3, 6))),
-    rows("text-queries", "attn2.rows", ("scale_shift_table", (6, 9), "time_embed", (6, 9))),
-    rows("text", "attn2.context_rows", ("prompt_scale_shift_table", (0, 2), "prompt_adaln", (0, 2))),
-    rows(
+    rows_component("self-attention", "attn1.rows", ("scale_shift_table", (0, 3), "time_embed", (0, 3))),
+    rows_component("feed-forward", "ff.rows", ("scale_shift_table", (3, 6), "time_embed", (3, 6))),
+    rows_component("text-queries", "attn2.rows", ("scale_shift_table", (6, 9), "time_embed", (6, 9))),
+    rows_component("text", "attn2.context_rows", ("prompt_scale_shift_table", (0, 2), "prompt_adaln", (0, 2))),
+    rows_component(
         "audio-to-video",
         f"{V}.rows",
         (TABLES[0], (0, 2), "av_cross_attn_video_scale_shift", (0, 2)),
         (TABLES[0], (4, 5), "av_cross_attn_video_a2v_gate", (0, 1)),
     ),
-    rows("audio-to-video-heard", f"{V}.context_rows", (TABLES[1], (0, 2), "av_cross_attn_audio_scale_shift", (0, 2))),
-    rows(
+    rows_component(
+        "audio-to-video-heard", f"{V}.context_rows", (TABLES[1], (0, 2), "av_cross_attn_audio_scale_shift", (0, 2))
+    ),
+    rows_component(
         "video-to-audio",
         f"{A}.rows",
         (TABLES[1], (2, 4), "av_cross_attn_audio_scale_shift", (2, 4)),
         (TABLES[1], (4, 5), "av_cross_attn_audio_v2a_gate", (0, 1)),
     ),
-    rows("video-to-audio-heard", f"{A}.context_rows", (TABLES[0], (2, 4), "av_cross_attn_video_scale_shift", (2, 4))),
-    attention("video-self", T2V, f"{BLOCK}attn1", ("rope", "rope")),
-    attention("audio-self", T2V, f"{BLOCK}audio_attn1", ("audio_rope", "audio_rope")),
-    attention("video-text", T2V, f"{BLOCK}attn2", mask="encoder_attention_mask"),
-    attention("audio-text", T2V, f"{BLOCK}audio_attn2", mask="audio_encoder_attention_mask"),
-    attention("audio-to-video", T2V, f"{BLOCK}{V}", SIDES[0]),
-    attention("video-to-audio", T2V, f"{BLOCK}{A}", SIDES[1]),
-    attention("no-gates", PLAIN, f"{BLOCK}attn1", ("rope", "rope")),
-    attention("perturbed", I2V, f"{BLOCK}attn1", ("rope", "rope"), raw=("perturbation_mask",)),
-    attention("masked-and-interleaved", NEWEST, f"{SECOND}attn1", ("rope", "rope"), "video_self_attention_mask"),
-    attention("stepped-mask", MASKED, f"{BLOCK}attn1", ("rope", "rope"), "video_self_attention_mask"),
-    feed_forward("video", T2V, f"{BLOCK}ff"),
-    feed_forward("audio", T2V, f"{BLOCK}audio_ff"),
-    feed_forward("no-biases", NEWEST, f"{BLOCK}ff"),
+    rows_component(
+        "video-to-audio-heard", f"{A}.context_rows", (TABLES[0], (2, 4), "av_cross_attn_video_scale_shift", (2, 4))
+    ),
+    attention_component("video-self", T2V, f"{FIRST_BLOCK}attn1", ("rope", "rope")),
+    attention_component("audio-self", T2V, f"{FIRST_BLOCK}audio_attn1", ("audio_rope", "audio_rope")),
+    attention_component("video-text", T2V, f"{FIRST_BLOCK}attn2", mask="encoder_attention_mask"),
+    attention_component("audio-text", T2V, f"{FIRST_BLOCK}audio_attn2", mask="audio_encoder_attention_mask"),
+    attention_component("audio-to-video", T2V, f"{FIRST_BLOCK}{V}", SIDES[0]),
+    attention_component("video-to-audio", T2V, f"{FIRST_BLOCK}{A}", SIDES[1]),
+    attention_component("no-gates", OLDEST, f"{FIRST_BLOCK}attn1", ("rope", "rope")),
+    attention_component("perturbed", I2V, f"{FIRST_BLOCK}attn1", ("rope", "rope"), raw=("perturbation_mask",)),
+    attention_component(
+        "masked-and-interleaved", NEWEST, f"{SECOND_BLOCK}attn1", ("rope", "rope"), "video_self_attention_mask"
+    ),
+    attention_component("stepped-mask", MASKED, f"{FIRST_BLOCK}attn1", ("rope", "rope"), "video_self_attention_mask"),
+    feed_forward_component("video", T2V, f"{FIRST_BLOCK}ff"),
+    feed_forward_component("audio", T2V, f"{FIRST_BLOCK}audio_ff"),
+    feed_forward_component("no-biases", NEWEST, f"{FIRST_BLOCK}ff"),
     Component(
         "exchange",
         "both",
         I2V,
-        BLOCK,
-        (f"{BLOCK}{V}.stream", f"{BLOCK}{A}.stream", *EXCHANGE_OFFSETS, *ALL_ROPES),
+        FIRST_BLOCK,
+        (f"{FIRST_BLOCK}{V}.stream", f"{FIRST_BLOCK}{A}.stream", *EXCHANGE_OFFSETS, *ALL_ROPES),
         (
-            *below(f"{BLOCK}{V}", "input", "context", "to_out"),
-            *below(f"{BLOCK}{A}", "input", "context", "to_out"),
-            f"{BLOCK}ff.stream",
-            f"{BLOCK}audio_ff.stream",
+            *below(f"{FIRST_BLOCK}{V}", "input", "context", "to_out"),
+            *below(f"{FIRST_BLOCK}{A}", "input", "context", "to_out"),
+            f"{FIRST_BLOCK}ff.stream",
+            f"{FIRST_BLOCK}audio_ff.stream",
         ),
-        (f"{BLOCK}{V}.", f"{BLOCK}{A}.", *(f"{BLOCK}{table}" for table in TABLES)),
-        chain=((f"{BLOCK}{V}.stream", f"{BLOCK}ff.stream"), (f"{BLOCK}{A}.stream", f"{BLOCK}audio_ff.stream")),
+        (f"{FIRST_BLOCK}{V}.", f"{FIRST_BLOCK}{A}.", *(f"{FIRST_BLOCK}{table}" for table in TABLES)),
+        chain=(
+            (f"{FIRST_BLOCK}{V}.stream", f"{FIRST_BLOCK}ff.stream"),
+            (f"{FIRST_BLOCK}{A}.stream", f"{FIRST_BLOCK}audio_ff.stream"),
+        ),
     ),
     Component(
         "block",
         "second",
         T2V,
-        SECOND,
-        (f"{BLOCK}video", f"{BLOCK}audio", *OFFSETS, *EXCHANGE_OFFSETS, *ALL_ROPES),
-        (f"{SECOND}video", f"{SECOND}audio"),
-        (SECOND,),
+        SECOND_BLOCK,
+        (f"{FIRST_BLOCK}video", f"{FIRST_BLOCK}audio", *OFFSETS, *EXCHANGE_OFFSETS, *ALL_ROPES),
+        (f"{SECOND_BLOCK}video", f"{SECOND_BLOCK}audio"),
+        (SECOND_BLOCK,),
         (
             "encoder_hidden_states",
             "audio_encoder_hidden_states",
@@ -306,6 +338,6 @@ COMPONENTS = (
         ),
         lambda config, x: {"block": 1},
     ),
-    output("video", I2V, ""),
-    output("audio", I2V, "audio_"),
+    output_component("video", I2V, ""),
+    output_component("audio", I2V, "audio_"),
 )

@@ -11,7 +11,7 @@ analytic bound in the budget's place.
                                                          exact arithmetic shows the same operations
     above                      FAILED, diverged          diverged
                                in both, unless explain/roundings.py explains it:
-                               as up to 2 (not in the kit's components)
+                               as up to 2
 
 There are honest ways of computing between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.8, a
 bfloat16 matrix product in two halves that are rounded before they are added 1.6. A bound has no such band.

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltx2ref.kit.cases import LONG, MASKED, MODELS
+from ltx2ref.kit.cases import MANY_FRAMES, MASKED, MODELS
 from ltx2ref.parity import record
 from ltx2ref.parity.cases import CASES, Case
 from ltx2ref.parity.generator import build
 from ltx2ref.parity.record import EXACT_DTYPES
 from ltx2ref.parity.run import cast
 
-FAST = [(LONG, "bfloat16"), (MASKED, "float32"), (next(x for x in CASES if x.id == "2.5/everything"), "float16")]
+FAST = [(MANY_FRAMES, "bfloat16"), (MASKED, "float32"), (next(x for x in CASES if x.id == "2.5/everything"), "float16")]
 ALL = [(case, dtype) for case in (*CASES, *MODELS, MASKED) for dtype in EXACT_DTYPES]
 
 
@@ -79,7 +79,7 @@ def test_it_has_them_in_every_case_that_diffusers_was_recorded_in(capsys: pytest
 def test_one_rounding_that_is_left_out_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the place on where it is left out."""
     monkeypatch.setattr(numpy_port, "residual", lambda x, gate, y: numpy_port.r(x + gate * y))
-    found = differing(LONG, "float32")
+    found = differing(MANY_FRAMES, "float32")
     assert found[0] == "transformer_blocks.0.attn2.stream" and found[-1] == "audio_sample"
 
 

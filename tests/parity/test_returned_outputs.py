@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import ltx2ref
 from ltx2ref import AudioVisualModelOutput, LTX2VideoTransformer3DModel, assert_parity, cli, compare, trace
 from ltx2ref.kit.cases import MODELS
-from ltx2ref.kit.export import Source
+from ltx2ref.kit.recorded import RecordedModel
 from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named
 from ltx2ref.parity.cases import RECORDED, Case
@@ -321,7 +321,7 @@ def test_files_tell_it_too_and_those_without_the_projections_lack_nothing(
 
 
 def test_a_kit_asks_for_each_output_once_whatever_was_recorded() -> None:
-    source = Source(MODELS[0], "float32")
+    source = RecordedModel(MODELS[0], "float32")
     source.taps |= {projected: source.taps[name] for name, projected in PROJECTED.items()}
     expected = source.tensors(MODELS[0])["expected"]
     assert PROJECTED.keys() <= expected.keys() and not expected.keys() & {*PROJECTED.values()}

@@ -15,7 +15,7 @@ from writers import quantisable_config, write_diffusers, write_fp8_scaled, write
 
 from ltx2ref.kit import cases as kit_cases
 from ltx2ref.kit import export
-from ltx2ref.kit.check import LEVELS
+from ltx2ref.kit.verdict import LEVELS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ltx2ref" / "kit" / "README.md"]
@@ -122,7 +122,7 @@ def write_checkpoints(folder: Path) -> None:
 
 
 def small_kit() -> patch.multiple:  # type: ignore[type-arg]
-    return patch.multiple(export, COMPONENTS=kit_cases.COMPONENTS[:3], MODELS=(kit_cases.LONG,))
+    return patch.multiple(export, COMPONENTS=kit_cases.COMPONENTS[:3], MODELS=(kit_cases.MANY_FRAMES,))
 
 
 def arguments_of(line: str) -> list[str]:

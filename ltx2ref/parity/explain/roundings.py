@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from ..exact import exact
 from ..machines import machine
 from ..report.rows import DIVERGED, SUSPECT, TapRow
 from ..trace.taps import PHASES, Taps
-from ..truth import FLOOR, SHARE, norm
+from ..truth import FLOOR, SHARE, norm, spread
 
 ROUND_MORE = ("quarters", "eighths", "rounded-logits")
 FAR = 300  # budgets that none of them reaches: not worth the time that exact arithmetic takes
@@ -31,17 +33,21 @@ def explain_by_machines(
 ) -> list[TapRow]:
     """Make suspect what diverged, with a machine's name, if the reference is as wrong on a machine at each such tap.
 
-    `forward` runs the reference; `true` is what `theirs` are measured against.
+    `forward` runs the reference, a model or a component; `true` is what `theirs` are measured against.
     """
     wrong = [row.name for row in rows if row.verdict == DIVERGED]
+    given = {tap: theirs[tap] for tap in wrong}
     budgets = [row.budget or math.inf for row in rows if row.verdict == DIVERGED]
     if not wrong or any(name.endswith(PHASES) for name in wrong) or not all(budget <= FAR for budget in budgets):
+        return [*rows]
+    if not all(isinstance(x, Tensor) for x in given.values()):  # of a sketch the distance is only estimated
         return [*rows]
     lost = {name: lost_on_machine(forward, truth, name, wrong) for name in ROUND_MORE}
     found: dict[str, str] = {}
     for tap in wrong:
         most = max(lost, key=lambda name: lost[name][tap])
-        if norm(theirs[tap].cpu().double() - true[tap]) <= SHARE * lost[most][tap] + FLOOR * norm(true[tap]):
+        candidate = spread(tap, given[tap].cpu(), true[tap]).double()
+        if norm(candidate - true[tap]) <= SHARE * lost[most][tap] + FLOOR * norm(true[tap]):
             found[tap] = most
     if len(found) < len(wrong):
         return [*rows]
