@@ -39,6 +39,7 @@ from ltx2ref.parity import kernels, record, verify
 from ltx2ref.parity.cases import RECORDED, Case, Inputs
 from ltx2ref.parity.generator import build
 from ltx2ref.parity.judge import CLEARLY, measure
+from ltx2ref.parity.kernels import Kernel
 from ltx2ref.parity.report.rows import IDENTICAL
 from ltx2ref.parity.run import cast, moved, run
 from ltx2ref.parity.trace.probe import processor
@@ -106,13 +107,13 @@ class Clock:
 # ---------------------------------------------------------------- what is checked
 def kernel_shapes(device: torch.device) -> list[Step]:
     return [
-        (f"{kernel.name} {dtype}", partial(kernel_shape, kernels, kernel, dtype, device))
+        (f"{kernel.name} {dtype}", partial(kernel_shape, kernel, dtype, device))
         for kernel in (*kernels.KERNELS, *kernels.LONG_KERNELS)
         for dtype in record.NATIVE_DTYPES
     ]
 
 
-def kernel_shape(kernels: Any, kernel: Any, dtype: str, device: torch.device) -> Row:
+def kernel_shape(kernel: Kernel, dtype: str, device: torch.device) -> Row:
     """Judge by the budget that the CPU's own error gives."""
     x = kernel.inputs(record.NATIVE_DTYPES[dtype])
     wide = moved(x, lambda y: y.double() if y.is_floating_point() else y)

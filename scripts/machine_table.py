@@ -48,7 +48,7 @@ from ltx2ref.parity import audit, verify  # noqa: E402
 from ltx2ref.parity.arithmetic import VERSION  # noqa: E402
 from ltx2ref.parity.cases import CASES, Case, Inputs  # noqa: E402
 from ltx2ref.parity.exact import exact  # noqa: E402
-from ltx2ref.parity.explain.roundings import ROUND_MORE  # noqa: E402
+from ltx2ref.parity.explain.roundings import FAR, ROUND_MORE  # noqa: E402
 from ltx2ref.parity.generator import build  # noqa: E402
 from ltx2ref.parity.judge import CLEARLY  # noqa: E402
 from ltx2ref.parity.machines import MACHINES, machine  # noqa: E402
@@ -348,6 +348,7 @@ def digest() -> str:
         ANGLE_ULPS,
         LUCK,
         ROUND_MORE,
+        FAR,
         VERSION,
         [*MACHINES],
         HELD_APART,

@@ -150,17 +150,17 @@ def rows_component(name: str, tap: str, *sources: tuple[str, tuple[int, int], st
     its rows.
     """
     described = [
-        {"table": f"{FIRST_BLOCK}{table}", "rows": chosen, "offsets": f"{layer}.linear", "offset_rows": of_layer}
+        {"table": f"{BLOCK_0}{table}", "rows": chosen, "offsets": f"{layer}.linear", "offset_rows": of_layer}
         for table, chosen, layer, of_layer in sources
     ]
     return Component(
         "rows",
         name,
         I2V,
-        f"{FIRST_BLOCK}{tap}",
+        f"{BLOCK_0}{tap}",
         tuple(f"{layer}.linear" for _, _, layer, _ in sources),
-        (f"{FIRST_BLOCK}{tap}",),
-        tuple(f"{FIRST_BLOCK}{table}" for table, *_ in sources),
+        (f"{BLOCK_0}{tap}",),
+        tuple(f"{BLOCK_0}{table}" for table, *_ in sources),
         arguments=lambda config, x: {"sources": described},
     )
 
@@ -211,7 +211,7 @@ def output_component(name: str, case: Case, prefix: str) -> Component:
     )
 
 
-FIRST_BLOCK, SECOND_BLOCK = "transformer_blocks.0.", "transformer_blocks.1."
+BLOCK_0, BLOCK_1 = "transformer_blocks.0.", "transformer_blocks.1."
 V, A = "audio_to_video_attn", "video_to_audio_attn"
 SIDES = (("cross_attn_rope", "cross_attn_audio_rope"), ("cross_attn_audio_rope", "cross_attn_rope"))
 ALL_ROPES = (*cos_and_sin("rope"), *cos_and_sin("audio_rope"), *cos_and_sin(SIDES[0][0]), *cos_and_sin(SIDES[0][1]))
@@ -231,9 +231,9 @@ COMPONENTS = (
     rope_component("audio", MANY_FRAMES),
     rope_component("video-given", NEWEST),
     rope_component("audio-given", NEWEST),
-    rotation_component("split", I2V, f"{FIRST_BLOCK}attn1", "rope"),
-    rotation_component("interleaved", NEWEST, f"{FIRST_BLOCK}attn1", "rope"),
-    rotation_component("exchange", I2V, f"{FIRST_BLOCK}{V}", SIDES[0][0]),
+    rotation_component("split", I2V, f"{BLOCK_0}attn1", "rope"),
+    rotation_component("interleaved", NEWEST, f"{BLOCK_0}attn1", "rope"),
+    rotation_component("exchange", I2V, f"{BLOCK_0}{V}", SIDES[0][0]),
     Component("sinusoid", "per-token", I2V, "time_embed", (), ("time_embed.sinusoid",), raw=("timestep",)),
     adaln_component("time_embed"),
     adaln_component("audio_prompt_adaln"),
@@ -241,9 +241,9 @@ COMPONENTS = (
         "tokens",
         "keyframes",
         NEWEST,
-        f"{FIRST_BLOCK}attn1.stream",
+        f"{BLOCK_0}attn1.stream",
         (),
-        (f"{FIRST_BLOCK}attn1.stream",),
+        (f"{BLOCK_0}attn1.stream",),
         ("proj_in.", "keyframes_abs_pos_embedding"),
         ("hidden_states", "video_keyframes_mask"),
     ),
@@ -289,47 +289,44 @@ COMPONENTS = (
     rows_component(
         "video-to-audio-heard", f"{A}.context_rows", (TABLES[0], (2, 4), "av_cross_attn_video_scale_shift", (2, 4))
     ),
-    attention_component("video-self", T2V, f"{FIRST_BLOCK}attn1", ("rope", "rope")),
-    attention_component("audio-self", T2V, f"{FIRST_BLOCK}audio_attn1", ("audio_rope", "audio_rope")),
-    attention_component("video-text", T2V, f"{FIRST_BLOCK}attn2", mask="encoder_attention_mask"),
-    attention_component("audio-text", T2V, f"{FIRST_BLOCK}audio_attn2", mask="audio_encoder_attention_mask"),
-    attention_component("audio-to-video", T2V, f"{FIRST_BLOCK}{V}", SIDES[0]),
-    attention_component("video-to-audio", T2V, f"{FIRST_BLOCK}{A}", SIDES[1]),
-    attention_component("no-gates", OLDEST, f"{FIRST_BLOCK}attn1", ("rope", "rope")),
-    attention_component("perturbed", I2V, f"{FIRST_BLOCK}attn1", ("rope", "rope"), raw=("perturbation_mask",)),
+    attention_component("video-self", T2V, f"{BLOCK_0}attn1", ("rope", "rope")),
+    attention_component("audio-self", T2V, f"{BLOCK_0}audio_attn1", ("audio_rope", "audio_rope")),
+    attention_component("video-text", T2V, f"{BLOCK_0}attn2", mask="encoder_attention_mask"),
+    attention_component("audio-text", T2V, f"{BLOCK_0}audio_attn2", mask="audio_encoder_attention_mask"),
+    attention_component("audio-to-video", T2V, f"{BLOCK_0}{V}", SIDES[0]),
+    attention_component("video-to-audio", T2V, f"{BLOCK_0}{A}", SIDES[1]),
+    attention_component("no-gates", OLDEST, f"{BLOCK_0}attn1", ("rope", "rope")),
+    attention_component("perturbed", I2V, f"{BLOCK_0}attn1", ("rope", "rope"), raw=("perturbation_mask",)),
     attention_component(
-        "masked-and-interleaved", NEWEST, f"{SECOND_BLOCK}attn1", ("rope", "rope"), "video_self_attention_mask"
+        "masked-and-interleaved", NEWEST, f"{BLOCK_1}attn1", ("rope", "rope"), "video_self_attention_mask"
     ),
-    attention_component("stepped-mask", MASKED, f"{FIRST_BLOCK}attn1", ("rope", "rope"), "video_self_attention_mask"),
-    feed_forward_component("video", T2V, f"{FIRST_BLOCK}ff"),
-    feed_forward_component("audio", T2V, f"{FIRST_BLOCK}audio_ff"),
-    feed_forward_component("no-biases", NEWEST, f"{FIRST_BLOCK}ff"),
+    attention_component("stepped-mask", MASKED, f"{BLOCK_0}attn1", ("rope", "rope"), "video_self_attention_mask"),
+    feed_forward_component("video", T2V, f"{BLOCK_0}ff"),
+    feed_forward_component("audio", T2V, f"{BLOCK_0}audio_ff"),
+    feed_forward_component("no-biases", NEWEST, f"{BLOCK_0}ff"),
     Component(
         "exchange",
         "both",
         I2V,
-        FIRST_BLOCK,
-        (f"{FIRST_BLOCK}{V}.stream", f"{FIRST_BLOCK}{A}.stream", *EXCHANGE_OFFSETS, *ALL_ROPES),
+        BLOCK_0,
+        (f"{BLOCK_0}{V}.stream", f"{BLOCK_0}{A}.stream", *EXCHANGE_OFFSETS, *ALL_ROPES),
         (
-            *below(f"{FIRST_BLOCK}{V}", "input", "context", "to_out"),
-            *below(f"{FIRST_BLOCK}{A}", "input", "context", "to_out"),
-            f"{FIRST_BLOCK}ff.stream",
-            f"{FIRST_BLOCK}audio_ff.stream",
+            *below(f"{BLOCK_0}{V}", "input", "context", "to_out"),
+            *below(f"{BLOCK_0}{A}", "input", "context", "to_out"),
+            f"{BLOCK_0}ff.stream",
+            f"{BLOCK_0}audio_ff.stream",
         ),
-        (f"{FIRST_BLOCK}{V}.", f"{FIRST_BLOCK}{A}.", *(f"{FIRST_BLOCK}{table}" for table in TABLES)),
-        chain=(
-            (f"{FIRST_BLOCK}{V}.stream", f"{FIRST_BLOCK}ff.stream"),
-            (f"{FIRST_BLOCK}{A}.stream", f"{FIRST_BLOCK}audio_ff.stream"),
-        ),
+        (f"{BLOCK_0}{V}.", f"{BLOCK_0}{A}.", *(f"{BLOCK_0}{table}" for table in TABLES)),
+        chain=((f"{BLOCK_0}{V}.stream", f"{BLOCK_0}ff.stream"), (f"{BLOCK_0}{A}.stream", f"{BLOCK_0}audio_ff.stream")),
     ),
     Component(
         "block",
         "second",
         T2V,
-        SECOND_BLOCK,
-        (f"{FIRST_BLOCK}video", f"{FIRST_BLOCK}audio", *OFFSETS, *EXCHANGE_OFFSETS, *ALL_ROPES),
-        (f"{SECOND_BLOCK}video", f"{SECOND_BLOCK}audio"),
-        (SECOND_BLOCK,),
+        BLOCK_1,
+        (f"{BLOCK_0}video", f"{BLOCK_0}audio", *OFFSETS, *EXCHANGE_OFFSETS, *ALL_ROPES),
+        (f"{BLOCK_1}video", f"{BLOCK_1}audio"),
+        (BLOCK_1,),
         (
             "encoder_hidden_states",
             "audio_encoder_hidden_states",

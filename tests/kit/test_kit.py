@@ -22,14 +22,14 @@ from torch import Tensor
 
 from ltx2ref import cli, exact
 from ltx2ref.kit import check as checking
-from ltx2ref.kit.cases import COMPONENTS, MASKED, MODELS, NEWEST
+from ltx2ref.kit.cases import COMPONENTS, MASKED, MODELS, NEWEST, T2V
 from ltx2ref.kit.check import check_results
 from ltx2ref.kit.export import export
 from ltx2ref.kit.identity import identity
 from ltx2ref.kit.reading import read_tensors, tensors_under
 from ltx2ref.kit.recorded import RecordedModel
 from ltx2ref.kit.verdict import EXACT_LEVEL, LEVELS, NATIVE_LEVEL
-from ltx2ref.parity import compare, generator, record, verify
+from ltx2ref.parity import compare, generator, record, truth, verify
 from ltx2ref.parity.arithmetic import VERSION
 from ltx2ref.parity.audit import audit_natively as audited
 from ltx2ref.parity.cases import OUTPUTS, Case
@@ -38,6 +38,7 @@ from ltx2ref.parity.record import NATIVE_DTYPES, RecordError, digest
 from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL
 from ltx2ref.parity.run import run
 from ltx2ref.parity.trace.probe import probe
+from ltx2ref.parity.trace.sketch import sketch
 from ltx2ref.parity.trace.taps import PHASES, Taps, trace
 from ltx2ref.parity.truth import Truth
 
@@ -281,7 +282,7 @@ def test_matrix_products_in_rounded_parts_are_no_failure_of_a_component(
     budgets, and pass because a machine explains them."""
     results = write_components(kit, tmp_path / "results", dtype, matmul=in_parts(count))
     assert not wrong_components(results, kit)
-    with patch.object(checking, "rounded", lambda report, *_: report):
+    with patch.object(checking, "explain_by_machines", lambda rows, *_: [*rows]):
         assert bool(wrong_components(results, kit)) == (dtype == "bfloat16" and count > 2)
 
 
@@ -340,6 +341,23 @@ def test_a_kit_with_other_weights_than_this_versions_is_judged_without_machines(
     ):
         assert checking.component_of(case, "bfloat16", file | {f"bfloat16/{name}": torch.ones(20)}) is None
     assert checking.component_of(case | {"id": "attention/of-another-version"}, "bfloat16", file) is None
+
+
+@pytest.mark.parametrize("given", ["by batch element", "as a sketch"])
+def test_an_audit_judges_a_slightly_wrong_tap_however_it_is_given(given: str) -> None:
+    """By 2 to 300 budgets, for which simulated machines are asked where there are tensors."""
+    source = RecordedModel(T2V, "bfloat16")
+    tokens = source.inputs["hidden_states"].shape[1]
+    inputs = source.inputs | {"timestep": source.inputs["timestep"][:, None].expand(-1, tokens).contiguous()}
+    taps = run(source.model, inputs)
+    name = "time_embed.emb" if given == "by batch element" else "proj_in"
+    x = taps[name][::tokens] if given == "by batch element" else taps[name]
+    theirs: dict[str, Any] = taps | {
+        name: (x.double() * (1 + generator.uniform("wrong", tuple(x.shape), 0.03))).bfloat16()
+    }
+    theirs = {tap: sketch(y) for tap, y in theirs.items()} if given == "as a sketch" else theirs
+    row = next(row for row in audited(source.model, inputs, theirs).rows if row.name == name)
+    assert row.verdict == DIVERGED and row.budget is not None and 2 < row.budget < 300
 
 
 # ---------------------------------------------------------------- a port
