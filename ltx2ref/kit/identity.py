@@ -28,7 +28,7 @@ def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expect
         if name not in given
         else TapRow(name, IDENTICAL)
         if name not in other
-        else differing(name, given[name], tensors.get(name), digests[name])
+        else differing_row(name, given[name], tensors.get(name), digests[name])
         for name in digests
         if name in given or name in outputs
     ]
@@ -41,7 +41,7 @@ def has(x: Tensor, expected: str) -> bool:
     return any(digest(y).hex() == expected for y in same)
 
 
-def differing(name: str, given: Tensor, expected: Tensor | None, wanted: str) -> TapRow:
+def differing_row(name: str, given: Tensor, expected: Tensor | None, wanted: str) -> TapRow:
     if expected is None:
         return TapRow(name, DIVERGED, candidate_shape=tuple(given.shape))
     if has(spread(name, given, expected), wanted):

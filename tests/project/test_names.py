@@ -27,7 +27,7 @@ PROTOCOLS: dict[str, tuple[list[str], str]] = {
     ),
 }
 # These still mean two things; no other may.
-YET_TO_RENAME = "differing rotation rows"
+YET_TO_RENAME = ""
 
 
 def defined(body: Iterable[ast.stmt]) -> Iterator[str]:
