@@ -15,10 +15,11 @@ from .lora import lora_format
 from .match import Plan, make_plan
 from .quantised import Weight
 from .resolve_config import any_block, release_of
-from .source import CheckpointFiles, open_source
+from .source import CheckpointFiles, checkpoints_in, open_source, read_json
 from .storage import CheckpointError, Stored
 
 READ = 2**24  # bytes that are read at a time
+UNREADABLE = "unreadable"  # the kind of a file that cannot be read, among others
 OUTLIER = 8  # times the median of the same tensor in the other blocks, or a part of it: worth a look
 # What a parameter is for, by a part of its name; the first that fits.
 LAYERS = {
@@ -75,10 +76,33 @@ def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> D
 
     What is wrong with a transformer is in `problems`. Raises `CheckpointError` for files that cannot be read.
     """
-    source = open_source(path)
+    return description(open_source(path), sha256=sha256, stats=stats)
+
+
+def inspect_all(path: str | Path, *, sha256: bool = False, stats: bool = False) -> list[Description]:
+    """Describe a file, or every checkpoint in a folder. Where there are several, one that cannot be read is described
+    as unreadable, and the others all the same."""
+    folder = Path(path)
+    found = checkpoints_in(folder) if folder.is_dir() and not (folder / "model_index.json").exists() else []
+    if len(found) < 2:
+        return [inspect(path, sha256=sha256, stats=stats)]
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else None
+    described = []
+    for file in found:
+        try:
+            described.append(description(open_source(file, config), file, sha256=sha256, stats=stats))
+        except CheckpointError as error:
+            described.append(Description(str(file), UNREADABLE, "", 1, file.stat().st_size, 0, problems=error.problems))
+    return described
+
+
+def description(
+    source: CheckpointFiles, path: Path | None = None, *, sha256: bool = False, stats: bool = False
+) -> Description:
+    """Describe what was opened, under its own path or another one."""
     digest = sha256_of(source) if sha256 else None
     common: dict[str, Any] = {
-        "path": str(path),
+        "path": str(path or source.path),
         "container": source.files[0].container,
         "files": len(source.files),
         "bytes": source.size,

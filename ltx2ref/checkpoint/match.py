@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..config import TransformerConfig
 from ..interface import LTX2VideoTransformer3DModel
@@ -152,8 +154,8 @@ def match_weights(
 
 @cache
 def parameter_shapes(config: TransformerConfig) -> Shapes:
-    """Of all parameters. One block is built, for all are alike."""
-    with torch.device("meta"):
+    """Return the shape of every parameter, by name. One block is built, since all are alike."""
+    with torch.device("meta"), WithoutValues():
         model = LTX2VideoTransformer3DModel(replace(config, num_layers=1))
     first = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     block = {name.removeprefix(FIRST_BLOCK): shape for name, shape in first.items() if name.startswith(FIRST_BLOCK)}
@@ -161,6 +163,15 @@ def parameter_shapes(config: TransformerConfig) -> Shapes:
     return outside | {
         f"transformer_blocks.{i}.{name}": shape for i in range(config.num_layers) for name, shape in block.items()
     }
+
+
+class WithoutValues(TorchFunctionMode):
+    """Skips the arithmetic of initial values. torch would import a second's worth of code to do it on meta."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.mul:
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
 def unexpected(name: str) -> str:

@@ -24,14 +24,20 @@ class CheckpointFiles(NamedTuple):
         return sum(file.size for file in self.files)
 
 
-def open_source(path: str | Path) -> CheckpointFiles:
-    """Read all headers of a file or folder. Raises `CheckpointError`; a pipeline's folder is refused by name."""
+def open_source(path: str | Path, config: dict[str, Any] | None = None) -> CheckpointFiles:
+    """Read all headers of a file, an index of shards, or a folder with one of them.
+
+    `config` is the config.json of a file that is not given by its folder. Raises `CheckpointError`; a pipeline's folder
+    is refused by name.
+    """
     path = Path(path)
     if not os.path.isdir(path):
         if not os.path.exists(path):
             raise CheckpointError(path, ["there is no such file or folder"])
+        if path.name.endswith(INDEX):
+            return open_shards(path, config)
         file, tensors = read_header(path)
-        return CheckpointFiles(path, [file], tensors, None, file.metadata)
+        return CheckpointFiles(path, [file], tensors, config, file.metadata)
     if (path / "model_index.json").exists():
         raise CheckpointError(path, ["the folder of a whole pipeline: expected its transformer/"])
     config = read_json(path / "config.json") if (path / "config.json").exists() else None
@@ -44,6 +50,22 @@ def open_source(path: str | Path) -> CheckpointFiles:
         raise CheckpointError(path, [f"expected one .safetensors file, or one index of shards; found {found}"])
     file, tensors = read_header(files[0])
     return CheckpointFiles(path, [file], tensors, config, file.metadata)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder: its indices of shards, and each file that no index names."""
+    indices = sorted(folder.glob("*" + INDEX))
+    shards = {name for index in indices for name in named_shards(index)}
+    files = sorted(file for ending in ("*.safetensors", "*.gguf") for file in folder.glob(ending))
+    return [*indices, *(file for file in files if file.name not in shards)]
+
+
+def named_shards(index: Path) -> list[str]:
+    """Return the names of the files that an index names; none if it cannot be read, which opening it will say."""
+    try:
+        return [name for name in read_json(index)["weight_map"].values() if isinstance(name, str)]
+    except (CheckpointError, KeyError, AttributeError):
+        return []
 
 
 def open_shards(index: Path, config: dict[str, Any] | None) -> CheckpointFiles:

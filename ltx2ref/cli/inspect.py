@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, WRONG, add_command
+from .command import DONE, UNCLEAR, WRONG, add_command, worst
 from .output import Column, print_json, print_table
 
 if TYPE_CHECKING:
@@ -15,14 +16,16 @@ INSPECT_EXAMPLES = """examples:
   ltx2ref inspect ltx-2.3-22b-dev.safetensors
       release, dialect, formats, config, and the published file that it may be
   ltx2ref inspect transformer/ --json
-      a diffusers folder, as JSON
+      a diffusers folder, as JSON; of a folder with several checkpoints a line
+      for each
   ltx2ref inspect model.safetensors --sha256 --stats
       read it all: compare its digest, and look for damaged tensors
 
 exit status:
-  0  understood
-  1  a transformer with problems, for which it would not be loaded
-  2  unusable input"""
+  0  understood; with --stats, no tensor looks damaged
+  1  a file with problems, for which it would not be loaded; with --stats, values
+     that are not finite
+  2  unusable input; with --stats, tensors that are suspicious"""
 
 
 def add_inspect(commands: Any) -> None:
@@ -35,15 +38,50 @@ def add_inspect(commands: Any) -> None:
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    """Describe a checkpoint."""
-    from ..checkpoint.inspection import inspect
+    """Describe a checkpoint, or each one in a folder."""
+    from ..checkpoint.inspection import inspect_all
 
-    described = inspect(options.path, sha256=options.sha256, stats=options.stats)
+    found = inspect_all(options.path, sha256=options.sha256, stats=options.stats)
     if options.json:
-        print_json(asdict(described))
+        print_json(
+            asdict(found[0]) if len(found) == 1 else {"path": options.path, "checkpoints": [*map(asdict, found)]}
+        )
+    elif len(found) == 1:
+        print_description(found[0])
     else:
-        print_description(described)
-    return WRONG if described.problems else DONE
+        print_descriptions(found)
+    return worst(map(inspect_status, found))
+
+
+def inspect_status(d: "Description") -> int:
+    """Return the exit status for one checkpoint. What is only suspicious decides nothing."""
+    from ..checkpoint.inspection import UNREADABLE
+
+    if d.kind == UNREADABLE:
+        return UNCLEAR
+    if d.problems or any(row["nonfinite"] for row in d.stats or ()):
+        return WRONG
+    return UNCLEAR if d.stats else DONE
+
+
+def print_descriptions(found: "Sequence[Description]") -> None:
+    """Print a line for each checkpoint of a folder, and what is wrong with some."""
+    print_table(
+        [
+            Column("file", [Path(d.path).name for d in found]),
+            Column("kind", [f"{d.kind} {d.release or ''}".strip() for d in found]),
+            Column("formats", [", ".join(dict.fromkeys(row["format"] for row in d.formats)) for d in found]),
+            Column("tensors", [f"{d.tensors:,}" for d in found]),
+            Column("bytes", [f"{d.bytes:,}" for d in found]),
+        ],
+        alarming=[inspect_status(d) != DONE for d in found],
+    )
+    for d in found:
+        for problem in d.problems[:1]:
+            more = f" (and {len(d.problems) - 1} more)" if len(d.problems) > 1 else ""
+            print(f"{Path(d.path).name}: {problem}{more}")
+        if d.stats:
+            print(f"{Path(d.path).name}: {len(d.stats)} suspicious tensors; inspect the file alone for their names")
 
 
 def print_description(d: "Description") -> None:

@@ -18,13 +18,15 @@ The truth is conditional on the phases of the side that is judged (see truth.py)
 
 import math
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from threading import current_thread, main_thread
 
 import torch
 from torch import Tensor
@@ -163,13 +165,42 @@ def verify_all(runs: Sequence[tuple[Case | Kernel, str]], how: How) -> Iterator[
     such processes. An emulator has none."""
     jobs, done = min(os.cpu_count() or 1, MOST_JOBS), 0
     if how.device.type == "cpu" and jobs > 1 and len(runs) >= MANY:
-        with suppress(BrokenProcessPool, OSError), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            for result in pool.map(
-                partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(record.EXACT_DTYPES)
-            ):
+        with suppress(BrokenProcessPool, OSError), process_pool(jobs) as pool:
+            with interrupts_ignored():  # which the processes inherit
+                results = pool.map(
+                    partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(record.EXACT_DTYPES)
+                )
+            for result in results:
                 yield result
                 done += 1
     yield from (verify_one(how, *run) for run in runs[done:])
+
+
+@contextmanager
+def process_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Have processes that end at once, and not after the case that each has begun, if this one is interrupted."""
+    others = active_children()
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for child in active_children():
+                if child not in others:
+                    child.terminate()
+            raise
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Start processes that leave Ctrl-C to this one, or each would print a traceback."""
+    if current_thread() is not main_thread():  # only there can a handler be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def verify_one(how: How, case: Case | Kernel, dtype: str) -> CaseResult:
