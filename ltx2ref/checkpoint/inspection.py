@@ -90,7 +90,9 @@ def inspect_all(path: str | Path, *, sha256: bool = False, stats: bool = False) 
     described = []
     for file in found:
         try:
-            described.append(description(open_source(file, config), file, sha256=sha256, stats=stats))
+            source = open_source(file)
+            source = source if "config" in source.metadata else source._replace(config=config)
+            described.append(description(source, file, sha256=sha256, stats=stats))
         except CheckpointError as error:
             described.append(Description(str(file), UNREADABLE, "", 1, file.stat().st_size, 0, problems=error.problems))
     return described

@@ -24,20 +24,19 @@ class CheckpointFiles(NamedTuple):
         return sum(file.size for file in self.files)
 
 
-def open_source(path: str | Path, config: dict[str, Any] | None = None) -> CheckpointFiles:
+def open_source(path: str | Path) -> CheckpointFiles:
     """Read all headers of a file, an index of shards, or a folder with one of them.
 
-    `config` is the config.json of a file that is not given by its folder. Raises `CheckpointError`; a pipeline's folder
-    is refused by name.
+    Raises `CheckpointError`; a pipeline's folder is refused by name.
     """
     path = Path(path)
     if not os.path.isdir(path):
         if not os.path.exists(path):
             raise CheckpointError(path, ["there is no such file or folder"])
         if path.name.endswith(INDEX):
-            return open_shards(path, config)
+            return open_shards(path, None)
         file, tensors = read_header(path)
-        return CheckpointFiles(path, [file], tensors, config, file.metadata)
+        return CheckpointFiles(path, [file], tensors, None, file.metadata)
     if (path / "model_index.json").exists():
         raise CheckpointError(path, ["the folder of a whole pipeline: expected its transformer/"])
     config = read_json(path / "config.json") if (path / "config.json").exists() else None

@@ -23,8 +23,8 @@ INSPECT_EXAMPLES = """examples:
 
 exit status:
   0  understood; with --stats, no tensor looks damaged
-  1  a file with problems, for which it would not be loaded; with --stats, values
-     that are not finite
+  1  a file with problems, for which it would not be loaded; with --stats,
+     values that are not finite
   2  unusable input; with --stats, tensors that are suspicious"""
 
 

@@ -37,8 +37,9 @@ class Column(NamedTuple):
 
     @property
     def least(self) -> int:
-        """The width to which it can be narrowed. Numbers cannot be."""
-        return self.width if self.is_number else min(self.width, LEAST_TEXT)
+        """The width to which it can be narrowed. Numbers and words are never broken."""
+        pieces = [piece for cell in self.cells for piece in re.split(r"\s+|(?<=-)", cell)]
+        return self.width if self.is_number else min(self.width, max(LEAST_TEXT, *map(len, pieces)))
 
 
 def print_json(value: Any) -> None:
@@ -80,10 +81,10 @@ def finite(value: Any) -> Any:
 
 
 def table_lines(columns: Sequence[Column], width: int, keys: int = 1, alarming: Sequence[bool] = ()) -> list[str]:
-    """Return the lines of a table of at most `width` characters, if its longest words are no longer than that.
+    """Return the lines of a table of at most `width` characters, if that is possible without cutting a cell.
 
-    Where it is too wide, text is wrapped. Where that is not enough, the columns are split into several tables, each
-    of which begins with the first `keys` columns.
+    Where a table is too wide, text is wrapped, to 20 characters at least. Where that is not enough, the columns are
+    split into several tables, each of which begins with the first `keys` columns.
     """
     lines: list[str] = []
     for part in split(columns, width, keys):
@@ -96,12 +97,23 @@ def split(columns: Sequence[Column], width: int, keys: int) -> list[list[Column]
         return [[*columns]]
     first = [*columns[:keys]]
     found: list[list[Column]] = []
-    for column in columns[keys:]:
-        if found and (column.joined or least_width([*first, *found[-1], column]) <= width):
+    for group in groups(columns[keys:]):
+        if found and least_width([*first, *found[-1], *group]) <= width:
+            found[-1] += group
+        else:
+            found.append(group)
+    return [[*first, *some] for some in found]
+
+
+def groups(columns: Sequence[Column]) -> list[list[Column]]:
+    """Return the columns that stay beside each other together."""
+    found: list[list[Column]] = []
+    for column in columns:
+        if found and column.joined:
             found[-1].append(column)
         else:
             found.append([column])
-    return [[*first, *some] for some in found]
+    return found
 
 
 def least_width(columns: Sequence[Column]) -> int:
