@@ -1,7 +1,9 @@
-"""Another implementation against this one: the same weights and inputs in both, every tap compared and judged.
+"""Audit another implementation: give it the same weights and inputs as this one, and judge every tap.
 
-from ltx2ref import assert_parity
-assert_parity(model, port, inputs)      # in a test: fails with the first divergence
+In a test, this fails and names the first divergence:
+
+    from ltx2ref import assert_parity
+    assert_parity(model, port, inputs)
 """
 
 import importlib
@@ -35,7 +37,8 @@ from .trace.tracefile import load_trace
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
 Fingerprint = dict[str, Any]
 MADE_NATIVELY = "native"
-MADE_EXACTLY = f"exact {VERSION}"  # arithmetic, as a trace file's fingerprint names it
+# The other name by which a trace file's fingerprint states its arithmetic.
+MADE_EXACTLY = f"exact {VERSION}"
 NAMED = {
     "ltx2ref": DIFFUSERS,
     "ltx2ref:diffusers": DIFFUSERS,
@@ -45,8 +48,12 @@ NAMED = {
 
 
 class Setup(NamedTuple):
-    """What both implementations are given: a diffusers config, and parameters under diffusers' names. `coords` are
-    those of the reference, for an implementation whose model is given positions in place of a grid."""
+    """Everything that a candidate is given to compute a case.
+
+    `config` is written to the candidate as diffusers' config, and `state` holds the parameters under diffusers' names.
+    `coords` are the reference's own coordinates, (B, P, T, 2), for an implementation whose model takes positions
+    instead of a grid.
+    """
 
     config: TransformerConfig
     state: dict[str, Tensor]
@@ -57,8 +64,12 @@ class Setup(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An implementation. `run` computes taps, by our names, for a setup, or raises `ValueError` if it cannot express
-    that. `made_in` is the arithmetic of a trace file, which nobody can run again."""
+    """An implementation to be audited.
+
+    `run` computes the taps of a setup, under our names, and raises `ValueError` if the implementation cannot express
+    that setup. `made_in` is set for trace files only, which nobody can run again: it names the arithmetic they were
+    made in.
+    """
 
     name: str
     version: str | None
@@ -74,10 +85,15 @@ def audit(
     reference: str = "ltx2ref",
     arithmetic: str = MADE_NATIVELY,
 ) -> Report:
-    """Run one conformance case in both, in this machine's arithmetic or, with "exact", in exact arithmetic.
+    """Run one conformance case in both implementations and return the report on their taps.
 
-    Raises `ValueError` if the candidate has no equivalent of the case, and `NotExact` if it computes what exact
-    arithmetic cannot see. `reference` is ltx2ref, or ltx2ref:NAME for other conventions than diffusers'.
+    `arithmetic` is "native" for this machine's own, or "exact". `reference` is "ltx2ref", or "ltx2ref:NAME" to follow
+    other conventions than diffusers'. In native arithmetic, a suspect result is checked again under exact arithmetic.
+    Under exact arithmetic in a narrow dtype, an unclear result is checked again in float32.
+
+    Raises `ValueError` if the candidate has no equivalent of the case or if `reference` is unknown, and `NotExact` if
+    the candidate uses an operation that exact arithmetic does not define, or is a trace that was not made in exact
+    arithmetic.
     """
     about, conventions = fingerprint(device, dtype) | {"arithmetic": arithmetic}, conventions_of(reference)
     given = case.inputs()
@@ -96,11 +112,11 @@ def audit(
             report = cleared(report, model, inputs, theirs)
     elif candidate.made_in not in (None, MADE_EXACTLY):
         raise NotExact(
-            f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {MADE_EXACTLY}: what its "
-            "fingerprint says, as docs/trace-format.md has it"
+            f"{candidate.name}: computed in {candidate.made_in} arithmetic according to its fingerprint, "
+            f"expected {MADE_EXACTLY} (see docs/trace-format.md)"
         )
     else:
-        with threads(1):  # no bit depends on it, and for tensors this small it is the fastest
+        with threads(1):  # the bits do not depend on it, and one thread is fastest for tensors this small
             report = audit_exactly(model, inputs, theirs)
         unclear = not report.failed and any(row.verdict in (ROUNDING, SUSPECT) for row in report.rows)
         if unclear and dtype != torch.float32 and candidate.made_in is None:
@@ -113,7 +129,7 @@ def audit(
 
 
 def audit_natively(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]) -> Report:
-    """Compare what another implementation computed with this model's weights from these inputs."""
+    """Compare taps that a candidate computed from this model's weights and inputs with the model's own."""
     ours, again = run(model, inputs), run(model, inputs)
     if any(not torch.equal(x, again[name]) for name, x in ours.items()):
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
@@ -125,10 +141,13 @@ def audit_natively(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: M
 def audit_exactly(
     model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Mapping[str, Any]]
 ) -> Report:
-    """Run both under exact arithmetic, in which whatever differs differs in operations, and compare that.
+    """Run both implementations under exact arithmetic, where a difference in bits is a difference in operations.
 
-    Raises `NotExact`, also if the candidate does not repeat itself: layers may draw the numbers that weights then
-    replace, but nothing may depend on them.
+    The candidate runs twice. It may draw random numbers, because layers initialise weights that are replaced
+    afterwards, but no tap may depend on them.
+
+    Raises `NotExact` if the candidate does not repeat itself, or if it uses an operation that exact arithmetic does not
+    define.
     """
     with exact():
         ours = run(model, inputs)
@@ -148,7 +167,7 @@ def audit_exactly(
 
 
 def shown(ours: Taps, theirs: Mapping[str, Any], inputs: Inputs) -> Taps:
-    """Return the taps of ours that are compared: those that the candidate has, or should have."""
+    """Return those of our taps that are compared: the candidate has them, or should have them."""
     return {
         name: x
         for name, x in ours.items()
@@ -159,7 +178,10 @@ def shown(ours: Taps, theirs: Mapping[str, Any], inputs: Inputs) -> Taps:
 def cleared(
     report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Mapping[str, Any]]
 ) -> Report:
-    """Compute what is suspect again, under exact arithmetic: with the same operations it is rounding after all."""
+    """Judge a suspect report again under exact arithmetic, and call it rounding if the operations are the same.
+
+    Other reports are returned as they are.
+    """
     if report.verdict != SUSPECT or report.first is None:
         return report
     try:
@@ -175,10 +197,14 @@ def cleared(
 
 
 def widened(report: Report, wide: Report) -> Report:
-    """Put into the report in a narrow dtype what is wrong in float32, and less than the narrow dtype's rounding."""
+    """Add to a report in a narrow dtype what only the report in float32, `wide`, can show.
+
+    An error that is smaller than the narrow dtype's own rounding is still an error if it is one in float32, and what is
+    merely suspect in the narrow dtype is rounding if float32 finds nothing wrong.
+    """
     if wide.passed:
         rows = [replace(row, verdict=ROUNDING) if row.verdict == SUSPECT else row for row in report.rows]
-        said = "what is suspect in this dtype is rounding in float32, and so it is rounding here, at other places"
+        said = "the taps that are suspect in this dtype are within rounding in float32, so they count as rounding here"
         return assemble(rows, [*report.notes, said]) if report.verdict == SUSPECT else report
     wrong = {row.name: row for row in wide.rows if row.verdict in (DIVERGED, SUSPECT) and row.origin != PROPAGATED}
     rows = [
@@ -197,9 +223,14 @@ def widened(report: Report, wide: Report) -> Report:
 
 
 def without_effect(model: nn.Module) -> list[str]:
-    """Name the parameters that a port could ignore without being told: all zero, or of a norm and all one."""
+    """Return notes on the parameters that a port could ignore without being noticed.
+
+    These are parameters that are all zero, and the weights of query and key norms that are all one.
+    """
     blocks = len(model.transformer_blocks)  # type: ignore[arg-type]
-    there = {name: x for name, x in model.named_parameters() if not x.is_meta}  # the rest is in a streamed model's file
+    there = {
+        name: x for name, x in model.named_parameters() if not x.is_meta
+    }  # a streamed model's other weights are on disk
     zero = [name for name, x in there.items() if not x.any()]
     one = [name for name, x in there.items() if name.endswith((".norm_q.weight", ".norm_k.weight")) and (x == 1).all()]
     return [
@@ -213,8 +244,10 @@ def without_effect(model: nn.Module) -> list[str]:
 
 
 def unused(name: str, inputs: Inputs) -> bool:
-    """Tell whether a tap has no effect: it belongs to a self-attention that is perturbed in all rows, of which nothing
-    but the values matters; diffusers skips it."""
+    """Tell whether a tap cannot affect the output, so that a candidate may lack it.
+
+    In a self-attention that is perturbed in all rows only the values matter, and diffusers skips the rest.
+    """
     block, _, tap = name.removeprefix("transformer_blocks.").partition(".")
     mask = inputs.get("perturbation_mask")
     perturbed = int(block) in (inputs.get("spatio_temporal_guidance_blocks") or ()) if block.isdigit() else False
@@ -234,13 +267,20 @@ def assert_parity(
     names: Mapping[str, str] | None = None,
     arithmetic: str = MADE_NATIVELY,
 ) -> Report:
-    """Raises `AssertionError` with the first divergence if the candidate computes something else from `inputs`.
+    """Raise `AssertionError`, naming the first divergence, unless the candidate computes what the model computes.
 
-    `candidate` has the same weights. A module with diffusers' names is called with the documented arguments and
-    traced; a callable returns taps, by our names or by those that `names` (theirs: ours) translates, or the two
-    outputs. Taps that it lacks are no failure, but the outputs are. Of a module the outputs are what the call returned.
-    `arithmetic` is "native" or "exact"; what exact arithmetic cannot see raises `NotExact`. What bfloat16 hides shows
-    with float32 models alone: unlike `audit`, this runs them in no other dtype.
+    `candidate` has the same weights as `model`, and is called with `inputs`, the arguments of the documented forward.
+    It is one of two things:
+
+    - A module with diffusers' parameter names. It is traced, and its outputs are what the call returned.
+    - A callable that returns the two outputs, or taps under our names or under those that `names` translates
+      (`{"their name": "our name"}`).
+
+    Missing taps are no failure, but missing outputs are. `arithmetic` is "native" or "exact". Unlike `audit`, this runs
+    the models in their own dtype only, so an error that bfloat16 rounding hides is found with float32 models alone.
+
+    Returns the report. Raises `ValueError` for another `arithmetic`, `OutputError` if the candidate returns anything
+    else, and `NotExact` if it uses an operation that exact arithmetic does not define.
     """
 
     def theirs() -> Mapping[str, Any]:
@@ -259,6 +299,7 @@ def assert_parity(
 
 
 def taps_of(candidate: nn.Module | Callable[..., Outputs], inputs: Inputs) -> Mapping[str, Any]:
+    """Run a candidate of any supported kind on `inputs` and return its taps."""
     if isinstance(candidate, LTX2VideoTransformer3DModel):
         return run(candidate, inputs)
     if isinstance(candidate, nn.Module):
@@ -269,6 +310,10 @@ def taps_of(candidate: nn.Module | Callable[..., Outputs], inputs: Inputs) -> Ma
 
 
 def as_taps(given: Outputs) -> Mapping[str, Any]:
+    """Return what a callable returned as taps: a mapping is taken as it is, a pair as the two outputs.
+
+    Raises `OutputError` for anything else, and for values that are not floating-point tensors.
+    """
     if isinstance(given, Mapping):
         for name, x in given.items():
             if not isinstance(x, Tensor | Sketch) or not x.dtype.is_floating_point:
@@ -278,11 +323,13 @@ def as_taps(given: Outputs) -> Mapping[str, Any]:
 
 
 def candidate_named(name: str) -> Candidate:
-    """Find an implementation: diffusers, ltx-core, ltx2ref:CONVENTIONS, a trace file, or a port's function.
+    """Return the candidate that a command-line name stands for.
 
-    A port (trace/port.py) takes a `Setup`'s fields and returns taps.
+    `name` is "diffusers", "ltx-core", "ltx2ref:CONVENTIONS", the path of a trace file, or a port's function as
+    "module:callable" or "path/to/file.py:callable". Such a function takes `config`, `state`, `inputs` and `dtype`, and
+    returns taps or the two outputs.
 
-    Raises `ValueError` if there is no such one here.
+    Raises `ValueError` if there is no such implementation here.
     """
     if name.partition(":")[0] == "ltx2ref":
         conventions = conventions_of(name)
@@ -306,13 +353,17 @@ def candidate_named(name: str) -> Candidate:
 
 
 def conventions_of(implementation: str) -> Conventions:
-    """Return the conventions of ltx2ref:NAME; those of ltx2ref alone are diffusers'. Raises `ValueError` for others."""
+    """Return the conventions of "ltx2ref:NAME"; plain "ltx2ref" follows diffusers'.
+
+    Raises `ValueError` for an unknown name.
+    """
     if implementation not in NAMED:
         raise ValueError(f"{implementation}: no such conventions; expected {', '.join(NAMED)}")
     return NAMED[implementation]
 
 
 def ours(s: Setup, conventions: Conventions) -> LTX2VideoTransformer3DModel:
+    """Build this model from a candidate's setup, with the given conventions."""
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(s.config, conventions)
     model.load_state_dict(s.state, assign=True)
@@ -320,6 +371,10 @@ def ours(s: Setup, conventions: Conventions) -> LTX2VideoTransformer3DModel:
 
 
 def oracle(name: str) -> Candidate:
+    """Return the candidate that runs an installed implementation, diffusers or ltx-core.
+
+    Raises `ValueError` if it is not installed.
+    """
     try:
         module: Any = importlib.import_module(f".oracles.{name.replace('-', '_')}", __package__)
         return Candidate(name, version(name), module.taps)
@@ -328,7 +383,7 @@ def oracle(name: str) -> Candidate:
 
 
 def fingerprint(device: torch.device, dtype: torch.dtype) -> Fingerprint:
-    """Return everything on which bits depend."""
+    """Return the versions, device and settings on which the bits of native arithmetic depend."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -347,4 +402,5 @@ def fingerprint(device: torch.device, dtype: torch.dtype) -> Fingerprint:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -1,10 +1,10 @@
-"""Two implementations compared tap by tap: where they first part, by how much, and whether rounding explains it.
+"""Compare two implementations tap by tap: where they first differ, by how much, and whether rounding explains it.
 
-`compare_forwards` is the way of every audit: the truth, the judge, three explanations and the report, each once.
+Every audit goes through `compare_forwards`: the truth, the judge, the three explanations and the report, once each.
 
-Where there is a truth, nothing but the budget of judge.py decides between rounding and a bug. Where there is none, a
-difference is called a divergence only if it takes half of the digits of the coarser dtype (relative L2 above the square
-root of its epsilon), and else stays suspect.
+Where there is a float64 truth, only the budget in judge.py decides between rounding and a bug. Without a truth, a
+difference counts as a divergence if it affects more than half of the digits of the coarser dtype (a relative L2 norm
+above the square root of its epsilon). A smaller one is suspect.
 """
 
 from collections.abc import Mapping
@@ -39,12 +39,13 @@ def compare(
     slack: Mapping[str, float] | None = None,
     least: Mapping[str, float] | None = None,
 ) -> Report:
-    """Compare every tap of the reference, in its order. `truth` holds float64 values; `local` tells origin from
-    consequence.
+    """Return the report on a candidate's taps, in the order of the reference's.
 
-    `candidate_truth` is what the candidate is measured against, where its phases are not the reference's. `bounds` are
-    of sinusoids and tables of float32 frequencies, `least` of other RoPE tables (see truth.py). `slack`, in L2 norms,
-    is added to budgets.
+    `truth` holds the taps in float64. `local` is the reference run on the candidate's own taps, which tells where an
+    error originated. `candidate_truth` is the truth for a candidate whose phases differ from the reference's. `bounds`
+    hold the permitted error of each element of a sinusoid, or of a RoPE table made from float32 frequencies; `least`
+    the smallest error that the other RoPE tables' budgets assume (see truth.py). `slack` is added to a tap's budget.
+    `least` and `slack` are L2 norms.
     """
     standard = Standard(truth or {}, candidate_truth or {}, bounds or {}, slack or {}, {}, least or {})
     rows = judge_taps(reference, candidate, standard, local)
@@ -56,7 +57,9 @@ def compare_forwards(
 ) -> Report:
     """Compare taps of this model with those that a candidate computed with its weights, here or elsewhere.
 
-    `exactly`: both were computed under exact arithmetic.
+    `ours` and `theirs` are taps by our names, computed from the same `inputs`. `exactly` says that both were computed
+    under exact arithmetic. Returns the report, with hints, conventions and simulated machines that explain a
+    difference.
     """
     queries = unscaled(ours, theirs)
     theirs = {**theirs, **queries}
@@ -87,8 +90,10 @@ def compare_forwards(
 
 
 def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:
-    """Return those queries of theirs that hold the scale of attention already, and whose attention is right, without
-    the scale."""
+    """Return, with the scale divided out, those queries of the candidate that already contain the scale of attention.
+
+    Some implementations multiply q by the scale themselves. That is no error where their attention is right.
+    """
     found: Taps = {}
     for name in (name for name in ours if name.endswith(".q")):
         at = f"{name.removesuffix('.q')}.sdpa"
@@ -101,5 +106,5 @@ def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Tell whether b differs from a, in float64, by less than half of the digits of its dtype."""
+    """Tell whether `b` differs from `a`, a float64 tensor, by less than half of the digits of b's dtype."""
     return a.shape == b.shape and norm(a - b.cpu().double()) <= torch.finfo(b.dtype).eps ** 0.5 * norm(a)

@@ -1,20 +1,21 @@
-"""How wrong a tap may be: one judge for `verify`, `audit` and the kit, with one budget and one set of verdicts.
+"""Judge how wrong a tap may be, with one budget and one set of verdicts for `verify`, `audit` and the kit.
 
-A candidate's error against its truth may be `1.5 * err(reference) + 4 * 2^-23 * |truth|`: what the reference itself
-loses in the same dtype, and half of that again for another order of the same roundings; without the floor the reference
-fails against itself on another processor. A timestep's sinusoid, and RoPE tables of float32 frequencies, have an
-analytic bound in the budget's place.
+A candidate's error against its truth may be `1.5 * err(reference) + 4 * 2^-23 * |truth|`. The first term is what the
+reference itself loses in the same dtype, plus half of that for the same roundings in another order. Without the second
+term the reference would fail against itself on another processor. A timestep's sinusoid, and RoPE tables of float32
+frequencies, have an analytic bound instead of a budget.
 
-    share of the budget        verify, kit               audit
-    up to 1                    within budget             rounding
-    up to 2                    within budget, a note     suspect: rounded more often than the reference; rounding if
-                                                         exact arithmetic shows the same operations
-    above                      FAILED, diverged          diverged
-                               in both, unless explain/roundings.py explains it:
-                               as up to 2
+    share of the budget    verify, kit               audit
+    up to 1                within budget             rounding
+    up to 2                within budget, a note     suspect: rounded more often than the reference. It becomes
+                                                     rounding if exact arithmetic shows the same operations.
+    above 2                FAILED, diverged          diverged
 
-There are honest ways of computing between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.8, a
-bfloat16 matrix product in two halves that are rounded before they are added 1.6. A bound has no such band.
+All three treat a share above 2 as one up to 2 where explain/roundings.py explains it.
+
+Honest ways of computing do reach shares between 1 and 2: RoPE angles that are reduced by one float32 constant take 1.8,
+and a bfloat16 matrix product whose two halves are rounded before they are added takes 1.6. An analytic bound has no
+such band: whatever exceeds it has diverged.
 """
 
 from collections.abc import Mapping
@@ -32,24 +33,24 @@ from .trace.taps import PROJECTED
 from .truth import FLOOR, SHARE, Local, norm, phases, spread
 
 AnyTaps = Mapping[str, Any]  # of tensors, or of sketches
-SAMPLE = 2**20  # elements from which a percentile is taken
-CLEARLY = 2.0  # budgets, beyond which nothing passes that explain/roundings.py does not explain
+SAMPLE = 2**20  # a percentile is taken from this many elements
+CLEARLY = 2.0  # beyond this many budgets a tap passes only if explain/roundings.py explains it
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Against(NamedTuple):
-    """What one tap is measured against, as far as it is known."""
+    """Everything known about what one tap should be; errors and slack are L2 norms."""
 
     true: Tensor | None = None  # in float64
-    candidate_true: Tensor | None = None  # where the candidate's phases are not the reference's
-    bound: Tensor | None = None  # of a sinusoid, or of a table of float32 frequencies
-    slack: float = 0.0  # what phases do that the candidate does not show
-    allowed: Tensor | None = None  # whose error the budget is made from, if it is not the reference's
-    least: float = 0.0  # that error, if it is smaller
+    candidate_true: Tensor | None = None  # the candidate's own truth, if its phases differ from the reference's
+    bound: Tensor | None = None  # replaces the budget of a sinusoid, or of a table of float32 frequencies
+    slack: float = 0.0  # how far phases that the candidate does not show can move this tap
+    allowed: Tensor | None = None  # the tensor whose error makes the budget, if it is not the reference
+    least: float = 0.0  # the smallest error from which a budget is made
 
 
 class Standard(NamedTuple):
-    """What all taps are measured against, by their names. See `Against`, and truth.py for `bounds` and `least`."""
+    """Everything that taps are measured against, by their names. The fields are those of `Against`."""
 
     true: AnyTaps = NOTHING
     candidate_true: AnyTaps = NOTHING
@@ -59,6 +60,7 @@ class Standard(NamedTuple):
     least: Mapping[str, float] = NOTHING
 
     def of(self, name: str) -> Against:
+        """Return what one tap is measured against."""
         return Against(
             self.true.get(name),
             self.candidate_true.get(name),
@@ -70,7 +72,11 @@ class Standard(NamedTuple):
 
 
 def judge_taps(reference: AnyTaps, candidate: AnyTaps, standard: Standard, local: Local | None = None) -> list[TapRow]:
-    """Judge every tap of the reference, in its order. `local` tells origin from consequence."""
+    """Judge every tap of the reference, in its order.
+
+    `local` is the reference run on the candidate's own taps. With it, a row also says whether its error originated
+    there or was only propagated.
+    """
     rows = [
         judge_tap(name, x, candidate.get(name), local, standard.of(name))
         for name, x in reference.items()
@@ -80,10 +86,10 @@ def judge_taps(reference: AnyTaps, candidate: AnyTaps, standard: Standard, local
 
 
 def rounded_phases(reference: AnyTaps, candidate: AnyTaps, standard: Standard) -> dict[str, Tensor]:
-    """Return those of the candidate's phases that rounding explains, in the reference's shapes.
+    """Return, in the reference's shapes, those phases of the candidate whose error rounding explains.
 
-    Its other taps are measured against a truth with these phases. Wrong phases are left out, so that what follows from
-    them is shown to be wrong, too.
+    The candidate's other taps are measured against a truth with these phases. Wrong phases are left out, so that
+    everything computed from them is reported as wrong, too.
     """
     rows = judge_taps(phases(reference), candidate, standard)
     names = [row.name for row in rows if row.verdict in (ROUNDING, SUSPECT)]
@@ -93,8 +99,10 @@ def rounded_phases(reference: AnyTaps, candidate: AnyTaps, standard: Standard) -
 
 
 def first_divergence(rows: list[TapRow]) -> TapRow | None:
-    """Return the tap that the report is about: the first wrong one, else the first suspect one, else the first that is
-    not identical; None if there is no such tap."""
+    """Return the tap that the report is about, or None if all taps are identical or missing.
+
+    It is the first one that is wrong, or else the first suspect one, or else the first that is not identical.
+    """
     for verdicts in ((DIVERGED, SHAPE), (SUSPECT,)):
         if found := next((row for row in rows if row.verdict in verdicts), None):
             return found
@@ -102,21 +110,24 @@ def first_divergence(rows: list[TapRow]) -> TapRow | None:
 
 
 def remarks(rows: list[TapRow], reference: AnyTaps, candidate: AnyTaps, truth: AnyTaps | None) -> list[str]:
-    """Return notes on what could not be judged, or not well: taps without a counterpart, and without a truth."""
+    """Return notes on taps that could not be judged, or not well: without a counterpart, or without a truth."""
     extra = [name for name in candidate if name not in reference and name not in PROJECTED.values()]
     said = []
     if extra:
-        said.append(f"the candidate has {len(extra)} taps that the reference has not: {', '.join(extra[:3])}")
+        said.append(f"the candidate has {len(extra)} taps that the reference lacks: {', '.join(extra[:3])}")
     if truth is None and any(row.verdict in (SUSPECT, DIVERGED) for row in rows):
         said.append(
-            "without a float64 truth there is no budget: a difference that is not the coarser dtype's "
-            "rounding is called a divergence above the square root of its epsilon, and else suspect"
+            "without a float64 truth there is no budget: a difference beyond the coarser dtype's rounding counts as "
+            "a divergence above the square root of its epsilon, and as suspect below"
         )
     return said
 
 
 def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, against: Against) -> TapRow:
-    """Compare one tap of a candidate, None if it has none, with the reference's, and give the verdict."""
+    """Compare one tap of the candidate with the reference's and return its row, with the verdict.
+
+    `candidate` is None if it lacks the tap. Either side may be a `Sketch`, for which all numbers are estimates.
+    """
     about: dict[str, Any] = {"name": name, "shape": tuple(reference.shape), "dtype": dtype_name(reference)}
     if candidate is None:
         return TapRow(verdict=MISSING, **about)
@@ -145,14 +156,19 @@ def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, ag
         numbers.pop("budget", None)
     elif local is not None and name in local.truth:
         numbers |= locally(name, candidate, local, against)
-        if numbers["origin"] == ORIGINATED and local.same_bits is not None:  # an operation that is judged on its own
+        if (
+            numbers["origin"] == ORIGINATED and local.same_bits is not None
+        ):  # judged alone: equal bits after rounding do not excuse it
             numbers["equal_rounded"] = False
     return TapRow(verdict=judged(numbers, dtype, most), **about, **numbers)
 
 
 def amplified(rows: list[TapRow]) -> list[TapRow]:
-    """Downgrade to suspect a tap over budget when no stage up to it was over budget on its own: the error has only
-    accumulated."""
+    """Downgrade to suspect a tap over budget when no stage up to it was over budget on its own.
+
+    In that case the error has only accumulated. The amplification, error divided by local error, is filled in for all
+    rows.
+    """
     result, origin = [], False
     for row in rows:
         origin |= row.origin != PROPAGATED and row.verdict == DIVERGED
@@ -176,9 +192,12 @@ def after_projection(rows: list[TapRow]) -> list[TapRow]:
 
 
 def judged(numbers: Mapping[str, Any], dtype: torch.dtype, most: float) -> str:
-    """Call tensors that are not the same rounding, suspect up to `most` budgets, or diverged."""
+    """Return the verdict on tensors that are not identical.
+
+    `most` is how many budgets may be used before a suspect tap has diverged; it is 1 where the budget is a bound.
+    """
     budget = numbers.get("budget")
-    if numbers.get("equal_rounded") or (budget is not None and budget <= 1):  # a NaN is not
+    if numbers.get("equal_rounded") or (budget is not None and budget <= 1):  # False for a NaN
         return ROUNDING
     if budget is not None:
         return SUSPECT if budget <= most else DIVERGED
@@ -186,7 +205,7 @@ def judged(numbers: Mapping[str, Any], dtype: torch.dtype, most: float) -> str:
 
 
 def differences(reference: Tensor, candidate: Tensor) -> dict[str, Any]:
-    """Compute everything that needs no truth, in float64; ULPs are counted in the coarser dtype."""
+    """Measure, in float64, everything that needs no truth. ULPs are counted in the coarser of the two dtypes."""
     a, b, dtype = reference.double(), candidate.double(), coarser(reference, candidate)
     gap = (b - a).abs()
     worst = int(torch.where(gap.isnan(), torch.inf, gap).argmax())
@@ -224,13 +243,19 @@ def errors(reference: Tensor, candidate: Tensor, against: Against) -> dict[str, 
 
 
 def same_roundings(reference: Tensor | Sketch, candidate: Tensor | Sketch) -> bool:
-    """Tell whether the reference's error says what the candidate may lose: of a coarser dtype it says nothing."""
+    """Tell whether the reference's own error says how much the candidate may lose.
+
+    It does not if the candidate's dtype is the coarser one.
+    """
     return coarser(reference, candidate) == reference.dtype
 
 
 def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dict[str, Any]:
-    """Tell whether this stage alone, given the candidate's own inputs, is beyond the budget; under exact arithmetic,
-    whether it has other bits than the same operations would have."""
+    """Measure this stage alone: the candidate's tap against the reference's stage, run on the candidate's own inputs.
+
+    Under exact arithmetic, an error originated here if the bits differ from those of the same operations. Otherwise, it
+    originated here if it is over budget.
+    """
     own = against._replace(true=local.truth[name], candidate_true=None, allowed=None)
     found = errors(local.reference[name].cpu(), candidate, own)
     budget, same = found["budget"], None if local.same_bits is None else local.same_bits.get(name)
@@ -240,7 +265,11 @@ def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dic
 
 
 def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: Any) -> TapRow:
-    """Give the same verdicts from sketches, for what they can tell: beyond the budget is what surely is."""
+    """Judge a tap from sketches, as far as they can tell.
+
+    Only what is surely beyond the budget is called so: the low end of the candidate's estimated error is compared with
+    the high end of the budget.
+    """
     a, b = as_sketch(reference), as_sketch(candidate)
     same = a.same_bits(b)
     if same or (same is None and a == b):
@@ -255,15 +284,16 @@ def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: An
 
 # ---------------------------------------------------------------- numbers
 class Errors(NamedTuple):
-    """L2 norms."""
+    """The L2 norms that a share of the budget is made from."""
 
-    error: float  # of the candidate against its truth
-    reference: float  # of the reference against its own
+    error: float  # the candidate's error against its truth
+    reference: float  # the reference's error against the truth
     allowed: float  # the budget
-    size: float  # of the truth
+    size: float  # the norm of the candidate's truth
 
     @property
     def share(self) -> float:
+        """Return the candidate's error divided by the budget."""
         return self.error / self.allowed if self.allowed else (0.0 if self.error == 0 else float("inf"))
 
 
@@ -276,14 +306,21 @@ def measure(
     slack: float = 0.0,
     least: float = 0.0,
 ) -> Errors:
-    """Measure both sides, each against its own truth. `bound` takes the budget's place, `slack` is added to it."""
+    """Measure both sides, each against its own truth, and return L2 norms.
+
+    `bound`, if it is given, replaces the budget. Otherwise `least` is the smallest reference error that the budget
+    assumes, and `slack` is added to the budget.
+    """
     error, own, size = norm(candidate.double() - candidate_true), norm(reference.double() - true), norm(candidate_true)
     allowed = SHARE * max(own, least) + FLOOR * norm(true) + slack if bound is None else norm(bound)
     return Errors(error, own, allowed, size)
 
 
 def ulps(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Return the largest distance and the 99th percentile, in steps between neighbouring numbers of their dtype."""
+    """Return the largest distance and the 99th percentile, in steps between neighbouring numbers of the dtype.
+
+    Both tensors have the same dtype. Elements that are NaN in both are left out.
+    """
     steps = (ordinal(a) - ordinal(b)).abs().flatten().double()
     steps = steps[~(a.isnan() & b.isnan()).flatten()]
     if not len(steps):
@@ -293,23 +330,27 @@ def ulps(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def ordinal(x: Tensor) -> Tensor:
-    """Number floating-point numbers so that neighbours are neighbouring integers, and both zeros 0."""
+    """Map floating-point numbers to integers so that neighbours stay neighbours; both zeros become 0."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     bits = x.contiguous().view(kind).long()
     return torch.where(bits < 0, torch.iinfo(kind).min - bits, bits)
 
 
 def coarser(a: Tensor | Sketch, b: Tensor | Sketch) -> torch.dtype:
+    """Return the dtype with the larger epsilon."""
     return max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def dtype_name(x: Any) -> str:
+    """Return a tensor's or sketch's dtype as text, such as bfloat16."""
     return str(x.dtype).removeprefix("torch.")
 
 
 def ratio(part: float, whole: float) -> float | None:
+    """Divide; 0 / 0 is 0, and anything else divided by 0 is infinite."""
     return part / whole if whole else (0.0 if part == 0 else float("inf"))
 
 
 def as_sketch(x: Any) -> Sketch:
+    """Return the sketch of a tensor, or the sketch that is already given."""
     return x if isinstance(x, Sketch) else sketch(x)
