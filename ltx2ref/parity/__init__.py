@@ -1,4 +1,4 @@
-"""Conformance: cases, recorded tensors of other implementations, and the verdict on this machine."""
+"""Compare implementations: the cases, recordings of other implementations, and the judge of every tap."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING

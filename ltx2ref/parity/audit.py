@@ -112,8 +112,8 @@ def audit(
             report = cleared(report, model, inputs, theirs)
     elif candidate.made_in not in (None, MADE_EXACTLY):
         raise NotExact(
-            f"{candidate.name}: computed in {candidate.made_in} arithmetic according to its fingerprint, "
-            f"expected {MADE_EXACTLY} (see docs/trace-format.md)"
+            f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {MADE_EXACTLY} "
+            "(the trace's fingerprint tells; see docs/trace-format.md)"
         )
     else:
         with threads(1):  # the bits do not depend on it, and one thread is fastest for tensors this small

@@ -1,4 +1,4 @@
-"""Numbers that any language can rebuild bit for bit, so that weights and inputs need not be stored.
+"""Generate numbers that any language can rebuild bit for bit, so that weights and inputs need not be stored.
 
 Element `index` (row-major, from 0) of the tensor `name` is, in unsigned 32-bit arithmetic that wraps around:
 
@@ -6,7 +6,7 @@ Element `index` (row-major, from 0) of the tensor `name` is, in unsigned 32-bit 
     x ^= x >> 16;  x *= 0x85EBCA6B;  x ^= x >> 13;  x *= 0xC2B2AE35;  x ^= x >> 16
     value = float32((x >> 8) - 2**23) * 2**-23 * float32(scale)
 
-The first two factors are exact in float32, uniform in [-1, 1); the last multiplication is the only rounding.
+The first two factors are exact in float32 and make a uniform number in [-1, 1). Only the last multiplication rounds.
 """
 
 import math
@@ -21,13 +21,14 @@ from torch import Tensor
 from ..config import TransformerConfig
 from ..interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 
-SEED = 20261122  # of the cases' weights and inputs
+SEED = 20261122  # for the cases' weights and inputs
 LOW_32_BITS = 2**32 - 1
-Scales = tuple[tuple[str, float], ...]  # pattern of names, and a power of two that their weights are multiplied by
+Scales = tuple[tuple[str, float], ...]  # (pattern of parameter names, power of two that multiplies these weights)
 UNIT = math.sqrt(3)  # the scale at which a uniform number has variance 1
 
 
 def fnv1a(text: str) -> int:
+    """Return the 32-bit FNV-1a hash of a text in UTF-8."""
     digest = 0x811C9DC5
     for byte in text.encode():
         digest = (digest ^ byte) * 0x01000193 % 2**32
@@ -35,9 +36,11 @@ def fnv1a(text: str) -> int:
 
 
 def uniform(name: str, shape: tuple[int, ...], scale: float = UNIT, seed: int = 0) -> Tensor:
-    """Return a float32 tensor of `shape`, uniform in [-scale, scale)."""
+    """Return a float32 tensor of `shape`, uniform in [-scale, scale), that depends on its name and the seed."""
     x = torch.arange(math.prod(shape), device="cpu") * 0x9E3779B9 + fnv1a(f"{seed}/{name}") & LOW_32_BITS
-    x = (x ^ x >> 16) * 0x85EBCA6B & LOW_32_BITS  # int64 products wrap around, too, and their lower halves are right
+    x = (
+        x ^ x >> 16
+    ) * 0x85EBCA6B & LOW_32_BITS  # int64 products overflow by wrapping around, so their lower 32 bits are right
     x = (x ^ x >> 13) * 0xC2B2AE35 & LOW_32_BITS
     x = x ^ x >> 16
     unit = ((x >> 8) - 2**23).float() * 2**-23
@@ -45,9 +48,10 @@ def uniform(name: str, shape: tuple[int, ...], scale: float = UNIT, seed: int = 
 
 
 def weight_scale(name: str, shape: tuple[int, ...]) -> float:
-    """Return the scale of a parameter: nothing is zero, and activations are so large that the two GELUs differ.
+    """Return the scale of a generated parameter.
 
-    Linear weights keep unit variance, those into a GELU double it; norm weights reach 1.5, tables 0.5, biases 0.25.
+    Nothing is zero, and activations are so large that both kinds of GELU differ. Linear weights keep unit variance,
+    those before a GELU double it; norm weights reach 1.5, tables 0.5, biases 0.25.
     """
     if name.endswith("norm_q.weight") or name.endswith("norm_k.weight"):
         return 1.5
@@ -59,7 +63,7 @@ def weight_scale(name: str, shape: tuple[int, ...]) -> float:
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scales: Scales = ()) -> dict[str, Tensor]:
-    """Return float32 parameters, by diffusers' names."""
+    """Return float32 parameters for `shapes`, under the same names, which are diffusers'."""
     return {
         name: uniform(name, shape, weight_scale(name, shape), seed)
         * math.prod(factor for pattern, factor in scales if fnmatch(name, pattern))
@@ -70,12 +74,13 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scales: Scales = (
 def build(
     config: TransformerConfig, dtype: torch.dtype, conventions: Conventions = DIFFUSERS, scales: Scales = ()
 ) -> LTX2VideoTransformer3DModel:
-    """Build a model with generated weights, rounded to `dtype`."""
+    """Build a model with generated weights, rounded to `dtype`, on the CPU in evaluation mode."""
     return deepcopy(generated(config, conventions, scales)).to(dtype)
 
 
 @lru_cache(maxsize=2)
 def generated(config: TransformerConfig, conventions: Conventions, scales: Scales) -> LTX2VideoTransformer3DModel:
+    """Build the model with float32 weights; the last two are kept, because cases often repeat a configuration."""
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(config, conventions)
     shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}

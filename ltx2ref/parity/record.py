@@ -1,13 +1,13 @@
-"""Recorded tensors: one safetensors file for each case and dtype, and one JSON file on how they were made.
+"""Read and write recorded tensors: a safetensors file for each case and dtype, and a JSON file on how they were made.
 
-A file's metadata key "record" holds JSON: the case, dtype, configuration, seed, and conventions, if they are not
-diffusers'; the order of the taps as the data meets them; taps that equal another one ("same"); the sha256 of every
-input; the float64 truth's norm of each tap.
-Of equal slices along a tap's first dimension one is stored, under the tap's name; "NAME.index" says which is where.
+The metadata key "record" of such a file holds JSON: the case, dtype, configuration, seed, and conventions (if they are
+not diffusers'); the names of the taps in the order of the computation; the taps that equal an earlier one ("same"); the
+sha256 of every input; and the norm of each tap's float64 truth. If slices along the first dimension of a tap are equal,
+only one of them is stored, under the tap's name. "NAME.index" then says which stored slice stands at each place.
 
-What was recorded under exact arithmetic needs no tolerance, so a digest of each tap will do: one file for each case, in
-the folder `exact`, with DTYPE/digests (a row of 16 bytes for each tap), DTYPE/buckets (four float64 numbers for each,
-from which the size of a difference can be estimated) and both outputs as tensors.
+Recordings under exact arithmetic need no tolerance, so a digest of each tap is enough. There is one file for each case,
+in the folder `exact`. It holds DTYPE/digests (16 bytes for each tap), DTYPE/buckets (four float64 numbers for each tap,
+from which the size of a difference can be estimated), and both outputs as tensors.
 """
 
 import hashlib
@@ -30,28 +30,34 @@ from .trace.sketch import sketch
 from .trace.taps import Taps
 
 DIRECTORY = Path(__file__).parent / "reference"
-NATIVE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the recordings in native arithmetic
+NATIVE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # in which native arithmetic is recorded
 EXACT_DTYPES = NATIVE_DTYPES | {"float16": torch.float16}
 RECORD_SCHEMA = 1
 
 
 class RecordError(ValueError):
-    """A recording that cannot be used: missing, of another schema, or made from other inputs."""
+    """A recording cannot be used: it is missing, has another schema, or was made from other inputs."""
 
 
 @dataclass(frozen=True)
 class Record:
+    """The taps of one case in one dtype as another implementation computed them, in native arithmetic."""
+
     taps: Taps
     input_digests: dict[str, str]
     truth_norms: dict[str, float]
 
 
 def path(case: Case, dtype: str) -> Path:
+    """Return the path of a native recording."""
     return DIRECTORY / f"{case.release}-{case.name}-{dtype}.safetensors"
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, CPU, threads and probe of the machine that made the recordings."""
+    """Return the versions, CPU, number of threads and probe of the machine that made the recordings.
+
+    Raises `RecordError` if there are no recordings.
+    """
     try:
         said: dict[str, Any] = json.loads((DIRECTORY / "recording.json").read_text())
     except FileNotFoundError as error:
@@ -60,16 +66,19 @@ def environment() -> dict[str, Any]:
 
 
 def tensors(inputs: Inputs) -> Taps:
+    """Return all tensors among the arguments of a forward, including those in `attention_kwargs`."""
     flat = inputs | (inputs.get("attention_kwargs") or {})
     return {name: x for name, x in flat.items() if isinstance(x, torch.Tensor)}
 
 
 def digests(inputs: Inputs) -> dict[str, str]:
+    """Return the sha256 of every tensor among the arguments of a forward."""
     return {name: sha256_of_tensors(x) for name, x in tensors(inputs).items()}
 
 
 def save_record(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms: dict[str, float], seed: int) -> None:
-    first: dict[str, str] = {}  # digest -> the first tap with these bits
+    """Write the native recording of a case in one dtype."""
+    first: dict[str, str] = {}  # digest: the first tap with these bits
     same = {}
     for name, x in taps.items():
         digest = f"{x.dtype} {tuple(x.shape)} {sha256_of_tensors(x)}"
@@ -95,14 +104,17 @@ def save_record(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms:
 
 
 def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct slices along the first dimension, by their bits, and for each slice which one it is."""
+    """Return the slices along the first dimension whose bits are distinct, and for each slice which of them it is."""
     bits = x.contiguous().flatten(1).view({2: torch.int16, 4: torch.int32}[x.element_size()])
     slices, index = bits.unique(dim=0, return_inverse=True)
     return slices.view(x.dtype).reshape(-1, *x.shape[1:]), index.to(torch.int16)
 
 
 def load_record(case: Case, dtype: str) -> Record:
-    """Raises `RecordError` if there is no usable recording of this case."""
+    """Read the native recording of a case in one dtype.
+
+    Raises `RecordError` if there is no usable one.
+    """
     if not path(case, dtype).exists():
         raise RecordError(f"{case.id} {dtype}: no recording at {path(case, dtype)}")
     with safe_open(path(case, dtype), "pt") as file:
@@ -122,23 +134,24 @@ def load_record(case: Case, dtype: str) -> Record:
 # ---------------------------------------------------------------- under exact arithmetic
 @dataclass(frozen=True)
 class ExactRecord:
-    """What an implementation computed for one case in one dtype, under exact arithmetic."""
+    """What an implementation computed for one case in one dtype under exact arithmetic."""
 
-    digests: dict[str, bytes]  # of each tap, in the order of the computation
-    buckets: dict[str, Tensor]  # of each tap, (4,) float64: see `buckets`
+    digests: dict[str, bytes]  # one for each tap, in the order of the computation
+    buckets: dict[str, Tensor]  # one (4,) float64 for each tap: see `buckets`
     outputs: Taps
     input_digests: dict[str, str]
     implementation: str
 
 
 def exact_path(case: Case | Kernel) -> Path:
+    """Return the path of a recording under exact arithmetic."""
     return DIRECTORY / "exact" / f"{case.release}-{case.name}.safetensors"
 
 
 def digest(x: Tensor) -> bytes:
-    """Return 16 bytes that tell a tensor's dtype, shape and bits from any other's; docs/arithmetic.md defines them.
+    """Return 16 bytes that identify a tensor's dtype, shape and bits; docs/arithmetic.md defines them.
 
-    All NaNs are one. The zeros are two.
+    All NaNs count as the same number. Zero and minus zero are different.
     """
     kind, shape = str(x.dtype).removeprefix("torch."), ",".join(map(str, x.shape))
     x = x.detach().cpu().contiguous()
@@ -149,12 +162,15 @@ def digest(x: Tensor) -> bytes:
 
 
 def buckets(x: Tensor) -> Tensor:
-    """Return four float64 numbers whose squared distance to another tensor's estimates that of the tensors."""
+    """Return four float64 numbers whose squared distance from another tensor's estimates that of the tensors."""
     return sketch(x).buckets.view(-1, 4).sum(0)
 
 
 def save_exact(case: Case | Kernel, taps: dict[str, Taps], inputs: dict[str, Inputs], implementation: str) -> None:
-    """Write what was computed in each dtype."""
+    """Write the recording of a case under exact arithmetic.
+
+    `taps` and `inputs` have a key for each dtype. `implementation` names what computed them.
+    """
     stored: Taps = {}
     for dtype, found in taps.items():
         stored[f"{dtype}/digests"] = torch.tensor([list(digest(x)) for x in found.values()], dtype=torch.uint8)
@@ -175,7 +191,10 @@ def save_exact(case: Case | Kernel, taps: dict[str, Taps], inputs: dict[str, Inp
 
 
 def load_exact(case: Case | Kernel, dtype: str) -> ExactRecord:
-    """Raises `RecordError` if there is no usable recording of this case."""
+    """Read what was recorded for a case in one dtype under exact arithmetic.
+
+    Raises `RecordError` if there is no usable recording.
+    """
     path = exact_path(case)
     if not path.exists():
         raise RecordError(f"{case.id} {dtype}: no recording under exact arithmetic at {path}")
@@ -197,5 +216,6 @@ def load_exact(case: Case | Kernel, dtype: str) -> ExactRecord:
 
 
 def require_same(what: str, name: str, recorded: Any, here: Any) -> None:
+    """Raise `RecordError` unless a recorded property is the same as the present one."""
     if recorded != here:
         raise RecordError(f"{what}: recorded with another {name}: expected {here}, got {recorded}")

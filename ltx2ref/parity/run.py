@@ -1,4 +1,4 @@
-"""One forward of this model with every tap, and the inputs that it is given."""
+"""Run this model once and return every tap; prepare the inputs for a dtype or device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,10 @@ from .trace.taps import Taps, returned, trace
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """Cast inputs as a model of `dtype` takes them; noise levels, coordinates and multiplicative masks stay."""
+    """Cast the arguments of a forward to the dtypes that a model of `dtype` takes.
+
+    Noise levels, coordinates and multiplicative masks keep their own.
+    """
     main = ("hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states")
     masks = ("encoder_attention_mask", "audio_encoder_attention_mask")
     biases = [name for name in masks if name in inputs and inputs[name].ndim == 3 and inputs[name].is_floating_point()]
@@ -20,6 +23,8 @@ def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
 
 
 def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
+    """Apply `move` to every tensor in the arguments of a forward, including those in nested dicts."""
+
     def walk(x: Any) -> Any:
         return move(x) if isinstance(x, Tensor) else {k: walk(v) for k, v in x.items()} if isinstance(x, dict) else x
 
@@ -27,7 +32,11 @@ def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None) -> Taps:
-    """Return all taps, and what the call returned. Those in `inject` are replaced after they were recorded."""
+    """Run the model and return all taps, including the returned outputs, on the CPU.
+
+    Taps in `inject` are recorded, and then replaced for the rest of the forward. Raises `OutputError` if the model does
+    not return video and audio.
+    """
     with torch.no_grad(), trace(model, inject=inject) as taps:
         output = model(**inputs)
     return {name: x.cpu() for name, x in (taps | returned(output)).items()}

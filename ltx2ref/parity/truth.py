@@ -1,11 +1,12 @@
-"""The float64 truth that both sides of a comparison are measured against, of the whole and of each stage.
+"""Compute in float64 what both sides of a comparison are measured against, for the whole model and each stage.
 
-It is the double model, given the weights and inputs that the model has in its own dtype, and the *phases* (RoPE cosines
-and sines, timestep sinusoids) of the side that is judged. RoPE angles reach 15,708 rad, so that one unit in the last
-place of a float32 angle moves everything that follows by 1e-5, on each machine another way, and is no error of what
-follows. The phases themselves are judged against pure float64.
+The truth is the model in float64, given the same weights and inputs as the model in its own dtype. It is also given the
+*phases* (RoPE cosines and sines, timestep sinusoids) of the side that is judged. RoPE angles reach 15,708 rad, where
+one unit in the last place of a float32 angle moves everything after it by 1e-5, differently on each machine. That is no
+error of what comes after. The phases themselves are judged against pure float64.
 
-Which stage went wrong first, and what was only passed on, shows a run on the candidate's own taps (`isolate`).
+`isolate` runs the reference on the candidate's own taps. This tells the stage that went wrong first from the stages
+that only passed the error on.
 """
 
 import math
@@ -26,19 +27,21 @@ from .cases import Inputs
 from .run import moved, run
 from .trace.taps import ADALN_LAYERS, PHASES, Taps
 
-# What a candidate's error may be: a share of the reference's own error, and of the truth's norm. See judge.py.
+# A candidate's error may be SHARE times the reference's own error plus FLOOR times the truth's norm. See judge.py.
 SHARE, FLOOR = 1.5, 4 * 2.0**-23
-PHASE_ULPS = 2.5  # of a float32 phase: an exp that is off by two units at most, and the product's own rounding
-# Of an angle that a float32 frequency makes: a linspace off by one unit, which a power of 10,000 makes 9.2, the power
-# itself by two, pi, the middle, the fraction of the largest position, the shift, and the product.
+# How many units a timestep's float32 phase may be off: two from the exp, and half a unit from rounding the product.
+PHASE_ULPS = 2.5
+# How many units in the last place an angle may be off that is made from a float32 frequency. The linspace is off by
+# one, which becomes log(10,000) = 9.2 in the power of 10,000, and the power itself is off by two. One each comes from
+# pi, the middle of the patch, the fraction of the largest position, the shift to [-1, 1], and the product.
 ANGLE_ULPS = math.log(10_000) + 2 + 5
-ROUNDED = 0.42 * 2.0**-24  # root mean square of a float32 rounding, relative to the number
-LUCK = 0.6  # of what these roundings lose in a table: no reference is taken to lose less
+ROUNDED = 0.42 * 2.0**-24  # the root mean square of a float32 rounding, relative to the rounded number
+# A table's budget assumes that its reference loses at least this share of what these roundings lose on average.
+LUCK = 0.6
 
-
-DRAWS = 3  # of phases that a candidate does not show
-PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # their first dimension is B or B * T
-# The residual of one stream through a block: where it enters each sub-layer, and where it leaves.
+DRAWS = 3  # how often phases are drawn that a candidate does not show
+PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # taps whose first dimension is B or B * T
+# The taps of each stream's residual in a block, in order: as it enters each sub-layer, and as it leaves the block.
 CHAINS = (
     ("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.stream", "video"),
     ("audio_attn1.stream", "audio_attn2.stream", "video_to_audio_attn.stream", "audio_ff.stream", "audio"),
@@ -46,33 +49,42 @@ CHAINS = (
 
 
 def norm(x: Tensor) -> float:
-    """Return the L2 norm, in float64."""
+    """Return the L2 norm, computed in float64."""
     result: float = torch.linalg.vector_norm(x.double()).item()
     return result
 
 
 def spread(name: str, x: Tensor, like: Any) -> Tensor:
-    """Repeat noise levels per batch element for each token where the other implementation has them per token."""
+    """Return a tap in the shape of `like`, repeating noise levels per batch element for each token.
+
+    One implementation may have (B, ...) where the other has (B * T, ...). Other taps are returned as they are.
+    """
     if name.endswith(PER_TOKEN) and tuple(x.shape[1:]) == tuple(like.shape[1:]) and like.shape[0] % len(x) == 0:
         return x.repeat_interleave(like.shape[0] // len(x), 0)
     return x
 
 
 def doubled(model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
+    """Return a copy of the model in float64."""
     return deepcopy(model).double()
 
 
 def wide(inputs: Inputs) -> Inputs:
+    """Return the inputs with all floating-point tensors in float64."""
     return moved(inputs, lambda x: x.double() if x.is_floating_point() else x)
 
 
 def phases(taps: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the taps that are RoPE cosines and sines or timestep sinusoids."""
     return {name: x for name, x in taps.items() if name.endswith(PHASES)}
 
 
 def sinusoid_bound(timestep: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what each element of a sinusoid (B * T, 256) may be off: units in the last place of its float32 phase, and
-    one of its own. A bound and not a budget, so that it does not depend on how lucky the reference's sinusoid is."""
+    """Return how far each element of a sinusoid, (B * T, 256), may be off.
+
+    It may be off by a few units in the last place of its float32 phase, and by one of its own. This is a bound, not a
+    budget, so that it does not depend on how exact the reference's sinusoid happens to be.
+    """
     frequencies = torch.exp(-math.log(10_000) * torch.arange(128, dtype=torch.float64) / 128)
     phase = timestep.detach().cpu().double().reshape(-1, 1).abs() * frequencies
     value = torch.cat([phase.cos(), phase.sin()], -1).abs()
@@ -80,9 +92,13 @@ def sinusoid_bound(timestep: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Return for each RoPE table (B, T, H, R), in float64, its values, its slopes, and the size of what is rounded on
-    the way to its angles: the root of the squares of the fraction of the largest position, of that shifted to [-1, 1],
-    and of the product, all in radians."""
+    """Return values, slopes and sizes of each RoPE table, each (B, T, H, R) in float64.
+
+    `coords` holds "video_coords" and "audio_coords", (B, P, T, 2) or (B, P, T), in pixels and seconds; tables whose
+    coordinates are missing are left out. The slope is the derivative by the angle, as an absolute value. The size is
+    that of the numbers that are rounded on the way to the angle, in radians: the root of the squares of the fraction of
+    the largest position, of that fraction shifted to [-1, 1], and of the product.
+    """
     video, audio = coords.get("video_coords"), coords.get("audio_coords")
     found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for name, x, stream in (
@@ -107,16 +123,22 @@ def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict
 
 
 def least_lost(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return what the budget of each RoPE table takes a reference to lose that loses less, because its positions happen
-    to be exact in float32, as L2 norms; of those tables whose coordinates are there, and none for float32 frequencies.
+    """Return the smallest error, as an L2 norm, that the budget of each RoPE table assumes of its reference.
+
+    A reference can lose less than that by luck, when its positions are exact in float32, and then its own error says
+    nothing about what a candidate may lose. Tables of float32 frequencies have a bound instead and are left out.
     """
     tables = rope_tables(config, coords) if config.rope_double_precision else {}
     return {name: LUCK * ROUNDED * norm(slope * made_from) for name, (_, slope, made_from) in tables.items()}
 
 
 class Truth:
-    """A model's forward in float64. `pure` has float64 phases; `bounds` what phases may be off that have no budget: a
-    sinusoid, and tables made from float32 frequencies; `least` what a table's reference is taken to lose at least."""
+    """A model's forward in float64.
+
+    `pure` holds its taps with float64 phases. `bounds` holds how far the phases may be off that have no budget:
+    sinusoids, and tables made from float32 frequencies. `least` holds the smallest error that the other tables' budgets
+    assume.
+    """
 
     def __init__(self, model: LTX2VideoTransformer3DModel, inputs: Inputs) -> None:
         self.dtype, self.model, self.inputs = model.proj_in.weight.dtype, doubled(model), wide(inputs)
@@ -134,15 +156,19 @@ class Truth:
             }
 
     def bound(self, name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Keep the bound of the sinusoid that an AdaLN layer is about to use."""
         self.bounds[f"{name}.sinusoid"] = sinusoid_bound(given[0], self.dtype)
 
     def of(self, taps: Mapping[str, Any]) -> Taps:
-        """Return every tap in float64, given those phases that are in `taps`; the phases in pure float64."""
+        """Return every tap in float64, computed with the phases in `taps`; phases themselves are in pure float64."""
         given = phases(taps)
         return (run(self.model, self.inputs, given) if given else self.pure) | phases(self.pure)
 
     def drawn(self, name: str, reference: Tensor, seed: int) -> Tensor:
-        """Draw a phase within its bound: of a sinusoid, or of a RoPE table twice the budget around the reference's."""
+        """Draw at random a phase that a candidate could have without being wrong.
+
+        A sinusoid is drawn within its bound, and a RoPE table within twice its budget.
+        """
         noise = torch.rand(reference.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
         pure = self.pure[name]
         bound = self.bounds.get(name)
@@ -155,8 +181,10 @@ def truth(model: LTX2VideoTransformer3DModel, inputs: Inputs, reference: Mapping
 
 
 def unseen(truth: Truth, ours: Taps, theirs: Mapping[str, Any]) -> dict[str, float]:
-    """Return what unseen phases of the candidate may do to each tap: the largest of a few draws within their bounds,
-    as L2 norms."""
+    """Return how far phases that the candidate does not show can move each tap, as L2 norms.
+
+    The figure is the largest of a few random draws within the phases' bounds.
+    """
     missing = {name: x for name, x in phases(ours).items() if name not in theirs}
     if not missing:
         return {}
@@ -169,11 +197,12 @@ def unseen(truth: Truth, ours: Taps, theirs: Mapping[str, Any]) -> dict[str, flo
 
 
 class Local(NamedTuple):
-    """The reference run on the candidate's own taps: in its dtype, and in float64."""
+    """The reference run on the candidate's own taps: in its own dtype, and in float64."""
 
     reference: Taps
     truth: Taps
-    same_bits: Taps | None = None  # those of `reference` that the same operations have to the bit, in exact arithmetic
+    # Under exact arithmetic: those taps of `reference` whose bits a candidate with the same operations has, too.
+    same_bits: Taps | None = None
 
 
 def isolate(
@@ -183,8 +212,11 @@ def isolate(
     candidate: Mapping[str, Any],
     exactly: bool = False,
 ) -> Local:
-    """Run the reference on the candidate's taps. Those that the candidate lacks, or has in another shape, stay the
-    reference's own. `exactly`: under exact arithmetic, where the same operations have the same bits."""
+    """Run each stage of the reference on the candidate's taps.
+
+    Taps that the candidate lacks, or has in another shape, stay the reference's own. `exactly` says that this runs
+    under exact arithmetic, where the same operations give the same bits.
+    """
     taps: Taps = {
         name: spread(name, x, reference_taps[name])
         for name, x in candidate.items()
@@ -204,7 +236,10 @@ def isolate(
 
 
 def step(reference: Taps, exact: Taps, candidate: Taps, names: list[str]) -> None:
-    """Make each residual what it was before, in the candidate, plus what the sub-layer added, in the reference."""
+    """Replace each residual in `names` by the candidate's previous residual plus what the reference's sub-layer added.
+
+    Otherwise an error in the residual stream would count against every sub-layer that follows.
+    """
     plain = {name: exact[name] for name in names}
     for before, name in pairwise(names):
         if before in candidate:

@@ -1,19 +1,24 @@
-"""Runs the conformance cases on this machine and judges every tap against the recorded one, in two ways.
+"""Run the conformance cases on this machine and judge every tap against the recorded one, in two ways.
 
-*exact*: under exact arithmetic (exact.py) the bits are the same on every machine. Each tap is identical, or the case
-has failed; there is no tolerance. This shows that the model computes what the recorded implementation computes,
+*exact*: under exact arithmetic (exact.py) the bits are the same on every machine. A case passes only if every tap is
+identical; there is no tolerance. This shows that the model computes what the recorded implementation computes,
 operation by operation.
 
-*native*: in this machine's own arithmetic, whose last bits are its own. Where it computes with the bits of the
-recording machine (see probe.py), anything but identical is a failure. Elsewhere a budget decides for each tap, which
-comes from the record's own error against float64. A case that is recorded under exact arithmetic alone is judged by
-budget everywhere, against the exact taps: those whose digests are the recorded ones are the recorded implementation's
-own tensors, bit for bit. Where a digest is another, the case has failed exactly, and natively it is inconclusive:
-there is nothing to judge that tap against. Exact arithmetic takes attention as one operation, with logits in float64,
-which no kernel does; beside a bias of -10,000 float32 keeps a thousandth of a logit, and bfloat16 nothing of it. So
-the budget is what the recorded operations lose with attention written out: logits and weights in the model's dtype.
+*native*: in this machine's own arithmetic, whose last bits vary between machines. If the machine computes with the same
+bits as the recording machine (see probe.py), any difference is a failure. Elsewhere each tap has a budget, made from
+the recording's own error against float64.
 
-The truth is conditional on the phases of the side that is judged (see truth.py), and the verdicts are judge.py's.
+Some cases are recorded under exact arithmetic only. Natively they are judged by budget everywhere, against the taps
+that this machine computes under exact arithmetic. Where the digest of such a tap is the recorded one, the tap is the
+recorded implementation's own tensor, bit for bit. Where a digest differs, the case has failed exactly, and natively it
+is inconclusive, because there is nothing to judge that tap against.
+
+Exact arithmetic treats attention as one operation with float64 logits, which no kernel does. Next to a bias of
+-10,000, a float32 logit is resolved to a thousandth only, and a bfloat16 logit is lost. So the budget
+of these cases is the error of the recorded operations with attention written out: logits and weights are in the model's
+dtype.
+
+The truth depends on the phases of the side that is judged (see truth.py), and the verdicts are those of judge.py.
 """
 
 import math
@@ -46,40 +51,44 @@ from .trace.probe import threads
 from .trace.taps import Taps
 from .truth import Truth, norm
 
-DRIFT = 1e-10  # relative; float64 sums of this size differ by 1e-14 between machines
-MANY, MOST_JOBS = 24, 8  # runs that are worth other processes, each of which takes seconds to start; and of those
-WRITTEN_OUT = "rounded-logits"  # the machine with whose attention the budget is measured
-WITHIN, FAILED, INCONCLUSIVE = "within budget", "FAILED", "inconclusive"  # verdicts, beside IDENTICAL
+DRIFT = 1e-10  # relative change of a truth's norm; float64 sums of this size differ by 1e-14 between machines
+# From MANY runs on, other processes are worth the seconds that each takes to start.
+MANY, MOST_JOBS = 24, 8
+WRITTEN_OUT = "rounded-logits"  # the simulated machine whose attention the budget is measured with
+WITHIN, FAILED, INCONCLUSIVE = "within budget", "FAILED", "inconclusive"  # verdicts besides IDENTICAL
 
 
 @dataclass(frozen=True)
 class ExactResult:
-    """One case in one dtype under exact arithmetic."""
+    """The result of one case in one dtype under exact arithmetic."""
 
     verdict: str
-    taps: int  # compared
-    differing: int  # or missing
-    first: str | None  # differing tap
-    distance: float | None  # of the first from the record, relative L2, estimated
+    taps: int  # how many were compared
+    differing: int  # how many differ or are missing
+    first: str | None  # the first tap that differs
+    distance: float | None  # how far that tap is from the recorded one: relative L2, estimated
     note: str = ""
 
 
 @dataclass(frozen=True)
 class NativeResult:
-    """One case in one dtype in this machine's arithmetic."""
+    """The result of one case in one dtype in this machine's arithmetic."""
 
     verdict: str
-    first: str | None  # divergent tap
-    share: float  # of the budget that an error takes, the largest of all taps
-    against_record: float  # relative L2, the largest of all taps
-    error: float  # of the outputs against the truth, relative L2, the larger one
-    record_error: float  # the recorded outputs' own
+    first: str | None  # the first tap that diverged, or else that differs
+    share: float  # error divided by budget, the largest of all taps
+    against_record: float  # difference from the record, relative L2, the largest of all taps
+    error: float  # the outputs' error against the truth, relative L2, the larger of the two
+    record_error: float  # the same for the recorded outputs
     note: str = ""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Both verdicts on a case in one dtype. None: not asked for, or nothing is recorded in this dtype."""
+    """Both results of a case in one dtype.
+
+    Either is None if it was not asked for, or if nothing is recorded in this dtype.
+    """
 
     release: str
     case: str
@@ -89,6 +98,7 @@ class CaseResult:
 
     @property
     def verdicts(self) -> set[str]:
+        """Return the verdicts of the results that there are."""
         return {result.verdict for result in (self.exact, self.native) if result is not None}
 
 
@@ -100,10 +110,12 @@ def verify(
     arithmetic: str | None = None,
     machine: str | None = None,
 ) -> CaseResult:
-    """Run one case, exactly, natively or both, and compare all its taps. `same_bits`: natively, nothing but identical
-    will do. `machine`: natively, as this simulated machine computes.
+    """Run one case under exact arithmetic, natively or both, and compare all its taps with the recorded ones.
 
-    Raises `RecordError` if there is no usable recording of it.
+    `arithmetic` is "exact", "native", or None for both. With `same_bits`, the native run passes only if it is
+    identical. With `machine`, the native run is computed as that simulated machine would (see machines.py).
+
+    Raises `RecordError` if there is no usable recording of the case.
     """
     forward = prepared(case, dtype, device)
     judged, recorded_natively = arithmetic != "exact" and dtype in NATIVE_DTYPES, isinstance(case, Case) and case.native
@@ -117,6 +129,7 @@ Forward = Callable[[], Taps]
 
 
 def prepared(case: Case | Kernel, dtype: str, device: torch.device) -> Forward:
+    """Build a case's model and inputs, and return a function that runs it and returns its taps."""
     inputs = moved(inputs_of(case, dtype), lambda x: x.to(device))
     if isinstance(case, Kernel):
         return lambda: run_kernel(case, inputs)
@@ -125,6 +138,7 @@ def prepared(case: Case | Kernel, dtype: str, device: torch.device) -> Forward:
 
 
 def inputs_of(case: Case | Kernel, dtype: str) -> Inputs:
+    """Return the inputs of a case, in the dtypes that a model of `dtype` takes."""
     if isinstance(case, Kernel):
         return case.inputs(EXACT_DTYPES[dtype])
     return cast(case.inputs(), EXACT_DTYPES[dtype])
@@ -133,6 +147,7 @@ def inputs_of(case: Case | Kernel, dtype: str) -> Inputs:
 def natively_judged(
     case: Case | Kernel, dtype: str, forward: Forward, exact_taps: Taps, same_bits: bool, machine: str | None
 ) -> NativeResult:
+    """Run a case natively, or as a simulated machine, and judge it."""
     taps, again = run_on(machine, forward), run_on(machine, forward)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
         return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, "does not repeat itself")
@@ -142,7 +157,7 @@ def natively_judged(
 
 
 def run_on(machine: str | None, forward: Forward) -> Taps:
-    """Run natively, under exact arithmetic ("exact"), or as a simulated machine."""
+    """Run natively (None), under exact arithmetic ("exact"), or as a simulated machine."""
     if machine is None:
         return forward()
     with exact() if machine == "exact" else exact(machine_named(machine)):
@@ -161,8 +176,11 @@ class How:
 
 
 def verify_all(runs: Sequence[tuple[Case | Kernel, str]], how: How) -> Iterator[CaseResult]:
-    """Verify each (case, dtype), in their order: on a CPU many of them in a process for each core, where there can be
-    such processes. An emulator has none."""
+    """Verify each (case, dtype), and yield the results in that order.
+
+    On a CPU, many of them are spread over processes, one for each core. Where processes cannot be started, as in some
+    emulators, they run one after the other.
+    """
     jobs, done = min(os.cpu_count() or 1, MOST_JOBS), 0
     if how.device.type == "cpu" and jobs > 1 and len(runs) >= MANY:
         with suppress(BrokenProcessPool, OSError), process_pool(jobs) as pool:
@@ -204,12 +222,13 @@ def interrupts_ignored() -> Iterator[None]:
 
 
 def verify_one(how: How, case: Case | Kernel, dtype: str) -> CaseResult:
+    """Verify one case with the given number of threads."""
     with threads(how.threads):
         return verify(case, dtype, how.device, how.same_bits, how.arithmetic, how.machine)
 
 
 def compare_exactly(case: Case | Kernel, dtype: str, taps: Taps) -> ExactResult:
-    """Judge what was computed for a case under exact arithmetic: the recorded bits, or not."""
+    """Judge taps that were computed under exact arithmetic: they have the recorded bits, or they have failed."""
     recorded = record.load_exact(case, dtype)
     require_inputs(case, dtype, recorded)
     missing = [name for name in recorded.digests if name not in taps]
@@ -229,18 +248,22 @@ def compare_exactly(case: Case | Kernel, dtype: str, taps: Taps) -> ExactResult:
 
 
 def apart(x: Tensor, recorded: Tensor) -> float | None:
-    """Estimate the relative L2 distance from four numbers of the recorded tensor: right to a factor of two or so."""
+    """Estimate the relative L2 distance of a tap from a recorded one, of which four numbers are known.
+
+    The estimate is right within a factor of about two. Returns None for a tap that is all zero.
+    """
     return norm(record.buckets(x) - recorded) / norm(x) if norm(x) else None
 
 
 def truth_of(case: Case | Kernel, dtype: torch.dtype) -> Truth | KernelTruth:
+    """Return the float64 truth of a case."""
     if isinstance(case, Kernel):
         return KernelTruth(case, case.inputs(dtype))
     return Truth(build(case.config, dtype, case.conventions, case.scales), cast(case.inputs(), dtype))
 
 
 def compare_with_record(case: Case, dtype: str, taps: Taps, same_bits: bool) -> NativeResult:
-    """Judge what was computed for a case in native arithmetic."""
+    """Judge taps that were computed in native arithmetic against taps recorded in native arithmetic."""
     recorded = record.load_record(case, dtype)
     require_inputs(case, dtype, recorded)
     truth = truth_of(case, NATIVE_DTYPES[dtype])
@@ -254,8 +277,11 @@ def compare_with_record(case: Case, dtype: str, taps: Taps, same_bits: bool) -> 
 def compare_with_exact(
     case: Case | Kernel, dtype: str, taps: Taps, exact_taps: Taps, written_out: Taps
 ) -> NativeResult:
-    """Judge what was computed in native arithmetic for a case that is recorded under exact arithmetic alone.
-    `exact_taps`: what the same model computes there; `written_out`: with attention written out."""
+    """Judge taps that were computed in native arithmetic for a case recorded under exact arithmetic only.
+
+    `exact_taps` are the same model's taps under exact arithmetic; `written_out` are its taps with attention written
+    out, from which the budget is made.
+    """
     recorded = record.load_exact(case, dtype)
     require_inputs(case, dtype, recorded)
     known = {
@@ -286,18 +312,22 @@ def compare_with_exact(
 
 
 def require_inputs(case: Case | Kernel, dtype: str, recorded: Record | ExactRecord) -> None:
+    """Raise `RecordError` unless the recording was made from the inputs that this version makes."""
     if recorded.input_digests != record.digests(inputs_of(case, dtype)):
         raise RecordError(f"{case.id} {dtype}: recorded from other inputs than this version makes")
 
 
 def drifted(true: Taps, recorded: Record) -> str | None:
-    """Return the first tap whose truth is not what it was when the case was recorded."""
+    """Return the first tap whose truth has changed since the case was recorded, or None."""
     norms = recorded.truth_norms
     return next((name for name, x in true.items() if not abs(norm(x) - norms[name]) <= DRIFT * norms[name]), None)
 
 
 def native_result(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
-    """Return the verdict on a case from those on its taps; what an audit suspects is within budget, with a note."""
+    """Return the result of a case from the verdicts on its taps.
+
+    A tap that an audit would suspect counts as within budget, with a note.
+    """
     first = next((row.name for row in rows if row.verdict != IDENTICAL), None)
     wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
     shares = {row.name: math.inf if row.verdict == SHAPE else row.budget or 0.0 for row in rows}
@@ -327,4 +357,5 @@ def native_result(rows: list[TapRow], same_bits: bool, drift: str | None) -> Nat
 
 
 def largest(numbers: Iterable[float | None]) -> float:
+    """Return the largest number, counting None as infinite; NaN if there are none."""
     return max((math.inf if x is None else x for x in numbers), default=math.nan)

@@ -20,7 +20,6 @@ YET_TO_REWRITE = """
 Of a modulated input: which rows
 Of a single file.
 Of all parameters. One block
-Of an angle that a float32
 Of cosines and sines more:
 Of files that are larger
 Of the checkout, if this

@@ -1,4 +1,4 @@
-"""What models compute on the way: read, sketched, kept in files, and how ports are found."""
+"""Read the taps of a model, sketch them, keep them in files, and find ports by name."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING

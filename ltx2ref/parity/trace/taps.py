@@ -1,33 +1,33 @@
-"""Reading what a model computes on the way, without a line in the model: hooks that always come off again.
+"""Read a model's intermediate tensors (taps) through hooks, which are always removed again.
 
-Names follow the parameters', which are diffusers'. In the order of the computation; B batch, T tokens, S keys:
+Taps are named after diffusers' parameters. This is the order of the computation; B batch, T tokens, S keys:
 
     video_coords, audio_coords                              (B, P, T, 2)     seconds and pixels of each patch
     rope, audio_rope, cross_attn_rope, cross_attn_audio_rope + .cos, .sin    (B, T, H, R)
     proj_in, audio_proj_in                                  (B, T, D)        tokens
-    X.sinusoid, X.emb, X.linear                             (B * T|1, ...)   of the eight AdaLN layers: what linear_1
-                                                            is given; the embedding; offsets before the tables
-    caption_projection, audio_caption_projection            (B, S, D)        text, projected (2.0)
-    transformer_blocks.0. + attn1, audio_attn1 (itself), attn2, audio_attn2 (text), audio_to_video_attn,
-    video_to_audio_attn (exchange), and ff, audio_ff (feed-forward):
+    X.sinusoid, X.emb, X.linear                             (B * T|1, ...)   for each of the eight AdaLN layers X: the
+                                                            input of linear_1, the embedding, the rows' offsets
+    caption_projection, audio_caption_projection            (B, S, D)        projected text (2.0)
+    transformer_blocks.0. + attn1, audio_attn1 (self-attention), attn2, audio_attn2 (text attention),
+    audio_to_video_attn, video_to_audio_attn (exchange), and ff, audio_ff (feed-forward):
         .stream                                             (B, T, D)        the residual as it enters the sub-layer
         .rows, .context_rows                                (B * T|1, K, D)  table + offsets, in the legend's order
-        .input, .context                                    (B, T|S, D)      modulated; of queries, of keys and values
+        .input, .context                                    (B, T|S, D)      modulated: for queries, for keys and values
         .norm_q, .norm_k, .to_v                             (B, T|S, H * d)
         .q, .k                                              (B, T|S, H, d)   after RoPE
         .sdpa                                               (B, T, H, d)     attention, before the gate
-        .to_gate_logits, .gate                              (B, T, H)        and 2 * sigmoid of it
+        .to_gate_logits, .gate                              (B, T, H)        logits, and 2 * sigmoid of them
         .to_out                                             (B, T, D)
-        .proj, .activation, .output                         (B, T, 4D|D)     of the feed-forward: around the GELU
+        .proj, .activation, .output                         (B, T, 4D|D)     feed-forward: before and after GELU, result
     transformer_blocks.0.video, .audio                      (B, T, D)        after that block
     norm_out, audio_norm_out                                (B, T, D)        before the modulation
     proj_out.input, audio_proj_out.input                    (B, T, D)        after it
-    proj_out, audio_proj_out                                (B, T, C)        what the last projections put out
+    proj_out, audio_proj_out                                (B, T, C)        outputs of the last projections
     sample, audio_sample                                    (B, T, C)        what the forward returned
 
-Coordinates of this model, rows and gates are computed by the tracer, from what the model was given and what its
-layers put out; everything else is what passed through the model. `sample` and `audio_sample` are read from the return
-value of the traced module and not from a layer, so that nothing between the last layer and the caller stays unseen.
+The tracer computes this model's coordinates, the rows and the gates itself, from the model's arguments and its layers'
+outputs. Everything else is a tensor that passed through the model. `sample` and `audio_sample` are read from the return
+value of the traced module, not from a layer, so that a change between the last layer and the caller is seen.
 """
 
 import inspect
@@ -62,15 +62,22 @@ ADALN_LAYERS = (
     "av_cross_attn_audio_v2a_gate",
 )
 PHASES = (".cos", ".sin", ".sinusoid")  # taps that are judged against pure float64
-# What is returned, and what the last projections put out: the same, unless something comes between. A candidate without
-# the latter lacks nothing; they only tell where an output went wrong.
+# The returned outputs, and the outputs of the last projections. They are equal unless something changes them in
+# between. A candidate need not have the projections' taps: they only help to tell where an output went wrong.
 PROJECTED = {"sample": "proj_out", "audio_sample": "audio_proj_out"}
 ATTENTION_LAYERS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 FEED_FORWARDS = ("ff", "audio_ff")
-# The sub-layers whose residual this model's block normalises, in its order.
+# The sub-layers for which this model's block normalises the residual, in the order of the block.
 NORMED = (*ATTENTION_LAYERS, *FEED_FORWARDS)
-ATTENTION_OUTPUTS = ("norm_q", "norm_k", "to_v", "to_gate_logits", "to_out")  # of an attention's layers
-# Sub-layer: (table, its rows, AdaLN layer, its rows), in turn; of the queries, and of keys and values.
+ATTENTION_OUTPUTS = (
+    "norm_q",
+    "norm_k",
+    "to_v",
+    "to_gate_logits",
+    "to_out",
+)  # layers of an attention whose outputs are taps
+# How the rows of each sub-layer are put together, for its queries (rows) and for its keys and values (context_rows):
+# parts of (learned table, rows of it, AdaLN layer, rows of its offsets), one after the other.
 RowRecipe = tuple[tuple[str, slice, str, slice], ...]
 CROSS_V, CROSS_A = "video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table"
 SHIFT_V, SHIFT_A = "av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"
@@ -101,21 +108,29 @@ ROW_RECIPES: dict[str, RowRecipe] = {
 
 @dataclass
 class Recorder:
-    """Keeps what `keep` makes of each tap, and hands on what is to be used in its place: by default the same."""
+    """Record taps, and pass on the tensors that the model should use instead.
+
+    `keep` makes of each tap what is kept. A tap in `inject` is recorded and then replaced.
+    """
 
     keep: Callable[[Tensor], Any]
     inject: Mapping[str, Tensor]
     taps: dict[str, Any] = field(default_factory=dict)
-    offsets: Taps = field(default_factory=dict)  # live: of the AdaLN layers
-    streams: list[Tensor] = field(default_factory=list)  # what was normalised since the last sub-layer began
-    earlier: list[Tensor] = field(default_factory=list)
-    sublayer: str = ""  # in which an attention is running
-    norms: Iterator[str] = field(default_factory=lambda: iter(()))  # residuals still to be normalised in a block
-    chunks: dict[str, list[Tensor]] = field(default_factory=dict)  # of the queries of a sub-layer's attention, so far
-    outputs: int = 0
+    offsets: Taps = field(default_factory=dict)  # current outputs of the AdaLN layers, not detached
+    streams: list[Tensor] = field(default_factory=list)  # residuals normalised since the last sub-layer began
+    earlier: list[Tensor] = field(default_factory=list)  # the same for the sub-layer before
+    sublayer: str = ""  # the one whose attention is running
+    norms: Iterator[str] = field(
+        default_factory=lambda: iter(())
+    )  # taps of residuals that a block has yet to normalise
+    chunks: dict[str, list[Tensor]] = field(default_factory=dict)  # chunks of queries that an attention has seen so far
+    outputs: int = 0  # how often the last norms have run: video's comes first
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
-        flat = name.endswith((".sinusoid", ".emb", ".linear"))  # these differ in whether B and T are two dimensions
+        """Record a tap and return the tensor that the model goes on with: `x`, or its replacement."""
+        flat = name.endswith(
+            (".sinusoid", ".emb", ".linear")
+        )  # implementations differ in whether B and T are two dimensions here
         self.taps[name] = self.keep(x.detach().flatten(0, -2) if flat else x.detach())
         given = self.inject.get(name)
         x = x if given is None else given.to(x).reshape(x.shape)
@@ -124,11 +139,15 @@ class Recorder:
         return x
 
     def returned(self, output: Any) -> None:
+        """Record the outputs of the forward."""
         self.taps |= {name: self.keep(x.detach()) for name, x in returned(output).items()}
 
     def entering(self, sublayer: str) -> None:
-        """The residual is what was normalised first since the sub-layer before; both streams of an exchange are
-        before its first direction."""
+        """Begin a sub-layer, and record its residual.
+
+        The residual is the first tensor that was normalised since the previous sub-layer began. An exchange normalises
+        both streams before its first direction, so its second direction finds its residual one sub-layer earlier.
+        """
         self.sublayer = sublayer
         self.chunks.clear()
         if self.streams or self.earlier:
@@ -137,14 +156,14 @@ class Recorder:
 
 
 class OutputError(ValueError):
-    """An implementation that returned something else than a video and an audio tensor."""
+    """An implementation returned something other than a video and an audio tensor."""
 
 
 def returned(output: Any) -> Taps:
-    """Return the outputs of a forward by the names of their taps.
+    """Return the outputs of a forward under the names of their taps.
 
     `output` is a pair, or has `sample` and `audio_sample` as keys or as attributes. Raises `OutputError` for anything
-    else: of one tensor with two batch elements, too, which Python would unpack.
+    else, including one tensor with two batch elements, which Python would unpack.
     """
     if isinstance(output, Mapping):
         found: list[Any] = [output.get(name) for name in PROJECTED]
@@ -159,6 +178,7 @@ def returned(output: Any) -> Taps:
 
 
 def described_output(output: Any) -> str:
+    """Describe in an error message what a forward returned."""
     if not isinstance(output, Mapping | tuple | list):
         return brief(output)
     found = [f"{name}: {brief(x)}" for name, x in output.items()] if isinstance(output, Mapping) else map(brief, output)
@@ -166,6 +186,7 @@ def described_output(output: Any) -> str:
 
 
 def brief(x: Any) -> str:
+    """Describe a value in a few words: a tensor by its dtype and shape, anything else by its type."""
     if isinstance(x, Tensor):
         return f"a tensor of {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
     return "None" if x is None else type(x).__name__
@@ -176,12 +197,15 @@ Door = Callable[[nn.Module, Recorder, On], None]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where an implementation has what a tap shows: `path` takes our names of modules and parameters to its own."""
+    """Where an implementation keeps the tensors that taps show.
 
-    doors: Door  # coordinates and RoPE tables
+    `path` translates our names of modules and parameters to its own.
+    """
+
+    doors: Door  # hooks that record coordinates and RoPE tables
     path: Callable[[str], str] = str
-    pair: Callable[[Any], tuple[Tensor, Tensor]] = tuple  # both streams in a block's output
-    norms: Mapping[str, str] = field(default_factory=dict)  # sub-layer: the module that normalises its stream
+    pair: Callable[[Any], tuple[Tensor, Tensor]] = tuple  # finds video and audio in a block's output
+    norms: Mapping[str, str] = field(default_factory=dict)  # sub-layer: the module that normalises its stream, if any
 
 
 @contextmanager
@@ -191,11 +215,13 @@ def trace(
     inject: Mapping[str, Tensor] | None = None,
     keep: Callable[[Tensor], Any] = torch.clone,
 ) -> Iterator[Taps]:
-    """The taps of the last forward within the context; the model's output is what it is without.
+    """Record the taps of the last forward within the context; the model's output stays the same to the bit.
 
-    Every tap that is in `inject` is recorded, and then replaced: what follows is computed from the replacement. Nothing
-    follows `sample` and `audio_sample`, which are what `model` returned: these are not replaced. Of each tap `keep`
-    makes what is kept. A forward that returns no video and audio raises `OutputError`.
+    Yields a dict that the forward fills. A tap in `inject` is recorded and then replaced: everything after it is
+    computed from the replacement. `sample` and `audio_sample` cannot be replaced, because nothing follows them. `keep`
+    makes of each tap what is kept, by default a copy. `layout` describes other implementations than this one.
+
+    Raises `OutputError` if a forward does not return video and audio.
     """
     layout = layout or OURS
     recorder = Recorder(keep, inject or {})
@@ -210,6 +236,7 @@ def trace(
 
 @contextmanager
 def hooks() -> Iterator[On]:
+    """Yield a function that takes the handles of hooks, and remove all of these hooks at the end."""
     handles: list[Any] = []
     try:
         yield handles.append
@@ -219,7 +246,7 @@ def hooks() -> Iterator[On]:
 
 
 class Functions(TorchFunctionMode):
-    """Sees the calls that no module makes: attention, the weightless norms of the residuals, the last norms."""
+    """Records calls that belong to no module: attention, the weightless norms of residuals, the last norms."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -230,7 +257,9 @@ class Functions(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self.attention(func, *args, **kwargs)
         weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
-        if func is F.rms_norm and weight is None and args[0].ndim == 3:  # of a residual, not of each head
+        if (
+            func is F.rms_norm and weight is None and args[0].ndim == 3
+        ):  # a residual; norms of single heads have four dimensions
             self.recorder.streams.append(args[0])
             args = (self.residual(args[0]), *args[1:])
         result = func(*args, **kwargs)
@@ -240,18 +269,21 @@ class Functions(TorchFunctionMode):
         return result
 
     def residual(self, x: Tensor) -> Tensor:
-        """What is normalised in place of the residual, which itself goes on as it is."""
+        """Return the tensor to be normalised: the residual, or its replacement.
+
+        Only the norm sees the replacement. The residual itself continues unchanged.
+        """
         given = self.recorder.inject.get(next(self.recorder.norms, ""))
         return x if given is None else given.to(x)
 
     def attention(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Attend; one sub-layer may do so once for each chunk of its queries, with the same keys."""
+        """Run attention and record it; a sub-layer may call it once per chunk of queries, with the same keys."""
         chunks, first = self.recorder.chunks, not self.recorder.chunks or self.recorder.chunks["k"][0] is not key
         if first:
             chunks.clear()
             chunks["k"] = [key]
 
-        def tap(name: str, x: Tensor) -> Tensor:  # (B, H, T, d), in memory (B, T, H, d)
+        def tap(name: str, x: Tensor) -> Tensor:  # x is (B, H, T, d), the tap (B, T, H, d)
             parts = chunks.setdefault(name, [])
             parts.append(x.transpose(1, 2))
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -265,7 +297,7 @@ class Functions(TorchFunctionMode):
 
 
 def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
-    """Everything outside the blocks but the doors."""
+    """Hook everything outside the blocks except coordinates and RoPE tables."""
 
     def result(path: str, name: str) -> None:
         if (module := find_module(model, layout.path(path))) is not None:
@@ -288,7 +320,10 @@ def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
 
 
 def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) -> None:
-    """Everything in one block. A hook per sub-layer begins it, and says whose attention is running."""
+    """Hook everything in one block.
+
+    A hook on each sub-layer notes that it has begun, so that a call of attention can be attributed to it.
+    """
 
     def module(name: str) -> nn.Module | None:
         return find_module(model, layout.path(block + name))
@@ -337,7 +372,11 @@ def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) 
 
 
 def inputs(tap: Recorder, at: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """x, and in an attention the keys and values' input: positional, or under any implementation's name."""
+    """Record the inputs of a sub-layer, and return its arguments with any replacements.
+
+    These are x and, in an attention, the input of keys and values. They may be positional, or have any implementation's
+    names.
+    """
     named = dict(kwargs)
     values = [*args, *(named.pop(name) for name in ("hidden_states", "x") if name in named)]
     x, context = values[0], values[1] if len(values) > 1 else None
@@ -354,6 +393,7 @@ def inputs(tap: Recorder, at: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def put_out(tap: Recorder, at: str, out: Tensor) -> Tensor:
+    """Record the output of an attention's layer; of gate logits, also the gate."""
     result = tap(at, out)
     if at.endswith("to_gate_logits"):
         tap(at.replace("to_gate_logits", "gate"), 2 * result.sigmoid())
@@ -361,6 +401,7 @@ def put_out(tap: Recorder, at: str, out: Tensor) -> Tensor:
 
 
 def put_streams(tap: Recorder, block: str, layout: Layout, out: Any) -> Any:
+    """Record both streams after a block, and return replacements as the block's output if there are any."""
     tap.streams, tap.earlier = [], []
     video, audio = layout.pair(out)
     injected = tap(f"{block}video", video), tap(f"{block}audio", audio)
@@ -368,7 +409,10 @@ def put_streams(tap: Recorder, block: str, layout: Layout, out: Any) -> Any:
 
 
 def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) -> Tensor | None:
-    """Rows of modulation as the sub-layer uses them; None if this model has no such ones."""
+    """Return a sub-layer's rows of modulation, (B * T|1, K, D): learned rows plus offsets.
+
+    Returns None if this model has no such rows.
+    """
     found = []
     for name, chosen, layer, of_layer in ROW_RECIPES.get(part, ()):
         learned = table(name)
@@ -376,11 +420,14 @@ def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) 
             return None
         offset = rearrange(offsets[layer].flatten(0, -2), "n (k d) -> n k d", d=learned.shape[-1])[:, of_layer]
         found.append(torch.stack(rows(learned[chosen], offset), 1))
-    size = max(map(len, found), default=0)  # the exchange's gate can be per batch element where the rest is per token
+    size = max(
+        map(len, found), default=0
+    )  # an exchange's gate can be per batch element while its other rows are per token
     return torch.cat([x.repeat_interleave(size // len(x), 0) for x in found], 1) if found else None
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module | None:
+    """Return a submodule, or None if the model has none at that path."""
     for part in path.split("."):
         model = getattr(model, part, None)  # type: ignore[assignment]
         if model is None:
@@ -389,7 +436,7 @@ def find_module(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def our_doors(model: Any, tap: Recorder, on: On) -> None:
-    """Coordinates from the arguments of the model, RoPE tables from those of each block."""
+    """Record coordinates from the model's arguments, and RoPE tables from those of each block."""
 
     def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = FORWARD.bind(model, *args, **{name: x for name, x in kwargs.items() if name in FORWARD.parameters})
