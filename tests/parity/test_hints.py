@@ -233,7 +233,7 @@ INJECTED = [
         "2.3/t2v",
         BLOCK + "video_to_audio_attn.context",
         "sequential_exchange",
-        "the other stream after it has listened itself",
+        "the other stream after the exchange",
     ),
 ]
 

@@ -17,16 +17,12 @@ ROOT = Path(ltx2ref.__file__).parents[1]
 GENITIVE = "Of "
 # These still do; no other may.
 YET_TO_REWRITE = """
-Of a modulated input: which rows
 Of a single file.
 Of all parameters. One block
-Of cosines and sines more:
 Of files that are larger
 Of the checkout, if this
-Of the output: LayerNorm
 Of the type of `like`
 Of these a result that is zero
-Of this attention, (B
 """
 
 

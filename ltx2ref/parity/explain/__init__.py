@@ -1,4 +1,4 @@
-"""Why a candidate differs: another convention, other roundings, or a mistake that ports make."""
+"""Explain why a candidate differs: another convention, other roundings, or a mistake that ports make."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Other conventions: the reference is run again, each time with one convention switched."""
+"""Explain a difference by other conventions: run the reference again, each time with one of them switched."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -19,7 +19,10 @@ from ..truth import phases, spread
 
 
 class Explanation(NamedTuple):
-    """What to switch so that the first divergence is gone, and where the next one is: None if there is none."""
+    """The conventions to switch so that the first divergence disappears.
+
+    `next` is the tap that differs first after that, or None if none does.
+    """
 
     switches: dict[str, str]
     next: str | None
@@ -29,7 +32,7 @@ class Explanation(NamedTuple):
         return f"identical to your candidate after switching {names}{f', up to {self.next}' if self.next else ''}"
 
     def beyond(self, tap: str, ours: Mapping[str, Tensor]) -> bool:
-        """Return whether the switches explain this tap, too."""
+        """Tell whether the switches explain this tap, too."""
         names = [*ours]
         return self.next is None or names.index(self.next) > names.index(tap)
 
@@ -42,9 +45,10 @@ def explain_by_conventions(
     theirs: Mapping[str, Any],
     exactly: bool,
 ) -> tuple[list[TapRow], list[str]]:
-    """Add to the first divergence the conventions that explain it, and return notes on what other switches explain.
+    """Add to the first divergence the conventions that explain it.
 
-    Under exact arithmetic RoPE tables of other frequencies are found by their bits.
+    Returns the rows, and notes on what other switches explain. Under exact arithmetic, RoPE tables with other
+    frequencies are recognised by their bits.
     """
     notes = []
     with exact() if exactly else nullcontext():
@@ -58,7 +62,7 @@ def explain_by_conventions(
     first = first_divergence(rows)
     if why is None or first is None:
         return rows, notes
-    if not why.beyond(first.name, ours):  # only roundings before the divergence
+    if not why.beyond(first.name, ours):  # the switches explain only roundings before it
         return rows, [*notes, str(why)]
     said = (f"another convention, {why}", *first.hints)
     return [replace(row, hints=said) if row is first else row for row in rows], notes
@@ -67,8 +71,11 @@ def explain_by_conventions(
 def with_other_frequencies(
     rows: list[TapRow], model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]
 ) -> list[TapRow]:
-    """Call RoPE tables diverged whose frequencies are float32 in place of float64, or the other way round, under exact
-    arithmetic. The budget hardly tells them from other ways of rounding an angle; the bits do."""
+    """Call RoPE tables diverged whose frequencies are float32 instead of float64, or the other way round.
+
+    This works under exact arithmetic only: the budget hardly tells such tables from other ways of rounding an angle,
+    but the bits do.
+    """
     double = model.config.rope_double_precision
     other = switched(model, config=replace(model.config, rope_double_precision=not double))
     with exact():
@@ -88,8 +95,8 @@ def with_other_frequencies(
 def switched(
     model: LTX2VideoTransformer3DModel, conventions: Conventions | None = None, config: TransformerConfig | None = None
 ) -> LTX2VideoTransformer3DModel:
-    """Return a model with the same parameters, shared, under other conventions, or of another configuration."""
-    other = object.__new__(type(model))  # `copy` asks a streamed model for its state
+    """Return a model that shares these parameters, under other conventions or another configuration."""
+    other = object.__new__(type(model))  # `copy.copy` would ask a streamed model for its state
     other.__dict__ = vars(model) | {"conventions": conventions or model.conventions, "config": config or model.config}
     return other
 
@@ -99,8 +106,8 @@ def explanation(
 ) -> Explanation | None:
     """Return the conventions that the candidate has in place of the model's.
 
-    None if switching none of them takes the first divergence away. Switches are found one after the other, each by the
-    bits of all taps up to the next one.
+    Returns None if no switch moves the first divergence. Switches are found one after the other, each judged by the
+    bits of all taps up to the next difference.
     """
     conventions, at = model.conventions, divergence(ours, theirs)
     switches: dict[str, str] = {}
@@ -121,7 +128,10 @@ def explanation(
 def other_conventions(
     conventions: Conventions, model: LTX2VideoTransformer3DModel, x: Inputs
 ) -> Iterator[dict[str, Any]]:
-    """Yield each other value of each convention that can change anything here: a forward can take minutes."""
+    """Yield each other value of each convention that can change anything for these inputs.
+
+    A forward can take minutes, so conventions without an effect are not tried.
+    """
     narrow = torch.finfo(model.proj_in.weight.dtype).bits < 32
     acts = {
         "rotation_dtype": narrow,
@@ -140,7 +150,10 @@ def other_conventions(
 def after(
     model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any], before: str
 ) -> tuple[int, str | None] | None:
-    """Return how many taps are identical until this model diverges, and where, if that is later than at `before`."""
+    """Return how many taps are identical before this model diverges, and where it does.
+
+    Returns None if that is no later than at the tap `before`.
+    """
     taps = run(model, inputs)
     names, at = [*taps], divergence(taps, theirs)
     count = len(names) if at is None else names.index(at)
@@ -148,7 +161,7 @@ def after(
 
 
 def divergence(ours: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> str | None:
-    """Return the first tap whose bits differ, of those that both have."""
+    """Return the first tap, among those that both sides have, whose bits differ."""
     for name, x in ours.items():
         y = theirs.get(name)
         if isinstance(y, Tensor):

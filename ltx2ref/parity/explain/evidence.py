@@ -1,4 +1,4 @@
-"""Evidence of where two implementations part, gathered once, and the hints that speak of it."""
+"""Gather evidence on the first tap where two implementations differ, and ask the hints what it looks like."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,30 +16,30 @@ from ..trace.taps import Taps
 from ..truth import spread
 
 NONE: Mapping[str, Tensor] = MappingProxyType({})
-FLAT = (".sinusoid", ".emb", ".linear", "rows")  # taps that come as (B * T|1, ...)
+FLAT = (".sinusoid", ".emb", ".linear", "rows")  # taps of the shape (B * T|1, ...)
 OTHER = {"audio_to_video_attn": "video_to_audio_attn", "video_to_audio_attn": "audio_to_video_attn"}
-KEY_TAPS = ("context", "context_rows", "norm_k", "to_v", "k")  # of an attention's keys and values
+KEY_TAPS = ("context", "context_rows", "norm_k", "to_v", "k")  # taps of an attention's keys and values
 
 
 class Evidence(NamedTuple):
-    """What is known of the first tap that differs. The more taps, the more hints; the reference's later taps help, too.
+    """Everything known about the first tap that differs.
 
-    `gathered` fills in the last six fields.
+    More taps make more hints possible, including the reference's later ones. `gathered` fills in the last six fields.
     """
 
     name: str
     reference: Tensor
-    candidate: Tensor  # of the same shape; of an embedder also B rows where the other has B * T
+    candidate: Tensor  # same shape, except that an embedder may have B rows, not B * T
     truth: Tensor | None = None  # in float64
     reference_taps: Mapping[str, Tensor] = NONE
-    candidate_taps: Mapping[str, Any] = NONE  # those before this one; what is no tensor is not looked at
+    candidate_taps: Mapping[str, Any] = NONE  # those before this one; only tensors are used
     config: TransformerConfig | None = None
     inputs: Mapping[str, Any] | None = None  # the documented arguments of the forward
-    block: str = ""  # of transformer_blocks.0.attn1.q: "transformer_blocks.0."
+    block: str = ""  # "transformer_blocks.0." if the name is transformer_blocks.0.attn1.q
     layer: str = ""  # "attn1"
     part: str = ""  # "q"
-    audio: bool = False  # a tap of audio's tokens, or of its text
-    text: bool = False  # a tap of text tokens
+    audio: bool = False  # the tap is about audio's tokens, or audio's text
+    text: bool = False  # the tap is about text tokens
     kwargs: Mapping[str, Tensor] = NONE  # the inputs' attention_kwargs
 
 
@@ -55,7 +55,7 @@ def explain_by_hints(
     config: TransformerConfig,
     inputs: Inputs,
 ) -> list[TapRow]:
-    """Add to the first divergence what it looks like: the mistakes that ports make, and what the numbers show."""
+    """Add to the first divergence what it looks like: a known mistake, or a pattern in the numbers."""
     first = first_divergence(rows)
     other = None if first is None else theirs.get(first.name)
     if first is None or not isinstance(other, Tensor):
@@ -72,14 +72,15 @@ def explain_by_hints(
 
 
 def named(e: Evidence, hints: Sequence[Hint]) -> dict[str, str]:
-    """Return what the hints say, by their names and in their order: the most specific first."""
+    """Return the sentences of the hints that have one, by the hints' names and in their order."""
     seen = gathered(e)
-    said = {hint: hint(seen) for hint in sorted(hints, key=lambda hint: hint.__module__, reverse=True)}  # by files
+    # The hints of patterns.py are asked first, those of mistakes.py second; the report keeps the order of `hints`.
+    said = {hint: hint(seen) for hint in sorted(hints, key=lambda hint: hint.__module__, reverse=True)}
     return {hint.__name__: sentence for hint in hints if (sentence := said[hint]) is not None}
 
 
 def gathered(e: Evidence) -> Evidence:
-    """Return the evidence by token, with everything that its name and its inputs say."""
+    """Return the evidence by token, with the fields filled in that its name and its inputs determine."""
     rest, _, part = e.name.rpartition(".")
     block, dot, layer = rest.rpartition(".")
     keys = part in KEY_TAPS
@@ -87,7 +88,7 @@ def gathered(e: Evidence) -> Evidence:
         block=block + dot,
         layer=layer,
         part=part,
-        # The keys and values of an exchange are the other stream's.
+        # The keys and values of an exchange come from the other stream.
         audio=(layer == "video_to_audio_attn") != keys if layer in OTHER else "audio" in e.name,
         text="caption" in e.name or (layer.endswith("attn2") and keys),
         kwargs=(e.inputs or {}).get("attention_kwargs") or NONE,
@@ -95,13 +96,16 @@ def gathered(e: Evidence) -> Evidence:
 
 
 def view(e: Evidence, change: Callable[[Tensor], Tensor]) -> Evidence:
-    """Change the shape or the order of the tap, on both sides and in its truth."""
+    """Change the shape or the order of the tap on both sides and in its truth."""
     truth = None if e.truth is None else change(e.truth)
     return e._replace(reference=change(e.reference), candidate=change(e.candidate), truth=truth)
 
 
 def by_token(e: Evidence) -> Evidence:
-    """Bring B and T to the front: embedders' taps come as (B * T|1, ...), coordinates as (B, P, T, 2)."""
+    """Bring B and T to the front.
+
+    Taps of embedders have the shape (B * T|1, ...), and coordinates (B, P, T, 2).
+    """
     if e.name.endswith("_coords"):
         return view(e, lambda x: x.movedim(2, 1))
     if not e.name.endswith(FLAT):
@@ -113,12 +117,12 @@ def by_token(e: Evidence) -> Evidence:
 
 
 def unflat(x: Tensor, size: int) -> Tensor:
-    """Turn (B * T|1, ...) into (B, T|1, ...), in which rows may come already."""
+    """Turn (B * T|1, ...) into (B, T|1, ...); rows may already have that shape."""
     return x if x.ndim == 4 else x.unflatten(0, (size, -1))
 
 
 def batch(e: Evidence) -> int:
-    """Return B, which a flat tap alone cannot tell; 1 if nothing does."""
+    """Return B, which a flat tap alone cannot tell, or 1 if nothing tells it."""
     if e.inputs:
         return len(e.inputs["hidden_states"])
     return next((len(x) for name, x in e.reference_taps.items() if not name.endswith(FLAT)), 1)

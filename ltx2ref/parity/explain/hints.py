@@ -1,4 +1,4 @@
-"""All hints on what a bug looks like, in the order of the report.
+"""List all hints on what a bug looks like, in the order of the report.
 
 A new hint is a function in mistakes.py or patterns.py, and a line here.
 """

@@ -1,6 +1,7 @@
-"""Known mistakes, made again on what the reference computed: in noise levels, positions, tables, and stages of a block.
+"""Make known mistakes on purpose, from what the reference computed, and see whether the candidate made the same one.
 
-Each is made from the taps before it, the configuration and the inputs.
+There are mistakes in noise levels, positions, RoPE tables, and the stages of a block. Each is made from the taps before
+the first divergence, the configuration and the inputs.
 """
 
 import re
@@ -27,10 +28,11 @@ from .patterns import UNEXPLAINED, Guess, gap, is_rather, rounding
 
 
 def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | None:
-    """What the candidate does in place of what the reference does, both among the `ways` to make this tap.
+    """Return a sentence on what the candidate does instead of what the reference does, or None if nothing fits.
 
-    The reference makes it from its taps, the candidate from its own: what it has inherited is no mistake of this
-    stage. The documented way has no name.
+    `ways` yields every known way of making this tap, right or wrong, each with a name. The reference's way is found by
+    making the tap from the reference's own taps, the candidate's by making it from the candidate's, so that an error
+    that the candidate has inherited is not blamed on this stage. The documented way has an empty name.
     """
     alone = e._replace(candidate_taps=NONE)
     own = next((what for what, guess in ways(alone) if is_rather(e, guess, e.reference, e.candidate)), None)
@@ -42,7 +44,10 @@ def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | 
 
 
 def given(e: Evidence, name: str) -> Tensor | None:
-    """What the candidate computed before, as far as it is known: then its earlier roundings do not count here."""
+    """Return an earlier tap, the candidate's if it has one and the reference's if not.
+
+    With the candidate's own numbers, its earlier roundings do not count as mistakes of this stage.
+    """
     ours, theirs = e.reference_taps.get(name), e.candidate_taps.get(name)
     if not isinstance(theirs, Tensor) or (ours is not None and theirs.shape != ours.shape):
         return ours
@@ -50,13 +55,15 @@ def given(e: Evidence, name: str) -> Tensor | None:
 
 
 def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, such as bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
-# Noise levels: the sinusoid of another one.
+# Noise levels: the sinusoid was made from another one.
 
 
 def scaled_timestep(e: Evidence) -> str | None:
+    """Recognise a timestep multiplier that was applied twice or not at all."""
     config = e.config or TransformerConfig()
     multipliers = {1000.0, config.timestep_scale_multiplier, config.cross_attn_timestep_scale_multiplier}
     factors = sorted({y for x in (*multipliers, gate_factor(e)) for y in (x, 1 / x)})
@@ -65,6 +72,7 @@ def scaled_timestep(e: Evidence) -> str | None:
 
 
 def rounded_timestep(e: Evidence) -> str | None:
+    """Recognise a noise level that was rounded to a narrow dtype or to an integer."""
     return by_level(
         e,
         lambda name, x: (
@@ -78,7 +86,7 @@ def rounded_timestep(e: Evidence) -> str | None:
 
 
 def other_noise_level(e: Evidence) -> str | None:
-    """Or one for all tokens."""
+    """Recognise the noise level of another argument, or a single one used for all tokens."""
     levels = noise_levels(e)
     reduced = (guess for name, x in levels.items() for guess in reductions(name, x))
     ways = [(name, x) for name, x in (*levels.items(), *reduced) if level_fits(e, x)]
@@ -87,7 +95,10 @@ def other_noise_level(e: Evidence) -> str | None:
 
 
 def other_sinusoid(e: Evidence) -> str | None:
-    """Other embedders have the options `flip_sin_to_cos` and `downscale_freq_shift`."""
+    """Recognise a sinusoid with sines before cosines, or with other frequencies.
+
+    Other embedders do so under the options `flip_sin_to_cos` and `downscale_freq_shift`.
+    """
 
     def ways(level: Tensor) -> Iterator[Guess]:
         phases = level.double()[..., None] * 10_000 ** -(torch.arange(128, dtype=torch.float64) / 127)
@@ -100,7 +111,7 @@ def other_sinusoid(e: Evidence) -> str | None:
 
 
 def by_level(e: Evidence, ways: Callable[[str, Tensor], Iterable[Guess]]) -> str | None:
-    """The first mistake that has the right noise level, changed."""
+    """Return the first mistake that a change of the right noise level explains."""
     found = (
         mistaken(
             e,
@@ -115,7 +126,10 @@ def by_level(e: Evidence, ways: Callable[[str, Tensor], Iterable[Guess]]) -> str
 
 
 def noise_levels(e: Evidence) -> dict[str, Tensor]:
-    """(B, 1|T) each, as the embedder of this tap takes them; equal ones have both names."""
+    """Return the forward's noise levels, (B, 1|T) each, scaled as the embedder of this tap takes them.
+
+    Arguments with equal values share an entry that has both names.
+    """
     if not e.inputs or not e.name.endswith(".sinusoid"):
         return {}
     levels: dict[str, Tensor] = {}
@@ -128,6 +142,7 @@ def noise_levels(e: Evidence) -> dict[str, Tensor]:
 
 
 def reductions(name: str, levels: Tensor) -> Iterator[Guess]:
+    """Yield ways of reducing noise levels per token to one for all tokens."""
     if levels.shape[1] > 1:
         yield f"mean of {name}", levels.mean(1, keepdim=True)
         yield f"maximum of {name}", levels.amax(1, keepdim=True)
@@ -137,16 +152,19 @@ def reductions(name: str, levels: Tensor) -> Iterator[Guess]:
 
 
 def level_fits(e: Evidence, level: Tensor) -> bool:
+    """Tell whether a noise level has the batch size and the tokens of this tap."""
     return len(level) == len(e.reference) and level.shape[1] in (1, e.reference.shape[1])
 
 
 def gate_factor(e: Evidence) -> float:
+    """Return the factor by which an exchange's gate scales the noise level; 1 for other taps."""
     if e.config is None or "gate" not in e.name:
         return 1.0
     return e.config.cross_attn_timestep_scale_multiplier / e.config.timestep_scale_multiplier
 
 
 def sines(e: Evidence, level: Tensor) -> Tensor:
+    """Return the sinusoid of a noise level, in the dtype and shape of the tap."""
     return sinusoid(level, torch.float32).to(e.reference.dtype).expand_as(e.reference)
 
 
@@ -163,14 +181,17 @@ class Table(NamedTuple):
     config: TransformerConfig
 
     def make(self, e: Evidence) -> Tensor:
+        """Make the cosines or sines of this tap."""
         made = rotation(*self, torch.promote_types(e.reference.dtype, torch.float32))
         return made[e.name.endswith(".sin")].expand_as(e.reference)
 
     def moved(self, coords: Tensor) -> "Table":
+        """Return the same table at other coordinates."""
         return self._replace(coords=coords[:, : len(self.stream.max_position)])
 
 
 def wrong_positions(e: Evidence) -> str | None:
+    """Recognise a mistake in positions, in the tap of coordinates or in a RoPE table."""
     stream = e.name.removesuffix("_coords") if e.name.endswith("_coords") else TABLE_STREAMS.get(e.name[:-4], "")
     coords, table = coordinates(e, stream), own_table(e)
     if coords is None:
@@ -184,6 +205,7 @@ def wrong_positions(e: Evidence) -> str | None:
 
 
 def wrong_frequencies(e: Evidence) -> str | None:
+    """Recognise a RoPE table with other frequencies or another range of positions."""
     table = own_table(e)
     return (
         None
@@ -193,8 +215,8 @@ def wrong_frequencies(e: Evidence) -> str | None:
 
 
 def misplaced(e: Evidence, stream: str, coords: Tensor) -> Iterator[Guess]:
-    """Coordinates (B, P, T, 2), or positions (B, P, T), with one mistake each."""
-    for dtype in (torch.bfloat16, torch.float16):  # later arithmetic in that dtype, too, or in float32
+    """Yield coordinates (B, P, T, 2), or positions (B, P, T), with one mistake each."""
+    for dtype in (torch.bfloat16, torch.float16):  # what follows is computed in that dtype, or in float32
         yield f"positions rounded to {name_of(dtype)}", coords.to(dtype)
         yield f"positions rounded to {name_of(dtype)}", coords.to(dtype).to(coords.dtype)
     if coords.ndim == 4:
@@ -212,7 +234,7 @@ def misplaced(e: Evidence, stream: str, coords: Tensor) -> Iterator[Guess]:
 
 
 def regridded(e: Evidence, stream: str) -> Iterator[Guess]:
-    """Those that are not computed from other coordinates."""
+    """Yield coordinates of the grid with one mistake each, if the reference's are made from the grid."""
     if not e.inputs or e.config is None or e.inputs.get(stream + "_coords") is not None:
         return
     scale = e.config.vae_scale_factors
@@ -238,6 +260,7 @@ def regridded(e: Evidence, stream: str) -> Iterator[Guess]:
 
 
 def gridded(e: Evidence, stream: str, config: TransformerConfig, fps: float) -> Tensor:
+    """Return coordinates of the forward's grid under a configuration and frame rate."""
     assert e.inputs is not None
     x = e.inputs
     if stream == "audio":
@@ -246,6 +269,7 @@ def gridded(e: Evidence, stream: str, config: TransformerConfig, fps: float) -> 
 
 
 def mistuned(table: Table) -> Iterator[tuple[str, Table]]:
+    """Yield tables with one mistake in their frequencies each."""
     config, coords = table.config, table.coords
     middle = coords.mean(-1) if coords.ndim == 4 else coords
     largest = torch.tensor(table.stream.max_position, dtype=middle.dtype)[:, None]
@@ -262,16 +286,17 @@ def mistuned(table: Table) -> Iterator[tuple[str, Table]]:
 
 
 def own_table(e: Evidence) -> Table | None:
+    """Return the RoPE table that this tap belongs to, or None."""
     kind = e.name.rpartition(".")[0]
     coords = coordinates(e, TABLE_STREAMS.get(kind, ""))
     if e.config is None or coords is None or kind not in TABLE_STREAMS:
         return None
-    stream = e.config.video if kind == "rope" else e.config.audio  # the exchange is as wide as audio
+    stream = e.config.video if kind == "rope" else e.config.audio  # an exchange's heads are as wide as audio's
     return Table(coords, stream, e.config).moved(coords)
 
 
 def coordinates(e: Evidence, stream: str) -> Tensor | None:
-    """The reference's."""
+    """Return the reference's coordinates of a stream, or None if they are not known."""
     name = stream + "_coords"
     if e.name == name:
         return e.reference.movedim(1, 2)
@@ -283,6 +308,7 @@ def coordinates(e: Evidence, stream: str) -> Tensor | None:
 
 
 def in_time(coords: Tensor, factor: float) -> Tensor:
+    """Multiply the time axis by a factor."""
     factors = torch.tensor([factor, 1, 1], dtype=coords.dtype)[: coords.shape[1]]
     return coords * factors.reshape(-1, *[1] * (coords.ndim - 2))
 
@@ -291,11 +317,14 @@ def in_time(coords: Tensor, factor: float) -> Tensor:
 
 
 def float32_angles(e: Evidence) -> str | None:
-    """What a relative error of the angles makes of the table: large in every column as the angles are large."""
+    """Recognise angles that were computed in float32.
+
+    A relative error of the angles changes each column of a RoPE table in proportion to that column's angles.
+    """
     table = own_table(e)
     if table is None:
         return None
-    # theta ** x magnifies the rounding of x by ln(theta); a second rounding is that of the product.
+    # theta ** x multiplies the rounding error of x by ln(theta); the product with the position rounds once more.
     error = (1 + log(table.config.rope_theta)) * 2.0**-23
     middle = table.coords.double().mean(-1) if table.coords.ndim == 4 else table.coords.double()
     center = torch.tensor(table.stream.max_position, dtype=torch.float64)[:, None] / 2
@@ -317,19 +346,22 @@ NARROW_DTYPES = torch.bfloat16, torch.float16
 
 # Rotation and attention.
 
+# Attention: the RoPE tables of its queries and of its keys.
 ROTATED = {
     "attn1": ("rope", "rope"),
-    "audio_attn1": ("audio_rope", "audio_rope"),  # of queries and of keys
+    "audio_attn1": ("audio_rope", "audio_rope"),
     "audio_to_video_attn": ("cross_attn_rope", "cross_attn_audio_rope"),
     "video_to_audio_attn": ("cross_attn_audio_rope", "cross_attn_rope"),
 }
 
 
 def wrong_rotation(e: Evidence) -> str | None:
+    """Recognise queries or keys that were rotated in another way."""
     return mistaken(e, rotations)
 
 
 def rotations(e: Evidence) -> Iterator[Guess]:
+    """Yield rotated queries or keys: both layouts, both directions, and narrow dtypes."""
     block, layer, part = e.block, e.layer, e.part
     if part not in ("q", "k") or layer not in ROTATED:
         return
@@ -351,10 +383,12 @@ def rotations(e: Evidence) -> Iterator[Guess]:
 
 
 def wrong_attention(e: Evidence) -> str | None:
+    """Recognise attention with another mask, scale or dtype."""
     return mistaken(e, attentions)
 
 
 def attentions(e: Evidence) -> Iterator[Guess]:
+    """Yield the result of attention with each mask, scale and dtype that ports use."""
     block, layer, part = e.block, e.layer, e.part
     q, k, v = (given(e, f"{block}{layer}.{name}") for name in ("q", "k", "to_v"))
     if part != "sdpa" or q is None or k is None or v is None:
@@ -371,6 +405,7 @@ def attentions(e: Evidence) -> Iterator[Guess]:
 
 
 def attended(heads: Iterable[Tensor], mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """Return attention (B, T, H, d) of queries, keys and values in this shape."""
     q, k, v = (rearrange(x, "b t h d -> b h t d") for x in heads)
     mask = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
@@ -378,7 +413,7 @@ def attended(heads: Iterable[Tensor], mask: Tensor | None, scale: float | None =
 
 
 def guessed_masks(e: Evidence, layer: str) -> Iterator[tuple[str, Tensor | None]]:
-    """Of this attention, (B, 1, 1|T, S), and what ports make of them."""
+    """Yield the mask of this attention, (B, 1, 1|T, S), and what ports make of it."""
     x, dtype = e.inputs or {}, e.reference.dtype
     masks = {
         "attn1": e.kwargs.get("video_self_attention_mask"),
@@ -400,7 +435,10 @@ def guessed_masks(e: Evidence, layer: str) -> Iterator[tuple[str, Tensor | None]
 
 
 def wrong_projection(e: Evidence) -> str | None:
-    """The weights of `to_out` are inferred from what the reference gave it, and what it made of that."""
+    """Recognise the output projection of an attention applied to another input.
+
+    The weights of `to_out` are not known here. They are fitted to what the reference gave the layer and what came out.
+    """
     ours, theirs = joined(e._replace(candidate_taps=NONE)), joined(e)
     out = e.reference.flatten(0, 1).double()
     # With as many unknowns as tokens, any output is a linear function of any input.
@@ -421,7 +459,7 @@ def wrong_projection(e: Evidence) -> str | None:
 
 
 def joined(e: Evidence) -> dict[str, Tensor]:
-    """What an attention's last layer can be given, (B * T, H * d), and a one for its bias."""
+    """Return the inputs that an attention's last layer could have, (B * T, H * d), with a one for its bias."""
     layer, _, part = e.name.rpartition(".")
     out, v, gate = (given(e, f"{layer}.{name}") for name in ("sdpa", "to_v", "gate"))
     keep = (e.inputs or {}).get("perturbation_mask")
@@ -447,7 +485,7 @@ def joined(e: Evidence) -> dict[str, Tensor]:
 
 
 def wrong_rows(e: Evidence) -> str | None:
-    """Of a modulated input: which rows are its scale and shift, and how they are applied."""
+    """Recognise a modulated input made with other rows as scale and shift, or applied in another way."""
     found = mistaken(e, modulations)
     pairs = re.findall(r"(\S+)\[(\d), (\d)\]", found or "")
     swapped = len(pairs) == 2 and pairs[0] == (pairs[1][0], pairs[1][2], pairs[1][1])
@@ -455,6 +493,7 @@ def wrong_rows(e: Evidence) -> str | None:
 
 
 def modulations(e: Evidence) -> Iterator[Guess]:
+    """Yield the modulated input for each pair of rows, and for each way of applying them."""
     x, h = modulated(e)
     if x is None or h is None:
         return
@@ -472,7 +511,10 @@ def modulations(e: Evidence) -> Iterator[Guess]:
 
 
 def modulated(e: Evidence) -> tuple[Tensor | None, Tensor | None]:
-    """What a sub-layer's input or context was before its norm, if it has one, and after it."""
+    """Return the input or context of a sub-layer before and after its norm.
+
+    The context of text attention has no norm: then both are the same.
+    """
     block, layer, part = e.block, e.layer, e.part
     if layer.endswith("attn2") and part == "context":
         prefix = "audio_" if e.audio else ""
@@ -485,11 +527,12 @@ def modulated(e: Evidence) -> tuple[Tensor | None, Tensor | None]:
 
 
 def sequential_exchange(e: Evidence) -> str | None:
+    """Recognise an exchange whose second direction sees the result of the first."""
     return mistaken(e, heard)
 
 
 def heard(e: Evidence) -> Iterator[Guess]:
-    """The keys and values of an exchange: the other stream before it, or after it has itself listened."""
+    """Yield the context of an exchange from the other stream before it, and after its own change."""
     block, layer, part = e.block, e.layer, e.part
     other = block + OTHER.get(layer, "")
     x, out, gates = (given(e, f"{other}.{name}") for name in ("stream", "to_out", "rows"))
@@ -499,15 +542,16 @@ def heard(e: Evidence) -> Iterator[Guess]:
     after = x + unflat(gates, len(x))[:, :, 2] * out
     scale, shift = unflat(rows, len(x)).unbind(2)
     yield "the other stream before the exchange", modulate(rms_norm(x), shift, scale)
-    yield "the other stream after it has listened itself", modulate(rms_norm(after), shift, scale)
+    yield "the other stream after the exchange", modulate(rms_norm(after), shift, scale)
 
 
 def wrong_residual(e: Evidence) -> str | None:
+    """Recognise a residual sum with another gate or none, or without the residual."""
     return mistaken(e, residuals)
 
 
 def residuals(e: Evidence) -> Iterator[Guess]:
-    """x + gate * out, of the sub-layer before."""
+    """Yield x + gate * out of the previous sub-layer, for every row as the gate and for none."""
     before = sublayer_before(e)
     x, out = given(e, before + ".stream"), given(e, before + (".output" if before.endswith("ff") else ".to_out"))
     if x is None or out is None:
@@ -521,7 +565,7 @@ def residuals(e: Evidence) -> Iterator[Guess]:
 
 
 def row_pairs(e: Evidence, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Two rows (B, T|1, D) of one tap each."""
+    """Return each pair of rows, (B, T|1, D) each, that come from one tap."""
     return {
         f"{name}[{i}, {j}]": (rows[:, :, i], rows[:, :, j])
         for name, rows in tables(e, x).items()
@@ -530,7 +574,7 @@ def row_pairs(e: Evidence, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def tables(e: Evidence, x: Tensor) -> dict[str, Tensor]:
-    """All rows (B, T|1, K, D) that this block has for a stream like x; those of this sub-layer first."""
+    """Return all rows (B, T|1, K, D) that this block has for a stream like x, this sub-layer's own first."""
     block, layer, part = e.block, e.layer, e.part
     block = f"{block}{layer}." if part in ("video", "audio") else block
     mine = f"{block}{layer}.{'context_' if part == 'context' else ''}rows"
@@ -544,7 +588,7 @@ def tables(e: Evidence, x: Tensor) -> dict[str, Tensor]:
 
 
 def sublayer_before(e: Evidence) -> str:
-    """The name of the one whose result this residual is; '' for other taps."""
+    """Return the path of the sub-layer whose result this residual is, or an empty string for other taps."""
     block, layer, part = e.block, e.layer, e.part
     if part in ("video", "audio"):
         return f"{block}{layer}.{'ff' if part == 'video' else 'audio_ff'}"
@@ -561,10 +605,12 @@ AUDIO_CHAIN = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
 
 
 def other_activation(e: Evidence) -> str | None:
+    """Recognise another activation function in a feed-forward."""
     return mistaken(e, activations)
 
 
 def activations(e: Evidence) -> Iterator[Guess]:
+    """Yield the activation under each function that ports use."""
     x = given(e, e.name.replace(".activation", ".proj"))
     if x is not None and e.name.endswith(".activation"):
         yield "the GELU by tanh", F.gelu(x, approximate="tanh")
@@ -575,11 +621,12 @@ def activations(e: Evidence) -> Iterator[Guess]:
 
 
 def wrong_norm(e: Evidence) -> str | None:
+    """Recognise another norm, or a norm in another dtype, after the last block."""
     return mistaken(e, last_norms)
 
 
 def last_norms(e: Evidence) -> Iterator[Guess]:
-    """Of the output: LayerNorm without weights, of what the last block made."""
+    """Yield the weightless norm of the last block's output, in each variant."""
     end = {"norm_out": ".video", "audio_norm_out": ".audio"}.get(e.name)
     blocks = [name for name in e.reference_taps if end and name.endswith(end)]
     x = given(e, blocks[-1]) if blocks else None
@@ -592,6 +639,6 @@ def last_norms(e: Evidence) -> Iterator[Guess]:
 
 
 def stepwise_norm(x: Tensor) -> Tensor:
-    """LayerNorm with every step rounded to the dtype of x."""
+    """Compute LayerNorm with every step rounded to the dtype of x."""
     x = x - x.mean(-1, keepdim=True)
     return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt()

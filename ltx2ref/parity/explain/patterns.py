@@ -1,7 +1,7 @@
-"""Patterns that the numbers themselves show, and when a guess explains a difference.
+"""Recognise patterns in the numbers themselves, and decide when a guess explains a difference.
 
-A hint explains, or is silent. It repeats a mistake on what the reference computed, and speaks only if this reproduces
-the candidate (`explains`). Its sentence says what the candidate has, with the number found.
+A hint is given only if it explains the difference: it repeats a mistake on the reference's numbers, and this must
+reproduce the candidate's (see `explains`). Its sentence says what the candidate has, with the number that was found.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,32 +17,34 @@ from .evidence import Evidence, view
 
 # When a guess explains a difference.
 
-# An explanation leaves at most a tenth of the difference: 99 % of its energy is gone. A wrong guess adds energy; one
-# with a number fitted to each n observations removes 1/n of it by chance, which is why all hints have n > 1.
+# An explanation leaves at most a tenth of the difference, so that 99 % of its energy is gone. A wrong guess adds
+# energy, but one with a number fitted to every n observations removes 1/n of it by chance; so all hints have n > 1.
 UNEXPLAINED = 0.1
-# What it leaves is what rounding leaves, relative to the norm: 4 units in the last place, the floor of `verify`.
+# It may leave no more than rounding would, relative to the norm: 4 units in the last place, the floor of `verify`.
 ULPS = 4
-# Of cosines and sines more: a float32 angle of 2**14 rad, and RoPE has such, is off by up to 2**-10.
+# Cosines and sines may be off by more: RoPE's angles reach 2**14 rad, where a float32 is off by up to 2**-10.
 PHASE = ULPS * 2.0**-10
 
-Guess = tuple[str, Tensor]  # what the candidate does, and what it then has here
+Guess = tuple[str, Tensor]  # a mistake in words, and the tap that it produces
 
 
 def first_explaining(e: Evidence, guesses: Iterable[Guess]) -> str | None:
-    """Return what the first guess says that explains the candidate."""
+    """Return the words of the first guess that explains the candidate, or None."""
     return next((what for what, guess in guesses if explains(e, guess)), None)
 
 
 def explains(e: Evidence, guess: Tensor) -> bool:
+    """Tell whether a guess is the candidate up to rounding, and clearly not the reference."""
     return is_rather(e, guess, e.candidate, e.reference)
 
 
 def reproduces(e: Evidence, guess: Tensor) -> bool:
+    """Tell whether a guess is the reference up to rounding, and clearly not the candidate."""
     return is_rather(e, guess, e.reference, e.candidate)
 
 
 def is_rather(e: Evidence, guess: Tensor, this: Tensor, that: Tensor) -> bool:
-    """Tell whether a guess is `this` up to rounding, and clearly not `that`. A NaN is neither."""
+    """Tell whether a guess is `this` up to rounding, and clearly not `that`; a NaN is neither."""
     if guess.numel() != this.numel():
         return False
     residual = gap(guess.reshape(this.shape), this)
@@ -50,7 +52,7 @@ def is_rather(e: Evidence, guess: Tensor, this: Tensor, that: Tensor) -> bool:
 
 
 def rounding(e: Evidence) -> float:
-    """Return how far two correct computations of this tap may be apart, relative to its norm."""
+    """Return how far apart two correct computations of this tap may be, relative to its norm."""
     errors = [ULPS * max(torch.finfo(x.dtype).eps for x in (e.reference, e.candidate))]
     if e.name.endswith(PHASES):
         errors.append(PHASE)
@@ -60,11 +62,12 @@ def rounding(e: Evidence) -> float:
 
 
 def gap(a: Tensor, b: Tensor) -> float:
+    """Return the L2 norm of the difference of two tensors, in float64."""
     return norm(a.double() - b.double())
 
 
 def by_head(e: Evidence) -> Evidence | None:
-    """Return the evidence as (B, T, H, d|R|1), or None if the tap has no heads."""
+    """Return the evidence in the shape (B, T, H, d|R|1), or None if the tap has no heads."""
     part = e.part
     if part in ("q", "k", "sdpa", "cos", "sin"):
         return e
@@ -76,17 +79,20 @@ def by_head(e: Evidence) -> Evidence | None:
 
 
 def number_of_heads(e: Evidence) -> int:
-    """Return the number of heads, or 0 if nothing tells it."""
+    """Return the number of heads, or 0 if it is not known."""
     if e.config is not None:
         return e.config.num_attention_heads
     return next((x.shape[2] for name, x in e.reference_taps.items() if name.endswith((".q", ".cos"))), 0)
 
 
-# Order: the same numbers elsewhere.
+# Order: the numbers are right, but in other places.
 
 
 def another_tap(e: Evidence) -> str | None:
-    """Recognise another tap of the reference in this place; if a step was left out, it is the tap before."""
+    """Recognise another tap of the reference in this place.
+
+    If a step was left out, that is the tap before.
+    """
     return first_explaining(
         e,
         (
@@ -98,6 +104,7 @@ def another_tap(e: Evidence) -> str | None:
 
 
 def swapped_rows(e: Evidence) -> str | None:
+    """Recognise rows of modulation in another order."""
     embedding = e.name.replace(".linear", ".emb")
     width = e.reference_taps.get(embedding, e.candidate_taps.get(embedding))
     if e.name.endswith(".linear") and isinstance(width, Tensor):
@@ -113,23 +120,29 @@ def swapped_rows(e: Evidence) -> str | None:
 
 
 def unrow(x: Tensor, like: Tensor) -> Tensor:
+    """Split the last dimension into rows of the width of `like`."""
     rows: Tensor = x.unflatten(-1, (-1, like.shape[-1]))
     return rows
 
 
 def permuted_heads(e: Evidence) -> str | None:
+    """Recognise heads in another order."""
     h = by_head(e)
     order = None if h is None else reordering(h, 2)
     return None if order is None else f"heads in another order, {order_in_words(order)}"
 
 
 def swapped_halves(e: Evidence) -> str | None:
+    """Recognise heads that were split or paired in another way."""
     h = by_head(e)
     return None if h is None else first_explaining(h, dealt(h.reference, e.name.endswith(PHASES)))
 
 
 def dealt(x: Tensor, planes: bool) -> Iterator[Guess]:
-    """Yield other ways to read (B, T, H, d). Rotation planes have no halves."""
+    """Yield other ways to read (B, T, H, d).
+
+    `planes` says that the last dimension holds rotation planes, which have no halves.
+    """
     yield "components dealt out to heads in turn, (d h) in place of (h d)", rearrange(x, "b t h d -> b t (d h)")
     yield (
         "components of a head from every head, (h d) in place of (d h)",
@@ -143,7 +156,10 @@ def dealt(x: Tensor, planes: bool) -> Iterator[Guess]:
 
 
 def axis_major(e: Evidence) -> str | None:
-    """Recognise frequencies ordered by axis. The planes without rotation are those that three axes leave over."""
+    """Recognise frequencies ordered by axis.
+
+    Planes that three axes do not divide evenly are padding without rotation, and stay first.
+    """
     planes, pad = by_plane(e)
     return (
         None
@@ -161,6 +177,7 @@ def axis_major(e: Evidence) -> str | None:
 
 
 def padding_side(e: Evidence) -> str | None:
+    """Recognise planes without rotation at the end instead of at the beginning."""
     planes, pad = by_plane(e)
     return (
         None
@@ -170,6 +187,7 @@ def padding_side(e: Evidence) -> str | None:
 
 
 def by_plane(e: Evidence) -> tuple[Tensor | None, int]:
+    """Return the video's RoPE table with all planes in one dimension, and how many of them are padding."""
     if not e.name.startswith("rope."):
         return None, 0
     return e.reference.flatten(2), prod(e.reference.shape[2:]) % 3
@@ -186,6 +204,7 @@ def reordered_planes(e: Evidence) -> str | None:
 
 
 def shifted_token(e: Evidence) -> str | None:
+    """Recognise a shift by one token."""
     if e.reference.shape[1] < 3:
         return None
     for what, here, there in (("earlier", slice(1, None), slice(None, -1)), ("later", slice(None, -1), slice(1, None))):
@@ -196,13 +215,19 @@ def shifted_token(e: Evidence) -> str | None:
 
 
 def reordered_tokens(e: Evidence) -> str | None:
-    """Recognise tokens in another order. All pairs are compared, so long sequences are left out."""
+    """Recognise tokens in another order.
+
+    All pairs are compared, so long sequences are left out.
+    """
     order = reordering(e, 1) if e.reference.shape[1] <= 4096 else None
     return None if order is None else f"tokens in another order, {order_in_words(order)}"
 
 
 def reordering(e: Evidence, dim: int) -> list[int] | None:
-    """Return which of the reference's slices each of the candidate's is; None if some are others, or lost."""
+    """Return for each of the candidate's slices the index of the reference's slice that it is.
+
+    Returns None if any slice is changed or lost.
+    """
     there, back = nearest(e.candidate, e.reference, dim), nearest(e.reference, e.candidate, dim)
     if not (explains(e, e.reference.index_select(dim, there)) and reproduces(e, e.candidate.index_select(dim, back))):
         return None
@@ -210,27 +235,30 @@ def reordering(e: Evidence, dim: int) -> list[int] | None:
 
 
 def nearest(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Return the index of the slice of y that is most like each slice of x."""
+    """Return, for each slice of x, the index of the slice of y nearest to it."""
     x, y = (z.double().movedim(dim, 0).flatten(1).nan_to_num() for z in (x, y))
     return torch.cdist(x, y).argmin(1)
 
 
 def order_in_words(order: list[int]) -> str:
+    """Describe a permutation by up to four of its changes."""
     pairs = [(i, j) for i, j in enumerate(order) if i != j][:4]
     here, there = (", ".join(map(str, x)) for x in zip(*pairs, strict=True))
     return f"at {here} what the reference has at {there}"
 
 
-# Parts: everything else is right.
+# Parts: only some of the tap is wrong.
 
 
 def only_some_tokens(e: Evidence) -> str | None:
+    """Recognise a difference at masked, keyframe or clean tokens only."""
     return next(
         (f"a difference at {what} alone{one_vector(e, where)}" for what, where in marked(e) if only(e, where)), None
     )
 
 
 def one_vector(e: Evidence, where: Tensor) -> str:
+    """Say whether the difference is the same vector at all of these tokens."""
     difference = (e.candidate.double() - e.reference.double())[where.expand(e.reference.shape[:2])]
     vector = difference.mean(0, keepdim=True)
     same = len(difference) > 1 and gap(vector, difference) <= UNEXPLAINED * norm(difference)
@@ -238,7 +266,7 @@ def one_vector(e: Evidence, where: Tensor) -> str:
 
 
 def marked(e: Evidence) -> Iterator[tuple[str, Tensor]]:
-    """Yield what distinguishes some tokens, and a mask (B, T|S) of them."""
+    """Yield what distinguishes some tokens, in words, and a mask (B, T|S) of these tokens."""
     if not e.inputs or e.reference.ndim < 3:
         return
     stream, text = "audio_" if e.audio else "", e.text
@@ -253,6 +281,7 @@ def marked(e: Evidence) -> Iterator[tuple[str, Tensor]]:
 
 
 def only_one_batch_element(e: Evidence) -> str | None:
+    """Recognise a difference in one element of the batch only."""
     size = len(e.reference)
     return next(
         (
@@ -270,7 +299,7 @@ def only_one_axis(e: Evidence) -> str | None:
         axis = torch.arange(3)
     elif e.name in ("rope.cos", "rope.sin"):
         axis = torch.arange(prod(e.reference.shape[2:])) - by_plane(e)[1]
-        axis = torch.where(axis < 0, -1, axis % 3).reshape(e.reference.shape[2:])  # the padding is of no axis
+        axis = torch.where(axis < 0, -1, axis % 3).reshape(e.reference.shape[2:])  # padding belongs to no axis
     else:
         return None
     axis = axis.reshape(1, 1, *axis.shape, *[1] * (e.reference.ndim - 2 - axis.ndim))
@@ -284,26 +313,31 @@ def only_one_axis(e: Evidence) -> str | None:
 
 
 def only(e: Evidence, where: Tensor) -> bool:
-    """Tell whether the difference lies where (B, T|1) is True, and only there."""
+    """Tell whether the tap differs where the mask `where`, (B, T|1), is True, and nowhere else."""
     if len(where) != len(e.reference) or where.shape[1] not in (1, e.reference.shape[1]) or where.all():
         return False
     where = where.reshape(*where.shape, *[1] * (e.reference.ndim - 2))
-    beyond = gap(e.reference, e.candidate) > rounding(e) * norm(where * e.reference)  # few roundings are anywhere
+    beyond = gap(e.reference, e.candidate) > rounding(e) * norm(
+        where * e.reference
+    )  # a few roundings could be anywhere
     return beyond and explains(e, torch.where(where, e.candidate, e.reference))
 
 
-# Sameness: what should differ does not.
+# Collapse: slices that should differ are the same.
 
 
 def collapsed_batch(e: Evidence) -> str | None:
+    """Recognise elements of the batch that are all the same."""
     return "all elements of the batch the same, which the reference's are not" if collapsed(e, 0) else None
 
 
 def collapsed_tokens(e: Evidence) -> str | None:
+    """Recognise tokens that are all the same."""
     return "all tokens the same, which the reference's are not" if collapsed(e, 1) else None
 
 
 def shared_heads(e: Evidence) -> str | None:
+    """Recognise heads that are all the same."""
     h = by_head(e)
     return "all heads the same, which the reference's are not" if h is not None and collapsed(h, 2) else None
 
@@ -311,15 +345,17 @@ def shared_heads(e: Evidence) -> str | None:
 def collapsed(e: Evidence, dim: int) -> bool:
     """Tell whether the candidate is the same along a dimension, up to rounding, where the reference is not.
 
-    A candidate that is 0 everywhere does not count."""
+    A candidate that is 0 everywhere does not count.
+    """
     here, there = (gap(x, x.double().mean(dim, keepdim=True)) / (norm(x) or 1.0) for x in (e.candidate, e.reference))
     return here <= min(rounding(e), UNEXPLAINED * there) and there > rounding(e) and norm(e.candidate) > 0
 
 
-# Numbers that are fitted.
+# Fitted numbers: a factor or an offset.
 
 
 def not_finite(e: Evidence) -> str | None:
+    """Recognise NaNs and infinities that the reference does not have."""
     wrong = e.reference.isfinite() & ~e.candidate.isfinite()
     if not wrong.any():
         return None
@@ -330,6 +366,7 @@ def not_finite(e: Evidence) -> str | None:
 
 
 def constant_factor(e: Evidence) -> str | None:
+    """Recognise one factor for the whole tap."""
     factor = slope(e.reference, e.candidate).item()
     if not explains(e, factor * e.reference.double()):
         return None
@@ -338,6 +375,7 @@ def constant_factor(e: Evidence) -> str | None:
 
 
 def meanings(e: Evidence) -> Iterator[tuple[float, str]]:
+    """Yield factors that have a known cause, with that cause in words."""
     yield 0.0, "never computed, or with weights that were never loaded"
     yield -1.0, "another sign"
     yield from ((factor, "a scale applied twice, or not at all (multiplier 1000)") for factor in (1000.0, 1e-3))
@@ -352,7 +390,7 @@ def meanings(e: Evidence) -> Iterator[tuple[float, str]]:
 
 
 def scaled_weight(e: Evidence) -> str | None:
-    """Recognise a product that lacks a scale, plus a bias that is right."""
+    """Recognise a linear layer's output whose product lacks a scale while its bias is right."""
     if tokens(e) < 3 or e.name.endswith(PHASES) or constant_factor(e) or constant_vector(e):
         return None
     x, y = (z.double() - z.double().mean((0, 1), keepdim=True) for z in (e.reference, e.candidate))
@@ -364,6 +402,7 @@ def scaled_weight(e: Evidence) -> str | None:
 
 
 def constant_vector(e: Evidence) -> str | None:
+    """Recognise one vector that is missing from, or added to, every token."""
     vector = (e.candidate.double() - e.reference.double()).mean((0, 1), keepdim=True)
     if tokens(e) < 2 or e.name.endswith(PHASES) or not explains(e, e.reference.double() + vector):
         return None
@@ -378,6 +417,7 @@ def constant_vector(e: Evidence) -> str | None:
 
 
 def factor_per_channel(e: Evidence) -> str | None:
+    """Recognise a factor for each channel."""
     factor = slope(e.reference, e.candidate, (0, 1))
     if tokens(e) < 2 or e.name.endswith((*PHASES, "_coords")) or constant_factor(e):
         return None
@@ -390,42 +430,50 @@ def factor_per_channel(e: Evidence) -> str | None:
 
 
 def factor_per_head(e: Evidence) -> str | None:
+    """Recognise a factor for each head of each token."""
     h = by_head(e)
     if h is None or h.reference.shape[3] < 2 or e.name.endswith(PHASES) or constant_factor(e):
         return None
     factor = slope(h.reference, h.candidate, 3)
     if factor.shape[2] < 2 or not explains(h, factor * h.reference):
         return None
-    # The mean square of the whole width is the mean of the heads' ones, whatever the weight is.
+    # The mean square over the whole width is the mean of the heads' mean squares, whatever the weight is.
     per_head = abs((factor**-2).mean(2) - 1).max() <= 2 * rounding(e)
     what = "an RMSNorm over each head in place of the whole width" if per_head else "a gate or norm of its own"
     return f"a factor for each head of each token, {factor.min():.3g} to {factor.max():.3g}: {what}"
 
 
 def slope(x: Tensor, y: Tensor, dims: int | tuple[int, ...] | None = None) -> Tensor:
-    """Return the factor that takes x to y, by least squares; 0 where x is 0."""
+    """Return the least-squares factor that takes x to y, over all dimensions or over `dims`; 0 where x is 0."""
     x, y, keep = x.double(), y.double(), dims is not None
     return ((x * y).sum(dims, keepdim=keep) / x.square().sum(dims, keepdim=keep)).nan_to_num()
 
 
 def tokens(e: Evidence) -> int:
+    """Return how many tokens the tap has in all elements of the batch."""
     return prod(e.reference.shape[:2])
 
 
-# Rounding. A number of n significant bits is off by at most 2**-n of itself.
+# Rounding. A number rounded to n significant bits is off by at most 2**-n of itself.
 
 SIGNIFICANT_BITS = {"bfloat16": 8, "float16 or TF32": 11, "float32": 24}
 
 
 def rounded(e: Evidence) -> str | None:
-    """Recognise the reference's numbers, rounded. The candidate may keep them in a wider dtype."""
+    """Recognise the reference's numbers rounded to a narrower dtype.
+
+    The candidate may keep them in a wider one.
+    """
     return first_explaining(
         e, ((f"the reference rounded to {name}", to_bits(e.reference, bits)) for name, bits in SIGNIFICANT_BITS.items())
     )
 
 
 def narrow_numbers(e: Evidence) -> str | None:
-    """Numbers that a narrower dtype has, too: the step that made them computed in it, or was given such inputs."""
+    """Recognise numbers that all fit a narrower dtype.
+
+    The step that made them was computed in that dtype, or was given inputs in it.
+    """
     for name, bits in SIGNIFICANT_BITS.items():
         if not torch.equal(to_bits(e.candidate, bits), e.candidate.double()):
             continue
@@ -435,8 +483,8 @@ def narrow_numbers(e: Evidence) -> str | None:
     return None
 
 
-# A uniform error of half a unit in the last place is 0.2 units of root mean square, relative to numbers of all
-# mantissas: at least half of that is a rounding, and at most five of them one stage.
+# The root mean square of a uniform error of up to half a unit in the last place is 0.2 units, averaged over all
+# mantissas. Half of that is the least that counts as a rounding, and five times it the most that one stage makes.
 SIZE = 0.1, 1.0
 
 
@@ -453,10 +501,10 @@ def rounding_noise(e: Evidence) -> str | None:
 
 
 def looks_random(difference: Tensor, x: Tensor) -> bool:
-    """Tell whether a difference looks like rounding errors: no part of x, spread evenly, with hardly any mean.
+    """Tell whether a difference looks like rounding errors: unrelated to x, spread evenly, and with hardly any mean.
 
-    Of n independent tokens the mean has 1/n of the energy, on average over the channels, of which each has a
-    chi-squared law: 5 standard deviations are allowed. Errors of a weight share the mean of what they multiply.
+    The mean over n independent tokens has 1/n of the energy on average. Each channel's share follows a chi-squared law,
+    and 5 standard deviations are allowed. Errors of a weight have the same mean as the numbers that it multiplies.
     """
     difference, x = (y.flatten(0, 1).flatten(1) for y in (difference, x))
     count, width = difference.shape
@@ -470,15 +518,16 @@ def looks_random(difference: Tensor, x: Tensor) -> bool:
 
 
 def more_exact(e: Evidence) -> str | None:
+    """Recognise a candidate that is clearly closer to float64 than the reference."""
     if e.truth is None or not norm(e.truth):
         return None
     own, other = gap(e.reference, e.truth), gap(e.candidate, e.truth)
-    if not other < own / 2:  # a stage computed wider; two roundings alike differ by less
+    if not other < own / 2:  # a wider computation; two similar ones differ by less
         return None
     return f"a more exact computation: its error is {other / own:.2g} of the reference's"
 
 
 def to_bits(x: Tensor, bits: int) -> Tensor:
-    """Round to so many significant bits, half to even, as the dtypes do. The result is float64."""
+    """Round to a number of significant bits, half to even, as the dtypes do, and return float64."""
     mantissa, exponent = torch.frexp(x.double())
     return torch.ldexp((mantissa * 2.0**bits).round(), exponent - bits)

@@ -1,9 +1,9 @@
-"""Other roundings: the reference is run on simulated machines that round more often (machines.py).
+"""Explain a difference by other roundings: run the reference on simulated machines that round more often (machines.py).
 
-What is beyond the band of judge.py may still be an honest way of computing: tensor parallelism rounds each part of a
-matrix product, and a kernel that stores its logits keeps little of them beside a bias of -10,000. How far that leads
-depends on the numbers, so it is measured. It is an explanation, and no wider budget: it is asked for only where a tap
-is beyond the band, it has to hold at all of those, and what it explains is suspect, or a note, and not simply passed.
+A tap beyond the band of judge.py may still come from an honest way of computing. Tensor parallelism rounds each part of
+a matrix product, and a kernel that stores its logits keeps little of them next to a bias of -10,000. How far this leads
+depends on the numbers, so it is measured. It is an explanation and does not widen the budget: it is tried only if a tap
+is beyond the band, it has to hold for all such taps, and they become suspect, or get a note, instead of simply passing.
 """
 
 import math
@@ -20,27 +20,32 @@ from ..trace.taps import PHASES, Taps
 from ..truth import FLOOR, SHARE, norm, spread
 
 ROUND_MORE = ("quarters", "eighths", "rounded-logits")
-FAR = 300  # budgets that none of them reaches: not worth the time that exact arithmetic takes
-LARGE = 2**22  # parameters of a model for which it takes too long
+FAR = 300  # no machine explains this many budgets, so the slow run under exact arithmetic is spared
+LARGE = 2**22  # models with more parameters than this take too long
 
 
 class InFloat64(Protocol):
+    """Anything that computes taps in float64, given the phases of the taps that are judged."""
+
     def of(self, taps: Taps) -> Taps: ...
 
 
 def explain_by_machines(
     rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloat64, theirs: Mapping[str, Any], true: Taps
 ) -> list[TapRow]:
-    """Make suspect what diverged, with a machine's name, if the reference is as wrong on a machine at each such tap.
+    """Downgrade diverged taps to suspect if simulated machines explain all of them.
 
-    `forward` runs the reference, a model or a component; `true` is what `theirs` are measured against.
+    A machine explains a tap if the reference, run on that machine, is as far from the truth there. `forward` runs the
+    reference, a model or a component. `true` is what `theirs`, the candidate's taps, are measured against. Either all
+    diverged taps are explained, and their rows name a machine, or the rows are returned as they are. Phases are never
+    explained.
     """
     wrong = [row.name for row in rows if row.verdict == DIVERGED]
     given = {tap: theirs[tap] for tap in wrong}
     budgets = [row.budget or math.inf for row in rows if row.verdict == DIVERGED]
     if not wrong or any(name.endswith(PHASES) for name in wrong) or not all(budget <= FAR for budget in budgets):
         return [*rows]
-    if not all(isinstance(x, Tensor) for x in given.values()):  # of a sketch the distance is only estimated
+    if not all(isinstance(x, Tensor) for x in given.values()):  # sketches give only estimates
         return [*rows]
     lost = {name: lost_on_machine(forward, truth, name, wrong) for name in ROUND_MORE}
     found: dict[str, str] = {}
@@ -55,14 +60,14 @@ def explain_by_machines(
 
 
 def machine_notes(rows: Sequence[TapRow]) -> list[str]:
-    """Return the note on rows that a machine explains, if there are such rows."""
+    """Return the note on rows that a machine explains, or nothing if there are no such rows."""
     found = sorted({row.machine for row in rows if row.machine is not None})
     said = f"no farther from float64 than ltx2ref on simulated machines that round more often: {', '.join(found)}"
     return [said] if found else []
 
 
 def lost_on_machine(forward: Callable[[], Taps], truth: InFloat64, name: str, taps: Sequence[str]) -> dict[str, float]:
-    """Return what the reference loses on a machine, as L2 norms."""
+    """Return the error of each of these taps of the reference on a simulated machine, as L2 norms."""
     with exact(machine(name)):
         found = forward()
     true = truth.of(found)

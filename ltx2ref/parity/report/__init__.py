@@ -1,4 +1,4 @@
-"""What a comparison says: rows and a verdict, as text, as JSON and as a page."""
+"""Report a comparison: rows and a verdict, as text, as JSON and as a page."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING

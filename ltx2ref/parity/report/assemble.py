@@ -1,11 +1,11 @@
-"""The report of judged and explained taps: one verdict on the whole, and the sentence that says it."""
+"""Assemble the report from judged and explained taps: one verdict on the whole, and a sentence that states it."""
 
 from ..judge import first_divergence
 from .rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report, TapRow
 
 
 def assemble(rows: list[TapRow], notes: list[str]) -> Report:
-    """Return the report on these taps: the verdict on the whole, and the sentence that says it."""
+    """Return the report on these rows: their overall verdict, its sentence, the rows and the notes."""
     found, first = {row.verdict for row in rows}, first_divergence(rows)
     other = next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
     verdict = next(v for v in (DIVERGED, SHAPE, SUSPECT, MISSING, ROUNDING, IDENTICAL) if v in found or v == IDENTICAL)
@@ -20,7 +20,10 @@ def assemble(rows: list[TapRow], notes: list[str]) -> Report:
 
 
 def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: list[TapRow]) -> str:
-    """Say where two implementations part. `first` is the tap that the report is about, `other` the first difference."""
+    """Return the sentence that says where two implementations differ.
+
+    `first` is the tap that the report is about, and `other` the first one that is not identical.
+    """
     missing = sum(row.verdict == MISSING for row in rows)
     lacking = f"; {missing} of {len(rows)} taps are missing from the candidate" if missing else ""
     if first is None:

@@ -1,4 +1,4 @@
-"""Error against depth, one drawing for each stream: SVG whose colours are the page's."""
+"""Draw error against depth, one drawing for each stream, as SVG in the page's colours."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from .markup import number, tag
 from .rows import DIVERGED, IDENTICAL, ROUNDING, SUSPECT, Report, TapRow
 
 STREAMS = ("video", "audio")
-ENTRANCE = -1.0  # a depth; a block's is its number
+ENTRANCE = -1.0  # the depth before the first block; a block's depth is its number
 EXIT = math.inf
 ENDS = {
     "proj_in": ("video", ENTRANCE),
@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 60, 16, 34, 52  # margins
 MOST_DECADES = 18
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-MARKERS = {  # told apart without colours, too
+MARKERS = {  # the shapes differ, so that nobody depends on colours
     IDENTICAL: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z",
     ROUNDING: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z",
     SUSPECT: "M-3.5,-3.5h7v7h-7z",
@@ -36,20 +36,22 @@ CROSS = "M-4,-4L4,4M-4,4L4,-4"
 
 @dataclass(frozen=True)
 class Point:
-    """A stage of a stream: its tap, the line of the table that the tap is, and what is drawn of it."""
+    """One stage of a stream in the drawing."""
 
     depth: float
-    line: int
+    line: int  # of the report's table
     tap: TapRow
-    value: float | None  # the candidate's error; its difference from the reference where no truth is known
+    value: float | None  # the candidate's error, or without a truth its difference from the reference
     reference: float | None  # the reference's own error
 
     @property
     def allowed(self) -> float | None:
+        """Return the budget relative to the truth, or None without a truth."""
         return None if self.reference is None else SHARE * self.reference + FLOOR
 
     @property
     def title(self) -> str:
+        """Return the text that is shown when the mouse rests on the point."""
         where = {ENTRANCE: "entrance", EXIT: "output"}.get(self.depth) or f"block {self.depth:.0f}"
         own = "" if self.reference is None else f", reference's {number(self.reference)}"
         return f"{where}: {number(self.value)}{own}, {self.tap.verdict}"
@@ -57,18 +59,25 @@ class Point:
 
 @dataclass(frozen=True)
 class Scale:
-    """From depth and error to the drawing; both streams share one, so that they can be compared."""
+    """The mapping from depth and error to the drawing.
+
+    Both streams share one, so that they can be compared.
+    """
 
     layers: int
-    low: int  # decades
-    high: int
-    zeros: bool  # room below for zeros, which have no logarithm
+    low: int  # the power of ten at the bottom
+    high: int  # the power of ten at the top
+    zeros: bool  # there is room below for zeros, which have no logarithm
 
     def x(self, depth: float) -> float:
+        """Return the horizontal position of a depth."""
         return round(LEFT + (min(depth, self.layers) + 1) / (self.layers + 1) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float | None) -> float:
-        """Return the height: NaN and infinity at the upper edge, zero and nothing at the lower one."""
+        """Return the vertical position of a value.
+
+        NaN and infinity are at the upper edge, zero and None at the lower one.
+        """
         bottom = self.low - self.zeros
         level = bottom if not value else math.log10(abs(value)) if math.isfinite(value) else self.high
         height = (min(max(level, bottom), self.high) - bottom) / (self.high - bottom)
@@ -76,7 +85,7 @@ class Scale:
 
 
 def stage_of(name: str) -> tuple[str, float] | None:
-    """Return which stream's stage a tap is, and how deep; None for the taps within a stage."""
+    """Return the stream and the depth of a tap at the end of a stage, or None for taps within a stage."""
     block = BLOCK_TAP.fullmatch(name)
     if block:
         return (block[2], float(block[1])) if block[2] in STREAMS else None
@@ -84,7 +93,7 @@ def stage_of(name: str) -> tuple[str, float] | None:
 
 
 def chart(report: Report) -> str:
-    """Draw both streams."""
+    """Return the drawings of both streams, or a sentence if no block's output was recorded."""
     truth = any(tap.error is not None for tap in report.rows)
     streams: dict[str, list[Point]] = {stream: [] for stream in STREAMS}
     for line, tap in enumerate(report.rows):
@@ -101,6 +110,7 @@ def chart(report: Report) -> str:
 
 
 def scale_of(points: list[Point]) -> Scale:
+    """Return a scale that fits all points."""
     drawn = [x for p in points for x in (p.value, p.reference, p.allowed)]
     decades = [math.log10(abs(x)) for x in drawn if x and math.isfinite(x)] or [-8, 0]
     high = math.ceil(max(decades))
@@ -110,7 +120,10 @@ def scale_of(points: list[Point]) -> Scale:
 
 
 def first_depth(report: Report) -> float | None:
-    """Return where the first divergence is marked: a tap within a block lies between two blocks' outputs."""
+    """Return the depth at which the first divergence is marked, or None if there is none.
+
+    A tap within a block lies between two blocks' outputs.
+    """
     names = [tap.name for tap in report.rows]
     if report.first not in names:
         return None
@@ -121,6 +134,7 @@ def first_depth(report: Report) -> float | None:
 
 
 def figure(stream: str, points: list[Point], scale: Scale, mark: float | None, subject: str) -> str:
+    """Return the drawing of one stream, with its caption."""
     drawing = [
         band(points, scale),
         *axes(scale),
@@ -137,7 +151,7 @@ def figure(stream: str, points: list[Point], scale: Scale, mark: float | None, s
 
 
 def axes(scale: Scale) -> list[str]:
-    """Draw lines for decades, and name the depths."""
+    """Draw a line for each power of ten, and label the depths."""
     out = []
     for decade in range(scale.low, scale.high + 1, math.ceil((scale.high - scale.low) / 6)):
         out += level(scale.y(10.0**decade), f"10{str(decade).translate(SUPERSCRIPT)}")
@@ -151,6 +165,7 @@ def axes(scale: Scale) -> list[str]:
 
 
 def level(y: float, label: str) -> list[str]:
+    """Draw a horizontal line with its label."""
     return [
         tag("path", d=f"M{LEFT},{y}H{WIDTH - RIGHT}", class_="grid"),
         tag("text", label, x=LEFT - 8, y=y + 4, class_="decade"),
@@ -158,7 +173,7 @@ def level(y: float, label: str) -> list[str]:
 
 
 def band(points: list[Point], scale: Scale) -> str:
-    """Draw what is allowed at each depth."""
+    """Draw the budget at each depth."""
     known = [p for p in points if p.allowed is not None]
     if not known:
         return ""
@@ -168,14 +183,17 @@ def band(points: list[Point], scale: Scale) -> str:
 
 
 def line(kind: str, points: list[Point], values: Iterable[float | None], scale: Scale) -> str:
-    """Draw a line, interrupted where a value is not known."""
+    """Draw a line that is interrupted where a value is not known."""
     runs = groupby(zip(points, values, strict=True), lambda pair: pair[1] is not None)
     paths = ["M" + "L".join(f"{scale.x(p.depth)},{scale.y(x)}" for p, x in run) for known, run in runs if known]
     return tag("path", d="".join(paths), class_=kind) if paths else ""
 
 
 def marker(p: Point, scale: Scale) -> str:
-    """Draw a stage as a link to its line of the table. For keyboards the table itself is the way there."""
+    """Draw a stage as a link to its line of the table.
+
+    It is not reached by the tab key: for keyboards the table itself is the way there.
+    """
     symbol = tag("path", d=MARKERS.get(p.tap.verdict, CROSS), class_=p.tap.verdict)
     hit = tag("circle", r=8, class_="hit")
     at = f"translate({scale.x(p.depth)},{scale.y(p.value)})"
@@ -184,6 +202,7 @@ def marker(p: Point, scale: Scale) -> str:
 
 
 def first_mark(mark: float | None, scale: Scale) -> list[str]:
+    """Draw the mark of the first divergence, or nothing."""
     if mark is None:
         return []
     x = scale.x(mark)

@@ -1,7 +1,8 @@
-"""The report of an audit as one web page: no network, readable without JavaScript.
+"""Write the report of an audit as one web page that needs no network, and can be read without JavaScript.
 
-Names and fingerprints come from foreign files, so none of them is trusted: `tag` escapes attributes, `escape` text,
-the details are JSON without a `<`, and the page's policy obeys only the style and the script of report.html.
+Names and fingerprints come from foreign files, so none of them is trusted. `tag` escapes attributes and `escape`
+escapes text; the details are JSON without a `<`; and the page's policy allows only the style and the script of
+report.html.
 """
 
 import base64
@@ -27,7 +28,7 @@ MEANING = {
     SHAPE: "the candidate's tensor has another shape",
     MISSING: "the candidate has no such tap",
 }
-COLUMNS = {  # of the table, after name and verdict
+COLUMNS = {  # the table's columns after name and verdict
     "Differs by": "relative",
     "Largest": "max_abs",
     "ULP": "ulp_max",
@@ -63,11 +64,14 @@ DETAILS = {
         "candidate's dtype": "candidate_dtype",
     },
 }
-FULL_DIGITS = {"cosine", "worst_reference", "worst_candidate"}  # fields whose digits matter
+FULL_DIGITS = {"cosine", "worst_reference", "worst_candidate"}  # fields that are shown with nine digits
 
 
 def html(report: Report) -> str:
-    """Return the whole page. It loads nothing, so it can be mailed, attached to an issue, or kept by a CI."""
+    """Return the whole page.
+
+    It loads nothing, so it can be mailed, attached to an issue, or kept by a CI.
+    """
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     content = {
         "policy": policy(template),
@@ -87,13 +91,13 @@ def html(report: Report) -> str:
         "legend": legend(),
         "share": number(SHARE),
     }
-    # In one pass: the name of a slot within a foreign text is not a slot.
+    # All slots are filled in one pass, so that a foreign text that contains the name of a slot stays text.
     page = re.sub(r"\{\{(\w+)\}\}", lambda slot: content[slot[1]], template)
-    return page.encode(errors="replace").decode()  # a lone surrogate has no UTF-8
+    return page.encode(errors="replace").decode()  # a lone surrogate cannot be encoded
 
 
 def policy(template: str) -> str:
-    """Return a Content-Security-Policy that loads nothing and obeys only the template's own style and script."""
+    """Return a Content-Security-Policy that loads nothing and allows only the template's own style and script."""
 
     def source(element: str) -> str:
         text = template.split(f"<{element}>")[1].split(f"</{element}>")[0]
@@ -103,6 +107,8 @@ def policy(template: str) -> str:
 
 
 def names(report: Report) -> str:
+    """Return which candidate was compared with which reference, as markup."""
+
     def name(side: dict[str, Any], role: str) -> str:
         return tag("b", escape(f"{side.get('implementation') or role} {side.get('version') or ''}".strip()))
 
@@ -110,17 +116,18 @@ def names(report: Report) -> str:
 
 
 def bullets(title: str, texts: Sequence[str]) -> str:
+    """Return a section with a list, or nothing if there are no texts."""
     items = [tag("li", escape(text)) for text in texts]
     return tag("section", tag("h2", title), tag("ul", *items), class_="bullets") if items else ""
 
 
 def breakable(text: str) -> str:
-    """Escape a text, and let long names break after a dot or an underscore, for phones."""
+    """Escape a text, and let long names break after a dot or an underscore, for narrow screens."""
     return re.sub(r"(?<=[._])(?=\w)", "<wbr>", escape(text))
 
 
 def hints(report: Report) -> str:
-    """Return those hints on the first divergence that the sentence does not have."""
+    """Return those hints on the first divergence that are not in the sentence already."""
     return bullets("Looks like", [hint for hint in report.hints if hint not in report.sentence])
 
 
@@ -146,7 +153,10 @@ def first(report: Report) -> str:
 
 
 def facts(tap: TapRow) -> str:
-    """Show what is known of a tap, as lists. The page's script builds the same from the data."""
+    """Show the numbers known about a tap, as lists.
+
+    The page's script builds the same lists from the data.
+    """
     groups = []
     for title, fields in DETAILS.items():
         known = [(label, text(tap, name)) for label, name in fields.items()]
@@ -156,7 +166,7 @@ def facts(tap: TapRow) -> str:
 
 
 def text(tap: TapRow, name: str) -> str | None:
-    """Return a field of a tap for reading, or None where there is nothing to say."""
+    """Return a field of a tap as text, or None if it has nothing to say."""
     value: Any = getattr(tap, name)
     if value is None or (name == "estimated" and not value):
         return None
@@ -168,6 +178,7 @@ def text(tap: TapRow, name: str) -> str | None:
 
 
 def checkboxes(rows: list[TapRow]) -> str:
+    """Return a checkbox for each verdict that occurs, to filter the table."""
     counts = Counter(tap.verdict for tap in rows)
     return "".join(
         tag("label", tag("input", type="checkbox", value=verdict, checked=""), f" {verdict}", class_=verdict)
@@ -177,11 +188,15 @@ def checkboxes(rows: list[TapRow]) -> str:
 
 
 def head() -> str:
+    """Return the header cells of the table."""
     return "".join(tag("th", name, scope="col") for name in ("Tap", "Verdict", *COLUMNS))
 
 
 def row(i: int, tap: TapRow) -> str:
-    """Return a line of the table. The script takes the verdict from its class, details from that line of the data."""
+    """Return a line of the table.
+
+    The page's script reads the verdict from the line's class, and the details from the same line of the data.
+    """
     looks = [tag("small", escape("; ".join(tap.hints)))] if tap.hints else []
     title = tag("th", tag("span", breakable(tap.name)), *looks, scope="row")
     cells = [tag("td", cell(tap, name)) for name in COLUMNS.values()]
@@ -190,6 +205,7 @@ def row(i: int, tap: TapRow) -> str:
 
 
 def cell(tap: TapRow, name: str) -> str:
+    """Return a field of a tap as markup, with ≈ for estimates."""
     value = getattr(tap, name)
     if isinstance(value, str):
         return escape(value)
@@ -197,17 +213,20 @@ def cell(tap: TapRow, name: str) -> str:
 
 
 def details_json(rows: list[TapRow]) -> str:
-    """Return as compact JSON what a click shows of every tap: 5,000 lists in the page would make it slow."""
+    """Return as compact JSON the details that a click shows for each tap.
+
+    Up to 5,000 lists in the page itself would make it slow.
+    """
     labels = [[title, [*fields]] for title, fields in DETAILS.items()]
     values = [
         [[*(text(tap, name) for fields in DETAILS.values() for name in fields.values())], tap.hints] for tap in rows
     ]
     island = json.dumps({"labels": labels, "taps": values}, ensure_ascii=False, separators=(",", ":"))
-    return island.replace("<", r"\u003c")  # neither </script> nor <!--
+    return island.replace("<", r"\u003c")  # so that it contains neither </script> nor <!--
 
 
 def fingerprints(report: Report) -> str:
-    """Show both sides, a line for each fact, marked where they differ."""
+    """Return the fingerprints of both sides, a line for each fact, marked where they differ."""
     reference, candidate = flat(report.reference), flat(report.candidate)
     lines = []
     for name in reference | candidate:
@@ -218,6 +237,7 @@ def fingerprints(report: Report) -> str:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a nested dict as one level, with names joined by dots."""
     out: dict[str, str] = {}
     for name, value in tree.items():
         out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
@@ -225,4 +245,5 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def legend() -> str:
+    """Return each verdict with its meaning."""
     return "".join(tag("dt", verdict, class_=verdict) + tag("dd", MEANING[verdict]) for verdict in VERDICTS)

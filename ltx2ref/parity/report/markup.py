@@ -1,4 +1,4 @@
-"""How the HTML report writes an element and a number."""
+"""Write elements and numbers of the HTML report."""
 
 import math
 from html import escape
@@ -7,13 +7,16 @@ VOID = {"input"}
 
 
 def tag(name: str, *children: str, **attributes: object) -> str:
-    """Return an element. Attributes are escaped; children are markup, so foreign text goes through `escape` first."""
+    """Return an element as markup.
+
+    Attributes are escaped. Children are markup, so foreign text must go through `escape` first.
+    """
     words = [name, *(f'{key.rstrip("_").replace("_", "-")}="{escape(str(x))}"' for key, x in attributes.items())]
     return f"<{' '.join(words)}>" + ("" if name in VOID else f"{''.join(children)}</{name}>")
 
 
 def number(x: float | None, digits: int = 3) -> str:
-    """Return a number for reading: 1.20e-07, 0.345, 12, 48000, ∞, and an em dash for None."""
+    """Return a number as text: 1.20e-07, 0.345, 12, 48000, ∞, and an em dash for None."""
     if x is None:
         return "—"
     if not math.isfinite(x):

@@ -1,4 +1,7 @@
-"""The report of a comparison as plain data, for tables, JSON, HTML and failing tests: a row for each tap, a verdict."""
+"""Hold the report of a comparison as plain data: a row for each tap, and a verdict.
+
+Tables, JSON, HTML and failing tests are all made from it.
+"""
 
 import re
 from dataclasses import asdict, dataclass, field
@@ -9,14 +12,17 @@ ROUNDING = "rounding"  # within the budget of the reference's own error, or equa
 SUSPECT = "suspect"  # beyond rounding, but too small, or too uncertain, to be called a bug
 DIVERGED = "diverged"  # another computation
 MISSING = "missing"  # the candidate has no such tap
-SHAPE = "shape"  # the candidate's has another shape
+SHAPE = "shape"  # the candidate's tensor has another shape
 VERDICTS = (IDENTICAL, ROUNDING, SUSPECT, DIVERGED, SHAPE, MISSING)
 ORIGINATED, PROPAGATED = "originated here", "propagated"
 
 
 @dataclass(frozen=True)
 class TapRow:
-    """One tap of both implementations. None where a number needs a truth or full tensors that are not there."""
+    """One tap, compared between both implementations.
+
+    A field is None if it needs a truth or full tensors that are not there.
+    """
 
     name: str
     verdict: str
@@ -25,52 +31,59 @@ class TapRow:
     candidate_shape: tuple[int, ...] | None = None
     candidate_dtype: str | None = None
     max_abs: float | None = None
-    relative: float | None = None  # |candidate - reference| / |reference|, L2
-    ulp_max: float | None = None  # in units in the last place of the coarser dtype
+    relative: float | None = None  # |candidate - reference| / |reference|, L2 norms
+    ulp_max: float | None = None  # counted in units in the last place of the coarser dtype
     ulp_p99: float | None = None
     sqnr_db: float | None = None
     cosine: float | None = None
-    worst: tuple[int, ...] | None = None  # where the difference is largest
+    worst: tuple[int, ...] | None = None  # coordinate of the largest difference, and both numbers there
     worst_reference: float | None = None
     worst_candidate: float | None = None
     equal_rounded: bool | None = None  # equal after rounding to the coarser dtype
-    error: float | None = None  # of the candidate against float64, relative to its norm
-    reference_error: float | None = None  # of the reference, in the dtype that it has
-    budget: float | None = None  # error / what is allowed: above 1 is beyond rounding. Under exact
-    # arithmetic, where an operation differs: local error / what is allowed
+    error: float | None = None  # the candidate's error against float64, relative to the truth's norm
+    reference_error: float | None = None  # the reference's error, in its own dtype
+    # Error divided by the budget: above 1 is beyond rounding. Where an operation differs under exact arithmetic, this
+    # is the local error divided by the budget.
+    budget: float | None = None
     origin: str | None = None  # ORIGINATED or PROPAGATED, from a run on the candidate's own inputs
-    local_error: float | None = None  # of the candidate against float64, given its own inputs
+    local_error: float | None = None  # the candidate's error against float64 given its own inputs
     amplification: float | None = None  # error / local error
-    machine: str | None = None  # simulated: the reference is as far from float64 there
+    machine: str | None = None  # simulated machine on which the reference is as far from float64
     hints: tuple[str, ...] = ()
-    estimated: bool = False  # from sketches
+    estimated: bool = False  # the numbers come from sketches
 
 
 @dataclass(frozen=True)
 class Report:
-    """The verdict of a comparison, the sentence that people want, and every tap in the order of the computation."""
+    """The result of a comparison.
+
+    It has a verdict, a sentence that states it, and a row for every tap in the order of the computation.
+    """
 
     verdict: str
     sentence: str
-    first: str | None  # divergent tap
+    first: str | None  # the tap that the report is about
     rows: list[TapRow]
     reference: dict[str, Any] = field(default_factory=dict)  # fingerprint: name, versions, device, dtype, threads
     candidate: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    hints: tuple[str, ...] = ()  # of the first divergent tap
+    hints: tuple[str, ...] = ()  # what the first divergence looks like
 
     @property
     def passed(self) -> bool:
-        """Return whether nothing but rounding was found."""
+        """Tell whether nothing but rounding was found."""
         return self.verdict in (IDENTICAL, ROUNDING)
 
     @property
     def failed(self) -> bool:
-        """Return whether the candidate computes something else, or nothing."""
+        """Tell whether the candidate computes something else, or a tensor of another shape."""
         return self.verdict in (DIVERGED, SHAPE)
 
     def details(self, count: int = 10) -> str:
-        """Return the sentence, and the first taps that it is about: those beyond rounding, or else the rounded ones."""
+        """Return the sentence, the other hints, and up to `count` taps.
+
+        These are the taps beyond rounding, or the rounded ones if there are no others.
+        """
         beyond = sorted(
             (row for row in self.rows if row.verdict not in (IDENTICAL, ROUNDING)),
             key=lambda row: row.verdict == MISSING,
@@ -87,6 +100,7 @@ class Report:
         return "\n".join([self.sentence, *(f"  {hint}" for hint in self.hints[1:]), *lines[:count], *more])
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a dict of plain data, ready for `json.dumps`."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -94,7 +108,10 @@ class Report:
 
 
 def joined_names(names: list[str], blocks: int, count: int = 12) -> str:
-    """Join names of taps or parameters. One that occurs in each of `blocks` blocks is written once, with a star."""
+    """Join names of taps or parameters.
+
+    A name that occurs in each of `blocks` blocks is written once, with a star. At most `count` names are listed.
+    """
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"^transformer_blocks\.\d+\.", "transformer_blocks.*.", name), []).append(name)

@@ -1,4 +1,7 @@
-"""A port by its name: `module:callable`, of the current folder or installed, or `path/to/file.py:callable`."""
+"""Find a port by its name.
+
+The name is `module:callable`, for a module of the current folder or an installed one, or `path/to/file.py:callable`.
+"""
 
 import importlib
 import importlib.util
@@ -11,15 +14,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-PARAMETERS = ("config", "state", "inputs", "dtype")  # what a port's function is given, by name
+PARAMETERS = ("config", "state", "inputs", "dtype")  # the keyword arguments that a port's function is called with
 
 
 def port_named(name: str) -> Callable[..., Any]:
-    """Return the function that `name` names, in a form that can import what stands beside it while it runs.
+    """Return the function that `name` names; while it runs, it can import what stands beside it.
 
-    "Beside it" is the current folder for a module, which a console script does not look into by itself, and the
-    file's own folder for a file. Raises `ValueError`, in one line, if there is no such function, if importing it
-    fails, or if it does not take `PARAMETERS`.
+    "Beside it" means the current folder for a module, where a console script does not look by itself, and the file's
+    own folder for a file.
+
+    Raises `ValueError`, in one line, if there is no such function, if importing it fails, or if it does not take
+    `PARAMETERS`.
     """
     where, _, attribute = name.rpartition(":")  # the last colon: there are two in C:\ports\my_port.py:run
     if not where or not attribute.isidentifier():
@@ -56,8 +61,10 @@ def importable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_line(name: str, where: str) -> Iterator[None]:
-    """Turn what an import raises into one `ValueError`, which tells a port that is not there from one
-    that is broken."""
+    """Turn anything that an import raises into one `PortError` of one line.
+
+    It distinguishes a port that is not there from one that is broken.
+    """
     try:
         yield
     except PortError:
@@ -68,22 +75,23 @@ def one_line(name: str, where: str) -> Iterator[None]:
         if not where.endswith(".py") and f"{where}.".startswith(f"{error.name}."):
             raise PortError(f"{name}: there is no module {error.name} in {Path.cwd()}, nor is one installed") from None
         raise PortError(f"{name}: {where} imports {error.name}, which is not installed{raised_at(error)}") from None
-    except (Exception, SystemExit) as error:  # SystemExit: of a script without `if __name__ == "__main__"`
+    except (Exception, SystemExit) as error:  # SystemExit comes from a script without a `__main__` guard
         failed(name, where, error)
 
 
 class PortError(ValueError):
-    """A port that cannot be called, and why."""
+    """A port cannot be called; the message says why."""
 
 
 def failed(name: str, where: str, error: BaseException) -> NoReturn:
+    """Raise the error of an import that failed, with the place in the port where it did."""
     said = error.msg if isinstance(error, SyntaxError) else str(error)
     what = ": ".join(x for x in (type(error).__name__, (said.splitlines() or [""])[0]) if x)
     raise PortError(f"{name}: importing {where} failed with {what}{raised_at(error)}") from None
 
 
 def raised_at(error: BaseException) -> str:
-    """Return the last line of the port's own files that an error passed through."""
+    """Return " (FILE, line N)" for the last line of the port's own files that an error passed through."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({Path(error.filename).name}, line {error.lineno})"
     machinery = (__file__, importlib.__file__, "<frozen importlib")
@@ -101,6 +109,7 @@ def raised_at(error: BaseException) -> str:
 
 
 def checked(where: str, name: str) -> str:
+    """Return the name of a module, or refuse one that cannot be a module's name."""
     if not all(part.isidentifier() for part in where.split(".")):
         raise PortError(
             f"{name}: {where} is not the name of a module; for a file it would be {where}.py{name.removeprefix(where)}"
@@ -109,7 +118,7 @@ def checked(where: str, name: str) -> str:
 
 
 def module_of(file: Path, name: str) -> ModuleType:
-    """Import a file as the module of its stem, the name by which other files beside it import it."""
+    """Import a file as a module named after it, as other files beside it import it."""
     if not file.is_file():
         raise PortError(f"{name}: there is no file {file}")
     there = sys.modules.get(file.stem)
@@ -121,7 +130,7 @@ def module_of(file: Path, name: str) -> ModuleType:
             "give the file another name"
         )
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None  # as for any file that ends in .py
+    assert spec is not None and spec.loader is not None  # always true for a file that ends in .py
     module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -132,6 +141,7 @@ def module_of(file: Path, name: str) -> ModuleType:
 
 
 def attribute_of(module: ModuleType, attribute: str, name: str, where: str) -> Callable[..., Any]:
+    """Return the port's function from its module, or raise a `PortError` if it is missing or not suitable."""
     if not hasattr(module, attribute):
         own = ", ".join(
             key
@@ -145,7 +155,7 @@ def attribute_of(module: ModuleType, attribute: str, name: str, where: str) -> C
     function: Callable[..., Any] = found
     try:
         signature = inspect.signature(function)
-    except ValueError:  # a built-in one, which has none
+    except ValueError:  # a built-in function has no signature
         return function
     try:
         signature.bind(**dict.fromkeys(PARAMETERS))

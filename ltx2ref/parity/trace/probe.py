@@ -1,7 +1,8 @@
-"""Does this machine compute with the same bits as another? A few fixed operations answer before the model is asked.
+"""Tell whether this machine computes with the same bits as another, from a few fixed operations.
 
-Bits depend on the processor's vector units, the BLAS library, the number of threads, the device and torch's version,
-and for one operation on its sizes: so each is probed at several of those that the conformance cases have.
+Bits depend on the processor's vector units, the BLAS library, the number of threads, the device and torch's version.
+For one operation they also depend on its sizes, so each is probed at several of the sizes that the conformance cases
+have.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..generator import uniform
 
-PROBED_ROWS = (1, 2, 3, 9, 11, 18, 22, 48, 96, 210)  # batch, tokens, or both
+PROBED_ROWS = (1, 2, 3, 9, 11, 18, 22, 48, 96, 210)  # batch sizes, tokens, or products of both
 WIDTHS = (
     (256, 28),
     (28, 28),
@@ -34,16 +35,20 @@ WIDTHS = (
 
 
 def draw(*shape: int, scale: float = 2.0) -> Tensor:
+    """Return a generated float32 tensor."""
     return uniform(f"probe/{shape}", shape, scale)
 
 
 def probed_linear(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Run linear layers of all probed sizes, on tensors that `to` converts."""
     return [
         F.linear(to(draw(rows, n)), to(draw(m, n, scale=0.25)), to(draw(m))) for rows in PROBED_ROWS for n, m in WIDTHS
     ]
 
 
 def probed_attention(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Run attention with and without a mask, on tensors that `to` converts."""
+
     def heads(tokens: int, head_dim: int) -> Tensor:
         return to(draw(2, tokens, 2, head_dim)).transpose(1, 2)
 
@@ -57,6 +62,7 @@ def probed_attention(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
 
 
 def pointwise(function: Callable[[Tensor], Tensor], scale: float = 2.0) -> Callable[..., list[Tensor]]:
+    """Return a probe that applies `function` to tensors of all probed sizes."""
     return lambda to: [
         function(to(draw(rows, width, scale=scale))) for rows in PROBED_ROWS for width in (7, 20, 28, 112, 256)
     ]
@@ -80,7 +86,7 @@ OPERATIONS: dict[str, Callable[[Callable[[Tensor], Tensor]], list[Tensor]]] = {
 
 
 def processor() -> str:
-    """Return the processor's name, or what its system calls its kind."""
+    """Return the processor's name, or at least its architecture."""
     try:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
@@ -89,6 +95,7 @@ def processor() -> str:
 
 
 def element_bytes(x: Tensor) -> bytes:
+    """Return the bytes of all elements, row-major."""
     return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
@@ -98,7 +105,7 @@ def sha256_of_tensors(*tensors: Tensor) -> str:
 
 
 def probe(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, str]:
-    """Return the sha256 of each operation's results, by "operation dtype"."""
+    """Return the sha256 of the results of each operation, under "operation dtype"."""
     found = {}
     for dtype in dtypes:
         for name, operation in OPERATIONS.items():
@@ -109,7 +116,7 @@ def probe(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> dict[str, st
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Run with `count` CPU threads, on which the bits of a matmul depend."""
+    """Run with `count` CPU threads; the bits of a matrix product depend on this number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

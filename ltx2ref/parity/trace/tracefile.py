@@ -1,7 +1,8 @@
-"""Trace files: what a model computed, in any implementation and on any machine. docs/trace-format.md is the format.
+"""Read and write trace files: what a model computed, in any implementation and on any machine.
 
-safetensors. A tap is a tensor under its own name, or a sketch: a row of the tensor "sketches", and what the metadata
-say of it. The metadata key "trace" holds JSON, of which only the schema is required, and the key itself is not:
+docs/trace-format.md defines the format, which is a use of safetensors. A tap is stored as a tensor under its own name,
+or as a sketch: a row of the tensor "sketches", and an entry in the metadata. The metadata key "trace" holds JSON. The
+key is optional, and so is everything in it except the schema:
 
     {"schema": 1, "implementation": "...", "fingerprint": {}, "config": {}, "inputs": {"NAME": "SHA256"},
      "taps": ["NAME"], "sketches": [{"name": "NAME", "shape": [], "dtype": "F32", "norm": 0, "min": 0, "max": 0,
@@ -30,24 +31,26 @@ from .sketch import BUCKETS, SPELLING, Sketch
 TRACE_SCHEMA = 1
 KEY, TABLE = "trace", "sketches"
 DTYPES_BY_SPELLING = {name: dtype for dtype, name in SPELLING.items()}
-TABLE_DTYPES = ("I32", "F32", "F64")  # what the table of sketches may be made of
+TABLE_DTYPES = ("I32", "F32", "F64")  # dtypes that the table of sketches may have
 MAX_EXPONENT = 1000
-OPTIONAL = ("min", "max", "checksum")  # no element is finite; whoever wrote the file left it out
+OPTIONAL = ("min", "max", "checksum")  # left out if no element is finite, or by a writer without checksums
 HEXADECIMAL = re.compile("[0-9a-f]{16}")
 Tap = Tensor | Sketch
 
 
 class TraceError(ValueError):
-    """A trace that cannot be read or written: the message names the file, and the tap."""
+    """A trace cannot be read or written; the message names the file and the tap."""
 
 
 class Trace(NamedTuple):
-    taps: dict[str, Tap]  # in the order of the computation, if the file tells it
+    """A trace, as read from a file."""
+
+    taps: dict[str, Tap]  # in the order of the computation, if the file states it
     implementation: str
-    fingerprint: dict[str, Any]  # versions, device, dtype, threads: whatever its writer found worth telling
-    config: dict[str, Any] | None  # diffusers'
+    fingerprint: dict[str, Any]  # versions, device, dtype, threads: whatever its writer chose to record
+    config: dict[str, Any] | None  # in diffusers' format
     inputs: dict[str, str]  # sha256 by name
-    schema: int | None  # None: tensors, without a word on them
+    schema: int | None  # None: the file holds tensors only, without the key "trace"
 
 
 def save_trace(
@@ -59,9 +62,12 @@ def save_trace(
     config: Mapping[str, Any] | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a trace; `taps` are in the order of the computation. A file that is there is replaced at the end.
+    """Write a trace; `taps` are in the order of the computation.
 
-    Raises `TraceError` for what a file cannot hold, and for a disk without room.
+    `config` is in diffusers' format, and `inputs` holds the sha256 of each input by its name. An existing file is
+    replaced only when the new one is complete.
+
+    Raises `TraceError` for anything that a file cannot hold, and if the disk is full.
     """
     sketches = {name: x for name, x in taps.items() if isinstance(x, Sketch)}
     with naming_file(path):
@@ -91,9 +97,10 @@ def save_trace(
 
 
 def load_trace(path: str | Path) -> Trace:
-    """Read a trace. Full tensors stay in the file's own pages, which must not shrink while they are in use.
+    """Read a trace.
 
-    Raises `TraceError`.
+    Full tensors are memory-mapped, so the file must not shrink while they are in use. Raises `TraceError` if the file
+    is not a valid trace.
     """
     with naming_file(path):
         file, stored = read_header(Path(path))
@@ -115,9 +122,11 @@ def load_trace(path: str | Path) -> Trace:
 
 
 def renamed(trace: Trace, names: Mapping[str, str] | Callable[[str], str]) -> Trace:
-    """Give the taps of a trace other names. A tap that a mapping does not mention keeps its own.
+    """Return a trace whose taps have other names.
 
-    Raises `TraceError` if two taps get the same one.
+    `names` is a function or a mapping, {old name: new name}; a tap that a mapping does not mention keeps its name.
+
+    Raises `TraceError` if two taps get the same name.
     """
     taps: dict[str, Tap] = {}
     for name, x in trace.taps.items():
@@ -130,10 +139,10 @@ def renamed(trace: Trace, names: Mapping[str, str] | Callable[[str], str]) -> Tr
 
 @contextmanager
 def naming_file(path: str | Path) -> Iterator[None]:
-    """Raise whatever goes wrong inside as a `TraceError` that names the file."""
+    """Turn any error inside the context into a `TraceError` that names the file."""
     try:
         yield
-    except CheckpointError as error:  # which does
+    except CheckpointError as error:  # which names the file already
         raise TraceError(str(error)) from None
     except OSError as error:
         raise TraceError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -143,27 +152,30 @@ def naming_file(path: str | Path) -> Iterator[None]:
 
 # ---------------------------------------------------------------- writing
 def of_tensor(name: str, x: Tensor) -> TensorEntry:
+    """Return the entry under which a tensor is stored, or refuse a dtype that safetensors lacks."""
     require(x.dtype in SPELLING and not x.is_meta, f"{name}: {x.dtype} on {x.device} cannot be stored")
     return TensorEntry(
         SPELLING[x.dtype], tuple(x.shape), (tensor_data(y) for y in [x])
-    )  # an expanded one grows when it is its turn
+    )  # lazily: an expanded tensor takes its full size only while it is written
 
 
 def tensor_data(x: Tensor) -> Piece:
+    """Return the bytes of a tensor, row-major."""
     return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def quantised(x: Sketch) -> tuple[Tensor, int]:
-    """Return the buckets as int32, and the exponent of 2 that scales them. Doing it again changes nothing.
+    """Return the buckets as int32, and the exponent of 2 that scales them.
 
-    float32 takes as much, and rounds by 2.5e-8 of the norm, the size of float32's own differences; this by 5e-10.
+    Quantising them again changes nothing. float32 buckets would take as much room and round by 2.5e-8 of the norm,
+    which is the size of float32's own differences. This rounds by 5e-10.
     """
     exponent = max(math.frexp(x.buckets.abs().max().item())[1] - 31, -MAX_EXPONENT)
     return (x.buckets * 2.0**-exponent).round().clamp(max=2**31 - 1).to(torch.int32), exponent
 
 
 def sketch_metadata(name: str, x: Sketch) -> dict[str, Any]:
-    """Return what the metadata say of a sketch. Zeros and None are left out."""
+    """Return the metadata of a sketch, in which zeros and None are left out."""
     require(
         x.buckets.shape == (BUCKETS,) and math.isfinite(x.norm) and bool(x.buckets.isfinite().all()),
         f"{name}: expected {BUCKETS} buckets and a norm that are finite, got {list(x.buckets.shape)} and {x.norm}",
@@ -184,15 +196,21 @@ def sketch_metadata(name: str, x: Sketch) -> dict[str, Any]:
 
 
 def to_json(value: dict[str, Any]) -> str:
+    """Return compact JSON; raise `ValueError` for anything that JSON cannot express."""
     try:
-        return json.dumps(value, allow_nan=False, separators=(",", ":"), default=dict)  # of a Mapping
+        return json.dumps(
+            value, allow_nan=False, separators=(",", ":"), default=dict
+        )  # `dict` is for a Mapping that is no dict
     except TypeError as error:
         raise ValueError(f"not JSON: {error}") from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` that takes its place at the end. On an error nothing is left."""
+    """Yield a path in the same folder, for a file that replaces `path` at the end.
+
+    After an error nothing is left of it.
+    """
     partial = path.with_name(f".ltx2ref-{secrets.token_hex(4)}.partial")
     try:
         yield partial
@@ -203,6 +221,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 # ---------------------------------------------------------------- reading
 def metadata_of(file: TensorFile) -> dict[str, Any]:
+    """Return the JSON of the key "trace", or an empty dict without that key."""
     if KEY not in file.metadata:
         return {}
     try:
@@ -215,12 +234,14 @@ def metadata_of(file: TensorFile) -> dict[str, Any]:
 
 
 def optional(said: dict[str, Any], key: str, kind: type) -> Any:
+    """Return a field of the metadata, or None; refuse a value of another type."""
     value = said.get(key)
     require(value is None or isinstance(value, kind), f"{key}: expected a {kind.__name__}, got {str(value)[:80]}")
     return value
 
 
 def read(x: Stored) -> Tensor:
+    """Return a stored tensor, memory-mapped if torch has its dtype."""
     require(
         x.dtype in DTYPES_BY_SPELLING, f"{x.name}: dtype {x.dtype}, expected one of {', '.join(DTYPES_BY_SPELLING)}"
     )
@@ -236,6 +257,7 @@ def read(x: Stored) -> Tensor:
 
 
 def sketches_of(rows: list[Any], table: Stored | None) -> dict[str, Sketch]:
+    """Return the sketches by name, from their metadata and the table of their buckets."""
     if table is None:
         require(not rows, f"{len(rows)} sketches are described, but there is no tensor {TABLE}")
         return {}
@@ -256,6 +278,7 @@ def sketches_of(rows: list[Any], table: Stored | None) -> dict[str, Sketch]:
 
 
 def sketch_of(said: dict[str, Any], numbers: Tensor) -> Sketch:
+    """Return one sketch, from its metadata and its row of the table."""
     buckets = numbers * 2.0 ** take(said, "exponent", is_exponent, "a small whole number", 0)
     require(bool(buckets.isfinite().all()), "buckets that are not finite")
     checksum = take(said, "checksum", is_checksum, "16 hexadecimal digits")
@@ -274,6 +297,7 @@ def sketch_of(said: dict[str, Any], numbers: Tensor) -> Sketch:
 
 
 def take(said: dict[str, Any], key: str, holds: Callable[[Any], bool], expected: str, default: Any = None) -> Any:
+    """Return a field of a sketch's metadata, or its default; refuse a value that does not hold."""
     value = default if said.get(key) is None else said[key]
     if not (holds(value) or (value is None and key in OPTIONAL)):
         raise ValueError(f"{key}: expected {expected}, got {str(value)[:80]}")
@@ -301,7 +325,10 @@ def is_finite(x: Any) -> bool:
 
 
 def in_order(taps: dict[str, Tap], order: list[Any] | None) -> dict[str, Tap]:
-    """Put taps in the file's order, or if it has none, sketches by row and then tensors as in the header."""
+    """Put taps in the order that the file states.
+
+    Without such an order, sketches come first, by row, and then tensors as in the header.
+    """
     if order is None:
         return taps
     require(all(isinstance(name, str) for name in order), "taps: expected names")
