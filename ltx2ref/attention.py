@@ -68,5 +68,6 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleDict({"0": widen, "2": narrow})
 
     def forward(self, x: Tensor) -> Tensor:
-        widened = self.net["0"]["proj"](x)  # type: ignore[index]
-        return self.net["2"](F.gelu(widened, approximate="tanh"))
+        x = self.net["0"]["proj"](x)  # type: ignore[index]
+        x = F.gelu(x, approximate="tanh")
+        return self.net["2"](x)

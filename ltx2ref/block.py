@@ -174,5 +174,5 @@ class Block(nn.Module):
 
 
 def learned_rows(num_rows: int, dim: int) -> nn.Parameter:
-    """Return a table to be learned. It begins as N(0, 1 / dim): with zeros, a port could ignore it unnoticed."""
+    """Return a table to be learned, at first random: with zeros, no test of a new model could see a table ignored."""
     return nn.Parameter(torch.randn(num_rows, dim) * dim**-0.5)

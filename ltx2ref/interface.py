@@ -238,7 +238,7 @@ def prepared_stream(
         text_mask=text_mask,
         self_mask=self_mask,
         keyframes=None if own.keyframes is None else own.keyframes > 0,
-        rope_dtype=dtype if conventions.rotation_dtype == "model" else None,
+        tables_dtype=dtype if conventions.rotation_dtype == "model" else None,
     )
 
 

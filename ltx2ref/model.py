@@ -21,10 +21,13 @@ class Stream(NamedTuple):
     """What one stream is given, in full: every noise level is chosen, every mask is made, coordinates are there.
 
     A noise level is the share of noise, 0 to 1, already times `timestep_scale_multiplier`. A stream has two: its
-    `timestep`, which may be another one for each token (0 for tokens of an image that is given), and its `sigma`, the
-    one number at which the sampler is. The exchange has two more, chosen from these. In 2.0 both are the stream's own
-    timestep. From 2.3 on, as diffusers documents it, both are the *other* stream's sigma: `use_cross_timestep`. In
-    ltx-core since 2026-05-28, scale and shift have the own timestep and the gate has the other stream's sigma.
+    `timestep`, which may differ from token to token (0 for tokens of an image that is given), and its `sigma`, the one
+    number at which the sampler is. The caller chooses those of the exchange, for this stream, by one of three rules:
+
+        scale and shift          gate                     rule of
+        own timestep             own timestep             2.0, and of every release without `use_cross_timestep`
+        the other stream's sigma the other stream's sigma 2.3 and 2.5 in diffusers' pipelines, `use_cross_timestep`
+        own timestep             the other stream's sigma ltx-core since 2026-05-28
     """
 
     latent: Tensor  # (B, T, C)
@@ -37,7 +40,7 @@ class Stream(NamedTuple):
     text_mask: Tensor | None  # (B, 1, 1|T, S), see `Attention.forward`
     self_mask: Tensor | None  # (B, 1, T, T), the same for self-attention
     keyframes: Tensor | None  # (B, T, 1) bool, True for the tokens of keyframes
-    rope_dtype: torch.dtype | None = None  # of RoPE's tables: see `rotation`
+    tables_dtype: torch.dtype | None = None  # of RoPE: see `rotation`
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class StreamEnds:
         if s.keyframes is not None and self.keyframes is not None:
             x = torch.where(s.keyframes, x + self.keyframes, x)
         offsets, embedding = self.time_embed(s.timestep)
-        # 1000 / 1000 in every checkpoint. A port that took 1 / 1000 from defaults in code was garbled for months.
+        # 1000 / 1000 in every checkpoint. A port with 1 / 1000 sounded garbled for months.
         gate_factor = config.cross_attn_timestep_scale_multiplier / config.timestep_scale_multiplier
         angles_dtype = torch.promote_types(x.dtype, torch.float32)
         return (
@@ -75,9 +78,9 @@ class StreamEnds:
                 self_mask=s.self_mask,
                 exchange_offsets=self.exchange_embed(s.exchange_timestep)[0],
                 exchange_gate_offset=self.exchange_gate_embed(s.exchange_gate_timestep * gate_factor)[0],
-                rope=rotation(s.coords, self.stream, config, angles_dtype, s.rope_dtype),
+                rope=rotation(s.coords, self.stream, config, angles_dtype, s.tables_dtype),
                 # The exchange happens at audio's width and heads, and over audio's one axis, time.
-                exchange_rope=rotation(s.coords[:, :1], config.audio, config, angles_dtype, s.rope_dtype),
+                exchange_rope=rotation(s.coords[:, :1], config.audio, config, angles_dtype, s.tables_dtype),
             ),
         )
 

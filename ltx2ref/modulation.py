@@ -5,14 +5,14 @@
                                                               3-5  feed-forward: shift, scale, gate
                                                               6-8  text attention: shift, scale, gate (from 2.3 on)
     prompt_scale_shift_table, audio_prompt_scale_shift_table  0-1  keys, values of the text: shift, scale (from 2.3 on)
-    video_a2v_cross_attn_scale_shift_table                    0-1  exchange, audio to video: scale, shift
-    audio_a2v_cross_attn_scale_shift_table                    2-3  exchange, video to audio: scale, shift
+    {video,audio}_a2v_cross_attn_scale_shift_table            0-1  exchange, audio to video: scale, shift
+                                                              2-3  exchange, video to audio: scale, shift
                                                               4    exchange: gate of what this stream receives
     of the model
     scale_shift_table, audio_scale_shift_table                0-1  output: shift, scale
 
-In the exchange a stream always uses its own table, whether it is the one that listens or the one that is heard. In
-spite of the name, that table is for both directions.
+In the exchange a stream always uses its own table, whether it gives the queries of a direction or the context. In spite
+of "a2v" in their names, both tables serve both directions.
 """
 
 import torch.nn.functional as F

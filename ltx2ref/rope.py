@@ -63,8 +63,9 @@ def rotation(
 ) -> Rope:
     """Return cosines and sines of the angles by which queries or keys of width D are rotated.
 
-    `coords` are patch bounds (B, P, T, 2), or positions (B, P, T). They are used in their own dtype: to convert them
-    first would change the result. With `tables_dtype`, the tables are rounded to it at the end.
+    `coords` are patch bounds (B, P, T, 2), or positions (B, P, T). Relative positions are computed in the dtype of
+    `coords`, because to convert them first would change the result. Frequencies have `angles_dtype`, and angles the
+    wider of the two. With `tables_dtype`, the tables are rounded to it at the end.
 
     There are D/2 angles, one for each plane. Every one of n = D // (2 P) frequencies is used on every axis, which gives
     n * P angles in the order: first frequency on each axis, second frequency on each axis, and so on. Zeros come before
@@ -85,9 +86,10 @@ def rotation(
 
 
 def frequencies(n: int, config: Sizes, dtype: torch.dtype) -> Tensor:
-    """Return n frequencies, a geometric series from pi / 2 to theta * pi / 2, in radians.
+    """Return n frequencies, a geometric series from pi / 2 to theta * pi / 2.
 
-    That is the angle from the middle of an axis, at relative position 0, to its end, at 1 or -1.
+    A frequency is the angle, in radians, by which a plane turns from the middle of an axis to its end: from relative
+    position 0 to 1.
     """
     # Float64 is on the CPU, because MPS has none.
     made_in = torch.float64 if config.rope_double_precision else dtype
@@ -109,8 +111,8 @@ def apply_rope(x: Tensor, rope: Rope, layout: str) -> Tensor:
 def rotate_split(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate plane r of a head, which is channels r and r + R.
 
-    The first product is rounded, the second one is fused with the sum, as in diffusers and in ltx-core. It happens in
-    place, for here is the peak of self-attention's memory.
+    The first product is rounded, the second one is fused with the sum, as in diffusers and in ltx-core. The sum takes
+    the place of the first product and not a new tensor: here is the peak of self-attention's memory.
     """
     planes = x.unflatten(-1, (2, -1))
     first, second = planes.unbind(-2)

@@ -70,9 +70,9 @@ class Sizes:
     rope_type: str = "split"  # or "interleaved", which no checkpoint has
     rope_theta: float = 10000.0
     rope_double_precision: bool = True
-    causal_offset: int = 1  # frames for the first token, in time, of either stream
-    timestep_scale_multiplier: float = 1000  # the caller has multiplied noise levels by this: they enter as 0 to 1000
-    cross_attn_timestep_scale_multiplier: float = 1000  # the scale on which the exchange's gate wants its noise level
+    causal_offset: int = 1  # video frames, and mel frames, that the first token spans: later ones span 8, and 4
+    timestep_scale_multiplier: float = 1000  # noise levels enter multiplied by this: 0 to 1000
+    cross_attn_timestep_scale_multiplier: float = 1000  # the exchange's gate takes its noise level on this scale
     use_prompt_embeddings: bool = True  # the text is projected inside the model, once for each stream
     use_prompt_adaln_single: bool = True  # the text's modulation, if there is any, depends on the noise level
     use_keyframes_abs_pos_embedding: bool = False  # in video, a learned vector marks the tokens of keyframes
