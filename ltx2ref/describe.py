@@ -1,7 +1,7 @@
 """The architecture in numbers: parameters, FLOPs and activation memory of each sub-layer, for given lengths.
 
-Everything is derived from the parameters' shapes, and from a run of one block on the meta device, where tensors have
-shapes and no data: a model of any size is described in seconds.
+All numbers follow from the parameters' shapes and from a run of one block on the meta device, where tensors have shapes
+but no data. So a model of any size is described in seconds.
 """
 
 import math
@@ -23,7 +23,7 @@ from .config import TransformerConfig
 from .interface import LTX2VideoTransformer3DModel
 
 BLOCKS = "transformer_blocks."
-# Step: the modules and tables of video, and of audio; those of a block from self-attention to modulation tables.
+# For each step, the modules and tables of video and those of audio. `IN_BLOCKS` says which steps are inside a block.
 STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "input": (("proj_in", "keyframes_abs_pos_embedding"), ("audio_proj_in",)),
     "noise levels": (
@@ -33,7 +33,7 @@ STEPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text projection": (("caption_projection",), ("audio_caption_projection",)),
     "self-attention": (("attn1",), ("audio_attn1",)),
     "text attention": (("attn2",), ("audio_attn2",)),
-    "exchange": (("audio_to_video_attn",), ("video_to_audio_attn",)),  # of the stream that listens
+    "exchange": (("audio_to_video_attn",), ("video_to_audio_attn",)),  # listed by the stream that receives
     "feed-forward": (("ff",), ("audio_ff",)),
     "modulation tables": (
         ("scale_shift_table", "prompt_scale_shift_table", "video_a2v_cross_attn_scale_shift_table"),
@@ -46,7 +46,7 @@ ATTENTIONS = {"self-attention": ("video", "audio"), "text attention": ("text", "
 
 
 class Lengths(NamedTuple):
-    """Tokens of each kind in one element of the batch."""
+    """The number of tokens of each kind in one element of the batch."""
 
     video: int
     audio: int
@@ -56,19 +56,19 @@ class Lengths(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One stream's share of a step, of all blocks together."""
+    """One stream's share of a step, summed over all blocks."""
 
     step: str
-    stream: str  # of the exchange: the one that listens
+    stream: str  # in the exchange, the stream that receives
     modules: list[str]
-    matrices: list[str]  # of these modules, each size once: in x out
+    matrices: list[str]  # sizes of the modules' matrices, in x out, each size once
     parameters: int
-    flops: int  # of one forward: 2 for each multiplication with an addition, matrix products alone
+    flops: int  # in one forward; only matrix products count, with 2 for each multiplication and addition
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `ltx2ref describe` knows. Memory is in bytes, above the weights and the inputs."""
+    """The result of `describe`. Memory is in bytes, and activations come on top of weights and inputs."""
 
     config: TransformerConfig
     lengths: Lengths
@@ -77,8 +77,8 @@ class Architecture:
     parameters: int
     flops: int
     weight_bytes: int
-    activation_bytes: int  # most that is held at a time
-    activation_bytes_in: dict[str, int]  # most that is held during each step
+    activation_bytes: int  # the peak of a forward
+    activation_bytes_in: dict[str, int]  # the peak of each step
 
 
 def lengths(
@@ -91,9 +91,10 @@ def lengths(
     text: int = 1024,
     batch: int = 1,
 ) -> Lengths:
-    """Tokens of a video of so many pixels, with audio as long as the video if `seconds` is None.
+    """Return the number of tokens of a video whose size is in pixels.
 
-    Raises `ValueError` for sizes that are not whole numbers of latent frames, rows and columns.
+    The audio lasts as long as the video if `seconds` is None. Raises `ValueError` for sizes that are not whole numbers
+    of latent frames, rows and columns.
     """
     (t, y, x), offset = config.vae_scale_factors, config.causal_offset
     for name, size, scale, first in (("frames", frames, t, offset), ("height", height, y, 0), ("width", width, x, 0)):
@@ -105,7 +106,10 @@ def lengths(
 
 
 def describe(config: TransformerConfig, lengths: Lengths, dtype: torch.dtype = torch.bfloat16) -> Architecture:
-    """The table for a forward with one noise level for each element of the batch, as in text-to-video."""
+    """Describe a forward with one noise level for each element of the batch, as in text-to-video.
+
+    Raises `ValueError` unless all lengths are positive.
+    """
     for name, n in lengths._asdict().items():
         if n < 1:
             raise ValueError(f"{name}: expected a positive number, got {n}")
@@ -132,7 +136,7 @@ def describe(config: TransformerConfig, lengths: Lengths, dtype: torch.dtype = t
 
 
 def make_row(config: TransformerConfig, shapes: Shapes, step: str, i: int, stream: str, n: Lengths) -> Row | None:
-    """None where a release has no such module."""
+    """Return one stream's row of a step, or None where the release has no such module."""
     prefix, times = (f"{BLOCKS}0.", config.num_layers) if step in IN_BLOCKS else ("", 1)
     own = {module: found for module in STEPS[step][i] if (found := tensors_of(prefix + module, shapes))}
     if not own:
@@ -142,7 +146,7 @@ def make_row(config: TransformerConfig, shapes: Shapes, step: str, i: int, strea
     flops = sum(
         2 * math.prod(shape) * getattr(n, passing(name, step, i, stream), 1) for name, shape in matrices.items()
     )
-    if step in ATTENTIONS:  # queries times keys, and probabilities times values
+    if step in ATTENTIONS:  # two products: queries with keys, and probabilities with values
         (inner, _), keys = matrices[f"{prefix}{STEPS[step][i][0]}.to_q.weight"], getattr(n, ATTENTIONS[step][i])
         flops += 2 * 2 * getattr(n, stream) * keys * inner
     widths = dict.fromkeys(f"{fan_in} x {fan_out}" for fan_out, fan_in in matrices.values())
@@ -152,24 +156,28 @@ def make_row(config: TransformerConfig, shapes: Shapes, step: str, i: int, strea
 
 
 def tensors_of(module: str, shapes: Shapes) -> Shapes:
+    """Return the parameters of a module, or a parameter itself, by name."""
     return {name: shape for name, shape in shapes.items() if name == module or name.startswith(f"{module}.")}
 
 
 def passing(name: str, step: str, i: int, stream: str) -> str:
-    """Which tokens a matrix is applied to; noise levels are one."""
+    """Return which tokens a matrix is applied to. Noise levels count as a single token."""
     if ".to_k." in name or ".to_v." in name:
         return ATTENTIONS[step][i]
     return {"noise levels": "one", "text projection": "text"}.get(step, stream)
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, but for those `known` before; `peaks` of each `step`."""
+    """A mode that counts the bytes of live tensors and keeps the peak of each `step`.
+
+    Tensors that were `known` before do not count.
+    """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's has no annotations
         self.step, self.now = "input", 0
         self.peaks: dict[str, int] = {}
-        self.held = {x.untyped_storage()._cdata for x in known}  # views of these are nothing new
+        self.held = {x.untyped_storage()._cdata for x in known}  # views of these take no memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -180,6 +188,7 @@ class Live(TorchDispatchMode):
         return out
 
     def hold(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage from now until it is freed."""
         key, size = storage._cdata, storage.nbytes()
         if key not in self.held:
             self.held.add(key)
@@ -187,12 +196,13 @@ class Live(TorchDispatchMode):
             weakref.finalize(storage, self.release, key, size)
 
     def release(self, key: int, size: int) -> None:
+        """Stop counting a storage."""
         self.held.discard(key)
         self.now -= size
 
 
 class Fused(TorchFunctionMode):
-    """Attention and RMSNorm as kernels that need nothing but their result, which is what runs on GPUs."""
+    """A mode in which attention and RMSNorm need no memory but for their result, like the kernels that run on GPUs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (F.scaled_dot_product_attention, F.rms_norm):
@@ -201,7 +211,10 @@ class Fused(TorchFunctionMode):
 
 
 def activation_memory(config: TransformerConfig, n: Lengths, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes held at most during each step, of one block: without gradients, all blocks need the same."""
+    """Return the peak memory of each step in bytes.
+
+    One block is enough: without gradients, all blocks need the same.
+    """
     with torch.device("meta"), torch.no_grad():
         model = LTX2VideoTransformer3DModel(replace(config, num_layers=1)).to(dtype)
         inputs = blank_inputs(config, n, dtype)
@@ -212,6 +225,7 @@ def activation_memory(config: TransformerConfig, n: Lengths, dtype: torch.dtype)
 
 
 def blank_inputs(config: TransformerConfig, n: Lengths, dtype: torch.dtype) -> dict[str, Any]:
+    """Return inputs of the right shapes for `forward`."""
     v, a, level = config.video, config.audio, torch.empty(n.batch)
     return {
         "hidden_states": torch.empty(n.batch, n.video, v.in_channels, dtype=dtype),
@@ -229,7 +243,7 @@ def blank_inputs(config: TransformerConfig, n: Lengths, dtype: torch.dtype) -> d
 
 @contextmanager
 def steps(model: LTX2VideoTransformer3DModel, live: Live) -> Iterator[None]:
-    """`live.step` follows the model: a step begins where its first module does."""
+    """Make `live.step` follow the model: a step begins where its first module does."""
     block: Any = model.transformer_blocks[0]
     firsts = {step: getattr(block, STEPS[step][0][0]) for step in IN_BLOCKS[:4]} | {"output": model.proj_out}
 

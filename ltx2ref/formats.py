@@ -1,7 +1,7 @@
-"""The two published config formats as literal tables, and what they mean: plain dicts in, plain dicts out.
+"""The two published config formats as literal tables, and the translation between plain dicts of them.
 
-Field names are diffusers', in whose format a config is a dict of fields. A Lightricks file says the same facts
-with other keys, fewer flags and some other values.
+Field names are diffusers', whose config is a dict of fields. A Lightricks file states the same facts with other keys,
+fewer flags and some other values.
 """
 
 import warnings
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-# What each format spells out although it is the same in every published file.
+# Keys that each format has although their values are the same in every published file.
 DIFFUSERS_FIXED = {
     "activation_fn": "gelu-approximate",
     "attention_bias": True,
@@ -53,7 +53,7 @@ LIGHTRICKS_FIXED = {
     "use_linear_projection": False,
     "use_middle_indices_grid": True,
 }
-# What the formats leave to us: causal_temporal_positioning is causal_offset = 1.
+# Fields that a Lightricks file does not state. Its causal_temporal_positioning means causal_offset = 1.
 LIGHTRICKS_IMPLIED = {
     "audio_hop_length": 160,
     "audio_sampling_rate": 16000,
@@ -61,7 +61,7 @@ LIGHTRICKS_IMPLIED = {
     "causal_offset": 1,
     "vae_scale_factors": (8, 32, 32),
 }
-# Lightricks key: our fields. One flag there may be several here.
+# For each Lightricks key, the fields here. One flag there may set several fields.
 LIGHTRICKS_NAMES: dict[str, tuple[str, ...]] = {
     "apply_gated_attention": ("gated_attn", "audio_gated_attn"),
     "attention_head_dim": ("attention_head_dim",),
@@ -88,12 +88,12 @@ LIGHTRICKS_NAMES: dict[str, tuple[str, ...]] = {
     "use_keyframes_abs_pos_embedding": ("use_keyframes_abs_pos_embedding",),
     "use_prompt_adaln_single": ("use_prompt_adaln_single",),
 }
-# Lightricks key: (value there, value here), where these differ too.
+# For each Lightricks key whose values differ as well, pairs of the value there and the value here.
 LIGHTRICKS_VALUES = {
     "caption_proj_before_connector": ((True, False), (False, True)),
     "frequencies_precision": (("float64", True), ("float32", False)),
 }
-# What it means there to leave a key out, which 2.0 does with most of these. All other keys must be present.
+# The values of keys that a Lightricks file may leave out, as 2.0 does with most. All other keys must be present.
 LIGHTRICKS_ABSENT = {
     "apply_gated_attention": False,
     "audio_ff_bias": True,
@@ -104,35 +104,42 @@ LIGHTRICKS_ABSENT = {
     "use_keyframes_abs_pos_embedding": False,
     "use_prompt_adaln_single": True,
 }
-# Keys of a Lightricks config that do not concern the transformer, but for the one in the tables above.
+# Prefixes of Lightricks keys that do not concern the transformer. Keys in the tables above are exceptions.
 LIGHTRICKS_FOREIGN = ("_", "connector_", "audio_connector_", "caption_proj", "text_encoder_norm_type")
 
 
 class ConfigError(ValueError):
-    """A configuration that is malformed, or that describes a model which no release and no oracle has."""
+    """An error for a config that is malformed, or that describes a model which no release and no oracle has."""
 
 
 def require_supported(holds: bool, name: str, value: object, expected: object) -> None:
+    """Raise `ConfigError`, with the value and what is expected, unless something holds."""
     if not holds:
         raise ConfigError(f"{name} = {value!r} is not supported: expected {expected}")
 
 
 def read_diffusers(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """A diffusers `config.json` as those of its fields that are `known`; all others have to be fixed ones."""
+    """Return the fields of a diffusers `config.json` that are `known`.
+
+    Raises `ConfigError` if another field has any value but the published one.
+    """
     given = {}
     for key, value in config.items():
         if key in known:  # JSON has no tuples
             given[key] = tuple(value) if isinstance(value, list) else value
         elif not key.startswith("_"):
-            expected = DIFFUSERS_FIXED.get(key, "no such field")  # in diffusers' own format, unknown is an error
+            expected = DIFFUSERS_FIXED.get(key, "no such field")  # unknown fields are errors, unlike Lightricks'
             require_supported(key in DIFFUSERS_FIXED and value == expected, key, value, expected)
     return given
 
 
 def read_lightricks(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config["transformer"]` of a Lightricks file's metadata as fields. Unknown keys are warnings."""
+    """Return the fields that `config["transformer"]` in a Lightricks file's metadata states.
+
+    Unknown keys cause warnings. Raises `ConfigError` for a missing key and for a value that is not supported.
+    """
     for key in sorted(LIGHTRICKS_NAMES.keys() - LIGHTRICKS_ABSENT.keys() - config.keys()):
-        raise ConfigError(f"{key} is missing from the Lightricks config, and has no default there")
+        raise ConfigError(f"{key} is missing from the Lightricks config and has no default there")
     given: dict[str, Any] = dict(LIGHTRICKS_IMPLIED)
     for key, value in (LIGHTRICKS_ABSENT | dict(config)).items():
         if key in LIGHTRICKS_NAMES:
@@ -145,6 +152,7 @@ def read_lightricks(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def translated(key: str, value: Any) -> Any:
+    """Return the value here of a value in a Lightricks config. Raises `ConfigError` if it is not supported."""
     flag = isinstance(LIGHTRICKS_ABSENT.get(key), bool)
     values = LIGHTRICKS_VALUES.get(key, ((True, True), (False, False)) if flag else ((value, value),))
     ours = [ours for theirs, ours in values if theirs == value and type(theirs) is type(value)]
@@ -153,11 +161,14 @@ def translated(key: str, value: Any) -> Any:
 
 
 def write_lightricks(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `read_lightricks`; `ConfigError` for what that format cannot say."""
+    """Return a Lightricks config for these fields, the inverse of `read_lightricks`.
+
+    Raises `ConfigError` for fields that the format cannot express.
+    """
     config: dict[str, Any] = {"_class_name": "AVTransformer3DModel"} | deepcopy(LIGHTRICKS_FIXED)
     for key, (name, *_) in LIGHTRICKS_NAMES.items():
         values = LIGHTRICKS_VALUES.get(key, ())
         config[key] = next((theirs for theirs, ours in values if ours == fields[name]), fields[name])
     for name, said in read_lightricks(config).items():
-        require_supported(fields[name] == said, name, fields[name], f"{said}: a Lightricks config cannot say it")
+        require_supported(fields[name] == said, name, fields[name], f"{said}, since a Lightricks config has no key")
     return {key: value for key, value in config.items() if value != LIGHTRICKS_ABSENT.get(key, ...)}

@@ -1,11 +1,12 @@
-"""The model in the place where diffusers' pipelines expect their own: a thin shell, which imports no diffusers.
+"""The model in the place where diffusers' pipelines expect their own: a thin shell that does not import diffusers.
 
     pipeline = LTX2Pipeline.from_pretrained("Lightricks/LTX-2", transformer=None)
     pipeline.transformer = for_diffusers(ltx2ref.load("ltx-2-19b-dev.safetensors"))
 
-Afterwards and not as an argument of `from_pretrained`, which takes nothing there but diffusers' own classes.
-LoRAs are loaded by `load`, not by the pipeline; what diffusers adds to its own models (caches, offloading of single
-layers, quantisation, context parallelism) is not here. `enable_model_cpu_offload` works, as for any module.
+The model is set afterwards because `from_pretrained` accepts only diffusers' own classes as its argument.
+
+LoRAs are loaded by `load`, not by the pipeline. What diffusers adds to its own models is missing: caches, offloading of
+single layers, quantisation and context parallelism. `enable_model_cpu_offload` works as for any module.
 """
 
 from collections.abc import Iterator
@@ -22,9 +23,9 @@ from .rope import audio_positions, video_positions
 
 
 class DiffusersConfig(TransformerConfig):
-    """A config that answers for all fields of a diffusers `config.json`, by attribute, by key and by `get`."""
+    """A config that has all fields of a diffusers `config.json`, by attribute, by key and by `get`."""
 
-    def __getattr__(self, name: str) -> Any:  # for what is not a field here: patch_size and others
+    def __getattr__(self, name: str) -> Any:  # called for patch_size and others that are no fields here
         if name.startswith("_") or name not in (fields := self.to_diffusers()):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return fields[name]
@@ -36,14 +37,19 @@ class DiffusersConfig(TransformerConfig):
         return iter(self.to_diffusers())
 
     def keys(self) -> Any:
+        """Return the names of all fields of a diffusers `config.json`."""
         return self.to_diffusers().keys()
 
     def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a field of a diffusers `config.json`, or the default."""
         return self.to_diffusers().get(key, default)
 
 
 class Coordinates:
-    """The part of diffusers' RoPE modules that pipelines call: patch bounds in float32, the same for the batch."""
+    """The part of diffusers' RoPE modules that pipelines call.
+
+    It returns patch bounds in float32, equal over the batch.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         self.config = config
@@ -57,7 +63,7 @@ class Coordinates:
         device: torch.device | None = None,
         fps: float = 24.0,
     ) -> Tensor:
-        """(B, 3, T, 2): seconds, pixels, pixels."""
+        """Return the bounds of video patches (B, 3, T, 2) in seconds, pixels and pixels."""
         grid = num_frames, height, width
         coords = video_positions(grid, fps, self.config, device=device)
         return coords.repeat(batch_size, 1, 1, 1)
@@ -65,7 +71,7 @@ class Coordinates:
     def prepare_audio_coords(
         self, batch_size: int, num_frames: int, device: torch.device | None = None, shift: int = 0
     ) -> Tensor:
-        """(B, 1, T, 2): seconds, of `num_frames` latent frames from number `shift` on."""
+        """Return the bounds (B, 1, T, 2), in seconds, of `num_frames` latent audio frames, the first of which is `shift`."""
         coords = audio_positions(num_frames, self.config, device=device, first=shift)
         return coords.repeat(batch_size, 1, 1, 1)
 
@@ -86,7 +92,7 @@ class PipelineTransformer(LTX2VideoTransformer3DModel):
         return self.proj_in.weight.device
 
     def cache_context(self, name: str, **state: Any) -> AbstractContextManager[None]:
-        """There are no caches here: nothing."""
+        """Return a context that does nothing, since there are no caches."""
         return nullcontext()
 
     def forward(
@@ -96,7 +102,10 @@ class PipelineTransformer(LTX2VideoTransformer3DModel):
         video_keyframes_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The documented arguments; the masks, which newer diffusers takes by name, join `attention_kwargs`."""
+        """Run the model with the documented arguments and the masks that newer versions of diffusers pass by name.
+
+        The masks are moved to `attention_kwargs`, where the documented signature has them.
+        """
         masks = {"video_self_attention_mask": video_self_attention_mask, "video_keyframes_mask": video_keyframes_mask}
         given = {name: mask for name, mask in masks.items() if mask is not None}
         if given:
@@ -105,7 +114,7 @@ class PipelineTransformer(LTX2VideoTransformer3DModel):
 
 
 def for_diffusers(model: LTX2VideoTransformer3DModel) -> PipelineTransformer:
-    """`model` for a diffusers pipeline, with the same parameters: shared, not copied."""
+    """Return the model for a diffusers pipeline. Parameters are shared, not copied."""
     with torch.device("meta"):
         shell = PipelineTransformer(model.config, model.conventions)
     shell.load_state_dict(model.state_dict(keep_vars=True), assign=True)

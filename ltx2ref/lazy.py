@@ -1,4 +1,4 @@
-"""Modules that are imported when they are first used: `import ltx2ref` alone imports no torch, yet reaches them all."""
+"""Modules imported on first use: `import ltx2ref` reaches them all, but does not import torch."""
 
 from importlib import import_module
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal's standard error, if rich is installed."""
+"""Progress bars for long work, on standard error if it is a terminal and rich is installed."""
 
 import sys
 from collections.abc import Iterable, Sized
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Return `items`, with a bar while they are worked on. `total` is how many they are, if they do not say so.
+    """Return the items, and show a bar while they are consumed. `total` is their number, for items without a length.
 
-    Where standard error is no terminal, nothing is printed.
+    Nothing is printed where standard error is not a terminal.
     """
     if not sys.stderr.isatty():
         return items

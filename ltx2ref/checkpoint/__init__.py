@@ -1,4 +1,4 @@
-"""Checkpoints: every published dialect and quantised format read, described, merged with LoRAs, and written."""
+"""Checkpoints: reading, describing, converting and writing every published dialect and quantised format."""
 
 from . import convert, inspection
 from .loading import LTX2VideoTransformer3DModel, load

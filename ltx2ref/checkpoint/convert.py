@@ -1,4 +1,4 @@
-"""A checkpoint into the other dialect or another dtype: every tensor bit for bit, unless a dtype is asked for."""
+"""Conversion of a checkpoint to the other dialect or to another dtype, bit for bit unless a dtype is given."""
 
 import json
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from .source import CheckpointFiles
 from .storage import TORCH, CheckpointError, Stored
 from .writer import TensorEntry
 
-PIECE = 2**20  # bytes that are copied at a time: with more, the memory is slower than the disk
-GGUF = ("GGUF.", "general.")  # how a GGUF file's metadata begin that describe the container
-# By dialect, the keys of a config that a `TransformerConfig` stands for.
+PIECE = 2**20  # bytes copied at a time; with larger pieces, memory becomes slower than the disk
+GGUF = ("GGUF.", "general.")  # prefixes of the GGUF metadata that describe the container, not the model
+# For each dialect, the config keys that a `TransformerConfig` holds.
 HELD = {
     LIGHTRICKS_DIALECT: {"_class_name", *LIGHTRICKS_NAMES, *LIGHTRICKS_FIXED},
     DIFFUSERS_DIALECT: {"_class_name", *LTX_2_0.to_diffusers()},
@@ -29,7 +29,7 @@ HELD = {
 
 
 class Conversion(NamedTuple):
-    """What `convert` did."""
+    """The result of `convert`."""
 
     source: str
     destination: str
@@ -37,10 +37,10 @@ class Conversion(NamedTuple):
     dialect: str
     tensors: int
     bytes: int
-    formats: list[str]  # of the source's tensors
-    foreign: dict[str, dict[str, int]]  # left out, for they are not the transformer's: tensors and bytes by prefix
-    left_out: list[str]  # of the metadata and the config
-    assumed: list[str]  # about the source
+    formats: list[str]  # in which the source stores its tensors
+    foreign: dict[str, dict[str, int]]  # tensors and bytes left out because other models own them, by prefix
+    left_out: list[str]  # entries of the metadata and the config that the destination does not have
+    assumed: list[str]  # facts that the source does not state
 
 
 def convert(
@@ -51,10 +51,13 @@ def convert(
     dtype: torch.dtype | None = None,
     max_shard_size: int | str | None = None,
 ) -> Conversion:
-    """Write the transformer in a checkpoint anew, in bounded memory: a folder for diffusers, one file for Lightricks.
+    """Write the transformer of a checkpoint in another dialect or dtype, in bounded memory.
 
-    Without a `dtype` each tensor's bytes are copied, which a quantised one's cannot be; with one, each is decoded
-    and rounded once. Raises as `load` and `save` do, and does as these: all or nothing, and never over anything.
+    The diffusers dialect is written as a folder, the Lightricks dialect as one file. Without `dtype`, the bytes of each
+    tensor are copied, which is refused for quantised tensors. With `dtype`, each tensor is decoded and rounded once.
+
+    Raises `CheckpointError` or `ValueError` as `load` and `save` do. Like `save`, it writes everything or nothing and
+    never overwrites what exists.
     """
     if dtype not in (None, *STORED):
         raise ValueError(f"dtype: expected one of {', '.join(map(str, STORED))}, got {dtype}")
@@ -93,12 +96,14 @@ def convert(
 
 
 def converted_tensor(weight: Weight, dtype: torch.dtype | None) -> TensorEntry:
-    if dtype in (None, TORCH.get(weight.tensor.dtype)):  # never of a quantised one
+    """Return the entry to write for a weight: its bytes if its dtype stays, or else its decoded and rounded rows."""
+    if dtype in (None, TORCH.get(weight.tensor.dtype)):  # never true for a quantised weight: `convert` refuses it
         return TensorEntry(weight.tensor.dtype, weight.shape, copied(weight.tensor))
     return TensorEntry(STORED[dtype], weight.shape, (raw(rows.to(dtype)) for rows in weight.chunks()))
 
 
 def copied(stored: Stored) -> Iterator[bytearray]:
+    """Yield the bytes of a stored tensor in pieces."""
     for start in range(stored.start, stored.stop, PIECE):
         yield stored.file.read(start, min(start + PIECE, stored.stop), stored.name)
 
@@ -106,10 +111,10 @@ def copied(stored: Stored) -> Iterator[bytearray]:
 class Said(NamedTuple):
     """The object in which a source states its config."""
 
-    where: str  # "" if there is none
+    where: str  # "config.json", the metadata key "config", or "" if there is no such object
     whole: dict[str, Any]
-    inner: dict[str, Any]  # the transformer's part, or the whole
-    dialect: str | None  # None: of neither
+    inner: dict[str, Any]  # the transformer's part, or the whole if it is not divided
+    dialect: str | None  # None if it is written in neither dialect
 
     @property
     def beside(self) -> list[str]:
@@ -117,7 +122,7 @@ class Said(NamedTuple):
 
 
 def stated(source: CheckpointFiles) -> Said:
-    """The same that `resolve_config.says` reads, and found good."""
+    """Return the object from which `resolve_config.says` reads the config. It has been checked there."""
     where, whole = "", dict[str, Any]()
     if source.config is not None:
         where, whole = "config.json", source.config
@@ -131,10 +136,10 @@ def stated(source: CheckpointFiles) -> Said:
 
 
 def carried_over(plan: Plan, dialect: str) -> tuple[Contents, list[str]]:
-    """Config and metadata for the destination, and which of the source's are not in there."""
+    """Return config and metadata for the destination, and the names of the source's entries that are not in them."""
     source, said, config = plan.source, stated(plan.source), config_of_dialect(plan.config, dialect)
     whole: dict[str, Any] = {}
-    if said.dialect == dialect:  # in the source's order; a key that ours leaves out means the format's default
+    if said.dialect == dialect:  # keep the source's order; a key that our config omits gets the format's default
         config = {key: (LIGHTRICKS_ABSENT | config).get(key, value) for key, value in said.inner.items()} | config
         whole = said.whole if said.inner is not said.whole else {}
     metadata = {
@@ -154,7 +159,7 @@ def carried_over(plan: Plan, dialect: str) -> tuple[Contents, list[str]]:
 
 
 def unsaid(said: Said, dialect: str) -> list[str]:
-    """The keys of the source's config that the destination's does not have."""
+    """Return the keys of the source's config that the destination's config does not have."""
     if said.dialect is None:
         return [said.where] if said.where else []
     if said.dialect == dialect == LIGHTRICKS_DIALECT:

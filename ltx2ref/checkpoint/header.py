@@ -1,7 +1,7 @@
-"""What a file says of its tensors: the headers of safetensors and GGUF files, checked before anything is believed.
+"""Headers of safetensors and GGUF files, which say what tensors a file holds, checked before anything is believed.
 
-The safetensors library is not used for this: it takes duplicate names, and maps files whole, which a file that
-shrinks meanwhile turns into a crash of the process.
+The safetensors library is not used here for two reasons. It accepts names that occur twice, and it maps whole files,
+so that a file which shrinks while it is read crashes the process.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any
 
 from .storage import CheckpointError, Stored, TensorFile
 
-MAX_HEADER = 8 * 2**20  # bytes; the largest published one has 1.3 MB
-MAX_VALUES = 400_000  # brackets and commas, eight for each tensor: bounds the memory that a hostile header takes
+MAX_HEADER = 8 * 2**20  # bytes; the largest published header has 1.3 MB
+MAX_VALUES = 400_000  # brackets and commas, eight for each tensor; bounds the memory that a hostile header can take
 MAX_DIMENSIONS = 8
 BITS = {
     "BOOL": 8,
@@ -39,19 +39,22 @@ BITS = {
     "F64": 64,
     "C64": 64,
 }
-ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # + a tensor's name: its shape, if GGUF has another one
-# How files begin that are often given a wrong name. Neither is opened: unpickling runs code.
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # followed by a tensor's name: its shape, where GGUF stores another one
+# First bytes of files that often have the wrong extension. They are never opened, because unpickling runs code.
 PICKLES = {b"PK": "a zip archive, as torch.save writes it", b"\x80": "a pickle"}
 
 
 def read_header(path: Path) -> tuple[TensorFile, dict[str, Stored]]:
-    """A file and its tensors, in the order of the file. Raises `CheckpointError`."""
+    """Read the header of a file and return the file with its tensors, in the order of the header.
+
+    Raises `CheckpointError` if the file cannot be read or its header is not valid.
+    """
     try:
         with open(path, "rb") as file:
             stat, first = os.fstat(file.fileno()), file.read(8)
             length = int.from_bytes(first, "little")
             header = file.read(length) if length <= MAX_HEADER else b""
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError is raised for a path that no file can have
         raise CheckpointError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     if first.startswith(b"GGUF"):
         return read_gguf(path, TensorFile(path, "gguf", stat.st_size, stat.st_mtime_ns))
@@ -70,6 +73,7 @@ def read_header(path: Path) -> tuple[TensorFile, dict[str, Stored]]:
 
 
 def require_length(first: bytes, length: int, size: int, header: bytes) -> None:
+    """Raise `ValueError` unless the file begins with the length of a header that it holds in full."""
     for magic, what in PICKLES.items():
         if first.startswith(magic) and length > MAX_HEADER:
             raise ValueError(f"not a safetensors file, but {what}: such files are never opened")
@@ -82,7 +86,10 @@ def require_length(first: bytes, length: int, size: int, header: bytes) -> None:
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """A JSON object from untrusted bytes. Raises `ValueError`: for names that occur twice, too."""
+    """Parse a JSON object from untrusted bytes.
+
+    Raises `ValueError` for anything that is not such an object, is too large or has the same name twice.
+    """
     if len(text) > MAX_HEADER or sum(map(text.count, (b"[", b"{", b","))) > MAX_VALUES:
         raise ValueError(f"JSON of more than {MAX_HEADER} bytes or {MAX_VALUES} values")
     try:
@@ -99,6 +106,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict. Raises `ValueError` for a name that occurs twice."""
     result = dict(pairs)
     if len(result) < len(pairs):
         counts = Counter(name for name, _ in pairs)
@@ -107,11 +115,15 @@ def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse(constant: str) -> None:
+    """Raise `ValueError` for NaN and infinities, which Python accepts but JSON does not have."""
     raise ValueError(f"not JSON: {constant}")
 
 
 def stored_tensor(file: TensorFile, name: str, value: Any, data: int) -> Stored:
-    """One tensor; `data` is where the data begins. The offsets in the header count from there."""
+    """Return the tensor that a header's entry describes. Raises `ValueError` unless the entry is consistent.
+
+    `data` is the byte at which the data begins; offsets in the header count from there.
+    """
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name}: expected dtype, shape and data_offsets, got {str(value)[:80]}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -128,11 +140,15 @@ def stored_tensor(file: TensorFile, name: str, value: Any, data: int) -> Stored:
 
 
 def whole(values: Any) -> bool:
+    """Return whether a value is a list of integers between 0 and 2**63."""
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def require_packed(tensors: Sequence[Stored], data: int, size: int) -> None:
-    """Every byte behind the header belongs to exactly one tensor: nothing hides, and nothing is cut off."""
+    """Raise `ValueError` unless every byte after the header belongs to exactly one tensor.
+
+    This way no bytes are hidden in a file, and no tensor is cut off.
+    """
     end, before = data, "the header"
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
         if tensor.start != end:
@@ -143,7 +159,10 @@ def require_packed(tensors: Sequence[Stored], data: int, size: int) -> None:
 
 
 def read_gguf(path: Path, file: TensorFile) -> tuple[TensorFile, dict[str, Stored]]:
-    """A GGUF file by the gguf library's own reader. ggml counts dimensions from the last to the first."""
+    """Read the tensors of a GGUF file with the gguf library. Raises `CheckpointError`.
+
+    ggml lists dimensions from the last to the first, so shapes are reversed.
+    """
     stored: dict[str, Stored] = {}
     try:
         from gguf import GGUFReader, GGUFValueType
@@ -164,7 +183,7 @@ def read_gguf(path: Path, file: TensorFile) -> tuple[TensorFile, dict[str, Store
             stored[tensor.name] = Stored(
                 file, str(tensor.name), tensor.tensor_type.name, tuple(map(int, shape)), start, stop
             )
-    except Exception as error:  # whatever a damaged file does to that library
+    except Exception as error:  # the library raises many types for a damaged file
         raise CheckpointError(path, [f"not a readable GGUF file: {type(error).__name__}: {error}"]) from None
     file.metadata.update({name: value for name, value in fields.items() if isinstance(value, str)})
     return file, stored

@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face hub as local folders, by the huggingface_hub library (extra `hub`)."""
+"""Repositories on the Hugging Face hub, fetched as local folders by the huggingface_hub library (extra `hub`)."""
 
 import re
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from .storage import CheckpointError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = ("*.json", "*.safetensors")  # of the subfolder: never pickles, never code
+FILES = ("*.json", "*.safetensors")  # all that is fetched: never pickles, never code
 
 
 def local_folder(
     path: str | Path, subfolder: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool
 ) -> Path:
-    """A local path as it is, or a snapshot of the repository "owner/name", of which only `subfolder` is fetched.
+    """Return a local path unchanged, or the folder of a snapshot of the hub repository "owner/name".
 
-    Raises `CheckpointError` if it is neither, or cannot be had.
+    Of a repository only `subfolder` is fetched. Raises `CheckpointError` if the path is neither, or cannot be fetched.
     """
     if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
         raise CheckpointError(path, [f"subfolder = {subfolder!r}: expected a folder inside"])
@@ -41,6 +41,6 @@ def local_folder(
             allow_patterns=patterns,
             local_files_only=local_files_only,
         )
-    except (OSError, ValueError) as error:  # also what the library raises for unknown, gated or uncached ones
-        raise CheckpointError(path, [f"not from the hub: {type(error).__name__}: {error}"]) from None
+    except (OSError, ValueError) as error:  # includes unknown, gated and uncached repositories
+        raise CheckpointError(path, [f"cannot be fetched from the hub: {type(error).__name__}: {error}"]) from None
     return Path(folder) / subfolder

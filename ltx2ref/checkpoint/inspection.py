@@ -1,4 +1,4 @@
-"""What a file is, from its headers alone: release, dialect, formats, config, and the published file it may be."""
+"""Descriptions of files from their headers: release, dialect, formats, config, and the published file that matches."""
 
 import hashlib
 from collections import Counter
@@ -18,10 +18,10 @@ from .resolve_config import any_block, release_of
 from .source import CheckpointFiles, checkpoints_in, open_source, read_json
 from .storage import CheckpointError, Stored
 
-READ = 2**24  # bytes that are read at a time
-UNREADABLE = "unreadable"  # the kind of a file that cannot be read, among others
-OUTLIER = 8  # times the median of the same tensor in the other blocks, or a part of it: worth a look
-# What a parameter is for, by a part of its name; the first that fits.
+READ = 2**24  # bytes read at a time
+UNREADABLE = "unreadable"  # the kind of a file that cannot be read, in a folder with others
+OUTLIER = 8  # a tensor is reported if its RMS differs by this factor from the median of the same tensor over blocks
+# The purpose of a parameter by a part of its name. The first part that is in the name counts.
 LAYERS = {
     "scale_shift_table": "tables",
     "keyframes_abs_pos": "tables",
@@ -36,18 +36,18 @@ LAYERS = {
 
 @dataclass(frozen=True)
 class Published:
-    """An entry of the manifest of the same size, and whether the sha256 was compared."""
+    """A published file of the same size, and whether its sha256 was compared as well."""
 
     repository: str
     name: str
     revision: str | None
-    tensors: int | None  # as published: None if nobody says
-    by: str  # what agrees
+    tensors: int | None  # number of tensors in the published file, None if it is not known
+    by: str  # what was compared and found equal
 
 
 @dataclass(frozen=True)
 class Description:
-    """Everything that `ltx2ref inspect` knows; a file without a transformer has neither release nor config."""
+    """All facts that `ltx2ref inspect` shows. Files without a transformer have neither release nor config."""
 
     path: str
     kind: str
@@ -58,9 +58,9 @@ class Description:
     release: str | None = None
     dialect: str | None = None
     parameters: int | None = None
-    published_shapes: bool | None = None  # all names and shapes are those of the published release
+    published_shapes: bool | None = None  # whether all names and shapes are those of the published release
     formats: list[dict[str, Any]] = field(default_factory=list)
-    config: dict[str, dict[str, Any]] = field(default_factory=dict)  # value and origin
+    config: dict[str, dict[str, Any]] = field(default_factory=dict)  # "value" and "origin" of each field
     metadata: list[str] = field(default_factory=list)
     foreign: dict[str, dict[str, int]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -72,16 +72,20 @@ class Description:
 
 
 def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> Description:
-    """Describe a file or folder. Reads headers only, or with `sha256` or `stats` everything, in bounded memory.
+    """Describe a file or folder from its headers.
 
-    What is wrong with a transformer is in `problems`. Raises `CheckpointError` for files that cannot be read.
+    With `sha256` or `stats` the whole file is read, in bounded memory. Faults of a transformer are listed in
+    `problems`. Raises `CheckpointError` for files that cannot be read.
     """
     return description(open_source(path), sha256=sha256, stats=stats)
 
 
 def inspect_all(path: str | Path, *, sha256: bool = False, stats: bool = False) -> list[Description]:
-    """Describe a file, or every checkpoint in a folder. Where there are several, one that cannot be read is described
-    as unreadable, and the others all the same."""
+    """Describe a file, or every checkpoint in a folder.
+
+    In a folder with several checkpoints, one that cannot be read is described as unreadable. In all other cases that
+    raises `CheckpointError`.
+    """
     folder = Path(path)
     found = checkpoints_in(folder) if folder.is_dir() and not (folder / "model_index.json").exists() else []
     if len(found) < 2:
@@ -101,7 +105,7 @@ def inspect_all(path: str | Path, *, sha256: bool = False, stats: bool = False) 
 def description(
     source: CheckpointFiles, path: Path | None = None, *, sha256: bool = False, stats: bool = False
 ) -> Description:
-    """Describe what was opened, under its own path or another one."""
+    """Describe an opened checkpoint, under its own path or another one."""
     digest = sha256_of(source) if sha256 else None
     common: dict[str, Any] = {
         "path": str(path or source.path),
@@ -141,7 +145,7 @@ def description(
 
 
 def other_kind(source: CheckpointFiles) -> str | None:
-    """What a file without a transformer holds, by the beginnings of its names."""
+    """Return what a file without a transformer holds, judged by how its tensor names begin, or None."""
     names = list(source.tensors)
     if format := lora_format(names):
         return f"LoRA, {format}"
@@ -160,7 +164,7 @@ def other_kind(source: CheckpointFiles) -> str | None:
 
 
 def formats(plan: Plan) -> list[dict[str, Any]]:
-    """A row for each group of layers and format in it, with the blocks in which it is so."""
+    """Return a row for each group of layers and each format in it, with the blocks that use the format."""
     rows: dict[tuple[bool, str, str], list[str]] = {}
     for name, format in plan.formats.items():
         layers = next(layers for part, layers in LAYERS.items() if part in name)
@@ -178,13 +182,14 @@ def formats(plan: Plan) -> list[dict[str, Any]]:
 
 
 def stored_bytes(plan: Plan, names: Iterable[str]) -> Iterable[int]:
+    """Yield the bytes that each of these parameters takes in the file, with its scales and markers."""
     for name in names:
         weight = plan.weights[name]
         yield sum(stored.stop - stored.start for stored in (weight.tensor, *weight.companions.values()))
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """0-3, 7, 9-12"""
+    """Return numbers as text with ranges, such as "0-3, 7, 9-12"."""
     found: list[list[int]] = []
     for number in sorted(set(numbers)):
         if found and found[-1][-1] == number - 1:
@@ -195,6 +200,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def published(source: CheckpointFiles, digest: str | None) -> list[Published]:
+    """Return the published files that have the size of this file and, if `digest` is given, its sha256."""
     by = "size" if digest is None else "size and sha256"
     same = [file for file in manifest.find(source.size) if len(source.files) == 1]
     return [
@@ -205,12 +211,14 @@ def published(source: CheckpointFiles, digest: str | None) -> list[Published]:
 
 
 def has_published_shapes(plan: Plan, release: str) -> bool:
+    """Return whether all names and shapes are those of the published release."""
     rows = manifest.manifest().get("releases", {}).get(release, {}).get("tensors", {})
     theirs = {any_block(row["diffusers"].replace("{i}", "*")): tuple(row["shape"]) for row in rows.values()}
     return bool(theirs) and {any_block(name): weight.shape for name, weight in plan.weights.items()} == theirs
 
 
 def cannot_tell(plan: Plan, same: Sequence[Published], digest: str | None) -> list[str]:
+    """Return the facts that a user may want to know and that the file does not reveal."""
     unsure = (
         []
         if digest and len(same) == 1
@@ -222,7 +230,7 @@ def cannot_tell(plan: Plan, same: Sequence[Published], digest: str | None) -> li
 
 
 def sha256_of(source: CheckpointFiles) -> str | None:
-    """Of a single file."""
+    """Return the sha256 of a single file, or None if there are several files."""
     if len(source.files) != 1:
         return None
     digest, file = hashlib.sha256(), source.files[0]
@@ -232,7 +240,11 @@ def sha256_of(source: CheckpointFiles) -> str | None:
 
 
 def statistics(plan: Plan) -> list[dict[str, Any]]:
-    """Tensors that look damaged: not finite, all zero, or of another size than the same tensor in other blocks."""
+    """Return a row for each tensor that looks damaged.
+
+    A tensor looks damaged if it has values that are not finite, if it is all zero, or if its RMS differs by a factor of
+    `OUTLIER` from the median over the blocks.
+    """
     measured = {name: weight_statistics(weight) for name, weight in track([*plan.weights.items()], "reading tensors")}
     alike: dict[str, list[float]] = {}
     for name, (_, rms, _) in measured.items():
@@ -257,7 +269,7 @@ def statistics(plan: Plan) -> list[dict[str, Any]]:
 
 
 def weight_statistics(weight: Weight) -> tuple[int, float, float]:
-    """The number of values that are not finite, and of the others the root mean square and the largest magnitude."""
+    """Return the number of values that are not finite, and the RMS and the largest magnitude of the others."""
     finite, squares, largest, count = 0, 0.0, 0.0, torch.Size(weight.shape).numel()
     for rows in weight.chunks():
         values = rows.double().flatten()

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a model: the whole of it, or a `CheckpointError` and nothing."""
+"""Loading: a checkpoint becomes a whole model, or raises `CheckpointError` with all its problems."""
 
 import logging
 from collections import Counter
@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import interface
 from ..config import TransformerConfig
 from ..interface import DIFFUSERS, Conventions
+from ..printable import printable
 from ..progress import track
 from .hub import local_folder
 from .lora import Lora, merged, read_lora, require_strengths
@@ -39,10 +40,11 @@ class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
         local_files_only: bool = False,
         conventions: Conventions = DIFFUSERS,
     ) -> "LTX2VideoTransformer3DModel":
-        """`load` under the documented name, for a local file or folder or a repository on the Hugging Face hub.
+        """Load a model from a local file or folder, or from a repository on the Hugging Face hub.
 
-        Without a dtype the file's own is kept, where diffusers converts to float32. Raises `ValueError` if
-        `torch_dtype` and `dtype`, which mean the same, differ, and for a hub id without the extra `hub`.
+        This is `load` under the name that diffusers documents. Without a dtype the file's own dtype is kept, whereas
+        diffusers converts to float32. Raises `CheckpointError` as `load` does and for a repository that cannot be
+        fetched, and `ValueError` if `torch_dtype` and `dtype`, which mean the same, differ.
         """
         if None not in (torch_dtype, dtype) and torch_dtype != dtype:
             raise ValueError(f"torch_dtype = {torch_dtype} and dtype = {dtype} mean the same: expected one of them")
@@ -60,16 +62,20 @@ def load(
     lora: Sequence[tuple[str | Path, float]] = (),
     conventions: Conventions = DIFFUSERS,
 ) -> LTX2VideoTransformer3DModel:
-    """The model in a checkpoint of any published dialect and format, strictly, in evaluation mode.
+    """Load the model from a checkpoint of any published dialect and format, strictly, in evaluation mode.
 
-    `path` is a .safetensors or .gguf file, or a folder with one, or with an index of shards. `dtype` None is that
-    of the Linear layers' weights; then tables are converted to it, too. Tensors that are stored in `dtype` stay
-    memory-mapped on the CPU: the file must not shrink while the model lives. All others are decoded one by one.
-    `config` replaces what the file says of itself. `nibbles`, "high" or "low": the NVFP4 code of a byte that comes
-    first, for files that do not say it. Facts that were assumed are logged as warnings of the logger "ltx2ref".
-    `lora` are files and strengths: each weight gets its LoRAs added in float32, and is rounded once.
-    `conventions` are diffusers' unless the model is to compute as ltx-core does (`ltx2ref.LTX_CORE_2026_08`).
-    Raises `CheckpointError`, with all problems, for anything that is not one whole model, or a LoRA for another one.
+    - `path`: a .safetensors or .gguf file, or a folder that holds one such file or an index of shards.
+    - `dtype`: that of the result. None keeps the dtype of the Linear layers' weights; tables are converted to it, too.
+    - `device`: where the parameters are placed.
+    - `config`: replaces what the file says of itself.
+    - `nibbles`: which of the two NVFP4 codes in a byte comes first, "high" or "low", for files that do not say so.
+    - `lora`: pairs of a file and a strength. LoRAs are added to each weight in float32, and the sum is rounded once.
+    - `conventions`: diffusers' by default; `ltx2ref.LTX_CORE_2026_08` makes the model compute as ltx-core does.
+
+    On the CPU, tensors that are stored in `dtype` stay memory-mapped, so the file must not shrink while the model
+    lives. All others are decoded one at a time. Assumptions about the file are logged as warnings by "ltx2ref".
+
+    Raises `CheckpointError`, with all problems, unless the file holds exactly one whole model and each LoRA fits it.
     """
     recipe = prepare(path, dtype, config, nibbles, lora, conventions)
     state = read_state(recipe, torch.device(device))
@@ -80,7 +86,7 @@ def load(
 
 
 class Recipe(NamedTuple):
-    """How a checkpoint's parameters are read."""
+    """A plan for reading the parameters of a checkpoint, with the LoRAs to merge and the resulting dtype."""
 
     plan: Plan
     loras: list[tuple[Lora, float]]
@@ -95,7 +101,7 @@ def prepare(
     lora: Sequence[tuple[str | Path, float]],
     conventions: Conventions,
 ) -> Recipe:
-    """The arguments of `load`, checked against the headers."""
+    """Check the arguments of `load` against the headers. Raises `ValueError` and `CheckpointError`."""
     if not isinstance(conventions, Conventions):
         raise ValueError(f"conventions: expected ltx2ref.Conventions, got {conventions!r}")
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -104,7 +110,7 @@ def prepare(
     plan = make_plan(path, config, nibbles)
     plan.check()
     for note in plan.notes:
-        log.warning("%s: %s", plan.source.path, note)
+        log.warning("%s: %s", plan.source.path, printable(note))
     loras = [(read_lora(file, plan), strength) for file, strength in lora]
     for change, strength in loras:
         log.info("%s, strength %g", change, strength)
@@ -112,21 +118,22 @@ def prepare(
 
 
 def read_state(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
-    """All parameters, one at a time."""
+    """Read all parameters, one at a time, onto a device."""
     plan, loras, dtype = recipe
     state = {
         name: merged(name, plan.weights[name], loras, dtype).to(device)
         for name in track(list(plan.weights), f"loading {plan.source.path.name}")
     }
     for file in plan.source.files:
-        file.open().close()  # raises if it changed: then mapped tensors are not what they were
+        file.open().close()  # raises if the file changed, because mapped tensors then hold other values
     return state
 
 
 def linear_dtype(plan: Plan) -> torch.dtype:
-    """The commonest dtype of the Linear layers' weights by elements, if few are quantised; else bfloat16.
+    """Return the dtype that most elements of the Linear layers have, or bfloat16 if that is a quantised format.
 
-    Quantisers leave some small layers as they were, in bfloat16, and GGUF files widen them to float32.
+    Tables and biases are not counted, because quantisers leave some small layers in bfloat16 and GGUF files widen them
+    to float32.
     """
     elements: Counter[str] = Counter()
     for name, weight in plan.weights.items():

@@ -1,8 +1,12 @@
-"""LoRAs: low-rank changes of Linear layers in a file, matched to a model by name, and added to its weights.
+"""LoRAs: low-rank changes of Linear layers, matched to a model by name and added to its weights.
 
-Every format means W' = W + strength * factor * B @ A, and differs in names and in where the factor comes from: from a
-layer's alpha, factor = alpha / rank; from PEFT's config in the metadata, the same; it is 1 where nothing says it. The
-rank is that of the layer's own A: published files clip it to the layer's width, whatever their metadata say.
+All formats mean W' = W + strength * factor * B @ A. They differ in names and in the source of the factor:
+
+- a layer with an alpha tensor has factor = alpha / rank,
+- so has a file with PEFT's config in its metadata, where the config gives the alpha,
+- in all other files the factor is 1.
+
+The rank is that of the layer's own A. Published files limit it to the layer's width, whatever their metadata say.
 """
 
 import math
@@ -23,9 +27,9 @@ from .quantised import PLAIN_DTYPES, Weight
 from .storage import CheckpointError, Stored, TensorFile, require
 
 ADAPTER = "lora_adapter_metadata"  # the key of PEFT's config in the metadata
-ADAPTER_PREFIX = "transformer."  # of that config's own keys; diffusers' `save_lora_adapter` writes none
+ADAPTER_PREFIX = "transformer."  # in front of that config's keys, except as `save_lora_adapter` writes them
 KOHYA = "kohya"
-# Format: how its names begin. The last is what diffusers' `save_lora_adapter` writes.
+# How the names of each format begin. diffusers' `save_lora_adapter` writes the last one.
 LORA_FORMATS = {
     "lightricks": ("diffusion_model.",),
     "diffusers": ("transformer.",),
@@ -42,21 +46,21 @@ LORA_FORMATS = {
         )
     ),
 }
-PARTS = {  # what follows the name of a layer: A is (rank, in), B is (out, rank)
+PARTS = {  # suffixes after the name of a layer: A has shape (RANK, IN), B has shape (OUT, RANK)
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
     ".lora_down.weight": "A",
     ".lora_up.weight": "B",
     ".alpha": "alpha",
 }
-# Not the transformer, although in its LoRA's file.
+# Tensors of other models that may share a file with the transformer's LoRA.
 SKIPPED = (
     "text_embedding_projection.",
     "diffusion_model.text_embedding_projection.",
     "connectors.",
     *(f"diffusion_model.{part}" for part in FOREIGN_INSIDE),
 )
-LayerParts = dict[str, Stored]  # of one layer
+LayerParts = dict[str, Stored]  # the tensors of one layer by "A", "B" and "alpha"
 
 
 class Layer(NamedTuple):
@@ -68,16 +72,17 @@ class Layer(NamedTuple):
 
     @property
     def rank(self) -> int:
+        """Return the rank of this layer's change."""
         return self.a.shape[0]
 
 
 class Lora(NamedTuple):
-    """A LoRA file understood. Made from its header and its alphas alone."""
+    """A LoRA file, understood from its header and its alphas alone."""
 
     path: Path
     format: str
-    layers: dict[str, Layer]  # by our names of the weights
-    skipped: dict[str, int]  # how many tensors are not the transformer's, by the prefix that says so
+    layers: dict[str, Layer]  # by the parameters' names in the model
+    skipped: dict[str, int]  # number of tensors that other models own, by prefix
 
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers.values()]
@@ -90,13 +95,14 @@ class Lora(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """Hold what PEFT's config says that decides the factors of a LoRA."""
+    """The part of PEFT's config that decides the factors of a LoRA."""
 
     alpha: float
-    patterns: dict[str, float]  # other alphas, by the ends of layers' names; ^ before a whole name
+    patterns: dict[str, float]  # alphas of single layers by the end of a name, or by "^" and the whole name
     rank_stabilised: bool
 
     def factor(self, layer: str, rank: int) -> float:
+        """Return the factor of a layer: alpha / rank, or alpha / sqrt(rank) if the LoRA is rank-stabilised."""
         matching = (
             alpha for end, alpha in self.patterns.items() if layer == end.removeprefix("^") or layer.endswith(f".{end}")
         )
@@ -104,7 +110,10 @@ class Adapter(NamedTuple):
 
 
 def lora_format(names: Iterable[str]) -> str | None:
-    """The format of a file with tensors of these names, "kohya and lightricks" for a mixture, None if it is no LoRA."""
+    """Return the format of a LoRA with these tensor names, or None if they belong to no LoRA.
+
+    A mixture is named like "kohya and lightricks".
+    """
     factors = [name for name in names if layer_and_part(name)[1] in ("A", "B")]
     return (
         " and ".join(
@@ -119,7 +128,10 @@ def lora_format(names: Iterable[str]) -> str | None:
 
 
 def read_lora(path: str | Path, plan: Plan) -> Lora:
-    """A LoRA for the model of a plan. Raises `CheckpointError`, with all problems, unless it is wholly understood."""
+    """Read a LoRA for the model of a plan.
+
+    Raises `CheckpointError`, with all problems, unless every tensor of the file is understood and fits the model.
+    """
     file, tensors = read_header(Path(path))
     own = [stored for stored in tensors.values() if not stored.name.startswith(SKIPPED)]
     skipped = Counter(prefix for name in tensors for prefix in SKIPPED if name.startswith(prefix))
@@ -141,24 +153,24 @@ def read_lora(path: str | Path, plan: Plan) -> Lora:
 
 
 def require_strengths(files: Sequence[tuple[str | Path, float]]) -> None:
-    """Raises `ValueError` for the argument `lora` of `load`."""
+    """Raise `ValueError` unless the argument `lora` of `load` is a sequence of paths with finite strengths."""
     for i, pair in enumerate(files):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not is_finite_number(pair[1]):
             raise ValueError(f"lora[{i}]: expected a path and a strength that is a finite number, got {pair!r}")
 
 
 def merged(name: str, weight: Weight, loras: Sequence[tuple[Lora, float]], dtype: torch.dtype) -> Tensor:
-    """A weight with LoRAs of given strengths added one by one, in float32 or wider, and rounded once.
+    """Return a weight with all LoRAs added one after the other, in float32 or wider, and rounded once to `dtype`.
 
-    The order of operations is that of PEFT, for the same bits in float32. A weight that nothing changes is read as if
-    there were no LoRA. Raises `CheckpointError` where the sum is not finite.
+    The operations come in PEFT's order, so that float32 results have the same bits. A weight that no LoRA changes is
+    read as if there were none. Raises `CheckpointError` where the sum is not finite.
     """
     changed = changes(name, loras)
     return added(weight, changed, dtype) if changed else weight.read(dtype)
 
 
 def merged_into(out: Tensor, name: str, weight: Weight, loras: Sequence[tuple[Lora, float]]) -> None:
-    """`merged`, in memory that is there already."""
+    """Write the result of `merged` into an existing tensor."""
     if changed := changes(name, loras):
         out.copy_(added(weight, changed, out.dtype))
     else:
@@ -166,7 +178,7 @@ def merged_into(out: Tensor, name: str, weight: Weight, loras: Sequence[tuple[Lo
 
 
 def changes(name: str, loras: Sequence[tuple[Lora, float]]) -> list[tuple[Layer, float]]:
-    """What the LoRAs add to a weight, and how strongly."""
+    """Return the changes of a weight with their strengths, without those that add nothing."""
     return [
         (lora.layers[name], strength)
         for lora, strength in loras
@@ -175,6 +187,7 @@ def changes(name: str, loras: Sequence[tuple[Lora, float]]) -> list[tuple[Layer,
 
 
 def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.dtype) -> Tensor:
+    """Return the sum of a weight and its changes, rounded once. Raises `CheckpointError` if it is not finite."""
     wide = torch.promote_types(dtype, torch.float32)
     result = weight.into(torch.empty(weight.shape, dtype=wide, device="cpu"))
     for layer, strength in changed:
@@ -186,14 +199,17 @@ def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.d
 
 
 def layer_and_part(name: str) -> tuple[str, str]:
-    """The layer that a tensor belongs to, and which part of its LoRA it is; two empty strings if it is none."""
+    """Return the layer that a tensor belongs to and which part of its LoRA it is, or two empty strings."""
     return next(
         ((name.removesuffix(ending), part) for ending, part in PARTS.items() if name.endswith(ending)), ("", "")
     )
 
 
 def spellings(layer: str) -> list[str]:
-    """How the formats call the layer of our name. Kohya's come in either dialect; musubi-tuner wraps the model."""
+    """Return the names that the formats use for a layer of the model.
+
+    Kohya's names come in either dialect, and musubi-tuner's have one more prefix.
+    """
     theirs = to_lightricks(layer)
     flat = [name.replace(".", "_") for name in (layer, theirs)]
     return [
@@ -205,7 +221,7 @@ def spellings(layer: str) -> list[str]:
 
 
 def match_layers(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, LayerParts], list[str]]:
-    """The parts of each weight's LoRA, by our names, and what is wrong with the names."""
+    """Return the LoRA tensors of each weight, by the weight's name in the model, and all problems with the names."""
     weights = {
         spelling: name
         for name in plan.weights
@@ -226,7 +242,7 @@ def match_layers(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, Layer
 
 
 def faults(weight: Weight, parts: LayerParts) -> list[str]:
-    """What is wrong with the parts of one layer, by the header."""
+    """Return what is wrong with the tensors of one layer, judged by their names, shapes and dtypes."""
     if len(weight.shape) != 2:
         return [f"{stored}: {weight.tensor.name} is not of a Linear layer" for stored in parts.values()]
     if not {"A", "B"} <= parts.keys():
@@ -244,13 +260,16 @@ def faults(weight: Weight, parts: LayerParts) -> list[str]:
 
 
 def factor(name: str, parts: LayerParts, kohya: bool, adapter: Adapter | None) -> float:
-    """alpha / rank, the alpha being a tensor of the layer's, or in PEFT's config; 1 without either."""
+    """Return the factor of one layer: alpha / rank if the file has an alpha, or else 1.
+
+    Raises `CheckpointError` if the layer's alpha tensor and PEFT's config disagree.
+    """
     rank = parts["A"].shape[0]
     by_peft = adapter.factor(name.removesuffix(".weight"), rank) if adapter else 1.0
     if "alpha" not in parts:
         return by_peft
     alpha = parts["alpha"].tensor().double().item()
-    result = (alpha or rank) / rank if kohya else alpha / rank  # to kohya's scripts, 0 means the rank
+    result = (alpha or rank) / rank if kohya else alpha / rank  # kohya's scripts take 0 to mean the rank
     if adapter and not math.isclose(result, by_peft, rel_tol=2**-8):  # alpha may be rounded to bfloat16
         raise CheckpointError(
             parts["alpha"].file.path, [f"{parts['alpha']} = {alpha}: a factor of {result}, but {by_peft} by {ADAPTER}"]
@@ -259,17 +278,18 @@ def factor(name: str, parts: LayerParts, kohya: bool, adapter: Adapter | None) -
 
 
 def raise_problems(file: TensorFile, problems: Sequence[str]) -> None:
+    """Raise `CheckpointError` if there are problems."""
     if problems:
         raise CheckpointError(file.path, problems)
 
 
-# PEFT's config, in the metadata of files that diffusers writes: the only place where these have the alpha.
+# PEFT's config is in the metadata of the files that diffusers writes. They have the alpha nowhere else.
 
 
 def read_adapter(file: TensorFile) -> Adapter | None:
-    """Return PEFT's config from the metadata, None without one.
+    """Return PEFT's config from the metadata, or None if there is none.
 
-    Raises `CheckpointError` for a config that asks for more than the product of two factors.
+    Raises `CheckpointError` for a config that asks for more than the product of two matrices.
     """
     if ADAPTER not in file.metadata:
         return None
@@ -278,17 +298,17 @@ def read_adapter(file: TensorFile) -> Adapter | None:
             key.removeprefix(ADAPTER_PREFIX): value
             for key, value in parse_json(file.metadata[ADAPTER].encode()).items()
         }
-        config = {key: value for key, value in config.items() if "." not in key}  # the others are the connectors'
+        config = {key: value for key, value in config.items() if "." not in key}  # dotted keys are for connectors
         return parse_adapter(config) if config else None
     except ValueError as error:
         raise CheckpointError(file.path, [f"{ADAPTER}: {error}"]) from None
 
 
 def parse_adapter(config: dict[str, Any]) -> Adapter:
-    """Check PEFT's config. Raises `ValueError` for what is not supported."""
+    """Check PEFT's config and return what decides the factors. Raises `ValueError` for what is not supported."""
     for key, value in config.items():
         require(not (value and is_variant(key)), f"{key} = {value!r} is not supported")
-    # The other initialisations change the base weight, too: PEFT repeats that when it loads such a file.
+    # The other initialisations change the base weight as well, and PEFT does so again when it loads such a file.
     initialisation = config.get("init_lora_weights", True)
     require(initialisation in (True, False, "gaussian"), f"init_lora_weights = {initialisation!r} is not supported")
     patterns = config.get("alpha_pattern") or {}
@@ -300,10 +320,13 @@ def parse_adapter(config: dict[str, Any]) -> Adapter:
 
 
 def is_variant(key: str) -> bool:
-    """Tell whether this key, if set, asks for a method other than LoRA. PEFT adds such keys with every release, so they
-    are recognised by their names."""
+    """Return whether this key, if set, asks for a method other than LoRA.
+
+    PEFT adds such keys with every release, so they are recognised by how they are named.
+    """
     return key.endswith(("_config", "_tokens")) or (key.startswith("use_") and key != "use_rslora")
 
 
 def is_finite_number(value: object) -> bool:
+    """Return whether a value is a finite int or float."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

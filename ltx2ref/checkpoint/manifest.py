@@ -1,6 +1,6 @@
-"""weights_manifest.json, read: what the published files hold, how large they are, and which one a file may be.
+"""Facts about the published files, from weights_manifest.json: contents, size, and which file a given one may be.
 
-It stands at the top of the repository, written by scripts/make_manifest.py; the build copies it into the package.
+scripts/make_manifest.py writes that file to the top of the repository; the build copies it into the package.
 """
 
 import functools
@@ -13,7 +13,7 @@ NAME = "weights_manifest.json"
 
 
 class ManifestFile(NamedTuple):
-    """One published file. None where a fact is not known; `evidence` says what backs the others."""
+    """A published file. Unknown facts are None; `evidence` says what supports the others."""
 
     repository: str
     name: str
@@ -30,20 +30,21 @@ class ManifestFile(NamedTuple):
 
 @functools.cache
 def manifest() -> dict[str, Any]:
-    """The whole manifest, from the package or the checkout; empty where only the package's source was copied."""
+    """Return the whole manifest, or an empty dict where only the package's source was copied."""
     paths = [path for path in (PACKAGE_FOLDER / NAME, PACKAGE_FOLDER.parent / NAME) if path.is_file()]
     found: dict[str, Any] = json.loads(paths[0].read_text(encoding="utf-8")) if paths else {}
     return found
 
 
 def files() -> list[ManifestFile]:
+    """Return all published files."""
     return [ManifestFile(**entry) for entry in manifest().get("files", [])]
 
 
 def find(size: int, tensors: int | None = None, sha256: str | None = None) -> list[ManifestFile]:
-    """The published files of exactly `size` bytes that agree in each other fact known to both.
+    """Return the published files of exactly `size` bytes that agree in every other fact known on both sides.
 
-    Several may: dev and distilled of 2.5 differ in nothing but the sha256.
+    There may be several: the dev and distilled files of 2.5 differ in nothing but the sha256.
     """
     return [
         file for file in files() if file.bytes == size and agree(file.tensors, tensors) and agree(file.sha256, sha256)
@@ -51,4 +52,5 @@ def find(size: int, tensors: int | None = None, sha256: str | None = None) -> li
 
 
 def agree(known: int | str | None, given: int | str | None) -> bool:
+    """Return whether two facts are equal or one of them is unknown."""
     return known is None or given is None or known == given

@@ -1,4 +1,4 @@
-"""A checkpoint understood: for each parameter of the model the tensor that holds it, and all that is wrong."""
+"""Matching: which stored tensor holds which parameter of the model, and everything that is wrong with a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,30 +18,30 @@ from .resolve_config import resolve
 from .source import CheckpointFiles, open_source
 from .storage import CheckpointError, Stored
 
-SCALE = "_scale"  # after the name of any tensor: its scale
-FILE_MARKER = "scaled_fp8"  # after the prefix, in old ComfyUI files: the float8 weights have scales
-QUANTISATION = "_quantization_metadata"  # a key of the metadata: the formats of layers
+SCALE = "_scale"  # suffix of a tensor that is the scale of another one
+FILE_MARKER = "scaled_fp8"  # a tensor of old ComfyUI files, named after the prefix: float8 weights have scales
+QUANTISATION = "_quantization_metadata"  # key of the metadata that lists the formats of layers
 FIRST_BLOCK = "transformer_blocks.0."
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What loading a checkpoint means. Made from headers alone."""
+    """A checkpoint matched to a model, from its headers alone."""
 
     source: CheckpointFiles
     dialect: Dialect
     config: TransformerConfig
-    origins: dict[str, str]  # of the config's fields
-    weights: dict[str, Weight]  # by our names
-    formats: dict[str, str]  # by our names
-    foreign: dict[str, list[Stored]]  # not the transformer, by the prefix that says so
-    unknown: list[Stored]  # neither foreign nor part of the model
+    origins: dict[str, str]  # where the value of each config field comes from
+    weights: dict[str, Weight]  # by the parameters' names in the model
+    formats: dict[str, str]  # by the parameters' names in the model
+    foreign: dict[str, list[Stored]]  # tensors that other models own, by prefix
+    unknown: list[Stored]  # tensors that belong neither to the model nor to a known other one
     problems: list[str]
     notes: list[str]
 
     def check(self) -> None:
-        """Raises `CheckpointError` with all problems."""
+        """Raise `CheckpointError` with all problems, if there are any."""
         if self.problems:
             raise CheckpointError(self.source.path, self.problems)
 
@@ -49,9 +49,10 @@ class Plan:
 def make_plan(
     path: str | Path | CheckpointFiles, config: TransformerConfig | None = None, nibbles: Nibbles | None = None
 ) -> Plan:
-    """Understand a checkpoint by its headers: `CheckpointError` if it has no transformer, else its `problems`.
+    """Match a checkpoint to a model by its headers.
 
-    `nibbles` says which of the two NVFP4 codes in a byte comes first, for files that do not say it.
+    `nibbles` says which of the two NVFP4 codes in a byte comes first, for files that do not say so. Raises
+    `CheckpointError` if the checkpoint has no transformer. Lesser faults are listed in the plan's `problems`.
     """
     source = path if isinstance(path, CheckpointFiles) else open_source(path)
     dialect = the_dialect(source)
@@ -72,12 +73,13 @@ def make_plan(
     }
     facts = resolve(source, shapes, config)
     plan = Plan(source, dialect, facts.config, facts.origins, {}, {}, foreign, [], facts.problems, facts.notes)
-    if not facts.problems:  # else every other problem is a consequence
+    if not facts.problems:  # with a wrong config, all further problems would only be consequences
         match_weights(plan, own, companions, nibbles)
     return plan
 
 
 def the_dialect(source: CheckpointFiles) -> Dialect:
+    """Return the dialect of a source. Raises `CheckpointError` if its names fit none, or several."""
     found = dialects(source.tensors)
     if len(found) == 1:
         return found.pop()
@@ -106,7 +108,7 @@ def the_dialect(source: CheckpointFiles) -> Dialect:
 
 
 def find_owner(name: str, own: Mapping[str, Stored]) -> tuple[str, str] | None:
-    """The tensor whose companion this is, and what it is to it."""
+    """Return the tensor that this one is a companion of, and which kind of companion it is, or None."""
     for suffix, kind in COMPANIONS.items():
         if name.endswith(suffix) and (owner := name.removesuffix(suffix) + ".weight") in own:
             return owner, kind
@@ -115,13 +117,14 @@ def find_owner(name: str, own: Mapping[str, Stored]) -> tuple[str, str] | None:
 
 
 def unpacked(stored: Stored, fp4: bool) -> tuple[int, ...]:
+    """Return the shape of a tensor once its fp4 codes, two in a byte, are unpacked."""
     return (*stored.shape[:-1], 2 * stored.shape[-1]) if fp4 and stored.shape else stored.shape
 
 
 def match_weights(
     plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, tuple[str, str]], nibbles: Nibbles | None
 ) -> None:
-    """Fill in the plan's weights and formats, and list what is missing, unexpected or undecodable."""
+    """Fill in the plan's weights and formats, and list what is missing, unexpected or cannot be decoded."""
     problems, dialect = plan.problems, plan.dialect
     parts: dict[str, dict[str, Stored]] = {}
     used = {dialect.prefix + FILE_MARKER} & own.keys()
@@ -154,7 +157,7 @@ def match_weights(
 
 @cache
 def parameter_shapes(config: TransformerConfig) -> Shapes:
-    """Return the shape of every parameter, by name. One block is built, since all are alike."""
+    """Return the shapes of all parameters by name. All blocks are alike, so only one is built."""
     with torch.device("meta"), WithoutValues():
         model = LTX2VideoTransformer3DModel(replace(config, num_layers=1))
     first = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -166,7 +169,7 @@ def parameter_shapes(config: TransformerConfig) -> Shapes:
 
 
 class WithoutValues(TorchFunctionMode):
-    """Skips the arithmetic of initial values. torch would import a second's worth of code to do it on meta."""
+    """A mode that skips the arithmetic of initial values, for which torch would import code that takes a second to load."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.mul:
@@ -175,13 +178,17 @@ class WithoutValues(TorchFunctionMode):
 
 
 def unexpected(name: str) -> str:
+    """Return why a tensor is not expected."""
     if name.endswith((*COMPANIONS, SCALE, "scale")):
         return "a scale or marker that no tensor uses"
     return "not expected in this model"
 
 
 def check_formats(plan: Plan, marked: bool) -> None:
-    """A float8 weight without a scale is a cast one, unless something says that there are scales."""
+    """Report float8 weights that lack a scale if other weights have one or the file says that there are scales.
+
+    Without such a hint, a float8 weight without a scale is a plain cast.
+    """
     scaled = [name for name, format in plan.formats.items() if format == "fp8 scaled"]
     cast = [name for name, format in plan.formats.items() if format == "fp8 cast"]
     if cast and (scaled or marked):
@@ -192,9 +199,9 @@ def check_formats(plan: Plan, marked: bool) -> None:
 
 
 def misquoted(plan: Plan) -> list[str]:
-    """Layers of the transformer that the metadata declare to be of another format than they are.
+    """Return the layers of the transformer that the metadata declare to have another format than they have.
 
-    A layer's own marker wins over the metadata, as it does in ComfyUI.
+    A layer's own marker takes precedence over the metadata, as it does in ComfyUI.
     """
     try:
         layers = parse_json(plan.source.metadata[QUANTISATION].encode())["layers"]
@@ -217,7 +224,10 @@ def misquoted(plan: Plan) -> list[str]:
 
 
 def check_nibbles(plan: Plan, nibbles: Nibbles | None) -> None:
-    """torchao's files say that they are torchao's. Those with either kind of metadata are ComfyUI's or Lightricks'."""
+    """Report a wrong order of NVFP4 codes, and note it when the order has to be assumed.
+
+    Files from torchao carry its markers. Files with either kind of metadata come from ComfyUI or Lightricks.
+    """
     kinds = [plan.weights[name].companions.keys() for name, format in plan.formats.items() if format == "nvfp4"]
     if nibbles and any("torchao marker" in kind for kind in kinds) and nibbles == "high":
         plan.problems.append("nibbles = 'high', but its torchao_nvfp4 markers say low")

@@ -1,7 +1,8 @@
 """Tensor names: the two dialects, the prefixes in front of them, and what shares a file with the transformer.
 
-Lightricks' own files (and those of ComfyUI, Kijai, DiffSynth, FastVideo, GGUF) use one dialect, diffusers the other.
-Source: the names and shapes published for all three releases; weights_manifest.json has every one of them.
+One dialect is that of Lightricks' own files, and of those by ComfyUI, Kijai, DiffSynth, FastVideo and in GGUF. The
+other is that of diffusers. The names come from the published files of all three releases, which weights_manifest.json
+lists.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 LIGHTRICKS_DIALECT, DIFFUSERS_DIALECT = "lightricks", "diffusers"
 
-# Lightricks: diffusers. Whole dotted segments of a name; every other segment is the same in both.
+# Segments of a name between dots, Lightricks' to diffusers'. All other segments are the same in both dialects.
 SEGMENTS = {
     "patchify_proj": "proj_in",
     "audio_patchify_proj": "audio_proj_in",
@@ -26,18 +27,18 @@ SEGMENTS = {
     "q_norm": "norm_q",
     "k_norm": "norm_k",
 }
-# The segments with which a name of exactly one dialect begins.
+# First segments that occur in one of the dialects only.
 OPENINGS = {LIGHTRICKS_DIALECT: [*SEGMENTS][:10], DIFFUSERS_DIALECT: [*SEGMENTS.values()][:10]}
 PREFIXES = ("model.diffusion_model.", "transformer.", "")
 
-# Not the transformer, although in its file. By the whole name:
+# Other models that share a file with the transformer: by the beginning of the whole name,
 FOREIGN = ("vae.", "audio_vae.", "vocoder.", "text_embedding_projection.", "duration_head.")
-# and after the transformer's prefix. The last is what early files called the video connector.
+# and by what follows the transformer's prefix. Early files call the video connector by the last of these.
 FOREIGN_INSIDE = ("video_embeddings_connector.", "audio_embeddings_connector.", "embeddings_connector.")
 
 
 class Dialect(NamedTuple):
-    """How a file names the transformer's tensors: `prefix` + a name in the dialect `names`."""
+    """The naming of the transformer's tensors in a file: `prefix` and then a name in the dialect `names`."""
 
     names: str
     prefix: str
@@ -46,33 +47,37 @@ class Dialect(NamedTuple):
         return f"{self.names} names, {f'prefix {self.prefix}' if self.prefix else 'no prefix'}"
 
     def ours(self, stored: str) -> str:
-        """The name of a parameter, which is diffusers', from that in the file. The prefix must be there."""
+        """Return the parameter's name in the model, which is diffusers', for a name in the file with its prefix."""
         name = stored.removeprefix(self.prefix)
         return to_diffusers(name) if self.names == LIGHTRICKS_DIALECT else name
 
     def stored(self, ours: str) -> str:
+        """Return the name in the file of a parameter of the model."""
         return self.prefix + (to_lightricks(ours) if self.names == LIGHTRICKS_DIALECT else ours)
 
     def foreign(self, stored: str) -> str | None:
-        """The literal prefix that says a tensor is not the transformer's, or None."""
+        """Return the prefix that shows that a tensor belongs to another model, or None."""
         inside = (self.prefix + part for part in FOREIGN_INSIDE)
         return next((part for part in (*FOREIGN, *inside) if stored.startswith(part)), None)
 
 
 def to_diffusers(name: str) -> str:
+    """Translate a name from Lightricks' dialect to diffusers'."""
     return with_segments(name, SEGMENTS)
 
 
 def to_lightricks(name: str) -> str:
+    """Translate a name from diffusers' dialect to Lightricks'."""
     return with_segments(name, {theirs: ours for ours, theirs in SEGMENTS.items()})
 
 
 def with_segments(name: str, segments: Mapping[str, str]) -> str:
+    """Replace each segment of a name that is in the table."""
     return ".".join(segments.get(segment, segment) for segment in name.split("."))
 
 
 def dialects(stored: Iterable[str]) -> set[Dialect]:
-    """Every dialect that some name in a file speaks: one for a file with one transformer, and none without one."""
+    """Return all dialects that names in a file belong to: one for a file with one transformer, none without one."""
     opening = {
         (name.removeprefix(prefix).split(".")[0], prefix)
         for name in stored

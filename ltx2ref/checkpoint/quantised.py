@@ -1,7 +1,7 @@
-"""The formats in which a parameter is stored, and how each is decoded: some rows at a time, in float32.
+"""Storage formats of parameters, and their decoding: a few rows at a time, in float32.
 
-A format shows in the dtype and shape of a tensor and in its companions, so that a header suffices to name it.
-Companions follow their layer by name: how they are called depends on the producer, what they mean does not.
+A format shows in a tensor's dtype and shape and in its companions (scales and markers), so the header is enough to
+identify it. Producers name the companions differently, but they mean the same.
 """
 
 import json
@@ -15,29 +15,29 @@ from torch import Tensor
 
 from .storage import TORCH, CheckpointError, Stored, require
 
-Rows = Callable[[int, int], Tensor]  # a parameter's rows, from a first one to before a last one
+Rows = Callable[[int, int], Tensor]  # decodes the rows of a parameter from a start to before a stop
 Nibbles = Literal["high", "low"]
 
-# What follows the name of a layer whose .weight is quantised, and what it is.
+# Suffixes of the companions of a layer whose .weight is quantised, and what they are.
 COMPANIONS = {
     ".weight_scale": "scale",
-    ".scale_weight": "scale",  # ComfyUI, before it had comfy_quant
+    ".scale_weight": "scale",  # written by ComfyUI before it had comfy_quant
     ".weight_scale_2": "second scale",
-    ".input_scale": "input scale",  # of activations: no part of the weight
+    ".input_scale": "input scale",  # scales activations, not the weight
     ".scale_input": "input scale",
-    ".comfy_quant": "marker",  # JSON in bytes
+    ".comfy_quant": "marker",  # JSON as bytes
     ".torchao_nvfp4": "torchao marker",
 }
 PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
 FP8 = ("F8_E4M3", "F8_E5M2")
-# Format: the dtypes of its weights, the companions that it needs, and those that it may have.
+# For each format: the dtypes of its weights, the companions it needs, and those it may have.
 FORMATS: dict[str, tuple[tuple[str, ...], set[str], set[str]]] = {
     "fp8 cast": (FP8, set(), set()),
     "fp8 scaled": (FP8, {"scale"}, {"input scale", "marker"}),
     "int8 ConvRot": (("I8",), {"scale", "marker"}, set()),
     "nvfp4": (("U8",), {"scale", "second scale"}, {"input scale", "marker", "torchao marker"}),
 }
-# What a marker calls a format: the dtype of such weights, and its other keys with the values that we decode.
+# Formats as markers name them: the dtype of the weights, and the marker's other keys with the supported values.
 ANY: tuple[object, ...] = ()
 MARKED: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
     "float8_e4m3fn": ("F8_E4M3", {"full_precision_matrix_mult": ANY}),
@@ -58,27 +58,33 @@ MARKED: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
     ),
 }
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-NVFP4_BLOCK = 16  # columns of a row that share a scale in NVFP4
+NVFP4_BLOCK = 16  # columns of a row that share a scale
 GROUP = 256  # columns that ConvRot rotates together
-CHUNK = 2**22  # elements that are decoded at a time: bounds the memory
+CHUNK = 2**22  # elements decoded at a time, which bounds the memory
 
 
 class Weight(NamedTuple):
-    """One parameter of the model as it is stored."""
+    """A parameter of the model as it is stored."""
 
     shape: tuple[int, ...]
     tensor: Stored
-    companions: Mapping[str, Stored]  # by what they are
+    companions: Mapping[str, Stored]  # by kind: one of the values of `COMPANIONS`
     nibbles: Nibbles  # which of the two NVFP4 codes in a byte comes first
 
     def read(self, dtype: torch.dtype) -> Tensor:
-        """The parameter: memory-mapped if stored in `dtype`, else decoded and rounded once. `CheckpointError`."""
+        """Return the parameter: memory-mapped if it is stored in `dtype`, or else decoded and rounded once.
+
+        Raises `CheckpointError` if it cannot be read or decoded.
+        """
         if self.stored_in(dtype):
             return self.tensor.mapped().reshape(self.shape)
         return self.into(torch.empty(self.shape, dtype=dtype, device="cpu"))
 
     def into(self, out: Tensor) -> Tensor:
-        """The parameter in memory that is there already, in its dtype and on its device. `CheckpointError`."""
+        """Decode the parameter into an existing tensor, in its dtype and on its device, and return that tensor.
+
+        Raises `CheckpointError` if the parameter cannot be read or decoded.
+        """
         if self.stored_in(out.dtype) and out.device.type == "cpu":
             self.tensor.into(out)
             return out
@@ -89,16 +95,17 @@ class Weight(NamedTuple):
         return out
 
     def stored_in(self, dtype: torch.dtype) -> bool:
+        """Return whether the parameter is stored plainly in this dtype."""
         return TORCH.get(self.tensor.dtype) == dtype and not self.companions
 
     def chunks(self) -> Iterator[Tensor]:
-        """The decoded rows, in order and in pieces that bound the memory, each in float32 or as stored."""
+        """Yield the decoded rows in order, in pieces that bound the memory, each in float32 or as stored."""
         rows, step = self.rows(), max(1, CHUNK // torch.Size(self.shape[1:]).numel())
         for start in range(0, self.shape[0], step):
             yield rows(start, min(start + step, self.shape[0]))
 
     def rows(self) -> Rows:
-        """What decodes rows; the companions are read, and checked, at once."""
+        """Return the function that decodes rows. Companions are read and checked at once."""
         self.check_markers()
         decoders = {"fp8 cast": fp8, "fp8 scaled": fp8, "int8 ConvRot": int8_convrot, "nvfp4": nvfp4}
         if self.tensor.file.container == "gguf" and self.tensor.dtype not in PLAIN_DTYPES:
@@ -107,7 +114,7 @@ class Weight(NamedTuple):
         return decode(self) if decode else self.tensor.rows
 
     def companion(self, kind: str) -> Tensor:
-        """Scales in float32. `CheckpointError` for one that is negative or not finite."""
+        """Return a scale in float32. Raises `CheckpointError` if it is negative or not finite."""
         stored = self.companions[kind]
         scale = stored.tensor().float()
         if not (scale.isfinite() & (scale >= 0)).all():
@@ -115,7 +122,7 @@ class Weight(NamedTuple):
         return scale
 
     def check_markers(self) -> None:
-        """What the layer's own markers say must be what we decode."""
+        """Raise `CheckpointError` unless the layer's own markers describe what is decoded here."""
         for kind in self.companions.keys() & {"marker", "torchao marker"}:
             stored = self.companions[kind]
             text = bytes(stored.bytes()[:1000])
@@ -133,7 +140,7 @@ class Weight(NamedTuple):
 
 
 def identify(weight: Weight) -> str:
-    """The name of a weight's format. Raises `ValueError`, with the explanation, if there is none."""
+    """Return the name of a weight's format. Raises `ValueError`, with the reason, if it has none."""
     shape, tensor, kinds = weight.shape, weight.tensor, weight.companions.keys()
     halved = (*shape[:-1], shape[-1] // 2) if len(shape) == 2 else None
     packed = f": {list(tensor.shape)} is packed fp4 of {list(shape)}" if tensor.shape == halved else ""
@@ -167,7 +174,7 @@ def identify(weight: Weight) -> str:
 
 
 def scale_shapes(name: str, weight: Weight) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """The shapes that the scales of a format may have."""
+    """Return the shapes that the scales of a format may have, by kind of companion."""
     scalar: tuple[tuple[int, ...], ...] = ((), (1,))
     if name == "fp8 scaled":
         return {"scale": scalar}
@@ -181,7 +188,7 @@ def scale_shapes(name: str, weight: Weight) -> dict[str, tuple[tuple[int, ...], 
 
 
 def fp8(weight: Weight) -> Rows:
-    """By a table of all 256 values, times the scale if there is one."""
+    """Decode float8 by a table of all 256 values, times the scale if there is one."""
     table = torch.arange(256, dtype=torch.uint8, device="cpu").view(TORCH[weight.tensor.dtype]).float()
     if "scale" in weight.companions:
         table *= weight.companion("scale").reshape(())
@@ -189,14 +196,19 @@ def fp8(weight: Weight) -> Rows:
 
 
 def taken(table: Tensor, weight: Weight, start: int, stop: int) -> Tensor:
-    """The entries of a table for each byte of these rows. NumPy's is several times faster than torch's indexing."""
+    """Return the table's entries for each byte of these rows.
+
+    NumPy's take is several times faster than torch's indexing.
+    """
     return torch.from_numpy(table.numpy().take(np.frombuffer(weight.tensor.row_bytes(start, stop), np.uint8), axis=0))
 
 
 def int8_convrot(weight: Weight) -> Rows:
-    """Stored is round(W H / scale), H orthogonal and symmetric in each group of 256 columns, scales by row.
+    """Decode int8 weights that ConvRot rotated before rounding.
 
-    The sums of at most 256 int8 are exact in float32, and so is the division by 16: rounding happens once.
+    Stored is round(W H / scale), where H is orthogonal and symmetric in each group of 256 columns and each row has a
+    scale. Sums of at most 256 int8 values are exact in float32, and so is the division by 16: only one rounding
+    happens.
     """
     scale, signs = weight.companion("scale") / 16, hadamard()
 
@@ -208,21 +220,24 @@ def int8_convrot(weight: Weight) -> Rows:
 
 
 def hadamard() -> Tensor:
-    """(256, 256) of 1 and -1: 16 times ConvRot's matrix, which is the fourth Kronecker power of a half of this."""
+    """Return a matrix (256, 256) of 1 and -1: ConvRot's matrix times 16.
+
+    ConvRot's own matrix is the fourth Kronecker power of half the 4 by 4 matrix below.
+    """
     h4 = torch.tensor([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], device="cpu")
     return torch.kron(torch.kron(h4, h4), torch.kron(h4, h4))
 
 
 def nvfp4(weight: Weight) -> Rows:
-    """E2M1 codes, two in a byte, times a float8 scale for 16 columns, times one scale for all."""
+    """Decode NVFP4: E2M1 codes, two in a byte, times a float8 scale for each 16 columns, times one scale for all."""
     values = torch.tensor(E2M1, device="cpu")
-    pairs = torch.cartesian_prod(values, values)  # (256, 2): by byte, the high nibble first
+    pairs = torch.cartesian_prod(values, values)  # (256, 2): the two values of each byte, high nibble first
     if weight.nibbles == "low":
         pairs = pairs.flip(1)
     scales, scale = untiled(weight.companion("scale"), weight.shape), weight.companion("second scale").reshape(())
 
     def rows(start: int, stop: int) -> Tensor:
-        codes = taken(pairs, weight, start, stop)  # (n * K/2, 2)
+        codes = taken(pairs, weight, start, stop)  # (ROWS * COLUMNS / 2, 2)
         blocks = codes.reshape(stop - start, -1, NVFP4_BLOCK) * scales[start:stop, :, None]
         return rearrange(blocks, "n g c -> n (g c)") * scale
 
@@ -230,14 +245,17 @@ def nvfp4(weight: Weight) -> Rows:
 
 
 def untiled(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(N, K/16) from cuBLAS' tiles of 128 rows and 4 columns, which pad both; within a tile, rows step by 32."""
+    """Return scales (ROWS, COLUMNS / 16) from cuBLAS' padded tiles of 128 rows and 4 columns.
+
+    Inside a tile, consecutive entries are 32 rows apart.
+    """
     rows, groups = shape[0], shape[1] // NVFP4_BLOCK
     tiles = scale.reshape(-(-rows // 128), -(-groups // 4), 32, 4, 4)
     return rearrange(tiles, "rt ct r32 q c -> (rt q r32) (ct c)")[:rows, :groups]
 
 
 def gguf_rows(weight: Weight) -> Rows:
-    """By the gguf library's dequantiser."""
+    """Decode a GGUF quantisation with the gguf library."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     kind = GGMLQuantizationType[weight.tensor.dtype]
@@ -249,5 +267,5 @@ def gguf_rows(weight: Weight) -> Rows:
 
     if weight.shape[-1] % elements == 0:
         return rows
-    whole = rows(0, weight.shape[0])  # stored in another shape, whose rows are whole blocks
+    whole = rows(0, weight.shape[0])  # a quantised block reaches across rows, so all rows are decoded at once
     return lambda start, stop: whole[start:stop]

@@ -1,4 +1,4 @@
-"""The config of a checkpoint: what it says of itself, checked against the shapes of its tensors."""
+"""The config of a checkpoint: what the checkpoint says of itself, checked against the shapes of its tensors."""
 
 import re
 import warnings
@@ -14,7 +14,7 @@ from .source import CheckpointFiles
 from .storage import CheckpointError
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
-# What tells the releases apart. Not the keyframes: one published file of 2.5 has none.
+# The fields that tell the releases apart. Keyframes do not: one published file of 2.5 has none.
 RELEASE_FIELDS = (
     "use_prompt_embeddings",
     "gated_attn",
@@ -25,12 +25,12 @@ RELEASE_FIELDS = (
     "audio_ff_bias",
 )
 ARGUMENT, CONFIG_JSON, METADATA, SHAPES = "argument", "config.json", "metadata", "shapes"
-FORMAT_DEFAULT = "default of the format"  # documented: what leaving the key out means there
-RELEASE_DEFAULT = "default of the release"  # nothing in the file says it
+FORMAT_DEFAULT = "default of the format"  # the documented meaning of a key that is left out
+RELEASE_DEFAULT = "default of the release"  # used where nothing in the file states the value
 DIFFUSERS_CLASS, LIGHTRICKS_CLASS = "LTX2VideoTransformer3DModel", "AVTransformer3DModel"
 FASTVIDEO_CLASS = "LTX2Transformer3DModel"
 
-# Config field: a tensor, and the axis whose length is the field's value.
+# For each config field, a tensor and the axis whose length is the field's value.
 LENGTHS = {
     "in_channels": ("proj_in.weight", 1),
     "cross_attention_dim": ("proj_in.weight", 0),
@@ -42,7 +42,7 @@ LENGTHS = {
     "audio_num_attention_heads": ("transformer_blocks.*.audio_attn1.to_gate_logits.weight", 0),
     "caption_channels": ("caption_projection.linear_1.weight", 1),
 }
-# Config field: a tensor that is there if the field is true.
+# For each config field, a tensor that is present if the field is true.
 PRESENCE = {
     "gated_attn": "transformer_blocks.*.attn1.to_gate_logits.weight",
     "audio_gated_attn": "transformer_blocks.*.audio_attn1.to_gate_logits.weight",
@@ -51,8 +51,9 @@ PRESENCE = {
     "use_prompt_embeddings": "caption_projection.linear_1.weight",
     "use_keyframes_abs_pos_embedding": "keyframes_abs_pos_embedding",
 }
-PROMPT_ADALN = "prompt_adaln.linear.weight"  # there if use_prompt_adaln_single, of the releases that modulate text
-# Config field: a table, which has 9 rows instead of 6 if the field is true.
+# In the releases that modulate text, this tensor is present if use_prompt_adaln_single is true.
+PROMPT_ADALN = "prompt_adaln.linear.weight"
+# For each config field, a table that has 9 rows instead of 6 if the field is true.
 NINE_ROWS = {
     "cross_attn_mod": "transformer_blocks.*.scale_shift_table",
     "audio_cross_attn_mod": "transformer_blocks.*.audio_scale_shift_table",
@@ -63,16 +64,16 @@ BLOCK_NAME = re.compile(r"transformer_blocks\.(0|[1-9][0-9]{0,5})\.")
 
 
 class Facts(NamedTuple):
-    """A config, and for each of its fields where the value comes from."""
+    """A config, and where the value of each of its fields comes from."""
 
     config: TransformerConfig
     origins: dict[str, str]
-    problems: list[str]  # what the file says of itself and its tensors do not bear out
+    problems: list[str]  # statements of the file about itself that its tensors contradict
     notes: list[str]
 
 
 def release_of(config: TransformerConfig) -> str | None:
-    """Which release a config belongs to, of whatever size."""
+    """Return the release that a config of any size belongs to, or None."""
     wanted = [getattr(config, name) for name in RELEASE_FIELDS]
     return next(
         (
@@ -85,9 +86,9 @@ def release_of(config: TransformerConfig) -> str | None:
 
 
 def resolve(source: CheckpointFiles, shapes: Mapping[str, tuple[int, ...]], given: TransformerConfig | None) -> Facts:
-    """The config by the argument, config.json, the metadata, or the shapes: the first of these that there is.
+    """Return the config from the first source there is: the argument, config.json, the metadata, or the shapes.
 
-    Raises `CheckpointError` for a config that is malformed or unsupported.
+    Raises `CheckpointError` for a config that is malformed or not supported.
     """
     notes: list[str] = []
     measured = from_shapes(shapes)
@@ -110,7 +111,7 @@ def resolve(source: CheckpointFiles, shapes: Mapping[str, tuple[int, ...]], give
 def says(
     source: CheckpointFiles, given: TransformerConfig | None, notes: list[str]
 ) -> tuple[TransformerConfig | None, dict[str, str]]:
-    """The config that the caller or the files state, and the origins of its fields; None if neither does."""
+    """Return the config that the caller or the files state, with the origins of its fields, or None if neither does."""
     if given is not None:
         return given, dict.fromkeys(asdict(given), ARGUMENT)
     try:
@@ -130,11 +131,12 @@ def says(
             return present, {f.name: origin if f.name in config else FORMAT_DEFAULT for f in fields(present)}
     except (ValueError, AttributeError) as error:
         raise CheckpointError(source.path, [f"{origin}: {error}"]) from None
-    notes.append(f"{origin} is of class {name}, and has not the keys of a Lightricks config: not used")
+    notes.append(f"{origin} is of class {name} but lacks the keys of a Lightricks config, so it is not used")
     return None, {}
 
 
 def lightricks(config: Mapping[str, Any], origin: str, notes: list[str]) -> tuple[TransformerConfig, dict[str, str]]:
+    """Parse a Lightricks config and return it with the origins of its fields. Unknown keys become notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = TransformerConfig.from_lightricks(config)
@@ -145,7 +147,10 @@ def lightricks(config: Mapping[str, Any], origin: str, notes: list[str]) -> tupl
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Every config field that the shapes decide, which are those of the unpacked tensors under our names."""
+    """Return every config field that the shapes decide.
+
+    `shapes` are those of the unpacked tensors, by the parameters' names in the model.
+    """
     blocks = {match[1] for name in shapes if (match := BLOCK_NAME.match(name))}
     alike: dict[str, Counter[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
@@ -164,13 +169,16 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def any_block(name: str) -> str:
-    """The name with `*` for the number of the block."""
+    """Return a parameter's name with `*` in place of the block's number."""
     parts = name.split(".")
     return ".".join([parts[0], "*", *parts[2:]]) if parts[0] == "transformer_blocks" else name
 
 
 def presumed(measured: Mapping[str, Any]) -> TransformerConfig:
-    """The release that the tensors look most like. Without gates, the number of heads is the published one."""
+    """Return the preset of the release that the tensors look most like.
+
+    Models without gates do not show their number of heads, so they keep the published one.
+    """
     release = "2.0" if measured["use_prompt_embeddings"] else "2.3" if measured["ff_bias"] else "2.5"
     return RELEASES[release]
 
@@ -182,10 +190,11 @@ def contradictions(
     notes: list[str],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> list[str]:
+    """Return the statements about the config that the tensors contradict."""
     problems = []
     for name, value in measured.items():
         if name == "use_keyframes_abs_pos_embedding" and said[name] != value:
-            # ComfyUI goes by the tensor, too: a file of 2.5, since replaced, was published without it.
+            # ComfyUI goes by the tensor as well: a file of 2.5, since replaced, was published without it.
             notes.append(f"{origins[name]} says {name} = {said[name]}, the tensors say {value}: they decide")
             origins[name] = SHAPES
         elif said[name] is not None and said[name] != value:
@@ -195,6 +204,7 @@ def contradictions(
 
 
 def evidence(name: str, said: Any, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return which tensors show the value of a config field, in words for a message."""
     if name == "num_layers":
         beyond = [tensor for tensor in shapes if (match := BLOCK_NAME.match(tensor)) and int(match[1]) >= said]
         return f"the presence of {beyond[0]}" if beyond else "the transformer_blocks.* that are there"

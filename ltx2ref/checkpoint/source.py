@@ -11,23 +11,25 @@ INDEX = ".safetensors.index.json"
 
 
 class CheckpointFiles(NamedTuple):
-    """Everything that the files of a checkpoint say. `tensors` are under the files' own names."""
+    """Everything that the files of a checkpoint state. `tensors` go by the names in the files."""
 
     path: Path
     files: list[TensorFile]
     tensors: dict[str, Stored]
-    config: dict[str, Any] | None  # config.json, if there is one
-    metadata: dict[str, str]  # of the file, if there is only one
+    config: dict[str, Any] | None  # the content of config.json, if there is one
+    metadata: dict[str, str]  # the file's metadata; empty if there are several files
 
     @property
     def size(self) -> int:
+        """Return the size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
 def open_source(path: str | Path) -> CheckpointFiles:
     """Read all headers of a file, an index of shards, or a folder with one of them.
 
-    Raises `CheckpointError`; a pipeline's folder is refused by name.
+    Raises `CheckpointError` if there is no checkpoint. The message for a whole pipeline's folder says which one to
+    give.
     """
     path = Path(path)
     if not os.path.isdir(path):
@@ -60,7 +62,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def named_shards(index: Path) -> list[str]:
-    """Return the names of the files that an index names; none if it cannot be read, which opening it will say."""
+    """Return the file names that an index lists, or none if it cannot be read: opening it will report that."""
     try:
         return [name for name in read_json(index)["weight_map"].values() if isinstance(name, str)]
     except (CheckpointError, KeyError, AttributeError):
@@ -68,7 +70,10 @@ def named_shards(index: Path) -> list[str]:
 
 
 def open_shards(index: Path, config: dict[str, Any] | None) -> CheckpointFiles:
-    """All shards that an index names: plain names of files beside it, which hold just the tensors it says."""
+    """Read the headers of all shards that an index names.
+
+    Raises `CheckpointError` unless they are plain names of files beside the index which hold exactly its tensors.
+    """
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(index, ["expected a weight_map of tensor names to file names"])
@@ -78,7 +83,7 @@ def open_shards(index: Path, config: dict[str, Any] | None) -> CheckpointFiles:
     for shard in sorted(set(shards.values())):
         if not shard.endswith(".safetensors") or Path(shard).name != shard or "\\" in shard or ":" in shard:
             raise CheckpointError(index, [f"{shard}: not the plain name of a .safetensors file in this folder"])
-        if not os.path.isfile(index.parent / shard):  # False for a name that is too long, too
+        if not os.path.isfile(index.parent / shard):  # also False for a name that is too long
             lost = next(name for name in shards if shards[name] == shard)
             raise CheckpointError(index, [f"{shard}: there is no such file in this folder; {lost} should be in it"])
         file, stored = read_header(index.parent / shard)
@@ -98,6 +103,7 @@ def open_shards(index: Path, config: dict[str, Any] | None) -> CheckpointFiles:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of bounded size. Raises `CheckpointError`."""
     try:
         with open(path, "rb") as file:
             return parse_json(file.read(MAX_HEADER + 1))

@@ -1,4 +1,4 @@
-"""Tensors in files: ranges of bytes, read or mapped, of a file that must not change meanwhile."""
+"""Stored tensors: ranges of bytes, read or mapped, in files that must not change meanwhile."""
 
 import mmap
 import os
@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SHOWN = 20  # problems in a message; all of them are in `CheckpointError.problems`
+from ..printable import printable
+
+SHOWN = 20  # problems listed in a message; `CheckpointError.problems` has all of them
 TORCH = {
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -25,17 +27,22 @@ TORCH = {
 
 
 class CheckpointError(ValueError):
-    """A file that is damaged, that is not what it seems, or that does not hold one whole model: all `problems`."""
+    """An error for a file that is damaged, is not what it seems, or does not hold one whole model.
+
+    `path` and all `problems` are kept as they are. The message lists the first problems, without control characters.
+    """
 
     def __init__(self, path: Path | str, problems: Sequence[str]) -> None:
         self.path, self.problems = Path(path), list(problems)
-        lines = [*self.problems[:SHOWN], *([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]
-        super().__init__(f"{path}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{path}:", *lines]))
+        lines = [printable(problem) for problem in self.problems[:SHOWN]]
+        lines += [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        shown = printable(str(path))
+        super().__init__(f"{shown}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{shown}:", *lines]))
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """An opened file. Its `metadata` are strings; `size` and `mtime` what they were when its header was read."""
+    """An opened file. Its `size` and `mtime` are those at the time when its header was read."""
 
     path: Path
     container: str  # "safetensors" or "gguf"
@@ -44,7 +51,7 @@ class TensorFile:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def open(self) -> FileIO:
-        """Raises `CheckpointError` if the file is gone, or no longer the one whose header was read."""
+        """Open the file again. Raises `CheckpointError` if it is gone or has changed since its header was read."""
         try:
             file = FileIO(self.path)
         except OSError as error:
@@ -58,12 +65,13 @@ class TensorFile:
         return file
 
     def read(self, start: int, stop: int, name: str) -> bytearray:
+        """Read the bytes from `start` to `stop`. Raises `CheckpointError`, which names the tensor."""
         buffer = bytearray(stop - start)
         self.fill(memoryview(buffer), start, name)
         return buffer
 
     def fill(self, memory: memoryview, start: int, name: str) -> None:
-        """Read as many bytes from `start` on as there is memory. Raises `CheckpointError`."""
+        """Fill the memory with the bytes from `start` on. Raises `CheckpointError`, which names the tensor."""
         done, stop = 0, start + len(memory)
         with self.open() as file:
             try:
@@ -77,11 +85,11 @@ class TensorFile:
 
 
 class Stored(NamedTuple):
-    """A tensor in a file, not read yet: `start` and `stop` count bytes from the file's beginning."""
+    """A tensor in a file that has not been read yet. `start` and `stop` count bytes from the file's beginning."""
 
     file: TensorFile
     name: str
-    dtype: str  # in safetensors' spelling or in ggml's: "BF16", "F8_E4M3", "Q4_K"
+    dtype: str  # as safetensors or ggml spells it: "BF16", "F8_E4M3", "Q4_K"
     shape: tuple[int, ...]
     start: int
     stop: int
@@ -90,41 +98,44 @@ class Stored(NamedTuple):
         return f"{self.name} {self.dtype} {list(self.shape)}"
 
     def bytes(self) -> bytearray:
+        """Read all bytes."""
         return self.file.read(self.start, self.stop, self.name)
 
     def tensor(self) -> Tensor:
+        """Read the tensor into new memory."""
         return torch.frombuffer(self.bytes(), dtype=TORCH[self.dtype]).reshape(self.shape)
 
     def into(self, out: Tensor) -> None:
-        """`tensor()`, read into contiguous memory of the CPU that is there already."""
+        """Read the tensor into an existing contiguous one on the CPU."""
         self.file.fill(out.detach().flatten().view(torch.uint8).numpy().data, self.start, self.name)
 
     def row_bytes(self, start: int, stop: int) -> bytearray:
+        """Read the bytes of some rows."""
         size = (self.stop - self.start) // self.shape[0]
         return self.file.read(self.start + start * size, self.start + stop * size, self.name)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """`tensor()[start:stop]`, of which nothing else is read."""
+        """Read some rows, as in `tensor()[start:stop]`, and nothing else."""
         data = self.row_bytes(start, stop)
         return torch.frombuffer(data, dtype=TORCH[self.dtype]).reshape(-1, *self.shape[1:])
 
     def mapped(self) -> Tensor:
-        """The tensor in the file's own pages, which are read when first used, and copied when written to.
+        """Map the tensor: pages are read from the file when they are first used, and copied when they are written to.
 
-        Each tensor is a map of its own: one of the whole file is refused where that is larger than the memory.
+        Each tensor has its own map, because mapping a whole file is refused where it is larger than the memory.
         """
         page = self.start - self.start % mmap.ALLOCATIONGRANULARITY
         if self.start % TORCH[self.dtype].itemsize or self.start == self.stop:
-            return self.tensor()  # misaligned
+            return self.tensor()  # an unaligned or empty range cannot be mapped
         with self.file.open() as file:
             try:
                 memory = mmap.mmap(file.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
-            except (OSError, ValueError) as error:  # shorter by now, or too large for this machine
+            except (OSError, ValueError) as error:  # the file is shorter by now, or too large for this machine
                 raise CheckpointError(self.file.path, [f"{self}: cannot be mapped: {error}"]) from None
         return torch.frombuffer(memory, dtype=TORCH[self.dtype], offset=self.start - page).reshape(self.shape)
 
 
 def require(holds: bool, problem: str) -> None:
-    """Raise `ValueError` with the problem unless something holds."""
+    """Raise `ValueError` with this problem unless something holds."""
     if not holds:
         raise ValueError(problem)

@@ -1,6 +1,6 @@
-"""A model larger than the memory: each block is read when it is needed, one ahead of time, and is gone after use.
+"""Streaming: models larger than the memory, whose blocks are read one ahead of their use and dropped afterwards.
 
-Hooks on the blocks do it. What the blocks compute, and what a trace sees of them, is what it is with `load`.
+Hooks on the blocks do this. Blocks compute, and traces record, the same as with `load`.
 """
 
 import os
@@ -22,7 +22,7 @@ from .lora import merged_into
 from .quantised import Nibbles
 
 BLOCKS_PREFIX = "transformer_blocks."
-Room = dict[str, nn.Parameter]  # memory for one block, by the names of its parameters in it
+Room = dict[str, nn.Parameter]  # the memory of one block, by its parameters' names inside the block
 Model = TypeVar("Model", bound="StreamedTransformer")
 
 
@@ -36,12 +36,14 @@ def stream(
     lora: Sequence[tuple[str | Path, float]] = (),
     conventions: Conventions = DIFFUSERS,
 ) -> "StreamedTransformer":
-    """The model of `load`, which see for the arguments, with two blocks in memory in place of all.
+    """Load a model that keeps two blocks in memory instead of all of them.
 
-    In memory are the weights outside the blocks, the block that computes and the next one, which a thread reads
-    meanwhile. Nothing is mapped: the file may change or shrink, but every forward from then on raises
-    `CheckpointError`, as it does for each weight that cannot be read. For forwards, one at a time; a forward of
-    which gradients would be needed raises `RuntimeError`. A deep copy, and `double()`, are streamed, too.
+    The arguments are those of `load`. The weights outside the blocks, the current block and the next one, which a
+    thread reads meanwhile, are in memory. Nothing is mapped, so the file may change or shrink, but every forward from
+    then on raises `CheckpointError`, as it does for each weight that cannot be read.
+
+    The model runs one forward at a time. A forward that needs gradients raises `RuntimeError`. Deep copies of the
+    model, and the model after `double()`, are streamed as well.
     """
     recipe = prepare(path, dtype, config, nibbles, lora, conventions)
     outside = {
@@ -56,12 +58,12 @@ def stream(
 
 
 class StreamedTransformer(LTX2VideoTransformer3DModel):
-    """A model whose blocks are on the meta device but for the one that computes. Made by `stream`."""
+    """A model, made by `stream`, in which all blocks are on the meta device except for the current one."""
 
     reader: "BlockReader"
 
     def double(self: Model) -> Model:
-        """In float64, in place: of the weights as rounded to the dtype that `stream` was given."""
+        """Convert to float64 in place. The weights are those already rounded to the dtype that `stream` was given."""
         nn.Module._apply(self, Tensor.double)
         self.reader.convert(torch.float64)
         return self
@@ -74,18 +76,20 @@ class StreamedTransformer(LTX2VideoTransformer3DModel):
         return assemble_streamed(outside, reader, self.conventions)
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise `TypeError`: the blocks cannot be reached through nn.Module."""
         raise TypeError(
-            "the blocks of a streamed model are in its file: to move, convert, change or save it, give "
+            "the blocks of a streamed model stay in its file: to move, convert, change or save it, give "
             "`stream` a device, a dtype or a LoRA, or use `load`"
         )
 
-    # The rest of nn.Module's ways to the parameters would do a part of the work, on the weights outside the blocks.
+    # nn.Module's other ways to the parameters would reach only the weights outside the blocks, so they are refused.
     _apply = state_dict = load_state_dict = __reduce_ex__ = refuse
 
 
 def assemble_streamed(
     outside: dict[str, Tensor], reader: "BlockReader", conventions: Conventions
 ) -> StreamedTransformer:
+    """Build the model from its weights outside the blocks, and put the reader's hooks on the blocks."""
     with torch.device("meta"):
         model = StreamedTransformer(reader.recipe.plan.config, conventions).requires_grad_(False)
     nn.Module.load_state_dict(model, outside, strict=False, assign=True)
@@ -97,20 +101,24 @@ def assemble_streamed(
 
 
 class BlockReader:
-    """Hooks that give a block its parameters, and take them back, and the thread that reads the next block's."""
+    """Hooks that give a block its parameters and take them back, with a thread that reads the next block."""
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype, device: torch.device) -> None:
         self.recipe, self.dtype, self.device = recipe, dtype, device
-        self.rooms: tuple[Room, Room] = {}, {}  # of even blocks and of odd ones
-        self.thread = ThreadPoolExecutor(1, "ltx2ref.stream")  # one: never are two blocks read at a time
+        self.rooms: tuple[Room, Room] = {}, {}  # one for even blocks and one for odd ones
+        self.thread = ThreadPoolExecutor(1, "ltx2ref.stream")  # a single thread, so blocks are read one at a time
         self.ahead: tuple[int, Future[Room]] | None = None
-        self.resident: tuple[nn.Module, Room, int] | None = None  # its own parameters on meta, and whose it is
+        # The block in memory, its own parameters on the meta device, and the thread that runs it.
+        self.resident: tuple[nn.Module, Room, int] | None = None
 
     def enter(self, i: int, block: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of block `i`."""
+        """Give block `i` its parameters, as a forward pre-hook, and start to read the next block.
+
+        Raises `RuntimeError` if another thread is inside a forward.
+        """
         if self.resident is not None and self.resident[2] != threading.get_ident():
             raise RuntimeError("a streamed model runs one forward at a time, and another thread is in one")
-        self.vacate()  # a forward that was interrupted
+        self.vacate()  # an interrupted forward may have left a block behind
         room = self.take(i)
         self.resident = block, dict(block.named_parameters()), threading.get_ident()
         assign(block, room)
@@ -118,32 +126,43 @@ class BlockReader:
             self.ahead = i + 1, self.thread.submit(self.read, i + 1)
 
     def leave(self, block: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        """Forward hook, also of a block that raised, or whose `enter` did: then there is no output."""
+        """Take the parameters of a block back, as a forward hook.
+
+        The hook also runs for a block that raised, or whose `enter` raised. Then there is no output. Raises
+        `RuntimeError` if the output needs gradients.
+        """
         if self.resident is None or self.resident[2] != threading.get_ident():
             return
         if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)  # it may still be reading what is about to be overwritten
+            torch.accelerator.synchronize(self.device)  # it may still read memory that is about to be overwritten
         self.vacate()
         if out is not None and any(x.requires_grad for x in out):
             raise RuntimeError(
-                "a streamed model has no gradients, its weights are gone when they would be needed: "
+                "a streamed model has no gradients, because its weights are gone when they would be needed: "
                 "run it under torch.no_grad(), or use `load`"
             )
 
     def vacate(self) -> None:
+        """Give the block in memory its own parameters on the meta device again."""
         if self.resident is not None:
             block, own, _ = self.resident
             assign(block, own)
             self.resident = None
 
     def take(self, i: int) -> Room:
-        """Block `i`, read by now, or read now. Raises what the reading raised: `CheckpointError`."""
+        """Return the memory of block `i`, waiting for the thread.
+
+        Raises `CheckpointError` if the block could not be read.
+        """
         ahead, self.ahead = self.ahead, None
         future = ahead[1] if ahead is not None and ahead[0] == i else self.thread.submit(self.read, i)
         return future.result()
 
     def read(self, i: int) -> Room:
-        """In the thread: all of block `i`, of a file that is still the one whose header was read."""
+        """Read all of block `i`, in the thread.
+
+        Raises `CheckpointError` if the file has changed since its header was read.
+        """
         block = f"{BLOCKS_PREFIX}{i}."
         stored = [item for item in self.recipe.plan.weights.items() if item[0].startswith(block)]
         room = self.rooms[i % 2]
@@ -165,6 +184,7 @@ class BlockReader:
         return room
 
     def fill(self, out: Tensor, name: str) -> None:
+        """Read a weight with its LoRAs into a tensor, rounded first to the dtype that `stream` was given."""
         plan, loras, dtype = self.recipe
         exact = out if out.dtype == dtype else torch.empty(out.shape, dtype=dtype, device="cpu")
         merged_into(exact, name, plan.weights[name], loras)
@@ -172,17 +192,22 @@ class BlockReader:
             out.copy_(exact)
 
     def convert(self, dtype: torch.dtype) -> None:
+        """Make the blocks from now on have this dtype."""
         self.dtype, self.rooms, self.ahead = dtype, ({}, {}), None
 
 
 def require_unchanged(recipe: Recipe) -> None:
+    """Raise `CheckpointError` if a file has changed since its header was read."""
     for file in recipe.plan.source.files:
         file.open().close()
 
 
 def drop_cached(recipe: Recipe) -> None:
-    """Of files that are larger than the memory, no page is still there when the next forward wants it: the kernel need
-    not search for the oldest ones."""
+    """Drop the cached pages of files that are larger than the memory.
+
+    None of these pages would survive until the next forward, and without them the kernel need not search for the
+    oldest.
+    """
     files = recipe.plan.source.files
     if hasattr(os, "posix_fadvise") and sum(file.size for file in files) > physical_memory():
         for file in files:
@@ -191,10 +216,12 @@ def drop_cached(recipe: Recipe) -> None:
 
 
 def physical_memory() -> int:
+    """Return the size of this machine's memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def assign(block: nn.Module, parameters: Room) -> None:
+    """Set the parameters of a block by name."""
     for name, parameter in parameters.items():
         path, _, leaf = name.rpartition(".")
         setattr(block.get_submodule(path), leaf, parameter)

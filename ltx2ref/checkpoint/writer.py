@@ -1,4 +1,4 @@
-"""safetensors files written piece by piece, and a place on the disk that is filled as a whole or not at all."""
+"""Writing safetensors files piece by piece, at a place on the disk that is filled as a whole or not at all."""
 
 import json
 import os
@@ -19,19 +19,20 @@ Piece = bytearray | memoryview
 
 
 class TensorEntry(NamedTuple):
-    """A tensor that is to be written. Its pieces are made one by one, when it is its turn."""
+    """A tensor to be written. Its pieces are made one by one when its turn comes."""
 
-    dtype: str  # in safetensors' spelling
+    dtype: str  # as safetensors spells it
     shape: tuple[int, ...]
     pieces: Iterable[Piece]
 
     @property
     def size(self) -> int:
+        """Return the size in bytes."""
         return torch.Size(self.shape).numel() * BITS[self.dtype] // 8
 
 
 def pieces(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str], title: str) -> Iterator[Piece]:
-    """A safetensors file."""
+    """Yield the bytes of a safetensors file."""
     yield header(tensors, metadata)
     for name, entry in track(packed(tensors), title):
         left = entry.size
@@ -42,7 +43,7 @@ def pieces(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str], titl
 
 
 def header(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytearray:
-    """Its length and JSON, with spaces behind: then what follows begins at a multiple of 8."""
+    """Return the length of the header and the header itself, padded so that the data begins at a multiple of 8."""
     table, end = {"__metadata__": dict[str, Any](metadata)}, 0
     for name, entry in packed(tensors):
         start, end = end, end + entry.size
@@ -53,13 +54,16 @@ def header(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> b
 
 
 def packed(tensors: Mapping[str, TensorEntry]) -> list[tuple[str, TensorEntry]]:
-    """Wide dtypes first: then each tensor begins at a multiple of its dtype's size."""
+    """Return the tensors with wide dtypes first, so that each one begins at a multiple of its dtype's size."""
     return sorted(tensors.items(), key=lambda item: -BITS[item[1].dtype])
 
 
 @contextmanager
 def staged(path: Path, inside: str) -> Iterator[Path]:
-    """A folder beside `path`: itself, or the file `inside` it, gets that name at the end. Else nothing is left."""
+    """Yield a temporary folder beside `path`. On success it, or the file `inside` it, is renamed to `path`.
+
+    If anything fails, nothing is left on the disk. Raises `CheckpointError` if the disk refuses.
+    """
     folder = path.parent / f".ltx2ref-{secrets.token_hex(4)}.partial"
     try:
         folder.mkdir()
@@ -75,13 +79,15 @@ def staged(path: Path, inside: str) -> Iterator[Path]:
 
 
 def require_new(path: Path) -> None:
+    """Raise `CheckpointError` if `path` exists or its parent folder does not."""
     if os.path.lexists(path):
-        raise CheckpointError(path, ["exists already, and is not touched"])
+        raise CheckpointError(path, ["exists already and is not overwritten"])
     if not path.parent.is_dir():
         raise CheckpointError(path, [f"there is no folder {path.parent}"])
 
 
 def put(path: Path, content: Iterable[Piece]) -> None:
+    """Write a new file and wait until it is on the disk."""
     with open(path, "xb") as file:
         file.writelines(content)
         file.flush()
@@ -89,7 +95,7 @@ def put(path: Path, content: Iterable[Piece]) -> None:
 
 
 def sync(folder: Path) -> None:
-    """The names in a folder reach the disk. Only POSIX systems let one open it."""
+    """Wait until the names in a folder are on the disk. Only POSIX systems can open a folder for that."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)

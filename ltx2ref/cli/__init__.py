@@ -8,6 +8,7 @@ import os
 import sys
 
 from .. import __version__
+from ..printable import printable_lines
 from .audit import add_audit
 from .command import BROKEN_PIPE, INTERRUPTED, UNCLEAR, layout
 from .compare import add_compare
@@ -57,7 +58,7 @@ def run_command(arguments: list[str] | None) -> int:
         status: int = options.run(options)
         return status
     except ValueError as error:
-        print(f"ltx2ref: {error}", file=sys.stderr)
+        print(f"ltx2ref: {printable_lines(str(error))}", file=sys.stderr)
         return UNCLEAR
 
 

@@ -21,7 +21,7 @@ from .command import (
     device_named,
     required,
 )
-from .output import print_json, print_names, write_page
+from .output import print_json, print_line, print_names, print_text, write_page
 
 if TYPE_CHECKING:
     from ..parity.cases import Case
@@ -163,8 +163,8 @@ def show_reports(reports: "Mapping[str, Report]", impossible: Mapping[str, str],
         print_json({"reports": found, "not_expressible": impossible})
         return
     for name, report in reports.items():
-        print(f"{name}: {report.verdict}: {report.details() if len(reports) == 1 else report.sentence}")
+        print_text(f"{name}: {report.verdict}: {report.details() if len(reports) == 1 else report.sentence}")
         for note in report.notes if len(reports) == 1 else ():
-            print(f"  {note}")
+            print_line(f"  {note}")
     for name, reason in impossible.items():
-        print(f"{name}: not compared: {reason}")
+        print_line(f"{name}: not compared: {reason}")

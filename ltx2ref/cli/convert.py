@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .command import DONE, DTYPES, add_command
-from .output import print_json
+from .output import print_json, print_line
 
 if TYPE_CHECKING:
     from ..checkpoint.convert import Conversion
@@ -77,11 +77,11 @@ def ended_by_exceptions() -> Iterator[None]:
 
 
 def print_conversion(report: "Conversion") -> None:
-    print(f"{report.source}: {report.source_dialect}; {', '.join(report.formats)}")
-    print(f"{report.destination}: {report.dialect}; {report.tensors:,} tensors, {report.bytes:,} bytes")
+    print_line(f"{report.source}: {report.source_dialect}; {', '.join(report.formats)}")
+    print_line(f"{report.destination}: {report.dialect}; {report.tensors:,} tensors, {report.bytes:,} bytes")
     for prefix, held in report.foreign.items():
-        print(f"left out: {prefix}* {held['tensors']:,} tensors, {held['bytes']:,} bytes")
+        print_line(f"left out: {prefix}* {held['tensors']:,} tensors, {held['bytes']:,} bytes")
     if report.left_out:
-        print(f"left out: {', '.join(report.left_out)}")
+        print_line(f"left out: {', '.join(report.left_out)}")
     for note in report.assumed:
-        print(f"assumed: {note}")
+        print_line(f"assumed: {note}")

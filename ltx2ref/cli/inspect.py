@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command import DONE, UNCLEAR, WRONG, add_command, worst
-from .output import Column, print_json, print_table
+from .output import Column, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..checkpoint.inspection import Description
@@ -79,31 +79,34 @@ def print_descriptions(found: "Sequence[Description]") -> None:
     for d in found:
         for problem in d.problems[:1]:
             more = f" (and {len(d.problems) - 1} more)" if len(d.problems) > 1 else ""
-            print(f"{Path(d.path).name}: {problem}{more}")
+            print_line(f"{Path(d.path).name}: {problem}{more}")
         if d.stats:
-            print(f"{Path(d.path).name}: {len(d.stats)} suspicious tensors; inspect the file alone for their names")
+            print_line(
+                f"{Path(d.path).name}: {len(d.stats)} suspicious tensors; inspect the file alone for their names"
+            )
 
 
 def print_description(d: "Description") -> None:
     """Print everything that is known of a checkpoint."""
-    print(f"{d.path}: {d.kind}{f', release {d.release}' if d.release else ''}")
+    print_line(f"{d.path}: {d.kind}{f', release {d.release}' if d.release else ''}")
     size = f"{d.bytes:,} bytes in {d.files} {d.container} file{'s' * (d.files > 1)}"
-    print(f"  {size}, {d.tensors:,} tensors; metadata: {', '.join(d.metadata) or 'none'}")
+    print_line(f"  {size}, {d.tensors:,} tensors; metadata: {', '.join(d.metadata) or 'none'}")
     if d.kind == "transformer":
         print_transformer(d)
     for prefix, held in d.foreign.items():
-        print(f"not the transformer: {prefix}* {held['tensors']:,} tensors, {held['bytes']:,} bytes")
+        print_line(f"not the transformer: {prefix}* {held['tensors']:,} tensors, {held['bytes']:,} bytes")
     print_published(d)
     for title, lines in (("note", d.notes), ("cannot be told", d.cannot_tell), ("problem", d.problems)):
         for line in lines:
-            print(f"{title}: {line}")
+            print_line(f"{title}: {line}")
     if d.stats is not None:
         print_suspicious(d.stats)
 
 
 def print_transformer(d: "Description") -> None:
     shapes = "those of the published release" if d.published_shapes else "not those of a published release"
-    print(f"  {d.dialect}; {d.parameters:,} parameters; names and shapes: {shapes}\n")
+    print_line(f"  {d.dialect}; {d.parameters:,} parameters; names and shapes: {shapes}")
+    print()
     print_table(
         [
             Column("layers", [row["layers"] for row in d.formats]),
@@ -127,16 +130,16 @@ def print_transformer(d: "Description") -> None:
 def print_published(d: "Description") -> None:
     for entry in d.manifest:
         tensors = f", published with {entry.tensors:,} tensors" if entry.tensors else ""
-        print(f"published, by its {entry.by}: {entry.repository}/{entry.name} {entry.revision or ''}{tensors}")
+        print_line(f"published, by its {entry.by}: {entry.repository}/{entry.name} {entry.revision or ''}{tensors}")
     if not d.manifest:
-        print("published: no file of this size is in the manifest")
+        print_line("published: no file of this size is in the manifest")
 
 
 def print_suspicious(stats: Sequence[dict[str, Any]]) -> None:
     """Print a line for each tensor that looks damaged."""
-    print(f"suspicious tensors: {len(stats)}")
+    print_line(f"suspicious tensors: {len(stats)}")
     for row in stats:
-        print(f"  {row['name']}: {suspicion(row)}")
+        print_line(f"  {row['name']}: {suspicion(row)}")
 
 
 def suspicion(row: dict[str, Any]) -> str:

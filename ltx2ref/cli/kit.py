@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command import DONE, KIT_LEVELS, add_command, add_list, add_page, add_partial, layout, required
-from .output import print_json, print_names, write_page
+from .output import print_json, print_line, print_names, print_text, write_page
 
 if TYPE_CHECKING:
     from ..kit.verdict import Verdict
@@ -131,13 +131,13 @@ def list_kit(options: argparse.Namespace) -> int:
 
 def print_verdict(verdict: "Verdict", wrong: "Mapping[str, Report]") -> None:
     for name, report in wrong.items():
-        print(f"{name}: {report.details(5)}")
+        print_text(f"{name}: {report.details(5)}")
     for result in verdict.results:
         for note in result.report.notes if result.report is not None else ():
-            print(f"{result.name}: {note}")
+            print_line(f"{result.name}: {note}")
     if verdict.missing:
-        print(f"{len(verdict.missing)} missing: {first_missing(verdict.missing)}{partial_hint(verdict)}")
-    print(verdict.summary)
+        print_line(f"{len(verdict.missing)} missing: {first_missing(verdict.missing)}{partial_hint(verdict)}")
+    print_text(verdict.summary)
 
 
 def first_missing(names: list[str]) -> str:

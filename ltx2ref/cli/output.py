@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..printable import printable, printable_lines
+
 if TYPE_CHECKING:
     from ..parity.report.rows import Report
 
@@ -46,19 +48,31 @@ def print_json(value: Any) -> None:
     print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
+def print_line(text: str) -> None:
+    """Print a line that may quote untrusted files, whose unprintable characters are escaped."""
+    print(printable(text))
+
+
+def print_text(text: str) -> None:
+    """Print lines that may quote untrusted files, whose unprintable characters are escaped."""
+    print(printable_lines(text))
+
+
 def print_names(names: Sequence[str], as_json: bool) -> None:
     """Print names, one a line."""
     if as_json:
         print_json(names)
     else:
-        print("\n".join(names))
+        for name in names:
+            print_line(name)
 
 
 def print_table(columns: Sequence[Column], keys: int = 1, alarming: Sequence[bool] = ()) -> None:
     """Print a table as wide as the terminal, or as it needs where there is none. `alarming` rows are red."""
     width = shutil.get_terminal_size((sys.maxsize, 0)).columns
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print("\n".join(table_lines(columns, width, keys, alarming if coloured else ())))
+    shown = [column._replace(cells=[printable(cell) for cell in column.cells]) for column in columns]
+    print("\n".join(table_lines(shown, width, keys, alarming if coloured else ())))
 
 
 def write_page(path: str, report: "Report") -> None:

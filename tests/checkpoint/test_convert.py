@@ -540,7 +540,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_read(
     usage = type(saving.shutil.disk_usage(tmp_path))
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: usage(2 * size, size + 1, size - 1))
     monkeypatch.setattr(TensorFile, "read", None)
-    with pytest.raises(CheckpointError, match=f"needs {size:,} bytes, of which the disk has {size - 1:,}"):
+    with pytest.raises(CheckpointError, match=f"needs {size:,} bytes, but the disk has only {size - 1:,} free"):
         convert(source, tmp_path / "c.safetensors", dialect="lightricks")
     assert listing(tmp_path) == ["a.safetensors", "b.safetensors"]
 
@@ -562,7 +562,7 @@ def test_a_disk_that_fills_up_is_an_error_that_says_so(tmp_path: Path, monkeypat
         ("b", "lightricks", None, "expected the name of a .safetensors file"),
         ("b.safetensors", "diffusers", None, "expected the name of a folder"),
         ("no/b", "diffusers", None, "there is no folder"),
-        ("b.safetensors", "lightricks", "5GB", "expected none, for lightricks has one file"),
+        ("b.safetensors", "lightricks", "5GB", "expected none, lightricks is one file"),
         *(
             ("b", "diffusers", limit, "expected bytes, or a size like 5GB")
             for limit in ("", "0GB", 0, -1, "1.2.3GB", "5 bytes", "GB", "1e9", True, ".")
@@ -639,7 +639,7 @@ def test_the_command_reports_what_it_did(tmp_path: Path, capsys: pytest.CaptureF
         )
     )
     assert cli.main(arguments) == 2
-    assert "b: exists already, and is not touched" in capsys.readouterr().err
+    assert "b: exists already and is not overwritten" in capsys.readouterr().err
 
 
 def test_the_command_prints_what_it_left_out_and_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

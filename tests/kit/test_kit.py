@@ -278,8 +278,10 @@ def wrong_components(results: Path, kit: Path) -> set[str]:
 def test_matrix_products_in_rounded_parts_are_no_failure_of_a_component(
     count: int, dtype: str, kit: Path, tmp_path: Path
 ) -> None:
-    """Judge another program, with numbers of parts that no simulated machine has. In bfloat16 some take more than two
-    budgets, and pass because a machine explains them."""
+    """Another program computes them here, in numbers of parts that no simulated machine has.
+
+    In bfloat16 some take more than two budgets, and pass because a machine explains them.
+    """
     results = write_components(kit, tmp_path / "results", dtype, matmul=in_parts(count))
     assert not wrong_components(results, kit)
     with patch.object(checking, "explain_by_machines", lambda rows, *_: [*rows]):

@@ -17,9 +17,6 @@ ROOT = Path(ltx2ref.__file__).parents[1]
 GENITIVE = "Of "
 # These still do; no other may.
 YET_TO_REWRITE = """
-Of a single file.
-Of all parameters. One block
-Of files that are larger
 Of the checkout, if this
 Of the type of `like`
 Of these a result that is zero
