@@ -169,7 +169,10 @@ def parameter_shapes(config: TransformerConfig) -> Shapes:
 
 
 class WithoutValues(TorchFunctionMode):
-    """A mode that skips the arithmetic of initial values, for which torch would import code that takes a second to load."""
+    """A mode that skips the arithmetic of initial values.
+
+    To do it on meta, torch would import a second's worth of code.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.mul:
