@@ -170,5 +170,5 @@ def write_lightricks(fields: Mapping[str, Any]) -> dict[str, Any]:
         values = LIGHTRICKS_VALUES.get(key, ())
         config[key] = next((theirs for theirs, ours in values if ours == fields[name]), fields[name])
     for name, said in read_lightricks(config).items():
-        require_supported(fields[name] == said, name, fields[name], f"{said}, since a Lightricks config has no key")
+        require_supported(fields[name] == said, name, fields[name], f"{said}: Lightricks configs cannot express it")
     return {key: value for key, value in config.items() if value != LIGHTRICKS_ABSENT.get(key, ...)}

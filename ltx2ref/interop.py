@@ -71,7 +71,7 @@ class Coordinates:
     def prepare_audio_coords(
         self, batch_size: int, num_frames: int, device: torch.device | None = None, shift: int = 0
     ) -> Tensor:
-        """Return the bounds (B, 1, T, 2), in seconds, of `num_frames` latent audio frames, starting with frame `shift`."""
+        """Return the bounds (B, 1, T, 2), in seconds, of `num_frames` latent frames, starting with number `shift`."""
         coords = audio_positions(num_frames, self.config, device=device, first=shift)
         return coords.repeat(batch_size, 1, 1, 1)
 
