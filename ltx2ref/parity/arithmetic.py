@@ -1,7 +1,7 @@
-"""The definition of exact arithmetic: a formula for each operation, in float64, with sums in a fixed order.
+"""Define exact arithmetic: a formula for each operation, in float64, with sums in a fixed order.
 
-docs/arithmetic.md says the same for people and for other languages; exact.py has torch compute by it. A formula is
-given float64 tensors and returns one, which is then rounded once, to the dtype that the result has in torch.
+docs/arithmetic.md gives the same definition for people and for other languages. exact.py makes torch compute by it. A
+formula takes float64 tensors and returns one, which is then rounded once to the dtype that the result has in torch.
 """
 
 import math
@@ -12,26 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 1  # of the definition; a recording or a digest made under another one cannot be compared
-TILE = 2**20  # float64 products held at a time, 8 MB. No bit depends on it, nor on the next one
-LOGITS = 2**22  # of attention, held at a time
+VERSION = 1  # of the definition; recordings and digests of different versions cannot be compared
+# How many float64 products (8 MB) and how many logits are held at a time. No bit depends on them.
+TILE = 2**20
+LOGITS = 2**22
 DEFINED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Scalar = int | float
 Dims = int | Sequence[int] | None
 
 
 class NotExact(ValueError):
-    """Something that exact arithmetic does not define or cannot see; the message names it."""
+    """Exact arithmetic does not define something, or cannot see it; the message names it."""
 
 
 class Arithmetic:
-    """The steps that the formulas are made of. A subclass is a machine that takes one of them otherwise."""
+    """The steps that the formulas are made of.
 
-    # What is being computed, and its dtype: for machines to which they matter. The definition does not look at them.
+    A subclass is a machine that takes one of these steps in another way.
+    """
+
+    # The operation that is being computed and the dtype of its result. Some machines use them; the definition does not.
     operation, dtype = "", torch.float64
 
     def round(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Round float64 to nearest, ties to even: to float32, and from there to bfloat16 or float16."""
+        """Round float64 to nearest, ties to even.
+
+        Numbers are rounded to float32, and from there to bfloat16 or float16.
+        """
         return x if dtype == torch.float64 else x.to(torch.float32).to(dtype)
 
     def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
@@ -40,8 +47,10 @@ class Arithmetic:
         return result
 
     def fold(self, terms: Tensor) -> Tensor:
-        """Sum over the first dimension, overwriting `terms`: the last half is added onto the first half, until one
-        term is left. Of an odd number the middle term waits."""
+        """Sum over the first dimension, overwriting `terms`.
+
+        The last half is added to the first half until one term is left. The middle one of an odd number of terms waits.
+        """
         n = len(terms)
         while n > 1:
             half = n // 2
@@ -73,12 +82,12 @@ class Arithmetic:
         return y + bias.double()
 
     def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
-        """Sum values (..., S, d) by the softmax of logits (..., T, S); without any finite logit the sum is 0."""
+        """Sum values (..., S, d) by the softmax of logits (..., T, S); if no logit is finite, the sum is 0."""
         weights = softmax(self, logits, -1)
         return self.matmul(weights.masked_fill(highest(logits, -1) == -math.inf, 0.0), v)
 
     def total(self, x: Tensor, dims: Dims = None) -> Tensor:
-        """Sum over `dims`, or all, in row-major order. They stay, with size 1."""
+        """Sum over `dims`, or over all dimensions, in row-major order, and keep these dimensions with size 1."""
         among = dimensions(x, dims)
         front = x.movedim(among, tuple(range(len(among))))
         terms = front.reshape(math.prod(front.shape[: len(among)]), *front.shape[len(among) :]).clone()
@@ -86,8 +95,11 @@ class Arithmetic:
 
 
 class Nudged(Arithmetic):
-    """A machine whose float64 library differs in the last bit: each result of a function is moved by -1, 0 or +1 unit
-    in the last place. Arguments whose result is known exactly, such as exp(0) = 1, are left alone."""
+    """A machine whose float64 library differs in the last bit.
+
+    Each result of a function is moved by -1, 0 or +1 unit in the last place. Arguments whose result is known exactly,
+    such as exp(0) = 1, are left alone.
+    """
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -105,11 +117,13 @@ AS_DEFINED = Arithmetic()
 
 # ---------------------------------------------------------------- formulas, in float64 unless they are in NARROW
 def dimensions(x: Tensor, dims: Dims) -> tuple[int, ...]:
+    """Return the dimensions that `dims` means, sorted and not negative."""
     some = range(x.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     return tuple(sorted(d % max(x.ndim, 1) for d in some)) if x.ndim else ()
 
 
 def kept(y: Tensor, x: Tensor, dims: Dims, keepdim: bool) -> Tensor:
+    """Drop the reduced dimensions of a result unless they are to be kept."""
     return y if keepdim else y.reshape([n for i, n in enumerate(x.shape) if i not in dimensions(x, dims)])
 
 
@@ -132,7 +146,7 @@ def div(m: Arithmetic, x: Tensor, y: Tensor | Scalar, rounding_mode: str | None 
 
 
 def divisor(y: Tensor | Scalar, like: Tensor) -> Tensor:
-    """Make a tensor of a divisor: some devices multiply by the reciprocal of a Python number."""
+    """Return a divisor as a tensor, because some devices multiply by the reciprocal of a Python number."""
     return y if isinstance(y, Tensor) else torch.full((), y, dtype=torch.float64, device=like.device)
 
 
@@ -160,6 +174,7 @@ def power(m: Arithmetic, x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tenso
 
 
 def as_tensors(x: Tensor | Scalar, y: Tensor | Scalar) -> tuple[Tensor, Tensor]:
+    """Return both operands as tensors."""
     like = x if isinstance(x, Tensor) else y
     assert isinstance(like, Tensor)
     a, b = (z if isinstance(z, Tensor) else like.new_tensor(z, dtype=torch.float64) for z in (x, y))
@@ -180,7 +195,7 @@ def silu(m: Arithmetic, x: Tensor) -> Tensor:
 
 
 def gelu(m: Arithmetic, x: Tensor, approximate: str = "none") -> Tensor:
-    """Evaluate 0.5 x (1 + tanh z) as x sigmoid(2 z), which cancels nothing where x is negative."""
+    """Evaluate 0.5 x (1 + tanh z) as x sigmoid(2 z), which loses no digits where x is negative."""
     if approximate == "tanh":
         return x * sigmoid(m, 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
     return x * (0.5 * m.function("erfc", -x / divisor(math.sqrt(2), x)))
@@ -201,6 +216,7 @@ def log_softmax(m: Arithmetic, x: Tensor, dim: int, half_to_float: bool = False)
 
 
 def highest(x: Tensor, dim: int) -> Tensor:
+    """Return the largest element along a dimension, which stays; an empty tensor is allowed."""
     return x.amax(dim, keepdim=True) if x.numel() else x.sum(dim, keepdim=True)
 
 
@@ -213,6 +229,7 @@ def mean(m: Arithmetic, x: Tensor, dims: Dims = None, keepdim: bool = False) -> 
 
 
 def average(m: Arithmetic, x: Tensor, dims: Dims, fewer: Scalar = 0) -> Tensor:
+    """Return the sum divided by the number of elements, or by `fewer` less."""
     count = math.prod(x.shape[i] for i in dimensions(x, dims)) - fewer
     return m.total(x, dims) / divisor(max(count, 0), x)
 
@@ -245,7 +262,7 @@ def layer_norm(
     return y if bias is None else y + bias, center, 1 / deviation
 
 
-# ---- of tensors as they come: these widen what they need, when they need it
+# ---- formulas that take tensors in their own dtypes, and convert to float64 when needed, to save memory
 def exact_rms_norm(
     m: Arithmetic,
     input: Tensor,
@@ -253,7 +270,7 @@ def exact_rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Take the operations that code which writes the norm out would take, each rounded to float32 or wider.
+    """Compute RMSNorm step by step, each rounded to float32 or wider, as code does that writes the norm out.
 
     The second result is the factor, which ATen's fused operator returns, too.
     """
@@ -305,7 +322,10 @@ def exact_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attend from (..., T, d) to (..., S, d): one operation, one rounding. A row with nothing to attend to is 0."""
+    """Attend from (..., T, d) to (..., S, d) as one operation with one rounding.
+
+    The result of a query with nothing to attend to is 0.
+    """
     if dropout_p:
         raise NotExact(f"exact arithmetic does not define dropout: expected dropout_p=0, got {dropout_p}")
     if enable_gqa:
@@ -321,7 +341,10 @@ def exact_attention(
 
 
 def attend(m: Arithmetic, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attend within LOGITS of memory: large batches and long sequences in parts, which changes no bit."""
+    """Attend with at most about LOGITS logits in memory.
+
+    Large batches and long sequences are computed in parts, which does not change any bit.
+    """
     if math.prod(q.shape[:-1]) * k.shape[-2] > LOGITS and q.ndim > 2:
         parts = [attend(m, q[i], k[i], v[i], None if mask is None else mask[i], scale) for i in range(len(q))]
         return torch.stack(parts)
@@ -340,7 +363,7 @@ def attend(m: Arithmetic, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, 
 
 
 def linspace(m: Arithmetic, start: Tensor | Scalar, end: Tensor | Scalar, steps: int) -> Tensor:
-    """Count from both ends, so that the values are symmetric."""
+    """Return evenly spaced numbers, counted from both ends so that they are symmetric."""
     a, b = (float(x) for x in (start, end))
     i = torch.arange(steps, dtype=torch.float64)
     step = (b - a) / max(steps - 1, 1)

@@ -1,8 +1,9 @@
-"""The conformance cases: for each a configuration, and inputs that do not hide bugs.
+"""Define the conformance cases: for each a configuration, and inputs that do not hide bugs.
 
-Batch 2; frames, height and width odd and different; widths that RoPE has to pad; streams of different width and
-length; unequal noise levels; no weight, table, gate or bias is zero. Then what these do not exercise, found by changes
-of diffusers that no case noticed (tests/parity/test_cases.py), and, before all others, the calls that a pipeline makes.
+Batch 2; frames, height and width odd and different; widths that RoPE has to pad; streams of different width and length;
+unequal noise levels; no weight, table, gate or bias is zero. The first cases are the calls that a pipeline makes. The
+last ones cover what the others leave unused; they were found by changing diffusers in ways that no case noticed
+(tests/parity/test_cases.py).
 """
 
 from collections.abc import Callable
@@ -41,19 +42,22 @@ OUTPUTS = ("sample", "audio_sample")
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration and the documented arguments of one forward; tensors float32, or of their own dtype."""
+    """A configuration and the documented arguments of one forward.
+
+    Tensors are float32, except where an argument has a dtype of its own.
+    """
 
     release: str
     name: str
-    change: dict[str, Any] = field(default_factory=dict)  # of the release's configuration
+    change: dict[str, Any] = field(default_factory=dict)  # fields that replace the release's
     grid: tuple[int, int, int] = CASE_GRID
-    extras: tuple[Callable[["Case", Inputs], Inputs], ...] = ()
-    conventions: Conventions = DIFFUSERS  # of the implementation that is recorded
+    extras: tuple[Callable[["Case", Inputs], Inputs], ...] = ()  # each returns arguments to add or replace
+    conventions: Conventions = DIFFUSERS  # those of the implementation that is recorded
     batch: int = BATCH
-    absent: tuple[str, ...] = ()  # arguments that are left to their defaults
-    scales: Scales = ()  # of the weights
-    seed: int = SEED  # of the inputs
-    native: bool = True  # tensors were recorded in native arithmetic, too
+    absent: tuple[str, ...] = ()  # arguments that are not passed
+    scales: Scales = ()  # factors on the weights
+    seed: int = SEED  # for the inputs
+    native: bool = True  # recorded in native arithmetic, too
     config: TransformerConfig = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -61,22 +65,26 @@ class Case:
 
     @property
     def id(self) -> str:
+        """Return the name of the case with its release, such as "2.3/t2v"."""
         return f"{self.release}/{self.name}"
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """Return the names of the taps that a recording stores as tensors."""
         return OUTPUTS
 
     def about(self) -> dict[str, Any]:
-        """What a recording holds of the case, besides its inputs."""
+        """Return what a recording holds of the case besides its inputs."""
         return {"config": self.config.to_diffusers(), "conventions": asdict(self.conventions)} | (
             {"scales": [list(x) for x in self.scales]} if self.scales else {}
         )
 
     def draw(self, name: str, *shape: int) -> Tensor:
+        """Return a generated tensor that depends on the case, the name and the seed."""
         return uniform(f"{self.id}/{name}", shape, seed=self.seed)
 
     def inputs(self) -> Inputs:
+        """Return the arguments of the forward, made anew by each call."""
         video, audio, (frames, height, width) = self.config.video, self.config.audio, self.grid
         level = torch.tensor([731.25, 402.5, 64.5][: self.batch])
         audio_level = torch.tensor([518.75, 883.0, 240.25][: self.batch])
@@ -103,7 +111,7 @@ class Case:
 
 
 def per_token(case: Case, x: Inputs) -> Inputs:
-    """Image to video: clean tokens at timestep zero, a different share in each row and stream."""
+    """Add noise levels per token, as for image to video: a different share of clean tokens in each row and stream."""
     tokens, audio_tokens = torch.arange(x["hidden_states"].shape[1]), torch.arange(AUDIO_TOKENS)
     first_frame = case.grid[1] * case.grid[2]
     video = torch.stack([(tokens >= first_frame).float(), (tokens % 4 != 0) * 0.5 + (tokens % 2) * 0.5])
@@ -112,11 +120,12 @@ def per_token(case: Case, x: Inputs) -> Inputs:
 
 
 def cross_timestep(case: Case, x: Inputs) -> Inputs:
+    """Let the exchange follow the other stream's noise level."""
     return {"use_cross_timestep": True}
 
 
 def text_masks(case: Case, x: Inputs) -> Inputs:
-    """Another length in each row; the audio's text is padded on the left."""
+    """Add text masks of different length in each row; the audio's text is padded on the left."""
     tokens, lengths = torch.arange(TEXT_TOKENS), torch.tensor([[TEXT_TOKENS - 2], [4]])
     return {
         "encoder_attention_mask": (tokens < lengths).long(),
@@ -125,14 +134,14 @@ def text_masks(case: Case, x: Inputs) -> Inputs:
 
 
 def text_masks_3d(case: Case, x: Inputs) -> Inputs:
-    """A mask of three dimensions is a bias if floating, and True to keep if bool."""
+    """Add text masks of three dimensions: a floating one is a bias, a boolean one is True where it keeps."""
     bias = case.draw("bias", case.batch, x["hidden_states"].shape[1], TEXT_TOKENS)
     keep = case.draw("keep", case.batch, 1, TEXT_TOKENS) > -0.8
     return {"encoder_attention_mask": bias, "audio_encoder_attention_mask": keep}
 
 
 def coords(case: Case, x: Inputs) -> Inputs:
-    """Any coordinates, other ones for each row, in place of frame, row and column numbers."""
+    """Replace frame, row and column numbers by arbitrary coordinates that differ between rows."""
     start = (case.draw("video_coords", case.batch, 3, x["hidden_states"].shape[1], 1) + 2) / 4
     audio = (case.draw("audio_coords", case.batch, 1, AUDIO_TOKENS, 1) + 2) / 4 * 20
     start = start * torch.tensor([20.0, 1000.0, 2000.0])[:, None, None]
@@ -148,39 +157,43 @@ def coords(case: Case, x: Inputs) -> Inputs:
 
 
 def isolated(case: Case, x: Inputs) -> Inputs:
+    """Leave out the exchange."""
     return {"isolate_modalities": True}
 
 
 def stg(case: Case, x: Inputs) -> Inputs:
+    """Perturb self-attention in block 1, in all rows."""
     return {"spatio_temporal_guidance_blocks": [1]}
 
 
 def stg_second(case: Case, x: Inputs) -> Inputs:
+    """Perturb self-attention in block 0, in the second row only."""
     return {"spatio_temporal_guidance_blocks": [0], "perturbation_mask": torch.tensor([1.0, 0.0])}
 
 
 def binary_self_mask(case: Case, x: Inputs) -> Inputs:
+    """Add a self-attention mask of zeros and ones."""
     tokens = x["hidden_states"].shape[1]
     mask = case.draw("mask", case.batch, tokens, tokens) > -0.5
     return {"attention_kwargs": {"video_self_attention_mask": mask.float()}}
 
 
 def fractional_self_mask(case: Case, x: Inputs) -> Inputs:
-    """Near 1, where the bias does not just switch a token off."""
+    """Add a self-attention mask close to 1, where the bias does more than switch tokens off."""
     tokens = x["hidden_states"].shape[1]
     mask = 1 - (case.draw("mask", case.batch, tokens, tokens) + 1.75).clamp(min=0) * 2**-12
     return {"attention_kwargs": {"video_self_attention_mask": mask}}
 
 
 def soft_self_mask(case: Case, x: Inputs) -> Inputs:
-    """All of [0, 1], and a fifth of it 0."""
+    """Add a self-attention mask of values in [0, 1], a fifth of them 0."""
     tokens = x["hidden_states"].shape[1]
     mask = case.draw("mask", case.batch, tokens, tokens) * 0.5 + 0.5
     return {"attention_kwargs": {"video_self_attention_mask": mask.clamp(0, 1)}}
 
 
 def empty_text_masks(case: Case, x: Inputs) -> Inputs:
-    """In one row of each stream no token is left, as in a prompt that was dropped."""
+    """Add text masks that leave no token in one row of each stream, as for a dropped prompt."""
     masks = text_masks(case, x)
     masks["encoder_attention_mask"][1] = 0
     masks["audio_encoder_attention_mask"][0] = 0
@@ -188,13 +201,17 @@ def empty_text_masks(case: Case, x: Inputs) -> Inputs:
 
 
 def keyframes(case: Case, x: Inputs) -> Inputs:
+    """Mark some video tokens as keyframes."""
     mask = case.draw("mask", case.batch, x["hidden_states"].shape[1], 1) > 0.5
     return {"attention_kwargs": {"video_keyframes_mask": mask.float()}}
 
 
 def guided_rows(case: Case, x: Inputs) -> Inputs:
-    """As a pipeline calls it with classifier-free guidance: two rows that differ in their text alone, one noise level,
-    one text mask for both streams, coordinates that it made before, and a grid that it passes all the same."""
+    """Call the model as a pipeline does with classifier-free guidance.
+
+    Two rows differ only in their text. They have one noise level and one text mask for both streams. The pipeline has
+    made coordinates beforehand, and passes the grid nevertheless.
+    """
     sigma = x["sigma"][:1].expand(case.batch).clone()
     n = case.batch
     tokens, lengths = torch.arange(TEXT_TOKENS), torch.tensor([[3], [TEXT_TOKENS - 1]])
@@ -213,8 +230,11 @@ def guided_rows(case: Case, x: Inputs) -> Inputs:
 
 
 def first_frame(case: Case, x: Inputs) -> Inputs:
-    """As the image-to-video pipeline calls it: the first frame is clean, the audio has one noise level, and the text
-    is padded with registers, so that its mask is all ones."""
+    """Call the model as the image-to-video pipeline does.
+
+    The first frame is clean, the audio has one noise level, and the text is padded with registers, so that its mask is
+    all ones.
+    """
     noisy = (torch.arange(x["hidden_states"].shape[1]) >= case.grid[1] * case.grid[2]).float()
     mask = torch.ones_like(x["encoder_attention_mask"])
     return {
@@ -226,32 +246,36 @@ def first_frame(case: Case, x: Inputs) -> Inputs:
 
 
 def fps_23976(case: Case, x: Inputs) -> Inputs:
+    """Use a frame rate that float32 cannot express."""
     return {"fps": 23.976}
 
 
 def other_sigma(case: Case, x: Inputs) -> Inputs:
-    """Sigmas that no token has: a third less than the highest timestep."""
+    """Replace sigmas by values that no token has, about a third below the highest timestep."""
     return {"sigma": x["sigma"] * 0.625, "audio_sigma": x["audio_sigma"] * 0.6875}
 
 
 def video_mask(case: Case, x: Inputs) -> Inputs:
-    """For the video's text alone."""
+    """Add a mask for the video's text only."""
     return {"encoder_attention_mask": (torch.arange(TEXT_TOKENS) < 6).long().expand(case.batch, -1).clone()}
 
 
 def audio_mask(case: Case, x: Inputs) -> Inputs:
-    """For the audio's text alone, another length in each row."""
+    """Add a mask for the audio's text only, of different length in each row."""
     lengths = torch.tensor([[5], [8], [2]][: case.batch])
     return {"audio_encoder_attention_mask": (torch.arange(TEXT_TOKENS) < lengths).long()}
 
 
 def stg_shares(case: Case, x: Inputs) -> Inputs:
-    """Two blocks, perturbed in part, by another part in each row."""
+    """Perturb self-attention in two blocks in part, by different shares in each row."""
     return {"spatio_temporal_guidance_blocks": [1, 0], "perturbation_mask": torch.tensor([[[0.75]], [[0.375]]])}
 
 
 def low_self_mask(case: Case, x: Inputs) -> Inputs:
-    """All of [0, 1], and of every other row no more than 3/4: in it everything is masked in part, in each dtype."""
+    """Add a self-attention mask of values in [0, 1], at most 3/4 in every other row.
+
+    In these rows everything is masked in part, in each dtype.
+    """
     mask = soft_self_mask(case, x)["attention_kwargs"]["video_self_attention_mask"]
     mask[:, 1::2] *= 0.75
     return {"attention_kwargs": {"video_self_attention_mask": mask}}
@@ -266,7 +290,7 @@ OTHER_RATES = {
     "vae_scale_factors": (4, 16, 24),
     "rope_theta": 5000.0,
 }
-# A stream of 1e-3, and queries and keys of that size, so that each norm's epsilon weighs as much as what it norms.
+# A residual stream, queries and keys of about 1e-3, so that the epsilon of each norm matters as much as its input.
 SMALL_STREAM: Scales = (
     ("*proj_in.*", 2.0**-10),
     ("*.to_out.0.*", 2.0**-10),
@@ -356,7 +380,8 @@ CASES = (
     *MORE_CASES,
 )
 
-LTX_CORE_CASES = tuple(  # each convention shows in one of them, except in float32 what only rounds
+# Each convention makes a difference in one of these, except for those that differ in rounding only, in float32.
+LTX_CORE_CASES = tuple(
     replace(case, conventions=LTX_CORE_2026_03)
     for case in (
         Case("2.0", "ltx-core-t2v"),

@@ -1,13 +1,14 @@
-"""Exact arithmetic: the same bits on every machine, for any torch code.
+"""Compute in exact arithmetic: the same bits on every machine, for any torch code.
 
     with ltx2ref.exact():
         video, audio = model(**inputs, return_dict=False)
 
 Each operation takes its inputs as they are, computes in float64 with sums in a fixed order, and rounds once to the
-dtype that its result has in torch. What processors, BLAS libraries, thread counts and torch versions differ in is then
-gone, and two implementations have the same bits if they compute the same operations.
+dtype that its result has in torch. Differences between processors, BLAS libraries, thread counts and torch versions
+disappear, and two implementations have the same bits if they compute the same operations.
 
-The definition is in arithmetic.py. An operation that it does not know is an error that names it, never a native result.
+The definition is in arithmetic.py. An operation that it lacks raises an error that names it, and is never computed
+natively.
 """
 
 from collections import Counter
@@ -24,7 +25,8 @@ from torch.utils._pytree import tree_map
 
 from .arithmetic import AS_DEFINED, DEFINED_DTYPES, FORMULAS, NARROW, VERSION, Arithmetic, NotExact
 
-# What moves, selects or compares numbers and rounds none of them, or only as a cast does. Views are known as such.
+# Operations that move, select or compare numbers, and do not round them, or only as a cast does. Views need no entry:
+# torch marks them.
 MOVES = {
     "_to_copy",
     "copy",
@@ -136,7 +138,7 @@ MOVES = {
     "resize",
     "set",
 }
-# Of these a result that is zero is +0: which of two zeros a processor picks depends on the length and the layout.
+# A zero that one of these returns becomes +0: which of two zeros a processor picks depends on length and layout.
 EXTREMES = {
     "max",
     "min",
@@ -151,9 +153,10 @@ EXTREMES = {
     "clamp_min",
     "clamp_max",
 }
-WHOLE = {"linear", "rms_norm", "scaled_dot_product_attention"}  # and not what ATen makes of them, which differs
-LEAVES = {"numpy", "__array__", "__dlpack__", "data_ptr"}  # methods that hand a tensor to something that is not torch
-LEAVE_WITH_NUMBERS = {"tolist", "__reduce_ex__", "share_memory_"}  # and these, unless it holds integers
+# These are defined as a whole, because ATen takes them apart in more than one way.
+WHOLE = {"linear", "rms_norm", "scaled_dot_product_attention"}
+LEAVES = {"numpy", "__array__", "__dlpack__", "data_ptr"}  # methods that hand a tensor to other libraries
+LEAVE_WITH_NUMBERS = {"tolist", "__reduce_ex__", "share_memory_"}  # these, too, except for integers
 PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
 PLACEMENT = {"dtype", "out", "layout", "device", "pin_memory"}
 
@@ -162,11 +165,14 @@ PLACEMENT = {"dtype", "out", "layout", "device", "pin_memory"}
 def exact(arithmetic: Arithmetic = AS_DEFINED, random: bool = False) -> Iterator[Counter[str]]:
     """Compute everything that torch is asked for within the context in exact arithmetic.
 
-    Yields how often each defined operation was computed, by its name in ATen. Random numbers, autocast, tensors that
-    leave torch or are of a kind of their own, custom operators, and operations that the definition lacks raise
-    `NotExact`. There are no gradients: results do not require them. Other threads are not within the context.
-    `arithmetic` is for machines that differ from the definition in one step, to see what that changes. `random` lets
-    random numbers through, as layers draw that are built within the context: nothing may depend on them.
+    Yields a counter of the defined operations that were computed, by their names in ATen. Results have no gradients.
+    Other threads are not affected.
+
+    `arithmetic` may be a simulated machine (machines.py), which differs from the definition in one step. `random`
+    permits random numbers, which layers draw when they are built within the context; nothing may depend on them.
+
+    Raises `NotExact` for random numbers, autocast, tensors that leave torch or have a subclass of their own, custom
+    operators, and operations that the definition lacks.
     """
     refuse_environment()
     dispatched = Dispatched(copy(arithmetic), random)
@@ -175,6 +181,7 @@ def exact(arithmetic: Arithmetic = AS_DEFINED, random: bool = False) -> Iterator
 
 
 def refuse_environment() -> None:
+    """Raise `NotExact` if autocast is on, or if subnormal numbers are flushed to zero."""
     if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
         raise NotExact("exact arithmetic does not define autocast: cast the model instead")
     if not torch.tensor([2.0**-140]).mul(0.5).item():
@@ -215,7 +222,7 @@ class Dispatched(TorchDispatchMode):
         return result
 
     def compute(self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Return what `func` does, in its dtype, shape and strides, with the formula's numbers in it."""
+        """Run `func` for its dtype, shape and strides, and put the formula's numbers into the result."""
         into = kwargs.get("out", args[0]) if func._schema.is_mutable else None
         if "out" in kwargs and any(computes(x) and x.dtype != kwargs["out"].dtype for x in tensors_in(args)):
             raise NotExact(f"exact arithmetic does not define {func} with an out= of another dtype")
@@ -236,7 +243,7 @@ class Dispatched(TorchDispatchMode):
         return result
 
     def values(self, name: str, args: Any, kwargs: Mapping[str, Any], result: torch.dtype) -> tuple[Tensor, ...]:
-        """Evaluate the formula: on float64, or on the tensors as they are where it widens them itself."""
+        """Evaluate the formula on float64 tensors, or on the tensors as they are if it converts them itself."""
         self.arithmetic.operation, self.arithmetic.dtype = name, result
         dtype, given = kwargs.get("dtype"), {key: x for key, x in kwargs.items() if key not in PLACEMENT}
 
@@ -252,7 +259,7 @@ class Dispatched(TorchDispatchMode):
 
 
 class Called(TorchFunctionMode):
-    """Catches what leaves torch, and autocast, which acts before an operation is dispatched."""
+    """Catches tensors that leave torch, and autocast, which acts before an operation is dispatched."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -264,6 +271,7 @@ class Called(TorchFunctionMode):
 
 
 def tensors_in(*given: Any) -> list[Tensor]:
+    """Return all tensors in nested tuples, lists and dicts."""
     found: list[Tensor] = []
     for x in given:
         if isinstance(x, Tensor):
@@ -274,11 +282,12 @@ def tensors_in(*given: Any) -> list[Tensor]:
 
 
 def computes(x: Tensor) -> bool:
+    """Tell whether a tensor holds floating-point or complex numbers, which can be rounded."""
     return x.is_floating_point() or x.is_complex()
 
 
 def base_name(func: Any) -> str:
-    """Return the name of an operation of ATen, without the mark of its in-place variant."""
+    """Return the name of an ATen operation without the underscore of its in-place variant."""
     name: str = func.overloadpacket.__name__
     return name.removesuffix("_") if not name.startswith("__") else name
 
@@ -286,7 +295,7 @@ def base_name(func: Any) -> str:
 def require_defined(
     name: str, func: Any, args: Any, kwargs: Mapping[str, Any], given: list[Tensor], results: list[Tensor]
 ) -> None:
-    """Refuse an operation, already done, that has no formula and does more than move numbers."""
+    """Raise `NotExact` if an operation has no formula and does more than move numbers; it has run already."""
     put = name == "index_put" and (kwargs.get("accumulate", False) or (len(args) > 3 and args[3]))
     other = put or {"reduce", "decimals"} & {*func._overloadname.split("_")}
     moves = (name in MOVES or func.is_view) and not other
@@ -305,10 +314,11 @@ def require_defined(
 
 
 def require_known(func: Any, x: Tensor) -> None:
+    """Raise `NotExact` for a result whose dtype, layout or device exact arithmetic does not define."""
     if x.dtype not in DEFINED_DTYPES or x.layout != torch.strided:
         raise NotExact(
             f"exact arithmetic does not define {func} of {x.dtype} ({x.layout}); "
             f"it defines {', '.join(map(str, DEFINED_DTYPES))}"
         )
     if x.device.type == "mps":
-        raise NotExact("exact arithmetic needs float64, which MPS has not: move the model and its inputs to the CPU")
+        raise NotExact("exact arithmetic needs float64, which MPS lacks: move the model and its inputs to the CPU")

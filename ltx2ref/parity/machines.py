@@ -1,12 +1,12 @@
-"""Simulated machines: exact arithmetic with one step taken as some processor, library or kernel takes it.
+"""Simulate machines: exact arithmetic with one step taken as some processor, library or kernel takes it.
 
-A verdict that is to hold on every machine is tested on these, and not on the two or three that are at hand:
+A verdict that has to hold on every machine is tested on these, not only on the two or three real ones at hand:
 
     with ltx2ref.exact(machine("faithful")):
         model(**inputs)
 
-Each is a correct way of computing, but `tf32`, whose matrix products keep 11 bits of their operands. In float64 nothing
-but the order of sums is another one. Machines that draw random numbers have a seed of their own, and repeat themselves.
+Each is a correct way of computing, except `tf32`, whose matrix products keep 11 bits of their operands. Float64 results
+differ only through the order of sums. Machines that draw random numbers have their own seed, and repeat themselves.
 """
 
 import math
@@ -18,36 +18,49 @@ from torch import Tensor
 
 from .arithmetic import Arithmetic, Scalar, highest
 
-LANES = 16  # of a vector unit that sums in chunks
-KEYS = 32  # in a tile of attention
-PRODUCTS = ("linear", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")  # of matrices
+LANES = 16  # the width of a vector unit that sums in chunks
+KEYS = 32  # how many keys a tile of attention has
+PRODUCTS = (
+    "linear",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "scaled_dot_product_attention",
+)  # operations made of matrix products
 
 
 def float32(x: Tensor) -> Tensor:
+    """Round to float32, and return float64."""
     return x.to(torch.float32).double()
 
 
 def ulp(x: Tensor) -> Tensor:
-    """The distance between neighbouring float32 numbers at x."""
+    """Return the distance between neighbouring float32 numbers at x."""
     return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent.clamp(min=-125) - 24)
 
 
 class Machine(Arithmetic):
+    """A machine that differs from the definition in one step, with random numbers of its own."""
+
     def __init__(self, seed: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
     @property
     def narrow(self) -> bool:
+        """Tell whether the operation's result has a narrower dtype than float64."""
         return self.dtype != torch.float64
 
     def draw(self, x: Tensor) -> Tensor:
-        """Uniform in [-1, 1)."""
+        """Return random numbers, uniform in [-1, 1), in the shape of x."""
         return torch.rand(x.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
 
 
 class Faithful(Machine):
-    """Rounds to either of the two float32 numbers around the result; sums, differences and products of two numbers to
-    the nearer one, as every processor does."""
+    """Rounds to either of the two float32 numbers around the result.
+
+    Sums, differences and products of two numbers are rounded to the nearer one, as every processor does.
+    """
 
     def round(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if dtype == torch.float64 or self.operation in ("add", "sub", "rsub", "mul"):
@@ -71,12 +84,14 @@ class OtherFunctions(Machine):
 
 
 class Summing(Machine):
-    """Sums in float32, products rounded first: a machine without fused multiply-add."""
+    """Sums in float32 after rounding each product: a machine without fused multiply-add."""
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add two numbers and round the sum to float32."""
         return float32(x + y) if self.narrow else x + y
 
     def sequential(self, terms: Tensor) -> Tensor:
+        """Sum one term after the other."""
         terms = float32(terms) if self.narrow else terms
         total = torch.zeros_like(terms[0]) if len(terms) else terms.new_zeros(terms.shape[1:])
         for term in terms:
@@ -85,17 +100,21 @@ class Summing(Machine):
 
 
 class OneByOne(Summing):
+    """Sums from the first term to the last."""
+
     def fold(self, terms: Tensor) -> Tensor:
         return self.sequential(terms)
 
 
 class Backwards(Summing):
+    """Sums from the last term to the first."""
+
     def fold(self, terms: Tensor) -> Tensor:
         return self.sequential(terms.flip(0))
 
 
 class InChunks(Summing):
-    """Has lanes that sum every 16th term, and adds these up at the end."""
+    """Sums every 16th term in a lane of its own, and adds the lanes at the end."""
 
     def fold(self, terms: Tensor) -> Tensor:
         return self.sequential(
@@ -126,24 +145,30 @@ class Parts(Machine):
 
 
 class BiasAfterRounding(Machine):
+    """Adds the bias of a matrix product after rounding the product."""
+
     def biased(self, y: Tensor, bias: Tensor) -> Tensor:
         return super().biased(self.round(y, self.dtype).double(), bias)
 
 
 class TensorFloat32(Machine):
-    """Keeps 11 bits of a matrix product's operands, as GPUs do for float32 where it is allowed."""
+    """Keeps 11 bits of the operands of a matrix product, as GPUs do for float32 where it is allowed."""
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         return super().matmul(*(eleven_bits(x) if self.narrow else x for x in (a, b)))
 
 
 def eleven_bits(x: Tensor) -> Tensor:
+    """Round to 11 significant bits, and return float64."""
     mantissa, exponent = torch.frexp(x.double())
     return torch.ldexp((mantissa * 2**11).round(), exponent - 11)
 
 
 class OnlineSoftmax(Machine):
-    """Attends to tiles of keys, rescaling in float32 what it has summed, with weights rounded to the model's dtype."""
+    """Attends to one tile of keys after the other.
+
+    It rescales in float32 what it has summed so far, and rounds weights to the model's dtype.
+    """
 
     def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
         if not self.narrow:
@@ -162,7 +187,7 @@ class OnlineSoftmax(Machine):
 
 
 class RoundedLogits(Machine):
-    """Stores logits and weights in the model's dtype, as attention does that is written out."""
+    """Stores logits and weights in the model's dtype, as code does that writes attention out."""
 
     def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
         e = self.round((logits := self.round(logits, self.dtype).double()) - highest(logits, -1), self.dtype).double()
@@ -172,7 +197,7 @@ class RoundedLogits(Machine):
 
 
 class NumPyFunctions(Machine):
-    """Has the float32 functions of NumPy."""
+    """Has NumPy's float32 functions."""
 
     def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
         if not self.narrow or name not in ("exp", "sin", "cos", "tanh"):
@@ -181,7 +206,7 @@ class NumPyFunctions(Machine):
 
 
 class OneConstant(Machine):
-    """Reduces an angle by one float32 constant, 2 pi, in float32, before it takes its sine or cosine."""
+    """Subtracts multiples of one float32 constant, 2 pi, from an angle in float32 before its sine or cosine."""
 
     def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
         if self.narrow and name in ("sin", "cos"):
@@ -191,7 +216,7 @@ class OneConstant(Machine):
 
 
 class Recurrence(Machine):
-    """Computes the frequencies of the timestep's sinusoid each from the one before, in float32."""
+    """Computes each frequency of the timestep's sinusoid from the previous one, in float32."""
 
     def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
         y = super().function(name, x, *more)
@@ -203,9 +228,9 @@ class Recurrence(Machine):
         return torch.stack(powers)
 
 
-# ---------------------------------------------------------------- written after the bounds of judge.py were chosen
+# ---------------------------------------------------------------- machines added after judge.py's bounds were chosen
 class Pairwise(Summing):
-    """Adds neighbours, and then the sums of neighbours, in float32."""
+    """Adds neighbouring terms, and then neighbouring sums, in float32."""
 
     def fold(self, terms: Tensor) -> Tensor:
         terms = float32(terms) if self.narrow else terms
@@ -216,7 +241,7 @@ class Pairwise(Summing):
 
 
 class FusedMultiplyAdd(Summing):
-    """Sums in float32, each product added before it is rounded: fused multiply-add."""
+    """Sums in float32 and adds each product before it is rounded: fused multiply-add."""
 
     def fold(self, terms: Tensor) -> Tensor:
         total = terms.new_zeros(terms.shape[1:])
@@ -226,8 +251,10 @@ class FusedMultiplyAdd(Summing):
 
 
 class SplitSum(FusedMultiplyAdd):
-    """Splits each sum in parts, as a GPU does that has more multiprocessors than results: the parts, in float32, are
-    added in float32."""
+    """Splits each sum into parts that are added in float32, as are the terms of each part.
+
+    GPUs do this if they have more multiprocessors than there are results.
+    """
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -251,12 +278,16 @@ class Blocks(FusedMultiplyAdd):
 
 
 class Truncating(Blocks):
-    """Has tensor cores: of 8 products and the sum so far, what is beyond float32 is cut off and not rounded."""
+    """Sums as tensor cores do: 8 products are added to the sum so far at once.
+
+    Bits beyond float32 are cut off instead of rounded.
+    """
 
     def __init__(self) -> None:
         super().__init__(8)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add two numbers and cut the sum off to float32 in matrix products; round it elsewhere."""
         total = x + y
         nearest = float32(total)
         away = nearest.abs() > total.abs()
@@ -288,7 +319,10 @@ class Newton(Machine):
 
 
 class Unshifted(Machine):
-    """Takes the exponential of logits as they are in attention, where all of a row's are far from overflow."""
+    """Takes the exponential of attention's logits without subtracting the largest one first.
+
+    It does so only where all logits of a row are far from overflow.
+    """
 
     def weigh(self, logits: Tensor, v: Tensor) -> Tensor:
         most = highest(logits, -1)
@@ -299,13 +333,16 @@ class Unshifted(Machine):
 
 
 class TanhByExp(Machine):
-    """Computes GELU's tanh z as 1 - 2 / (exp(2 z) + 1) in float32, and adds 1 to that, which cancels where z < 0."""
+    """Computes GELU's tanh z as 1 - 2 / (exp(2 z) + 1) in float32, and adds 1 to it.
+
+    The addition cancels digits where z < 0.
+    """
 
     def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
         if not self.narrow or name != "exp" or self.operation != "gelu":
             return super().function(name, x, *more)
         tanh = float32(1 - float32(2 / float32(float32(super().function("exp", float32(-x))) + 1)))
-        return (1 - tanh) / (1 + tanh)  # of which the formula makes (1 + tanh) / 2 again, on both sides of 0
+        return (1 - tanh) / (1 + tanh)  # from which the formula makes (1 + tanh) / 2, on both sides of 0
 
 
 MACHINES: dict[str, Callable[[], Machine]] = {
@@ -339,7 +376,10 @@ MACHINES: dict[str, Callable[[], Machine]] = {
 
 
 def machine(name: str) -> Machine:
-    """A simulated machine by its name. Raises `ValueError` for another one."""
+    """Return a new simulated machine by its name in `MACHINES`.
+
+    Raises `ValueError` for an unknown name.
+    """
     if name not in MACHINES:
         raise ValueError(f"no such machine: {name}; there are {', '.join(MACHINES)}")
     return MACHINES[name]()

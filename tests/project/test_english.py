@@ -19,7 +19,6 @@ GENITIVE = "Of "
 YET_TO_REWRITE = """
 Of the checkout, if this
 Of the type of `like`
-Of these a result that is zero
 """
 
 

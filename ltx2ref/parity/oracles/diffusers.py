@@ -1,8 +1,8 @@
-"""diffusers' implementation of the LTX-2 transformer, run as a black box.
+"""Run diffusers' implementation of the LTX-2 transformer as a black box.
 
-It and ltx_core.py take a diffusers config, parameters under diffusers' names and the arguments of the documented
-forward, so a test or a benchmark feeds one set of inputs to everything and compares outputs.
-Gradients follow the caller's mode: wrap the calls in `torch.no_grad()`.
+This module and ltx_core.py take a diffusers config, parameters under diffusers' names and the arguments of the
+documented forward, so that a test or a benchmark can feed the same inputs to every implementation and compare the
+outputs. Gradients follow the caller's mode: wrap the calls in `torch.no_grad()`.
 """
 
 from collections.abc import Mapping
@@ -18,19 +18,19 @@ from ..trace.taps import ROPES, Layout, On, Recorder, Taps, returned, trace
 Config = Mapping[str, Any]
 Arguments = Mapping[str, Any]
 
-# What the documentation passes in `attention_kwargs`, and diffusers 0.42.1 takes as arguments of their own.
+# The documentation passes these in `attention_kwargs`; diffusers 0.42.1 takes them as arguments of their own.
 LIFTED_ARGUMENTS = ("video_self_attention_mask", "video_keyframes_mask")
 
 
 def build_diffusers(config: Config, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """diffusers' model around the given parameters: shared, not copied, where `dtype` is theirs."""
+    """Build diffusers' model around the given parameters, which are shared if they have this dtype already."""
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(**without_private(config))
     return adopt(model, state, dtype)
 
 
 def run_diffusers(model: nn.Module, inputs: Arguments) -> tuple[Tensor, Tensor]:
-    """Denoised video (B, Tv, C) and audio (B, Ta, C) for the documented forward arguments."""
+    """Return the velocities of video (B, Tv, C) and audio (B, Ta, C) for the documented arguments."""
     arguments, kwargs = dict(inputs), dict(inputs.get("attention_kwargs") or {})
     arguments |= {name: kwargs.pop(name) for name in LIFTED_ARGUMENTS if name in kwargs}
     video, audio = returned(model(**arguments | {"attention_kwargs": kwargs or None, "return_dict": False})).values()
@@ -38,6 +38,10 @@ def run_diffusers(model: nn.Module, inputs: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def adopt(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """Load parameters into a model on the meta device, and return it in evaluation mode without gradients.
+
+    Raises `RuntimeError` if the model has buffers that no parameter fills.
+    """
     model.load_state_dict({name: t.to(dtype) for name, t in state.items()}, strict=True, assign=True)
     left = [name for name, t in model.named_buffers() if t.is_meta]
     if left:
@@ -47,18 +51,25 @@ def adopt(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Mod
 
 
 def without_private(config: Config) -> dict[str, Any]:
+    """Return a config without the keys that begin with an underscore, such as `_class_name`."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def planes(x: Tensor, heads: int) -> Tensor:
-    """RoPE tables to (B, T, H, R): the split layout is (B, H, T, R), the interleaved one (B, T, 2HR) in pairs."""
+    """Return a RoPE table as (B, T, H, R).
+
+    The split layout is (B, H, T, R). The interleaved one is (B, T, 2HR), with each number twice in a row.
+    """
     if x.ndim == 4:
         return rearrange(x, "b h t r -> b t h r")
     return rearrange(x, "b t (h r two) -> two b t h r", h=heads, two=2)[0]
 
 
 def doors(model: Any, tap: Recorder, on: On) -> None:
-    """Its four RoPE modules are given coordinates, of time alone for the exchange, and return tables."""
+    """Record coordinates and RoPE tables.
+
+    diffusers has four RoPE modules that take coordinates and return tables. Those of the exchange take times only.
+    """
 
     def tables(name: str, args: tuple[Any, ...], out: tuple[Tensor, Tensor]) -> None:
         if not name.startswith("cross_attn_"):
@@ -86,12 +97,15 @@ LAYOUT = Layout(
 
 
 def taps(setup: Any) -> Taps:
-    """All taps of one forward: see `audit.Setup`."""
+    """Return all taps of one forward of diffusers; `setup` is an `audit.Setup`."""
     return traced(build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device), setup.inputs)
 
 
 def traced(model: nn.Module, inputs: Arguments) -> Taps:
-    """Return all taps of one forward, whose outputs are what the call returned: a hook does not see a `__call__`."""
+    """Return all taps of one forward, with the outputs as the call returned them.
+
+    The module's forward hooks would miss a change in an overridden `__call__`.
+    """
     with torch.no_grad(), trace(model, LAYOUT) as found:
         outputs = run_diffusers(model, inputs)
     return found | returned(outputs)

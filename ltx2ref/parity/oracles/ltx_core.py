@@ -1,7 +1,7 @@
-"""ltx-core 1.0.0, the authors' implementation of the LTX-2 transformer, run as a black box.
+"""Run ltx-core 1.0.0, the authors' implementation of the LTX-2 transformer, as a black box.
 
-Install it with `pip install --no-deps ltx-core==1.0.0`: its transformer needs nothing that is not here already.
-Shapes: B batch, T tokens of a stream, S text tokens, P position axes (3 video, 1 audio).
+Install it with `pip install --no-deps ltx-core==1.0.0`: its transformer needs nothing else that this package lacks.
+Shapes: B batch, T tokens of a stream, S text tokens, P position axes (3 for video, 1 for audio).
 """
 
 import inspect
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..trace.taps import Layout, On, Recorder, Taps, returned, trace
 from .diffusers import Arguments, Config, adopt, planes, without_private
 
-# Parts of a parameter's name: diffusers -> the original files and ltx-core. Every other part is the same.
+# Parts of parameter names in diffusers, and in the original files and ltx-core. All other parts are the same.
 ORIGINAL_NAMES = {
     "proj_in": "patchify_proj",
     "audio_proj_in": "audio_patchify_proj",
@@ -47,7 +47,7 @@ ORIGINAL_NAMES = {
     "norm_k": "k_norm",
 }
 
-# ltx-core 1.0.0 has one flag for both streams, and nothing of release 2.5.
+# ltx-core 1.0.0 has one flag for both streams, and cannot express what is new in release 2.5.
 LTX_CORE_PAIRS = {"gated_attn": "audio_gated_attn", "cross_attn_mod": "audio_cross_attn_mod"}
 LTX_CORE_CONSTANTS = {
     "ff_bias": True,
@@ -76,7 +76,7 @@ LTX_CORE_SAME_FIELDS = (
 
 
 class LTXCore(nn.Module):
-    """ltx-core's model, and the config that its inputs depend on."""
+    """The model of ltx-core, together with the config that its inputs depend on."""
 
     def __init__(self, model: nn.Module, config: Config):
         super().__init__()
@@ -84,9 +84,10 @@ class LTXCore(nn.Module):
 
 
 def build_ltx_core(config: Config, state: Mapping[str, Tensor], dtype: torch.dtype) -> LTXCore:
-    """ltx-core's model (releases 2.0 and 2.3) around the given parameters, shared as in `build_diffusers`.
+    """Build ltx-core's model around the given parameters, shared as in `build_diffusers`.
 
-    Raises ValueError for what ltx-core 1.0.0 cannot express: 2.5, and flags that differ between the streams.
+    `config` is diffusers', for release 2.0 or 2.3. Raises `ValueError` for what ltx-core 1.0.0 cannot express: release
+    2.5, and flags that differ between the streams.
     """
     full = _with_defaults(config)
     _check_ltx_core_config(full)
@@ -96,10 +97,10 @@ def build_ltx_core(config: Config, state: Mapping[str, Tensor], dtype: torch.dty
 
 
 def run_ltx_core(model: LTXCore, inputs: Arguments) -> tuple[Tensor, Tensor]:
-    """Denoised video (B, Tv, C) and audio (B, Ta, C) for the documented forward arguments.
+    """Return the velocities of video (B, Tv, C) and audio (B, Ta, C) for the documented arguments.
 
-    ltx-core 1.0.0 always conditions the exchange on the other stream's sigma: raises ValueError unless the
-    inputs say `use_cross_timestep=True` and give `sigma`, and for what it has no equivalent of.
+    ltx-core 1.0.0 always conditions the exchange on the other stream's sigma. So this raises `ValueError` unless the
+    inputs contain `use_cross_timestep=True` and `sigma`, and for everything else that ltx-core has no equivalent of.
     """
     _check_ltx_core_inputs(inputs)
     kwargs = inputs.get("attention_kwargs") or {}
@@ -110,12 +111,15 @@ def run_ltx_core(model: LTXCore, inputs: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def original_name(name: str) -> str:
-    """The name of a parameter in the original checkpoints, which is ltx-core's, from diffusers' name."""
+    """Translate a parameter's name from diffusers' to that of the original checkpoints and ltx-core."""
     return ".".join(ORIGINAL_NAMES.get(part, part) for part in name.split("."))
 
 
 def video_patches(inputs: Arguments, config: Config) -> Tensor:
-    """Bounds of the video patches (B, 3, Tv, 2) as ltx-core makes them: seconds and pixels, in the model's dtype."""
+    """Return the bounds of video patches, (B, 3, Tv, 2), in seconds and pixels.
+
+    ltx-core makes them in the model's dtype.
+    """
     latent = inputs["hidden_states"]
     shape = VideoLatentShape(*latent.shape[::2], inputs["num_frames"], inputs["height"], inputs["width"])
     tools = VideoLatentTools(
@@ -123,13 +127,16 @@ def video_patches(inputs: Arguments, config: Config) -> Tensor:
         shape,
         inputs.get("fps", 24.0),
         SpatioTemporalScaleFactors(*config["vae_scale_factors"]),
-    )  # by axis, whatever its names
+    )  # time, height, width, whatever ltx-core calls them
     positions: Tensor = tools.create_initial_state(latent.device, latent.dtype).positions
     return positions
 
 
 def audio_patches(inputs: Arguments, config: Config) -> Tensor:
-    """Bounds of the audio patches (B, 1, Ta, 2) in seconds, as ltx-core makes them: always float32."""
+    """Return the bounds of audio patches, (B, 1, Ta, 2), in seconds.
+
+    ltx-core makes them always in float32.
+    """
     latent = inputs["audio_hidden_states"]
     patchifier = AudioPatchifier(
         config["audio_patch_size"],
@@ -144,7 +151,7 @@ def audio_patches(inputs: Arguments, config: Config) -> Tensor:
 
 
 def _with_defaults(config: Config) -> dict[str, Any]:
-    """A diffusers config with the class defaults of diffusers where a key is absent."""
+    """Return a diffusers config, completed with the defaults of diffusers' class."""
     parameters = inspect.signature(LTX2VideoTransformer3DModel.__init__).parameters.values()
     full = {p.name: p.default for p in parameters if p.name != "self"} | without_private(config)
     for side in ("", "audio_"):
@@ -193,7 +200,7 @@ def _check_ltx_core_inputs(inputs: Arguments) -> None:
 
 
 def _modality(inputs: Arguments, config: Config, side: str, attention_mask: Tensor | None) -> Modality:
-    """One stream's input; `side` is the prefix of its arguments."""
+    """Return the input of one stream; `side` is the prefix of its arguments."""
     latent = inputs[f"{side}hidden_states"]
     timestep, sigma = (_own(inputs, side, name) for name in ("timestep", "sigma"))
     multiplier = config["timestep_scale_multiplier"]
@@ -209,13 +216,16 @@ def _modality(inputs: Arguments, config: Config, side: str, attention_mask: Tens
 
 
 def _unscaled(timestep: Tensor, multiplier: float) -> Tensor:
-    """What ltx-core multiplies back to exactly `timestep`; in float64 where its dtype has no such number."""
+    """Return the number that ltx-core's multiplication turns back into exactly `timestep`.
+
+    It is float64 if there is no such number in the timestep's own dtype.
+    """
     unscaled = timestep / multiplier
     return unscaled if torch.equal(unscaled * multiplier, timestep) else timestep.double() / multiplier
 
 
 def _own(inputs: Arguments, side: str, name: str) -> Tensor:
-    """The stream's own timestep or sigma; the audio stream's default to the video's."""
+    """Return the stream's own timestep or sigma; audio's default to video's."""
     own = inputs.get(side + name)
     value: Tensor = inputs[name] if own is None else own
     return value
@@ -225,12 +235,16 @@ def _positions(inputs: Arguments, config: Config, side: str) -> Tensor:
     coords: Tensor | None = inputs.get("audio_coords" if side else "video_coords")
     if coords is None:
         return audio_patches(inputs, config) if side else video_patches(inputs, config)
-    is_middle = coords.ndim == 3  # (B, P, T); ltx-core takes bounds only
+    is_middle = coords.ndim == 3  # (B, P, T); ltx-core takes bounds only, so both are the middle
     return torch.stack([coords, coords], -1) if is_middle else coords
 
 
 def _text_mask(mask: Tensor | None) -> Tensor | None:
-    """(B, S) of zeros and ones as integers: ltx-core adds a floating mask to the logits, as here (B, 1|T, S)."""
+    """Return a text mask as ltx-core reads it the same way.
+
+    A mask (B, S) of zeros and ones has to be integers, because ltx-core adds a floating-point mask to the logits. That
+    is what a bias (B, 1|T, S) is for.
+    """
     if mask is None or (mask.ndim == 3 and mask.is_floating_point()):
         return mask
     if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
@@ -242,7 +256,10 @@ def _text_mask(mask: Tensor | None) -> Tensor | None:
 
 
 def _perturbations(inputs: Arguments) -> BatchedPerturbationConfig:
-    """Per batch element: what is skipped, self-attention in the STG blocks (mask 0), and the exchange."""
+    """Return what each batch element skips.
+
+    That is self-attention in the STG blocks where the mask is 0, and the exchange if modalities are isolated.
+    """
     batch, blocks = len(inputs["hidden_states"]), inputs.get("spatio_temporal_guidance_blocks")
     mask = inputs.get("perturbation_mask")
     kept = [0.0] * batch if mask is None else [x.item() for x in mask.flatten()]
@@ -258,7 +275,7 @@ def _skips(names: tuple[str, ...], blocks: list[int] | None) -> list[Perturbatio
 
 
 def doors(model: Any, tap: Recorder, on: On) -> None:
-    """Coordinates come with each modality, RoPE tables with what the first block is given."""
+    """Record coordinates from each modality, and RoPE tables from the arguments of the first block."""
 
     def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for name, modality in zip(("video_coords", "audio_coords"), args, strict=False):
@@ -278,6 +295,7 @@ def doors(model: Any, tap: Recorder, on: On) -> None:
 
 
 def streams(out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+    """Return video and audio from a block's output."""
     return out[0].x, out[1].x
 
 
@@ -285,8 +303,11 @@ LAYOUT = Layout(doors, original_name, streams)
 
 
 def taps(setup: Any) -> Taps:
-    """All taps of one forward: see `audit.Setup`. Whatever `use_cross_timestep` says, 1.0.0 conditions the exchange
-    on the other stream's sigma. Positions are the reference's: its model is given them, its pipelines make them."""
+    """Return all taps of one forward of ltx-core; `setup` is an `audit.Setup`.
+
+    Version 1.0.0 conditions the exchange on the other stream's sigma, whatever `use_cross_timestep` says. Its model
+    takes positions, which its pipelines make; here they are the reference's.
+    """
     model = build_ltx_core(setup.config.to_diffusers(), setup.state, setup.dtype).to(setup.device)
     with torch.no_grad(), trace(model.model, LAYOUT) as found:
         outputs = run_ltx_core(model, {**setup.inputs, **setup.coords, "use_cross_timestep": True})

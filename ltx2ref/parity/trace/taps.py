@@ -297,7 +297,7 @@ class Functions(TorchFunctionMode):
 
 
 def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
-    """Hook everything outside the blocks except coordinates and RoPE tables."""
+    """Register hooks on everything outside the blocks except coordinates and RoPE tables."""
 
     def result(path: str, name: str) -> None:
         if (module := find_module(model, layout.path(path))) is not None:
@@ -320,7 +320,7 @@ def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
 
 
 def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) -> None:
-    """Hook everything in one block.
+    """Register hooks on everything in one block.
 
     A hook on each sub-layer notes that it has begun, so that a call of attention can be attributed to it.
     """
