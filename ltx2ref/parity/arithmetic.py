@@ -105,6 +105,7 @@ class Nudged(Arithmetic):
         self.generator = torch.Generator().manual_seed(seed)
 
     def function(self, name: str, x: Tensor, *more: Tensor | Scalar) -> Tensor:
+        """Evaluate the function, and move each result by at most one unit in the last place."""
         y = super().function(name, x, *more)
         by = torch.randint(-1, 2, y.shape, generator=self.generator)
         toward = torch.where(by < 0, -math.inf, math.inf).double().to(y.device)
@@ -128,18 +129,22 @@ def kept(y: Tensor, x: Tensor, dims: Dims, keepdim: bool) -> Tensor:
 
 
 def add(m: Arithmetic, x: Tensor, y: Tensor | Scalar, alpha: Scalar = 1) -> Tensor | Scalar:
+    """Return x + alpha * y."""
     return x + (y if alpha == 1 else alpha * y)
 
 
 def sub(m: Arithmetic, x: Tensor, y: Tensor | Scalar, alpha: Scalar = 1) -> Tensor | Scalar:
+    """Return x - alpha * y."""
     return x - (y if alpha == 1 else alpha * y)
 
 
 def rsub(m: Arithmetic, x: Tensor, y: Tensor | Scalar, alpha: Scalar = 1) -> Tensor | Scalar:
+    """Return y - alpha * x."""
     return y - (x if alpha == 1 else alpha * x)
 
 
 def div(m: Arithmetic, x: Tensor, y: Tensor | Scalar, rounding_mode: str | None = None) -> Tensor:
+    """Return x / y; raise `NotExact` for a rounding mode."""
     if rounding_mode is not None:
         raise NotExact(f"exact arithmetic does not define a division with rounding_mode={rounding_mode!r}")
     return x / divisor(y, x)
@@ -151,18 +156,22 @@ def divisor(y: Tensor | Scalar, like: Tensor) -> Tensor:
 
 
 def addcmul(m: Arithmetic, x: Tensor, a: Tensor, b: Tensor, value: Scalar = 1) -> Tensor:
+    """Return x + value * (a * b)."""
     return x + (a * b if value == 1 else value * (a * b))
 
 
 def addcdiv(m: Arithmetic, x: Tensor, a: Tensor, b: Tensor, value: Scalar = 1) -> Tensor:
+    """Return x + value * (a / b)."""
     return x + (a / b if value == 1 else value * (a / b))
 
 
 def lerp(m: Arithmetic, x: Tensor, y: Tensor, weight: Tensor | Scalar) -> Tensor:
+    """Return x + weight * (y - x)."""
     return x + weight * (y - x)
 
 
 def power(m: Arithmetic, x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
+    """Return a power; small whole and half exponents are products, reciprocals and square roots."""
     if isinstance(x, Tensor) and isinstance(exponent, int | float):
         if exponent in range(1, 9):
             return math.prod([x] * (int(exponent) - 1), start=x)
@@ -182,15 +191,18 @@ def as_tensors(x: Tensor | Scalar, y: Tensor | Scalar) -> tuple[Tensor, Tensor]:
 
 
 def rsqrt(m: Arithmetic, x: Tensor) -> Tensor:
+    """Return 1 / sqrt(x)."""
     return 1 / m.function("sqrt", x)
 
 
 def sigmoid(m: Arithmetic, x: Tensor) -> Tensor:
+    """Return 1 / (1 + exp(-x)), from an exponential that cannot overflow."""
     e = m.function("exp", -x.abs())
     return torch.where(x >= 0, 1 / (1 + e), e / (1 + e))
 
 
 def silu(m: Arithmetic, x: Tensor) -> Tensor:
+    """Return x * sigmoid(x)."""
     return x * sigmoid(m, x)
 
 
@@ -202,15 +214,18 @@ def gelu(m: Arithmetic, x: Tensor, approximate: str = "none") -> Tensor:
 
 
 def softmax(m: Arithmetic, x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    """Return exp(x - max) divided by its sum."""
     e = m.function("exp", x - highest(x, dim))
     return e / m.total(e, dim)
 
 
 def safe_softmax(m: Arithmetic, x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    """Return the softmax, but 0 where every element is -inf."""
     return softmax(m, x, dim).masked_fill(highest(x, dim) == -math.inf, 0.0)
 
 
 def log_softmax(m: Arithmetic, x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
+    """Return the logarithm of the softmax."""
     y = x - highest(x, dim)
     return y - m.function("log", m.total(m.function("exp", y), dim))
 
@@ -221,10 +236,12 @@ def highest(x: Tensor, dim: int) -> Tensor:
 
 
 def total(m: Arithmetic, x: Tensor, dims: Dims = None, keepdim: bool = False) -> Tensor:
+    """Return the sum."""
     return kept(m.total(x, dims), x, dims, keepdim)
 
 
 def mean(m: Arithmetic, x: Tensor, dims: Dims = None, keepdim: bool = False) -> Tensor:
+    """Return the mean."""
     return kept(average(m, x, dims), x, dims, keepdim)
 
 
@@ -235,15 +252,18 @@ def average(m: Arithmetic, x: Tensor, dims: Dims, fewer: Scalar = 0) -> Tensor:
 
 
 def var(m: Arithmetic, x: Tensor, dims: Dims = None, correction: Scalar | None = None, keepdim: bool = False) -> Tensor:
+    """Return the variance: the sum of squared deviations, divided by the count minus the correction."""
     d = x - average(m, x, dims)
     return kept(average(m, d * d, dims, 1 if correction is None else correction), x, dims, keepdim)
 
 
 def std(m: Arithmetic, x: Tensor, dims: Dims = None, correction: Scalar | None = None, keepdim: bool = False) -> Tensor:
+    """Return the square root of the variance."""
     return m.function("sqrt", var(m, x, dims, correction, keepdim))
 
 
 def vector_norm(m: Arithmetic, x: Tensor, ord: Scalar = 2, dims: Dims = None, keepdim: bool = False) -> Tensor:
+    """Return the norm of order 2; raise `NotExact` for another order."""
     if ord != 2:
         raise NotExact(f"exact arithmetic does not define a norm of order {ord}, only of order 2")
     return m.function("sqrt", total(m, x * x, dims, keepdim))
@@ -287,24 +307,29 @@ def exact_rms_norm(
 
 
 def mm(m: Arithmetic, a: Tensor, b: Tensor) -> Tensor:
+    """Return a matrix product, with or without a batch."""
     return m.matmul(a, b)
 
 
 def mv(m: Arithmetic, a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of a matrix and a vector."""
     return m.matmul(a, b[:, None])[:, 0]
 
 
 def dot(m: Arithmetic, a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of two vectors."""
     return m.matmul(a[None], b[:, None])[0, 0]
 
 
 def addmm(m: Arithmetic, x: Tensor, a: Tensor, b: Tensor, beta: Scalar = 1, alpha: Scalar = 1) -> Tensor:
+    """Return beta * x + alpha * a @ b, where b is a matrix or a vector."""
     y = m.matmul(a, b) if b.ndim > 1 else mv(m, a, b)
     y = y if alpha == 1 else alpha * y
     return y if beta == 0 else m.biased(y, x if beta == 1 else beta * x.double())
 
 
 def linear(m: Arithmetic, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return input @ weight.T + bias."""
     a, b = (x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (input, weight))
     y = m.matmul(a, b.mT)
     y = y.view(*input.shape[:-1], *weight.shape[:-1])
@@ -324,7 +349,7 @@ def exact_attention(
 ) -> Tensor:
     """Attend from (..., T, d) to (..., S, d) as one operation with one rounding.
 
-    The result of a query with nothing to attend to is 0.
+    The result of a query with nothing to attend to is 0. Raises `NotExact` for dropout.
     """
     if dropout_p:
         raise NotExact(f"exact arithmetic does not define dropout: expected dropout_p=0, got {dropout_p}")
@@ -371,10 +396,12 @@ def linspace(m: Arithmetic, start: Tensor | Scalar, end: Tensor | Scalar, steps:
 
 
 def logspace(m: Arithmetic, start: Scalar, end: Scalar, steps: int, base: float = 10.0) -> Tensor:
+    """Return powers of the base with evenly spaced exponents."""
     return m.function("pow", *as_tensors(base, linspace(m, start, end, steps)))
 
 
 def arange(m: Arithmetic, *bounds: Scalar) -> Tensor:
+    """Return start + step * i for all numbers below the end."""
     start, end, step = {1: (0, *bounds, 1), 2: (*bounds, 1), 3: bounds}[len(bounds)]
     return float(start) + float(step) * torch.arange(math.ceil((end - start) / step), dtype=torch.float64)
 

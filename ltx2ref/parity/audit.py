@@ -36,8 +36,8 @@ from .trace.tracefile import load_trace
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
 Fingerprint = dict[str, Any]
+# The two arithmetics, as the fingerprint of a trace file names them.
 MADE_NATIVELY = "native"
-# The other name by which a trace file's fingerprint states its arithmetic.
 MADE_EXACTLY = f"exact {VERSION}"
 NAMED = {
     "ltx2ref": DIFFUSERS,
@@ -228,9 +228,8 @@ def without_effect(model: nn.Module) -> list[str]:
     These are parameters that are all zero, and the weights of query and key norms that are all one.
     """
     blocks = len(model.transformer_blocks)  # type: ignore[arg-type]
-    there = {
-        name: x for name, x in model.named_parameters() if not x.is_meta
-    }  # a streamed model's other weights are on disk
+    # A streamed model's other weights are on disk.
+    there = {name: x for name, x in model.named_parameters() if not x.is_meta}
     zero = [name for name, x in there.items() if not x.any()]
     one = [name for name, x in there.items() if name.endswith((".norm_q.weight", ".norm_k.weight")) and (x == 1).all()]
     return [

@@ -38,9 +38,8 @@ def fnv1a(text: str) -> int:
 def uniform(name: str, shape: tuple[int, ...], scale: float = UNIT, seed: int = 0) -> Tensor:
     """Return a float32 tensor of `shape`, uniform in [-scale, scale), that depends on its name and the seed."""
     x = torch.arange(math.prod(shape), device="cpu") * 0x9E3779B9 + fnv1a(f"{seed}/{name}") & LOW_32_BITS
-    x = (
-        x ^ x >> 16
-    ) * 0x85EBCA6B & LOW_32_BITS  # int64 products overflow by wrapping around, so their lower 32 bits are right
+    # An int64 product that overflows wraps around, so its lower 32 bits are right.
+    x = (x ^ x >> 16) * 0x85EBCA6B & LOW_32_BITS
     x = (x ^ x >> 13) * 0xC2B2AE35 & LOW_32_BITS
     x = x ^ x >> 16
     unit = ((x >> 8) - 2**23).float() * 2**-23

@@ -156,9 +156,8 @@ def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, ag
         numbers.pop("budget", None)
     elif local is not None and name in local.truth:
         numbers |= locally(name, candidate, local, against)
-        if (
-            numbers["origin"] == ORIGINATED and local.same_bits is not None
-        ):  # judged alone: equal bits after rounding do not excuse it
+        # Where the operation itself differs, equal numbers after rounding are no excuse.
+        if numbers["origin"] == ORIGINATED and local.same_bits is not None:
             numbers["equal_rounded"] = False
     return TapRow(verdict=judged(numbers, dtype, most), **about, **numbers)
 

@@ -20,14 +20,8 @@ from .arithmetic import Arithmetic, Scalar, highest
 
 LANES = 16  # the width of a vector unit that sums in chunks
 KEYS = 32  # how many keys a tile of attention has
-PRODUCTS = (
-    "linear",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "scaled_dot_product_attention",
-)  # operations made of matrix products
+# Operations that are made of matrix products.
+PRODUCTS = ("linear", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
 
 
 def float32(x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from .trace.sketch import sketch
 from .trace.taps import Taps
 
 DIRECTORY = Path(__file__).parent / "reference"
-NATIVE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # in which native arithmetic is recorded
+NATIVE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # dtypes of native recordings
 EXACT_DTYPES = NATIVE_DTYPES | {"float16": torch.float16}
 RECORD_SCHEMA = 1
 

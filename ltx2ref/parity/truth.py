@@ -29,7 +29,8 @@ from .trace.taps import ADALN_LAYERS, PHASES, Taps
 
 # A candidate's error may be SHARE times the reference's own error plus FLOOR times the truth's norm. See judge.py.
 SHARE, FLOOR = 1.5, 4 * 2.0**-23
-# How many units a timestep's float32 phase may be off: two from the exp, and half a unit from rounding the product.
+# How many units in the last place the float32 phase of a timestep may be off: two come from the exp, and half a unit
+# from rounding the product.
 PHASE_ULPS = 2.5
 # How many units in the last place an angle may be off that is made from a float32 frequency. The linspace is off by
 # one, which becomes log(10,000) = 9.2 in the power of 10,000, and the power itself is off by two. One each comes from
@@ -115,7 +116,7 @@ def rope_tables(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict
         fraction = 2 * middle.movedim(1, -1)[..., None, :] / torch.tensor(most)  # (B, T, 1, P)
         frequencies = math.pi / 2 * config.rope_theta ** torch.linspace(0, 1, dim // (2 * len(most))).double()
         rounded = (fraction**2 + 2 * (fraction - 1) ** 2).sqrt()
-        made_from = (frequencies[:, None] * rounded).flatten(2)  # in the order of the planes
+        made_from = (frequencies[:, None] * rounded).flatten(2)  # flattened in the order of the rotation planes
         made_from = F.pad(made_from, (dim // 2 - made_from.shape[-1], 0))
         made_from = made_from.unflatten(-1, (config.num_attention_heads, -1))
         found |= {f"{name}.cos": (cos, sin.abs(), made_from), f"{name}.sin": (sin, cos.abs(), made_from)}

@@ -54,7 +54,7 @@ from .truth import Truth, norm
 DRIFT = 1e-10  # relative change of a truth's norm; float64 sums of this size differ by 1e-14 between machines
 # From MANY runs on, other processes are worth the seconds that each takes to start.
 MANY, MOST_JOBS = 24, 8
-WRITTEN_OUT = "rounded-logits"  # the simulated machine whose attention the budget is measured with
+WRITTEN_OUT = "rounded-logits"  # the simulated machine with attention as the budget assumes it
 WITHIN, FAILED, INCONCLUSIVE = "within budget", "FAILED", "inconclusive"  # verdicts besides IDENTICAL
 
 
@@ -184,7 +184,7 @@ def verify_all(runs: Sequence[tuple[Case | Kernel, str]], how: How) -> Iterator[
     jobs, done = min(os.cpu_count() or 1, MOST_JOBS), 0
     if how.device.type == "cpu" and jobs > 1 and len(runs) >= MANY:
         with suppress(BrokenProcessPool, OSError), process_pool(jobs) as pool:
-            with interrupts_ignored():  # which the processes inherit
+            with interrupts_ignored():  # the new processes inherit this
                 results = pool.map(
                     partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(record.EXACT_DTYPES)
                 )
@@ -196,7 +196,10 @@ def verify_all(runs: Sequence[tuple[Case | Kernel, str]], how: How) -> Iterator[
 
 @contextmanager
 def process_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Have processes that end at once, and not after the case that each has begun, if this one is interrupted."""
+    """Yield a pool of processes that end at once if this process is interrupted.
+
+    Without this they would first finish the case that each has begun.
+    """
     others = active_children()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         try:
@@ -210,8 +213,11 @@ def process_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def interrupts_ignored() -> Iterator[None]:
-    """Start processes that leave Ctrl-C to this one, or each would print a traceback."""
-    if current_thread() is not main_thread():  # only there can a handler be set
+    """Ignore Ctrl-C in the context, so that processes started there ignore it.
+
+    They leave it to this process; otherwise each would print a traceback.
+    """
+    if current_thread() is not main_thread():  # handlers can be set in the main thread only
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,7 +6,7 @@ A new hint is a function in mistakes.py or patterns.py, and a line here.
 from . import mistakes, patterns
 from .evidence import Hint
 
-HINTS: tuple[Hint, ...] = (  # the most specific first: a mistake with a name, a place, a number, a size
+HINTS: tuple[Hint, ...] = (  # the most specific first: mistakes by name, then places, numbers and sizes
     mistakes.scaled_timestep,
     mistakes.other_noise_level,
     mistakes.rounded_timestep,

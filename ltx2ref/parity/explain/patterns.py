@@ -15,7 +15,7 @@ from ..trace.taps import PHASES, PROJECTED
 from ..truth import norm
 from .evidence import Evidence, view
 
-# When a guess explains a difference.
+# When does a guess explain a difference?
 
 # An explanation leaves at most a tenth of the difference, so that 99 % of its energy is gone. A wrong guess adds
 # energy, but one with a number fitted to every n observations removes 1/n of it by chance; so all hints have n > 1.
@@ -56,7 +56,7 @@ def rounding(e: Evidence) -> float:
     errors = [ULPS * max(torch.finfo(x.dtype).eps for x in (e.reference, e.candidate))]
     if e.name.endswith(PHASES):
         errors.append(PHASE)
-    if e.truth is not None:  # the reference's own error; the candidate has one, too
+    if e.truth is not None:  # twice the reference's own error, because the candidate has one, too
         errors.append(2 * gap(e.reference, e.truth) / (norm(e.truth) or 1.0))
     return max(errors)
 
@@ -317,9 +317,8 @@ def only(e: Evidence, where: Tensor) -> bool:
     if len(where) != len(e.reference) or where.shape[1] not in (1, e.reference.shape[1]) or where.all():
         return False
     where = where.reshape(*where.shape, *[1] * (e.reference.ndim - 2))
-    beyond = gap(e.reference, e.candidate) > rounding(e) * norm(
-        where * e.reference
-    )  # a few roundings could be anywhere
+    # A difference no larger than rounding could be at these tokens by chance.
+    beyond = gap(e.reference, e.candidate) > rounding(e) * norm(where * e.reference)
     return beyond and explains(e, torch.where(where, e.candidate, e.reference))
 
 

@@ -126,8 +126,8 @@ def video_patches(inputs: Arguments, config: Config) -> Tensor:
         VideoLatentPatchifier(config["patch_size"]),
         shape,
         inputs.get("fps", 24.0),
-        SpatioTemporalScaleFactors(*config["vae_scale_factors"]),
-    )  # time, height, width, whatever ltx-core calls them
+        SpatioTemporalScaleFactors(*config["vae_scale_factors"]),  # time, height, width
+    )
     positions: Tensor = tools.create_initial_state(latent.device, latent.dtype).positions
     return positions
 

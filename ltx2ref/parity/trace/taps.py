@@ -69,13 +69,8 @@ ATTENTION_LAYERS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_vi
 FEED_FORWARDS = ("ff", "audio_ff")
 # The sub-layers for which this model's block normalises the residual, in the order of the block.
 NORMED = (*ATTENTION_LAYERS, *FEED_FORWARDS)
-ATTENTION_OUTPUTS = (
-    "norm_q",
-    "norm_k",
-    "to_v",
-    "to_gate_logits",
-    "to_out",
-)  # layers of an attention whose outputs are taps
+# The layers of an attention whose outputs are taps.
+ATTENTION_OUTPUTS = ("norm_q", "norm_k", "to_v", "to_gate_logits", "to_out")
 # How the rows of each sub-layer are put together, for its queries (rows) and for its keys and values (context_rows):
 # parts of (learned table, rows of it, AdaLN layer, rows of its offsets), one after the other.
 RowRecipe = tuple[tuple[str, slice, str, slice], ...]
@@ -120,17 +115,14 @@ class Recorder:
     streams: list[Tensor] = field(default_factory=list)  # residuals normalised since the last sub-layer began
     earlier: list[Tensor] = field(default_factory=list)  # the same for the sub-layer before
     sublayer: str = ""  # the one whose attention is running
-    norms: Iterator[str] = field(
-        default_factory=lambda: iter(())
-    )  # taps of residuals that a block has yet to normalise
+    norms: Iterator[str] = field(default_factory=lambda: iter(()))  # residuals that a block has yet to normalise
     chunks: dict[str, list[Tensor]] = field(default_factory=dict)  # chunks of queries that an attention has seen so far
     outputs: int = 0  # how often the last norms have run: video's comes first
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """Record a tap and return the tensor that the model goes on with: `x`, or its replacement."""
-        flat = name.endswith(
-            (".sinusoid", ".emb", ".linear")
-        )  # implementations differ in whether B and T are two dimensions here
+        # In these taps B and T are two dimensions in some implementations, and one in others.
+        flat = name.endswith((".sinusoid", ".emb", ".linear"))
         self.taps[name] = self.keep(x.detach().flatten(0, -2) if flat else x.detach())
         given = self.inject.get(name)
         x = x if given is None else given.to(x).reshape(x.shape)
@@ -257,9 +249,7 @@ class Functions(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self.attention(func, *args, **kwargs)
         weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
-        if (
-            func is F.rms_norm and weight is None and args[0].ndim == 3
-        ):  # a residual; norms of single heads have four dimensions
+        if func is F.rms_norm and weight is None and args[0].ndim == 3:  # a residual, and not single heads
             self.recorder.streams.append(args[0])
             args = (self.residual(args[0]), *args[1:])
         result = func(*args, **kwargs)
@@ -420,9 +410,8 @@ def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) 
             return None
         offset = rearrange(offsets[layer].flatten(0, -2), "n (k d) -> n k d", d=learned.shape[-1])[:, of_layer]
         found.append(torch.stack(rows(learned[chosen], offset), 1))
-    size = max(
-        map(len, found), default=0
-    )  # an exchange's gate can be per batch element while its other rows are per token
+    # An exchange's gate can be per batch element while its other rows are per token.
+    size = max(map(len, found), default=0)
     return torch.cat([x.repeat_interleave(size // len(x), 0) for x in found], 1) if found else None
 
 

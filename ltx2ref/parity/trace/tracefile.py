@@ -154,9 +154,8 @@ def naming_file(path: str | Path) -> Iterator[None]:
 def of_tensor(name: str, x: Tensor) -> TensorEntry:
     """Return the entry under which a tensor is stored, or refuse a dtype that safetensors lacks."""
     require(x.dtype in SPELLING and not x.is_meta, f"{name}: {x.dtype} on {x.device} cannot be stored")
-    return TensorEntry(
-        SPELLING[x.dtype], tuple(x.shape), (tensor_data(y) for y in [x])
-    )  # lazily: an expanded tensor takes its full size only while it is written
+    # A generator, because an expanded tensor should take its full size only while it is written.
+    return TensorEntry(SPELLING[x.dtype], tuple(x.shape), (tensor_data(y) for y in [x]))
 
 
 def tensor_data(x: Tensor) -> Piece:
@@ -198,9 +197,8 @@ def sketch_metadata(name: str, x: Sketch) -> dict[str, Any]:
 def to_json(value: dict[str, Any]) -> str:
     """Return compact JSON; raise `ValueError` for anything that JSON cannot express."""
     try:
-        return json.dumps(
-            value, allow_nan=False, separators=(",", ":"), default=dict
-        )  # `dict` is for a Mapping that is no dict
+        # `default=dict` is for mappings that are no dicts.
+        return json.dumps(value, allow_nan=False, separators=(",", ":"), default=dict)
     except TypeError as error:
         raise ValueError(f"not JSON: {error}") from None
 
@@ -305,22 +303,27 @@ def take(said: dict[str, Any], key: str, holds: Callable[[Any], bool], expected:
 
 
 def is_exponent(x: Any) -> bool:
+    """Tell whether a value is an exponent that a sketch may have."""
     return type(x) is int and abs(x) <= MAX_EXPONENT
 
 
 def is_checksum(x: Any) -> bool:
+    """Tell whether a value is a checksum of 16 hexadecimal digits."""
     return isinstance(x, str) and HEXADECIMAL.fullmatch(x) is not None
 
 
 def is_dtype(x: Any) -> bool:
+    """Tell whether a value is the name of a dtype in safetensors."""
     return isinstance(x, str) and x in DTYPES_BY_SPELLING
 
 
 def is_count(x: Any) -> bool:
+    """Tell whether a value is a whole number that is not negative."""
     return whole([x])
 
 
 def is_finite(x: Any) -> bool:
+    """Tell whether a value is a finite number."""
     return type(x) in (int, float) and abs(x) <= sys.float_info.max
 
 
