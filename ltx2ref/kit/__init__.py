@@ -1,4 +1,4 @@
-"""The conformance kit: files that tell a port in any language where it is wrong, and a judge of what it computed."""
+"""The conformance kit: files with which a port in any language finds its errors, and a judge of the port's results."""
 
 from . import cases, check, export
 

@@ -1,7 +1,7 @@
-"""Lists the kit's cases: whole models, of which every tap is expected, and the components that they are made of.
+"""The kit's cases: whole models, with an expected value for every tap, and the components they consist of.
 
-A component is a part of one of these models. Its inputs and its expected outputs are taps of the same recording, so
-that each stage is judged on its own: a port can be built, and checked, from the sinusoid up.
+A component is a part of one of these models. Its inputs and expected outputs are taps of the same recording, so each
+stage is judged on its own. This way a port can be built and checked step by step, beginning with the sinusoid.
 """
 
 from collections.abc import Callable
@@ -24,23 +24,21 @@ from ..parity.cases import (
     text_masks,
 )
 
-SMALL_GRID, MANY_FRAMES_GRID = (
-    (3, 2, 4),
-    (16, 1, 1),
-)  # latent frames, height, width; 16 latent frames are 121 pixel frames
+SMALL_GRID = (3, 2, 4)  # latent frames, height, width
+MANY_FRAMES_GRID = (16, 1, 1)  # 121 pixel frames
 
 
 def both_self_masks(case: Case, x: Inputs) -> Inputs:
-    """Return the mask of keyframes and the mask of self-attention in one `attention_kwargs`."""
+    """Return the mask of keyframes and the mask of self-attention as one `attention_kwargs`."""
     return {
         "attention_kwargs": keyframes(case, x)["attention_kwargs"] | fractional_self_mask(case, x)["attention_kwargs"]
     }
 
 
 def stepped_self_mask(case: Case, x: Inputs) -> Inputs:
-    """Return a self-attention mask that bfloat16 does not round to 1.
+    """Return a self-attention mask whose values bfloat16 does not round to 1.
 
-    Its values are between 1 - 3.3 * 2**-8 and 1 - 0.7 * 2**-8, which bfloat16 rounds to three steps.
+    They lie between 1 - 3.3 * 2**-8 and 1 - 0.7 * 2**-8, and bfloat16 rounds them to three different values.
     """
     tokens = x["hidden_states"].shape[1]
     mask = 1 - (case.draw("mask", BATCH, tokens, tokens) * 0.75 + 2) * 2**-8
@@ -58,18 +56,18 @@ NEWEST = Case(
     grid=SMALL_GRID,
     extras=(per_token, cross_timestep, text_masks, coords, stg_second, both_self_masks),
 )
-# In bfloat16 the mask of the case above rounds to 1, so one component has a case of its own. It is recorded under exact
-# arithmetic alone: the exact tensors are what is expected natively, too.
+# In bfloat16 the mask of the case above rounds to 1, so one component has a case of its own. That case is recorded only
+# under exact arithmetic, and its exact tensors are the expected values of native runs as well.
 MASKED = Case("2.3", "kit-self-mask", grid=SMALL_GRID, extras=(stepped_self_mask,))
 MODELS = (OLDEST, T2V, I2V, MANY_FRAMES, NEWEST)
 
 
 @dataclass(frozen=True)
 class Component:
-    """Describe a part of a model as a case of its own.
+    """A part of a model as a case of its own.
 
-    `given` and `outputs` are names of taps, `raw` of arguments of the model that the component takes as they are.
-    `weights` are the beginnings of the names of its parameters. `arguments` returns what else kit.json tells a port.
+    `given` and `outputs` are names of taps. `raw` are arguments of the model that the component takes unchanged.
+    `weights` are prefixes of the names of its parameters. `arguments` returns whatever else kit.json tells a port.
     """
 
     operation: str
@@ -81,10 +79,11 @@ class Component:
     weights: tuple[str, ...] = ()
     raw: tuple[str, ...] = ()
     arguments: Callable[[TransformerConfig, Inputs], dict[str, Any]] = field(default=lambda config, x: {})
-    chain: tuple[tuple[str, str], ...] = ()  # each residual as it is given, and as it leaves
+    chain: tuple[tuple[str, str], ...] = ()  # for each residual, its tap before the component and its tap after it
 
     @property
     def id(self) -> str:
+        """Return the name of the case."""
         return f"{self.operation.replace(' ', '-')}/{self.name}"
 
 
@@ -94,12 +93,12 @@ def cos_and_sin(name: str) -> tuple[str, ...]:
 
 
 def below(at: str, *names: str) -> tuple[str, ...]:
-    """Return the names of taps within a module."""
+    """Return the names of taps inside a module."""
     return tuple(f"{at}.{name}" for name in names)
 
 
 def positions_component(name: str, case: Case) -> Component:
-    """Describe the bounds of patches, from the sizes of a stream's grid."""
+    """Return the component that computes the bounds of patches from the size of a stream's grid."""
     keys = ("num_frames", "height", "width", "fps") if name == "video" else ("audio_num_frames",)
     return Component(
         "positions",
@@ -113,7 +112,10 @@ def positions_component(name: str, case: Case) -> Component:
 
 
 def rope_component(name: str, case: Case) -> Component:
-    """Describe a stream's RoPE tables, for self-attention and for the exchange, from the bounds of its patches."""
+    """Return the component that computes a stream's RoPE tables from the bounds of its patches.
+
+    There are two tables, for self-attention and for the exchange.
+    """
     prefix = "audio_" if name.startswith("audio") else ""
     return Component(
         "rope",
@@ -126,12 +128,12 @@ def rope_component(name: str, case: Case) -> Component:
 
 
 def rotation_component(name: str, case: Case, at: str, table: str) -> Component:
-    """Describe the rotation of one attention's normalised queries by a table."""
+    """Return the component that rotates the normalised queries of one attention by a table."""
     return Component("rotation", name, case, f"{at}.q", (f"{at}.norm_q", *cos_and_sin(table)), (f"{at}.q",))
 
 
 def adaln_component(name: str) -> Component:
-    """Describe an AdaLN layer from its sinusoid on."""
+    """Return the component that computes an AdaLN layer from its sinusoid."""
     return Component(
         "timestep embedding",
         name.replace("_", "-"),
@@ -144,10 +146,9 @@ def adaln_component(name: str) -> Component:
 
 
 def rows_component(name: str, tap: str, *sources: tuple[str, tuple[int, int], str, tuple[int, int]]) -> Component:
-    """Describe rows of modulation: table + offsets.
+    """Return the component that computes rows of modulation: table + offsets.
 
-    A source names a table, the first and last row taken from it, the AdaLN layer whose offsets are added, and which of
-    its rows.
+    A source is a table, the first and last row taken from it, the AdaLN layer with the offsets, and the offsets' rows.
     """
     described = [
         {"table": f"{BLOCK_0}{table}", "rows": chosen, "offsets": f"{layer}.linear", "offset_rows": of_layer}
@@ -168,7 +169,7 @@ def rows_component(name: str, tap: str, *sources: tuple[str, tuple[int, int], st
 def attention_component(
     name: str, case: Case, at: str, ropes: tuple[str, str] = ("", ""), mask: str = "", raw: tuple[str, ...] = ()
 ) -> Component:
-    """Describe one attention, from its modulated input to its output projection."""
+    """Return the component that computes one attention, from its modulated input to its output projection."""
     gated = case.config.audio.gated_attn if ".audio_a" in at or ".video_to" in at else case.config.video.gated_attn
     context = () if at.endswith("attn1") else (f"{at}.context",)
     tables = tuple(dict.fromkeys(part for name in ropes if name for part in cos_and_sin(name)))
@@ -191,14 +192,14 @@ def attention_component(
 
 
 def feed_forward_component(name: str, case: Case, at: str) -> Component:
-    """Describe one feed-forward."""
+    """Return the component that computes one feed-forward."""
     return Component(
         "feed-forward", name, case, at, (f"{at}.input",), below(at, "proj", "activation", "output"), (f"{at}.",)
     )
 
 
 def output_component(name: str, case: Case, prefix: str) -> Component:
-    """Describe the end of a stream: the last norm, its modulation and the projection."""
+    """Return the component that computes the end of a stream: the last norm, its modulation and the projection."""
     last = f"transformer_blocks.{case.config.num_layers - 1}.{name}"
     return Component(
         "output",

@@ -1,9 +1,9 @@
-"""Judges the results that a port, in any language, computed for the kit's cases.
+"""The judge of results that a port in any language computed for the kit's cases.
 
-On the native level each output is judged by its budget, and what is beyond that by simulated machines, as `audit` and
-`verify` judge. The reference for both is this package's model, with the weights and inputs of the case. For a whole
-model the audit tells in addition where an error is made and what it looks like. On the exact level there is no budget:
-see identity.py.
+On the native level each output is judged by its budget. Outputs over budget are compared with simulated machines, as in
+`audit` and `verify`. The reference for both is this package's model with the weights and inputs of the case. For whole
+models, the report also says where an error is made and what it looks like. The exact level has no budget: see
+identity.py.
 """
 
 import tempfile
@@ -38,10 +38,10 @@ LIFTED = ("video_self_attention_mask", "video_keyframes_mask")  # arguments that
 def check_results(
     results: str | Path, kit: str | Path | None = None, level: str = NATIVE_LEVEL, partial: bool = False
 ) -> Verdict:
-    """Judge a folder of results on one level, native or exact, against a kit: by default the one that this version
-    exports.
+    """Judge a folder of results on one level, "native" or "exact".
 
-    Raises `ValueError` if a folder is no kit, or holds no results, and if results cannot be read.
+    `kit` is the folder of a kit, by default the one that this version exports. `partial` says that missing results were
+    left out on purpose. Raises `ValueError` if a folder is no kit or holds no results, and if results cannot be read.
     """
     folder = Path(results)
     if not folder.is_dir():
@@ -58,7 +58,7 @@ def check_results(
 
 
 def judge_all(folder: Path, kit: Path, level: str) -> list[Result]:
-    """Judge each case of a kit in each dtype. Raises `ValueError` if a file is the result of none of them."""
+    """Judge each case of a kit in each dtype. Raises `ValueError` for a file that is the result of no case."""
     cases = read_kit(kit)
     known = {folder / name for case in cases for name in result_files(case, level).values()}
     strange = sorted({path for name in known for path in name.parent.glob("*.safetensors")} - known)
@@ -74,7 +74,7 @@ def judge_all(folder: Path, kit: Path, level: str) -> list[Result]:
 
 
 def result_files(case: KitEntry, level: str) -> dict[str, str]:
-    """Return for each dtype the name of the file with the results."""
+    """Return the name of the file with the results for each dtype."""
     if level == EXACT_LEVEL:
         return {dtype: said["results"] for dtype, said in case["exact"].items()}
     names: dict[str, str] = case["results"]
@@ -82,7 +82,7 @@ def result_files(case: KitEntry, level: str) -> dict[str, str]:
 
 
 def judge_one(case: KitEntry, dtype: str, path: Path, kit: Path, level: str) -> Result:
-    """Judge one file of results, which need not exist."""
+    """Judge one file of results. It need not exist."""
     if not path.exists():
         return Result(case["id"], dtype, None)
     file = read_tensors(kit / case["file"])
@@ -92,7 +92,7 @@ def judge_one(case: KitEntry, dtype: str, path: Path, kit: Path, level: str) -> 
 
 
 def judge_by_digests(case: KitEntry, dtype: str, file: Taps, given: Taps) -> Report:
-    """Judge results on the exact level."""
+    """Judge the results of a case on the exact level."""
     digests = case["exact"][dtype]["digests"]
 
     def expected() -> Taps:
@@ -106,7 +106,7 @@ def judge_by_digests(case: KitEntry, dtype: str, file: Taps, given: Taps) -> Rep
 
 
 def judge_natively(case: KitEntry, dtype: str, file: Taps, given: Taps) -> Report:
-    """Judge results on the native level."""
+    """Judge the results of a case on the native level."""
     expected = {name: tensors_under(file, f"{dtype}/expected/")[name] for name in case["outputs"]}
     if case["operation"] == "model":
         return noted(compare_forwards(*model_of(case, dtype, file), expected, given))
@@ -114,7 +114,7 @@ def judge_natively(case: KitEntry, dtype: str, file: Taps, given: Taps) -> Repor
 
 
 def judge_component(case: KitEntry, dtype: str, file: Taps, expected: Taps, given: Taps) -> Report:
-    """Judge what a component computed, given what diffusers had before it."""
+    """Judge what a component computed from the taps that diffusers had before it."""
     error, inputs = tensors_under(file, f"{dtype}/error/"), tensors_under(file, f"{dtype}/inputs/")
     timestep = inputs.get("timestep")
     bounds = {
@@ -134,8 +134,10 @@ def judge_component(case: KitEntry, dtype: str, file: Taps, expected: Taps, give
 
 
 def component_of(case: KitEntry, dtype: str, file: Taps) -> ComponentRun | None:
-    """Return this version's model of a component, to be run on the kit's inputs; None if the kit is of a version that
-    gives the component other weights or arguments."""
+    """Return this version's model of a component, to be run on the kit's inputs.
+
+    Return None for a kit of another version, in which the component has other weights or arguments.
+    """
     component = next((x for x in COMPONENTS if x.id == case["id"]), None)
     if component is None:
         return None
@@ -151,8 +153,10 @@ def component_of(case: KitEntry, dtype: str, file: Taps) -> ComponentRun | None:
 
 
 def noted(report: Report) -> Report:
-    """Call rounding, with a note, what is between one budget and two, or what a simulated machine explains: so does
-    `verify`. A bound has no such band."""
+    """Accept outputs that take up to two budgets, or that a simulated machine explains, as rounding with a note.
+
+    `verify` does the same. A bound has no such band, so outputs judged by a bound stay as they are.
+    """
     more = {
         row.name: row.budget
         for row in report.rows
@@ -168,7 +172,7 @@ def noted(report: Report) -> Report:
 
 
 def model_of(case: KitEntry, dtype: str, file: Taps) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
-    """Build a model with the kit's weights, and return it with its inputs."""
+    """Build a model with the kit's weights, and return it together with its inputs."""
     with torch.device("meta"):
         model = LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(case["config"]))
     model.load_state_dict(tensors_under(file, f"{dtype}/weights/"), assign=True)

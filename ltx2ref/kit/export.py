@@ -1,10 +1,11 @@
-"""Writes the kit: kit.json, one safetensors file for each case, and a README for those who port.
+"""The export of the kit: kit.json, one safetensors file for each case, and a README for whoever ports the model.
 
-Expected are the tensors that diffusers computed when it was recorded. The truth is this package's float64 model, given
-the inputs of the case. It is stored as `expected - truth`, in float32, which keeps more digits of it than are needed.
+Expected tensors are those that diffusers computed when it was recorded. The truth is what this package's model computes
+in float64 from the inputs of the case. It is stored as `expected - truth`, in float32, which keeps more digits of the
+truth than are needed.
 
-On the exact level the digests that diffusers left under exact arithmetic are expected. Components need tensors as well:
-this package's model computes them, and nothing is written unless every tap of that model has diffusers' digest.
+On the exact level, the expected digests are those that diffusers left under exact arithmetic. Components also need
+tensors, which this package's model computes. Nothing is written unless every tap of that model has diffusers' digest.
 """
 
 import json
@@ -32,23 +33,23 @@ from .recorded import RecordedModel
 KIT_SCHEMA = 2
 ABOUT = {
     "bfloat16": "stored as uint16 bit patterns: the upper half of a float32's bits",
-    "tensors": "DTYPE/weights/NAME, DTYPE/inputs/NAME, DTYPE/expected/NAME and DTYPE/error/NAME, with DTYPE float32 or "
-    "bfloat16, NAME of a parameter, an argument or a tap; of ltx2ref/parity/trace/taps.py",
-    "error": "expected - truth, in float32: of diffusers' own tensors against float64, given the same inputs",
-    "results": "a file for each case and dtype, with tensors of the names in outputs: float16, bfloat16 (or its bits "
-    "as uint16), float32 or float64",
-    "exact": "what diffusers computes under exact arithmetic, see docs/arithmetic.md: for each dtype the results file "
-    "of a port that computes so, too, and a digest of each tap, the first 16 bytes of the SHA-256 of "
-    "'{dtype} {shape}\\n' and the elements; DTYPE/exact/inputs/NAME takes the place of DTYPE/inputs/NAME "
-    "where there is one, and DTYPE/exact/expected/NAME has a component's digest",
+    "tensors": "DTYPE/weights/NAME, DTYPE/inputs/NAME, DTYPE/expected/NAME and DTYPE/error/NAME, where DTYPE is "
+    "float32 or bfloat16, and NAME names a parameter, an argument or a tap (ltx2ref/parity/trace/taps.py)",
+    "error": "expected - truth, in float32: the error of diffusers' tensors against float64, from the same inputs",
+    "results": "a file for each case and dtype, with tensors named as in outputs: float16, bfloat16 (or its bits as "
+    "uint16), float32 or float64",
+    "exact": "what diffusers computes under exact arithmetic (docs/arithmetic.md): for each dtype, the name of the "
+    "results file of a port that computes this as well, and a digest of each tap: the first 16 bytes of the "
+    "SHA-256 of '{dtype} {shape}\\n' and the elements; DTYPE/exact/inputs/NAME takes the place of DTYPE/inputs/NAME "
+    "where it exists, and DTYPE/exact/expected/NAME is the tensor that has the digest, for components",
 }
 
 
 def export(directory: str | Path) -> dict[str, Any]:
     """Write the kit into a new or empty folder, and return the contents of its kit.json.
 
-    Raises `ValueError` if the folder holds anything, and `RecordError` if a recording is missing, or is not what this
-    package's model computes under exact arithmetic.
+    Raises `ValueError` if the folder holds anything. Raises `RecordError` if a recording is missing, or differs from
+    what this package's model computes under exact arithmetic.
     """
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -78,13 +79,13 @@ def provenance() -> dict[str, Any]:
 
 
 def everything() -> Iterator[tuple[dict[str, Any], Taps]]:
-    """Yield each case's entry in kit.json with the tensors of its file; components come before models."""
+    """Yield the entry of each case in kit.json and the tensors of its file. Components come before models."""
     parts: list[Case | Component] = [*COMPONENTS, *MODELS]
     cases = {model_case(part).id: model_case(part) for part in parts}
     sources = {name: {dtype: RecordedModel(case, dtype) for dtype in NATIVE_DTYPES} for name, case in cases.items()}
     for by_dtype in sources.values():
         for source in by_dtype.values():
-            source.require_digests()  # before anything is written
+            source.require_digests()  # a faulty recording must be found before anything is written
     for part in track(parts, "writing the kit"):
         by_dtype = sources[model_case(part).id]
         tensors = {dtype: case_tensors(source, part) for dtype, source in by_dtype.items()}
@@ -92,7 +93,7 @@ def everything() -> Iterator[tuple[dict[str, Any], Taps]]:
 
 
 def model_case(part: Case | Component) -> Case:
-    """Return the case itself, or the one that a component is a part of."""
+    """Return the case itself, or the case of the model that a component belongs to."""
     return part if isinstance(part, Case) else part.case
 
 
@@ -120,7 +121,7 @@ def case_tensors(source: RecordedModel, part: Case | Component) -> dict[str, Tap
 def case_entry(
     part: Case | Component, sources: Mapping[str, RecordedModel], tensors: Mapping[str, Mapping[str, Taps]]
 ) -> dict[str, Any]:
-    """Return what kit.json says of a case."""
+    """Return the entry of a case in kit.json."""
     some = next(iter(sources.values()))
     flat, outputs = some.flat, some.outputs(part)
     if isinstance(part, Case):
@@ -159,13 +160,13 @@ def case_entry(
 
 
 def relative_error(error: Tensor, expected: Tensor) -> float:
-    """Return the norm of an error, divided by that of the truth."""
+    """Return the norm of the error divided by the norm of the truth."""
     size = norm(expected.double() - error)
     return norm(error) / size if size else 0.0
 
 
 def stored(tensors: Mapping[str, Mapping[str, Taps]]) -> Taps:
-    """Return the tensors of both dtypes under the names that they have in a case's file."""
+    """Return the tensors of all dtypes under their names in the file of a case."""
     return {
         f"{dtype}/{kind}/{name}": plain(x.float() if kind == "error" else x)
         for dtype, kinds in tensors.items()
@@ -175,6 +176,6 @@ def stored(tensors: Mapping[str, Mapping[str, Taps]]) -> Taps:
 
 
 def plain(x: Tensor) -> Tensor:
-    """Return a copy that can be read without bfloat16: its bits, as uint16."""
+    """Return a copy that can be read by libraries without bfloat16, whose bits are stored as uint16."""
     x = x.contiguous().clone()
     return x.view(torch.uint16) if x.dtype == torch.bfloat16 else x

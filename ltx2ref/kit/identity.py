@@ -1,7 +1,7 @@
-"""Judges what a port computed under exact arithmetic: each tap has diffusers' digest, or it differs. No tolerance.
+"""The judge of results under exact arithmetic: a tap has diffusers' digest, or it differs. There is no tolerance.
 
-A digest says that, and not by how much. What tells it is a component's expected tensor, which the kit has, or of a
-model this package's own forward under exact arithmetic, where that has the digest.
+A digest does not tell how large a difference is. For that, a tap is compared with a tensor that has the digest: for a
+component the expected one in the kit, for a model the one that this package's own forward computes.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ from ..parity.truth import spread
 
 
 def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expected: Callable[[], Taps]) -> Report:
-    """Compare each tap that was given with its digest. Those that are no `outputs` may be left out.
+    """Compare each given tap with its digest.
 
-    `expected` is called only if something differs.
+    Taps that are no `outputs` may be left out. `expected` is called only if something differs.
     """
     other = [name for name, x in given.items() if not has(x, digests[name])]
     tensors = {name: x for name, x in expected().items() if has(x, digests[name])} if other else {}
@@ -36,12 +36,16 @@ def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expect
 
 
 def has(x: Tensor, expected: str) -> bool:
-    """Tell whether a tensor has a digest, as it is or in another of the kit's dtypes that holds its numbers."""
+    """Return whether a tensor has a digest, in its own dtype or in another dtype of the kit with the same numbers."""
     same = (y for y in map(x.to, NATIVE_DTYPES.values()) if ((y.double() == x.double()) | x.isnan()).all())
     return any(digest(y).hex() == expected for y in same)
 
 
 def differing_row(name: str, given: Tensor, expected: Tensor | None, wanted: str) -> TapRow:
+    """Return the row of a tap that lacks its digest.
+
+    A tap that has it once it is spread over the tokens is identical.
+    """
     if expected is None:
         return TapRow(name, DIVERGED, candidate_shape=tuple(given.shape))
     if has(spread(name, given, expected), wanted):
@@ -51,6 +55,7 @@ def differing_row(name: str, given: Tensor, expected: Tensor | None, wanted: str
 
 
 def verdict(rows: list[TapRow]) -> Report:
+    """Return the report on these rows."""
     missing = sum(row.verdict == MISSING for row in rows)
     lacking = f"; {missing} of {len(rows)} taps are missing" if missing else ""
     first = next((row for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
@@ -63,6 +68,7 @@ def verdict(rows: list[TapRow]) -> Report:
 
 
 def distance(row: TapRow) -> str:
+    """Return in words how far a tap is from the expected one."""
     if row.verdict == SHAPE:
         return f"{row.candidate_shape} in place of {row.shape}"
     if row.relative is None:

@@ -1,4 +1,4 @@
-"""Reads a kit's folder, the files of its cases, and the results that a port wrote."""
+"""Reading a kit's folder, the files of its cases, and the results that a port wrote."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,13 +15,13 @@ from ..parity.trace.taps import Taps
 from .export import KIT_SCHEMA
 
 RESULT_DTYPES = (torch.float16, torch.bfloat16, torch.uint16, torch.float32, torch.float64)
-KitEntry = Mapping[str, Any]  # a case, as kit.json has it
+KitEntry = Mapping[str, Any]  # the entry of a case in kit.json
 
 
 def read_kit(folder: Path) -> list[KitEntry]:
     """Return the cases in a kit's kit.json.
 
-    Raises `ValueError` if there is no such file, or if it is of another schema or version of exact arithmetic.
+    Raises `ValueError` if there is no such file, or if its schema or its version of exact arithmetic is another one.
     """
     try:
         said = json.loads((folder / "kit.json").read_text(encoding="utf-8"))
@@ -37,8 +37,8 @@ def read_kit(folder: Path) -> list[KitEntry]:
 def read_results(path: Path, expected: Iterable[str]) -> Taps:
     """Read the results of one case.
 
-    Raises `ValueError` if the file is not a safetensors file, or if it has a tensor with a name that is not expected
-    or a dtype that a result cannot have.
+    Raises `ValueError` if the file is not a safetensors file, if a tensor has a name that is not expected, or if a
+    tensor has a dtype that results cannot have.
     """
     found = tensors_under(read_tensors(path), "")
     for name, x in found.items():
@@ -50,14 +50,16 @@ def read_results(path: Path, expected: Iterable[str]) -> Taps:
 
 
 def read_tensors(path: Path) -> Taps:
-    """Read a safetensors file. Raises `CheckpointError`, a `ValueError`, if it is none."""
+    """Read a safetensors file. Raises `CheckpointError`, a `ValueError`, if it is not one."""
     read_header(path)
     return load_file(path)
 
 
 def tensors_under(file: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    """Return the tensors whose names begin with a prefix, without it; those stored as uint16 as the bfloat16 that they
-    are."""
+    """Return the tensors whose names begin with a prefix, by the rest of their names.
+
+    Tensors stored as uint16 are returned as bfloat16, since that is what they contain.
+    """
     return {
         name.removeprefix(prefix): x.view(torch.bfloat16) if x.dtype == torch.uint16 else x
         for name, x in file.items()

@@ -1,4 +1,4 @@
-"""Loads what is recorded of a kit case and runs its model: whole, or one component, in its dtype or in float64."""
+"""The model of a kit case with its recording, run as a whole or as one component, in its dtype or in float64."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -29,21 +29,25 @@ class RecordedModel:
 
     @cached_property
     def double(self) -> LTX2VideoTransformer3DModel:
+        """Return the model in float64."""
         return doubled(self.model)
 
     @cached_property
     def digests(self) -> dict[str, bytes]:
-        """The digest that diffusers left of each tap under exact arithmetic."""
+        """Return the digest that diffusers left of each tap under exact arithmetic."""
         return record.load_exact(self.case, self.dtype).digests
 
     @cached_property
     def exact_taps(self) -> Taps:
-        """Every tap under exact arithmetic."""
+        """Return every tap under exact arithmetic."""
         with exact():
             return run(self.model, self.inputs)
 
     def require_digests(self) -> None:
-        """Raise `RecordError` if an exact tap has another digest than diffusers left: then nobody has its tensor."""
+        """Raise `RecordError` if an exact tap has another digest than the one diffusers left.
+
+        In that case nobody has the tensor that belongs to the digest.
+        """
         taps = self.exact_taps
         other = [name for name, x in self.digests.items() if name not in taps or record.digest(taps[name]) != x]
         if other:
@@ -54,7 +58,7 @@ class RecordedModel:
 
     @cached_property
     def taps(self) -> Taps:
-        """The taps that are expected natively: the recorded ones, or the exact ones of the case without a recording."""
+        """Return the taps that are expected natively: recorded ones, or exact ones for the case without a recording."""
         return self.exact_taps if self.case == MASKED else record.load_record(self.case, self.dtype).taps
 
     def given(self, part: Component) -> Taps:
@@ -62,23 +66,25 @@ class RecordedModel:
         return {name: self.taps[name] for name in part.given}
 
     def arguments_of(self, part: Component) -> Taps:
-        """Return the arguments of the model that a component is given as they are."""
+        """Return the arguments of the model that a component takes unchanged."""
         return {name: self.flat[name] for name in part.raw}
 
     def weights_of(self, part: Component) -> Taps:
-        """Return the parameters of a component, under their names in the model."""
+        """Return the parameters of a component by their names in the model."""
         return {name: x for name, x in self.weights.items() if part.weights and name.startswith(part.weights)}
 
     def truth(self, part: Case | Component) -> Taps:
-        """Compute in float64: a model given the recorded phases, a component given its inputs."""
+        """Return the truth in float64: for a model from the recorded phases, for a component from its inputs."""
         if isinstance(part, Case):
             return truth(self.model, self.inputs, self.taps)
         given = self.given(part)
         return ComponentRun(self, part, given).of(given)
 
     def outputs(self, part: Case | Component) -> tuple[str, ...]:
-        """Name what a port is asked for: of a model every tap but derived ones, and but `proj_out`, which repeats
-        `sample`."""
+        """Return the names of the taps that a port has to compute.
+
+        For a model these are all taps except derived ones and `proj_out`, which repeats `sample`.
+        """
         if isinstance(part, Component):
             return part.outputs
         return tuple(
@@ -89,20 +95,23 @@ class RecordedModel:
 class ComponentRun:
     """One component of a model, run on the taps that the component is given.
 
-    The rest of the model runs as well; nothing of it reaches the component.
+    The rest of the model runs as well, but nothing of it reaches the component.
     """
 
     def __init__(self, source: RecordedModel, part: Component, given: Taps) -> None:
         self.source, self.part, self.given = source, part, given
-        # A hook cannot replace coordinates, the model's own arguments can.
+        # Hooks cannot replace coordinates, so they are passed as arguments of the model.
         self.coords = {name: x for name, x in given.items() if name.endswith("_coords")}
 
     def forward(self) -> Taps:
-        """Run the component in its own dtype, natively or in whatever arithmetic is on."""
+        """Run the component in its own dtype, natively or in whatever arithmetic is active."""
         return run(self.source.model, self.source.inputs | self.coords, self.given)
 
     def of(self, taps: Mapping[str, Tensor]) -> Taps:
-        """Return the component's truth in float64. `taps` has the residuals from which it was computed."""
+        """Return the component's truth in float64.
+
+        `taps` has the residuals from which a port started. What the component adds to them is computed in float64.
+        """
         found = dict(self.in_float64)
         for before, after in self.part.chain:
             found[after] = taps[before].double() + found[after] - found[before]
@@ -110,4 +119,5 @@ class ComponentRun:
 
     @cached_property
     def in_float64(self) -> Taps:
+        """Return the taps in float64, with the residuals of the recording."""
         return run(self.source.double, wide(self.source.inputs | self.coords), self.given)

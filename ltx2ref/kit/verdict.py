@@ -1,4 +1,4 @@
-"""Sums up what the kit found: one result for each case and dtype, and one verdict with its exit status."""
+"""The summary of a check: one result for each case and dtype, and one verdict with its exit status."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +10,7 @@ NATIVE_LEVEL, EXACT_LEVEL = LEVELS = ("native", "exact")
 
 @dataclass(frozen=True)
 class Result:
-    """One case in one dtype. There is no report if the port wrote nothing for it."""
+    """The result of one case in one dtype. Its report is None if the port wrote nothing for it."""
 
     case: str
     dtype: str
@@ -18,25 +18,28 @@ class Result:
 
     @property
     def name(self) -> str:
+        """Return the case and the dtype as one name."""
         return f"{self.case} {self.dtype}"
 
     @property
     def missing(self) -> list[str]:
-        """Name the outputs that the port did not write, in a case of which it wrote others."""
+        """Return the outputs that the port did not write for a case of which it wrote others."""
         return [] if self.report is None else [row.name for row in self.report.rows if row.verdict == MISSING]
 
     @property
     def wrong(self) -> bool:
+        """Return whether a tap diverged or has a wrong shape."""
         return self.report is not None and bool(verdicts(self.report) & {DIVERGED, SHAPE})
 
     @property
     def suspect(self) -> bool:
+        """Return whether a tap is suspect."""
         return self.report is not None and SUSPECT in verdicts(self.report)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """All cases on one level. `partial` says that what is missing was left out on purpose."""
+    """All results on one level. `partial` says that missing results were left out on purpose."""
 
     results: list[Result]
     level: str = NATIVE_LEVEL
@@ -49,7 +52,7 @@ class Verdict:
 
     @property
     def missing(self) -> list[str]:
-        """Name the cases, and then the outputs of cases, that the port did not write."""
+        """Return the cases, and then the outputs of other cases, that the port did not write."""
         return [result.name for result in self.results if result.report is None] + [
             f"{result.name}: {name}" for result in self.results for name in result.missing
         ]
@@ -61,10 +64,12 @@ class Verdict:
 
     @property
     def passed(self) -> int:
+        """Return how many cases pass."""
         return len(self.given) - len(self.failures)
 
     @property
     def suspect(self) -> bool:
+        """Return whether any case is suspect."""
         return any(result.suspect for result in self.results)
 
     @property
@@ -76,7 +81,7 @@ class Verdict:
 
     @property
     def summary(self) -> str:
-        """Return one line that says it all, short enough for a badge."""
+        """Return one line that sums up the check, short enough for a badge."""
         right = "identical" if self.level == EXACT_LEVEL else "conformant"
         word = (right, f"not {right}", "inconclusive" if self.suspect else "incomplete")[self.status]
         without = len(self.results) - len(self.given)

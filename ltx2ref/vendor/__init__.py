@@ -1,7 +1,8 @@
-"""Copies of this package, or of the model alone, in other projects: made, patched, replaced and compared with it.
+"""Copies of this package, or of the model alone, in other projects: making, patching, updating and checking them.
 
-A copy may have any name and lie in any package, for all imports here are relative. It comes with the licence and with
-a record of its version and of every file's SHA-256, by which changes made there are told from changes made here.
+A copy may have any name and be part of any package, because all imports here are relative. It comes with the licence
+and with a record of its version and of every file's SHA-256. The record tells changes made in the copy from changes
+made here.
 """
 
 from .copies import Copy as Copy

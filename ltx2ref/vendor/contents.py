@@ -1,4 +1,4 @@
-"""What a copy consists of: the files of the package, or those that the model and its self-test import."""
+"""The contents of a copy: all files of the package, or those that the model and its self-test import."""
 
 import ast
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from .. import __version__
 from .record import PATCHES, RECORD
 
 PACKAGE = Path(__file__).parents[1]
-BESIDE = ("LICENSE", "weights_manifest.json")  # inside an installed package, and in a checkout at its top
-PUBLIC = (  # what the model's copy exports
+BESIDE = ("LICENSE", "weights_manifest.json")  # in an installed package, or at the top of a checkout
+PUBLIC = (  # the names that a copy of the model exports
     "LTX_2_0",
     "LTX_2_3",
     "LTX_2_5",
@@ -25,13 +25,13 @@ PATCHED = f"# Copied from ltx2ref, and changed by {PATCHES}/: {RECORD} says whic
 
 
 def package_contents() -> dict[str, bytes]:
-    """Return every file of the package by its path, the licence included."""
+    """Return every file of the package by path, including the licence."""
     files = {path: file.read_bytes() for path, file in visible(PACKAGE) if path not in BESIDE}
     return with_headers(files | beside())
 
 
 def model_contents() -> dict[str, bytes]:
-    """Return the modules that define the model and its configuration, their self-test, and all that these import."""
+    """Return the files of the model, its config and its self-test, with everything that they import."""
     public = {name: defined_in(name) for name in PUBLIC}
     modules = imported_by([*public.values(), SELFTEST])
     folders = {parent.as_posix() for path in modules for parent in Path(path).parents} - {"."}
@@ -44,7 +44,7 @@ def model_contents() -> dict[str, bytes]:
 
 
 def model_package(public: dict[str, str]) -> str:
-    """Write the `__init__.py` of the model's copy, which imports each public name from the file that defines it."""
+    """Return the `__init__.py` for a copy of the model. It imports each public name from the file that defines it."""
     lines = [f'"""The LTX-2 transformer of ltx2ref {__version__}, the model alone."""', ""]
     for path in sorted(set(public.values())):
         names = ", ".join(name for name in public if public[name] == path)
@@ -62,7 +62,7 @@ def defined_in(name: str) -> str:
 
 
 def definitions(file: Path) -> set[str]:
-    """Return the classes and variables that a module defines."""
+    """Return the names of the classes and variables that a module defines."""
     found = set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
@@ -75,7 +75,7 @@ def definitions(file: Path) -> set[str]:
 
 
 def imported_by(paths: list[str]) -> list[str]:
-    """Return modules with all modules of the package that have to be there to import them."""
+    """Return these modules together with all modules of the package that importing them requires."""
     found, queue = set[str](), list(paths)
     while queue:
         path = queue.pop()
@@ -88,8 +88,8 @@ def imported_by(paths: list[str]) -> list[str]:
 def imports(path: str) -> Iterator[str]:
     """Yield the files of the package's modules that a module imports at its top.
 
-    A package's `__init__.py` is not among them: the copy has short ones of its own. What a function imports when it is
-    called is not, either: it is the part of the documented class that reads and writes files, which a copy lacks.
+    A package's `__init__.py` is left out, because the copy has short ones of its own. Imports inside functions are left
+    out as well: they belong to the part of the documented class that reads and writes files, which a copy lacks.
     """
     for node in ast.parse((PACKAGE / path).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -100,7 +100,7 @@ def imports(path: str) -> Iterator[str]:
 
 
 def with_headers(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Put the licence's identifier and the origin on top of each Python file that has none yet."""
+    """Put the licence's identifier and the origin at the top of each Python file that does not have them."""
     top = HEADER.encode()
     return {
         path: top + ORIGIN.encode() + data if path.endswith(".py") and not data.startswith(top) else data
@@ -109,17 +109,20 @@ def with_headers(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def without_notice(data: bytes) -> bytes:
-    """Return a file as it was before the note that patches changed it."""
+    """Return a file without the notice in its header that patches changed it."""
     return data.replace(PATCHED.encode(), ORIGIN.encode(), 1)
 
 
 def with_notice(data: bytes) -> bytes:
-    """Note in a file's header that patches changed it, as the licence asks."""
+    """Return a file with a notice in its header that patches changed it, as the licence requires."""
     return data.replace(ORIGIN.encode(), PATCHED.encode(), 1)
 
 
 def beside() -> dict[str, bytes]:
-    """Return the licence, and the list of published files if there is one."""
+    """Return the licence, and the manifest of published files if there is one.
+
+    Raises `ValueError` without a licence.
+    """
     folders = [PACKAGE, *([PACKAGE.parent] if is_checkout() else [])]
     found: dict[str, bytes] = {}
     for name in BESIDE:
@@ -127,17 +130,17 @@ def beside() -> dict[str, bytes]:
         if file is not None:
             found[name] = file.read_bytes()
     if "LICENSE" not in found:
-        raise ValueError(f"{PACKAGE}: its LICENSE is missing, without which it may not be copied")
+        raise ValueError(f"{PACKAGE}: the LICENSE is missing, without which the package may not be copied")
     return found
 
 
 def is_checkout() -> bool:
-    """Tell whether this is the package in its own repository, and not an installed one or a copy."""
+    """Return whether this is the package in its own repository, rather than an installed package or a copy."""
     return (PACKAGE.parent / "pyproject.toml").is_file() and not (PACKAGE / RECORD).exists()
 
 
 def visible(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield files by their paths, without hidden ones, compiled ones, the record and the patches."""
+    """Yield the path and the location of each file, without hidden and compiled ones, the record and the patches."""
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder)
         ours = path.as_posix() == RECORD or path.parts[0] == PATCHES

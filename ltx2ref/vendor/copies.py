@@ -1,4 +1,4 @@
-"""Copies as a whole: made, checked, updated, and patched. A folder changes at once or not at all."""
+"""Making, checking, updating and patching a copy. A folder is changed as a whole or not at all."""
 
 import keyword
 import re
@@ -26,7 +26,7 @@ from .patches import KEPT, PatchConflict, apply_patch, read_patch, write_patch
 from .record import PATCHES, RECORD, Origin, file_digest, read_record, write_record
 
 Files = dict[str, bytes]
-STAGES = {"dev": -4, "a": -3, "b": -2, "rc": -1, "": 0, "post": 1}  # of a version, in their order
+STAGES = {"dev": -4, "a": -3, "b": -2, "rc": -1, "": 0, "post": 1}  # stages of a version, in their order
 
 
 @dataclass(frozen=True)
@@ -40,30 +40,31 @@ class Copy:
     files: int
     size: int  # in bytes
     changed: list[str]  # files that were changed, added or removed there after the copy was written
-    outdated: list[str]  # files that are other ones in this package, if that is not older than the copy
-    patches: list[str]  # that the copy was written with, in their order
-    patched: list[str]  # files that these changed
+    outdated: list[str]  # files that differ in this package, if the package is not older than the copy
+    patches: list[str]  # patches that the copy was written with, in the order of their application
+    patched: list[str]  # files that these patches changed
     unapplied: list[str]  # patches that were changed, added or removed after the copy was written
     installed: str  # the version of this package
-    offered: str | None = None  # the newest version in the package index, if that was asked and answered
+    offered: str | None = None  # the newest version in the package index, if the index was asked and answered
 
     @property
     def newest(self) -> str:
-        """The newest version that is known: the copy's own, this package's or the index's."""
+        """Return the newest known version among those of the copy, this package and the index."""
         return max((x for x in (self.version, self.installed, self.offered) if x is not None), key=precedence)
 
     @property
     def current(self) -> bool:
+        """Return whether the copy is unchanged and no newer version is known."""
         newer = precedence(self.newest) > precedence(self.version)
         return not (self.changed or self.outdated or self.unapplied or newer)
 
 
 @dataclass(frozen=True)
 class Written:
-    """A copy as it was written, or would be, and the files that became other ones."""
+    """A copy as it was written, or would be written in a dry run, and the files that changed."""
 
     copy: Copy
-    before: str | None  # the version that was there
+    before: str | None  # the version of the copy that was replaced
     added: list[str]
     replaced: list[str]
     removed: list[str]
@@ -72,65 +73,65 @@ class Written:
 def vendor(
     parent: str | Path, name: str, *, model_only: bool = False, parents: bool = False, dry_run: bool = False
 ) -> Written:
-    """Copy the package to `parent`/`name`, or with `model_only` the model, which needs torch and einops alone.
+    """Copy the package to `parent`/`name`, or with `model_only` just the model, which needs only torch and einops.
 
-    Raises `ValueError` for a name that cannot be imported, if anything stands there, and if `parent` is no folder,
-    unless `parents` asks for it to be made. With `dry_run` nothing is written.
+    Raises `ValueError` for a name that cannot be imported and if anything exists at that place. Raises `ValueError` if
+    `parent` is not a folder, unless `parents` asks for it to be made. With `dry_run` nothing is written.
     """
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"--as {name}: expected a Python identifier, to import the copy by")
+        raise ValueError(f"--as {name}: expected a Python identifier, by which the copy can be imported")
     target = Path(parent) / name
     if (target / RECORD).is_file():
         there = read_record(target)
-        raise ValueError(f"{target}: holds a copy of ltx2ref {there.version} already: --update replaces it")
+        raise ValueError(f"{target}: already holds a copy of ltx2ref {there.version}; --update replaces it")
     if target.exists() or target.is_symlink():
-        raise ValueError(f"{target}: is there already, and is no copy of ltx2ref: it has no {RECORD}")
+        raise ValueError(f"{target}: already exists and is not a copy of ltx2ref: it has no {RECORD}")
     if not Path(parent).is_dir() and not parents:
-        raise ValueError(f"{parent}: expected a folder that exists, for the copy to stand in; --parents makes it")
+        raise ValueError(f"{parent}: expected an existing folder in which to put the copy; --parents makes it")
     return put_copy(target, model_only, contents_of(model_only), {}, None, {}, dry_run)
 
 
 def update_copy(target: str | Path, *, dry_run: bool = False) -> Written:
     """Replace a copy by this version of the package, and apply its patches again.
 
-    Raises `ValueError` if there is no copy, or one that was changed after it was written, or that is of a newer
-    version; and `PatchConflict` if a patch does not fit. Then, as with `dry_run`, nothing is written.
+    Raises `ValueError` if there is no copy, if it was changed after it was written, or if it has a newer version.
+    Raises `PatchConflict` if a patch does not fit. In all these cases, and with `dry_run`, nothing is written.
     """
     target = Path(target)
     origin, there = read_record(target), files_in(target)
     if changed := differing(origin.files, digests_of(there)):
         raise ValueError(
-            f"{target}: not replaced, for it was changed after it was written: {listed(changed)}; "
+            f"{target}: not replaced, because it was changed after it was written: {listed(changed)}; "
             "--save-patch NAME keeps the changes as a patch"
         )
     if precedence(origin.version) > precedence(__version__):
-        raise ValueError(f"{target}: is a copy of ltx2ref {origin.version}, which is newer than {__version__} here")
+        raise ValueError(f"{target}: is a copy of ltx2ref {origin.version}, which is newer than this {__version__}")
     upstream = contents_of(origin.model_only)
     return put_copy(target, origin.model_only, upstream, patches_in(target), origin.version, there, dry_run)
 
 
 def save_patch(target: str | Path, name: str, *, dry_run: bool = False) -> Written:
-    """Keep what was changed in a copy as its next patch, PATCHES/NUMBER-`name`.patch, which updates apply again.
+    """Save the changes made in a copy as its next patch, PATCHES/NUMBER-`name`.patch, which updates apply again.
 
-    Raises `ValueError` if nothing was changed, and if this package is not what the copy was made from.
+    Raises `ValueError` if nothing was changed, and if this package is not the one that the copy was made from.
     """
     target = Path(target)
     origin, there, patches = read_record(target), files_in(target), patches_in(target)
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"--save-patch {name}: expected letters, digits, '-', '.' and '_', for the name of a file")
+        raise ValueError(f"--save-patch {name}: expected letters, digits, '-', '.' and '_', to name a file")
     upstream = contents_of(origin.model_only)
     if digests_of(upstream) != origin.upstream:
         raise ValueError(
-            f"{target}: was made from another ltx2ref, {origin.version} at {origin.commit or 'an unknown commit'}, "
-            f"than this one, {__version__}: install that one to save a patch"
+            f"{target}: was made from ltx2ref {origin.version} at {origin.commit or 'an unknown commit'}, which is "
+            f"not this one, {__version__}: install that one to save a patch"
         )
     if digests_of(patches) != origin.patches:
         raise ValueError(f"{target / PATCHES}: was changed after the copy was written: restore it to save a patch")
     before, after = without_notices(apply_all(target, upstream, patches)), without_notices(there)
     if kept := [path for path in KEPT if before.get(path) != after.get(path)]:
-        raise ValueError(f"{target / kept[0]}: was changed, which a patch must not do")
+        raise ValueError(f"{target / kept[0]}: was changed, but no patch may change this file")
     if not (text := write_patch(before, after)):
-        raise ValueError(f"{target}: nothing was changed there that could be saved")
+        raise ValueError(f"{target}: has no changes to save")
     number = 1 + max((int(found[0]) for x in patches if (found := re.match(r"\d+", x))), default=0)
     patches = {**patches, f"{number:04}-{name.removesuffix('.patch')}.patch": text.encode()}
     return put_copy(target, origin.model_only, upstream, patches, origin.version, there, dry_run)
@@ -139,7 +140,7 @@ def save_patch(target: str | Path, name: str, *, dry_run: bool = False) -> Writt
 def check_copy(target: str | Path, *, ask_index: bool = False) -> Copy:
     """Compare a copy with its record and with this package. Raises `ValueError` if there is none.
 
-    With `ask_index` the newest version in the package index counts, too, unless that cannot be reached.
+    With `ask_index`, the newest version in the package index counts as well, unless the index cannot be reached.
     """
     target = Path(target)
     return survey(
@@ -148,6 +149,7 @@ def check_copy(target: str | Path, *, ask_index: bool = False) -> Copy:
 
 
 def survey(target: Path, origin: Origin, files: Files, patches: Files, offered: str | None = None) -> Copy:
+    """Return what the record and the files of a copy say about it."""
     here = {} if precedence(origin.version) > precedence(__version__) else digests_here(origin.model_only)
     return Copy(
         folder=str(target),
@@ -168,29 +170,31 @@ def survey(target: Path, origin: Origin, files: Files, patches: Files, offered: 
 
 # ---------------------------------------------------------------- what is here and there
 def contents_of(model_only: bool) -> Files:
-    """Return what a copy of this package, or of its model, consists of."""
+    """Return the files of a new copy of this package, or of its model."""
     if (PACKAGE / RECORD).is_file() and read_record(PACKAGE).patches:
         raise ValueError(f"{PACKAGE}: is a copy with patches, and nothing to copy from: use an installed ltx2ref")
     return model_contents() if model_only else package_contents()
 
 
 def digests_here(model_only: bool) -> dict[str, str]:
+    """Return the digests of the files of a new copy."""
     if (PACKAGE / RECORD).is_file() and not model_only:  # a copy that checks itself
         return read_record(PACKAGE).upstream
     return digests_of(contents_of(model_only))
 
 
 def files_in(target: Path) -> Files:
+    """Return the files of a copy by path."""
     return {path: file.read_bytes() for path, file in visible(target)}
 
 
 def patches_in(target: Path) -> Files:
-    """Return a copy's patches by their names, in which order they are applied."""
+    """Return the patches of a copy by name. They are applied in the order of their names."""
     return {file.name: file.read_bytes() for file in sorted((target / PATCHES).glob("*.patch"))}
 
 
 def others_in(target: Path) -> Files:
-    """Return what lies in a copy without being part of it: hidden files, and all that is in the folder of patches."""
+    """Return the files in a copy's folder that do not belong to it: hidden files and the folder of patches."""
     files = {file.relative_to(target).as_posix(): file for file in target.rglob("*") if file.is_file()}
     ours = {RECORD, *(path for path, _ in visible(target))}
     return {
@@ -199,20 +203,22 @@ def others_in(target: Path) -> Files:
 
 
 def digests_of(files: Files) -> dict[str, str]:
+    """Return the SHA-256 of each file."""
     return {path: file_digest(data) for path, data in files.items()}
 
 
 def differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """Return the paths that are only in one of the two, or have different digests."""
     return sorted(path for path in a.keys() | b.keys() if a.get(path) != b.get(path))
 
 
 def without_notices(files: Files) -> Files:
-    """Return files without the note in a header that says whether patches changed them."""
+    """Return files without the notices in their headers that patches changed them."""
     return {path: without_notice(data) for path, data in files.items()}
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout, if this is one, with a mark if anything was changed since."""
+    """Return the commit of the checkout, marked if anything was changed since, or None if this is no checkout."""
     if (PACKAGE / RECORD).is_file():
         return read_record(PACKAGE).commit
     if not is_checkout() or not (PACKAGE.parent / ".git").exists():
@@ -248,7 +254,7 @@ def apply_all(target: Path, upstream: Files, patches: Files) -> Files:
 def put_copy(
     target: Path, model_only: bool, upstream: Files, patches: Files, before: str | None, there: Files, dry_run: bool
 ) -> Written:
-    """Write a copy, in place of the files that are `there`."""
+    """Write a copy in place of the files that are `there`, and return what changed."""
     files = apply_all(target, upstream, patches)
     digests = digests_of(files), digests_of(upstream), digests_of(patches)
     origin = Origin(__version__, commit(), model_only, *digests)
@@ -265,7 +271,7 @@ def put_copy(
 
 
 def replace_folder(target: Path, contents: Files) -> None:
-    """Write all files or none, in place of what was there."""
+    """Write all files, or none if that fails, in place of the existing folder. Raises `ValueError` if that fails."""
     target = target.resolve()
     token = secrets.token_hex(4)
     partial, old = (target.with_name(f".{target.name}-{token}.{what}") for what in ("partial", "old"))
@@ -291,7 +297,7 @@ def replace_folder(target: Path, contents: Files) -> None:
 
 # ---------------------------------------------------------------- versions
 def precedence(version: str) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """Return what versions are ordered by: 0.2.0.dev1 < 0.2.0rc1 < 0.2.0 = 0.2 < 0.2.0.post1."""
+    """Return a key by which versions are ordered: 0.2.0.dev1 < 0.2.0rc1 < 0.2.0 = 0.2 < 0.2.0.post1."""
     found = re.fullmatch(r"(\d+(?:\.\d+)*)(?:\.?(dev|a|b|rc|post)(\d+))?(?:\+.*)?", version)
     if found is None:
         raise ValueError(f"ltx2ref {version}: expected a version such as 0.1.0")
@@ -302,7 +308,10 @@ def precedence(version: str) -> tuple[tuple[int, ...], tuple[int, int]]:
 
 
 def newest_offered() -> str | None:
-    """Ask pip for the newest release in its package index; None if there is no pip, no network or no such package."""
+    """Ask pip for the newest release in its package index.
+
+    Return None if there is no pip, no network or no such package.
+    """
     command = [sys.executable, "-m", "pip", "index", "versions", "ltx2ref", "--retries", "0", "--timeout", "10"]
     try:
         done = subprocess.run(
@@ -315,4 +324,5 @@ def newest_offered() -> str | None:
 
 
 def listed(names: list[str]) -> str:
+    """Return the first names, and how many others there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")

@@ -1,7 +1,10 @@
-"""Changes of a copy as unified diffs: read, applied to files in memory, and written. Needs neither git nor `patch`.
+"""Changes of a copy as unified diffs: reading, applying to files in memory, and writing.
 
-A hunk fits where its old lines stand at the line that it names, or else at the only place where they stand. All else is
-a conflict: nothing is applied with less context, nor at the nearest of several places, where it might be wrong.
+Neither git nor `patch` is used.
+
+A hunk fits if its old lines are found at the line it names, or else if there is only one other place where they are
+found. Everything else is a conflict. Nothing is applied with less context or at the nearest of several places, where it
+might be wrong.
 """
 
 import difflib
@@ -12,20 +15,22 @@ from typing import NamedTuple
 from .record import PATCHES, RECORD
 
 ABSENT = "/dev/null"
-KEPT = ("LICENSE", RECORD)  # no patch changes these
+KEPT = ("LICENSE", RECORD)  # files that no patch may change
 UNSUPPORTED = ("rename from ", "copy from ", "GIT binary patch", "Binary files ")
 EMPTY = re.compile(r"diff --git a/(\S+) b/\1\n(new|deleted) file mode \d+\n(?:index .*\n?)?(?!index|---)")
 HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 
 class Hunk(NamedTuple):
-    line: int  # of the old file, from 1: the first of the old lines, or the one that new lines follow
+    """A change of consecutive lines."""
+
+    line: int  # number, from 1, of the first old line in the old file, or of the line before the new ones
     old: list[str]
     new: list[str]
 
 
 class FileChange(NamedTuple):
-    """What a patch does to one file: adds it, removes it, or edits it."""
+    """A patch's change of one file: the file is added, removed or edited."""
 
     path: str
     action: str
@@ -33,7 +38,7 @@ class FileChange(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """A place at which a patch does not fit."""
+    """A place where a patch does not fit."""
 
     patch: str
     path: str
@@ -44,7 +49,10 @@ class Conflict(NamedTuple):
 
 
 class PatchConflict(ValueError):
-    """A patch that does not fit; nothing was written. `conflicts` has all places of the first such patch."""
+    """An error for a patch that does not fit, in which case nothing was written.
+
+    `conflicts` lists all places of this patch.
+    """
 
     def __init__(self, message: str, conflicts: list[Conflict]) -> None:
         super().__init__(message)
@@ -89,27 +97,29 @@ def read_file(name: str, lines: list[str], i: int) -> tuple[FileChange, int]:
 
 
 def path_of(name: str, line: str) -> str:
-    """Return the path of a header line: git's without its a/ or b/, and without the time that `diff` appends."""
+    """Return the path in a header line, without git's a/ or b/ and without the time that `diff` appends."""
     path = line[4:].rstrip("\n").split("\t")[0].strip()
     return path if path == ABSENT else re.sub(r"^(a|b|\.)/", "", path)
 
 
 def require_changeable(where: str, path: str) -> None:
+    """Raise `ValueError` unless a path is inside the copy and names a file that patches may change."""
     parts = re.split(r"[/\\]", path)
     if {"", ".", ".."} & {*parts} or parts[0] in ("~", PATCHES) or path in KEPT:
         raise ValueError(f"{where}: {path} is not a file of the copy that may be changed")
 
 
 def read_hunk(name: str, lines: list[str], i: int) -> tuple[Hunk, int]:
+    """Read a hunk that starts at line `i`, and return it with the number of the line after it."""
     head = HUNK.match(lines[i])
     if head is None:
         raise ValueError(f"{name}, line {i + 1}: expected '@@ -LINE,COUNT +LINE,COUNT @@', got {lines[i].strip()!r}")
     line, removed, _, added = (1 if x is None else int(x) for x in head.groups())
     start, old, new, i = i, list[str](), list[str](), i + 1
-    sides: tuple[list[str], ...] = ()  # that the last line was added to
+    sides: tuple[list[str], ...] = ()  # the side or sides to which the last line was added
     while len(old) < removed or len(new) < added or (i < len(lines) and lines[i].startswith("\\")):
         mark, rest = (lines[i][0], lines[i][1:]) if i < len(lines) else ("", "")
-        if mark == "\n":  # an empty line of context, whose blank an editor removed
+        if mark == "\n":  # an empty line of context, from which an editor removed the blank
             mark, rest = " ", "\n"
         if mark == "\\" and sides:  # "\ No newline at end of file"
             for side in sides:
@@ -132,13 +142,13 @@ def read_hunk(name: str, lines: list[str], i: int) -> tuple[Hunk, int]:
 def apply_patch(
     files: Mapping[str, bytes], name: str, changes: list[FileChange]
 ) -> tuple[dict[str, bytes], list[Conflict]]:
-    """Return the files as the patch leaves them, and every place at which it does not fit."""
+    """Return the files with a patch applied, and every place where it does not fit."""
     result, conflicts = dict(files), list[Conflict]()
     for path, action, hunks in changes:
         if action == "add" and path in result:
-            conflicts.append(Conflict(name, path, " is there already"))
+            conflicts.append(Conflict(name, path, " exists already"))
         elif action != "add" and path not in result:
-            conflicts.append(Conflict(name, path, " is not there: paths start in the copy's folder"))
+            conflicts.append(Conflict(name, path, " does not exist: paths start in the copy's folder"))
         else:
             text, reasons = apply_hunks(lines_of(result.get(path, b"").decode()), hunks)
             conflicts += [Conflict(name, path, reason) for reason in reasons]
@@ -151,8 +161,9 @@ def apply_patch(
 
 
 def apply_hunks(lines: list[str], hunks: list[Hunk]) -> tuple[list[str], list[str]]:
-    """Return the lines with those hunks applied that fit, and why the others do not."""
-    done, reasons, shift = 0, [], 0  # lines before `done` are settled; hunks stand `shift` lines later than they say
+    """Return the lines with all fitting hunks applied, and the reasons why the others do not fit."""
+    # Lines before `done` are settled. Hunks belong `shift` lines after the line they name.
+    done, reasons, shift = 0, [], 0
     for line, old, new in hunks:
         expected = line - 1 + shift + (not old)
         places = [i for i in range(done, len(lines) - len(old) + 1) if lines[i : i + len(old)] == old]
@@ -171,10 +182,11 @@ def apply_hunks(lines: list[str], hunks: list[Hunk]) -> tuple[list[str], list[st
 
 
 def why_not(lines: list[str], expected: int, old: list[str], new: list[str], places: int) -> str:
+    """Return the reason why a hunk does not fit."""
     if places > 1:
-        return f", line {expected + 1}: the lines to change are at {places} other places, and not here"
+        return f", line {expected + 1}: the lines to change are not here, but at {places} other places"
     if new and any(lines[i : i + len(new)] == new for i in range(len(lines))):
-        return f", line {expected + 1}: has this change already"
+        return f", line {expected + 1}: already has this change"
     for i, wanted in enumerate(old, expected):
         if i >= len(lines) or i < 0 or lines[i] != wanted:
             got = repr(lines[i].strip()) if 0 <= i < len(lines) else "the end of the file"
@@ -184,7 +196,7 @@ def why_not(lines: list[str], expected: int, old: list[str], new: list[str], pla
 
 # ---------------------------------------------------------------- writing
 def write_patch(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """Return a unified diff between two sets of files. Raises `ValueError` for one that is no text."""
+    """Return a unified diff between two sets of files. Raises `ValueError` for a file that is not text."""
     return "".join(
         line
         for path in sorted(before.keys() | after.keys())
@@ -194,10 +206,11 @@ def write_patch(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
 
 
 def difference(path: str, before: bytes | None, after: bytes | None) -> Iterator[str]:
+    """Yield the lines of a unified diff between two versions of a file. None means that the file does not exist."""
     try:
         old, new = (lines_of((x or b"").decode()) for x in (before, after))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text, for a patch holds no other changes: {error}") from None
+        raise ValueError(f"{path}: expected text, because patches hold no other changes: {error}") from None
     if before is None or after is None:
         yield f"diff --git a/{path} b/{path}\n{'new' if before is None else 'deleted'} file mode 100644\n"
     if not before and not after:
@@ -209,5 +222,5 @@ def difference(path: str, before: bytes | None, after: bytes | None) -> Iterator
 
 
 def lines_of(text: str) -> list[str]:
-    """Split text at line feeds alone: Python's `splitlines` would split at form feeds, too."""
+    """Split text at line feeds only. Python's `splitlines` would also split at form feeds."""
     return re.findall(r"[^\n]*\n|[^\n]+", text)

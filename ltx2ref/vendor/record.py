@@ -1,9 +1,11 @@
-"""The record that lies in each copy: a software bill of materials in CycloneDX 1.6, in JSON.
+"""The record in each copy: a software bill of materials in CycloneDX 1.6, as JSON.
 
-One component is the copy: its version, its commit, its licence and, in its pedigree, the patches. In it is a component
-for each file, with the SHA-256 of what stands in the copy. Where patches changed a file, its pedigree has an ancestor
-with the SHA-256 of what ltx2ref has, or none if ltx2ref has no such file; a file that they removed is "excluded".
-There is no purl: a scanner would take a package of that name from any index to be this one.
+One component is the copy, with its version, commit and licence, and with the patches in its pedigree. Inside it is a
+component for each file, with the SHA-256 of the file in the copy. If patches changed a file, its pedigree has an
+ancestor with the SHA-256 of the file in ltx2ref, or none if ltx2ref has no such file. A file that patches removed is
+"excluded".
+
+There is no purl, because a scanner would take a package of the same name in any index for this one.
 """
 
 import hashlib
@@ -19,14 +21,14 @@ KIND = "ltx2ref:copy-of"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a copy is from, and the SHA-256 of its files."""
+    """The version that a copy was made from, and the SHA-256 of its files."""
 
     version: str
     commit: str | None
     model_only: bool
-    files: dict[str, str]  # as they stand in the copy
-    upstream: dict[str, str]  # as ltx2ref has them
-    patches: dict[str, str]  # in the order in which they are applied
+    files: dict[str, str]  # digests of the files in the copy
+    upstream: dict[str, str]  # digests of the same files in ltx2ref
+    patches: dict[str, str]  # digests of the patches, in the order in which they are applied
 
 
 def write_record(origin: Origin) -> bytes:
@@ -62,6 +64,7 @@ def write_record(origin: Origin) -> bytes:
 
 
 def file_component(path: str, origin: Origin) -> dict[str, Any]:
+    """Return the component of a file, with an ancestor if patches changed it."""
     here, there = origin.files.get(path), origin.upstream.get(path)
     if here is None:
         return component(path, str(there)) | {"scope": "excluded"}
@@ -72,6 +75,7 @@ def file_component(path: str, origin: Origin) -> dict[str, Any]:
 
 
 def component(path: str, digest: str) -> dict[str, Any]:
+    """Return the component of a file with this digest."""
     return {"type": "file", "name": path, "hashes": [{"alg": "SHA-256", "content": digest}]}
 
 
@@ -103,8 +107,10 @@ def read_record(folder: Path) -> Origin:
 
 
 def recorded_digest(x: dict[str, Any]) -> str:
+    """Return the digest in a file's component."""
     return str(x["hashes"][0]["content"])
 
 
 def file_digest(data: bytes) -> str:
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(data).hexdigest()

@@ -1,10 +1,13 @@
-"""What the command line says of a copy, a line each."""
+"""Lines in which the command line reports on a copy."""
 
 from .copies import Copy, Written, listed, precedence
 
 
 def copy_report(copy: Copy, asked: bool = False) -> list[str]:
-    """Say what a copy is and how it differs; `asked`: the package index was to say what is newest."""
+    """Return lines that tell what a copy is and how it differs.
+
+    `asked` says whether the package index was asked for the newest version.
+    """
     is_newer = precedence(copy.version) > precedence(copy.installed)
     known = {version for version in (copy.installed, copy.offered) if version == copy.newest}
     lines = [headline(copy)]
@@ -14,18 +17,18 @@ def copy_report(copy: Copy, asked: bool = False) -> list[str]:
         lines.append(f"patches that were changed there: {listed(copy.unapplied)}; --update applies them")
     if precedence(copy.newest) > precedence(copy.version):
         if copy.installed in known:
-            lines.append(f"newer version {copy.newest} is installed, and differs in: {listed(copy.outdated)}")
+            lines.append(f"newer version {copy.newest} is installed and differs in: {listed(copy.outdated)}")
         else:
             lines.append(f"newer version {copy.newest} is available: install it, then --update")
     elif copy.outdated:
-        lines.append(f"another state of ltx2ref {copy.installed} is installed, and differs in: {listed(copy.outdated)}")
+        lines.append(f"another state of ltx2ref {copy.installed} is installed and differs in: {listed(copy.outdated)}")
     if is_newer:
-        lines.append(f"newer than the installed ltx2ref {copy.installed}, with which it was not compared")
+        lines.append(f"newer than the installed ltx2ref {copy.installed}, so it was not compared with that")
     if copy.current:
         lines.append("unchanged" if is_newer else f"unchanged, and the same as the installed ltx2ref {copy.installed}")
     if asked:
         lines.append(
-            "the package index could not be asked, or has no ltx2ref: only the installed version was compared"
+            "the package index could not be reached or has no ltx2ref: only the installed version was compared"
             if copy.offered is None
             else f"the package index has ltx2ref {copy.offered}"
         )
@@ -33,7 +36,7 @@ def copy_report(copy: Copy, asked: bool = False) -> list[str]:
 
 
 def written_report(written: Written, dry_run: bool) -> list[str]:
-    """Say what was written, or in a dry run what would be."""
+    """Return lines that tell what was written, or would be in a dry run."""
     lines = ["nothing is written in this dry run"] if dry_run else []
     lines.append(headline(written.copy))
     if written.before is not None:
@@ -47,6 +50,7 @@ def written_report(written: Written, dry_run: bool) -> list[str]:
 
 
 def headline(copy: Copy) -> str:
+    """Return one line about the origin and the size of a copy."""
     origin = f"ltx2ref {copy.version}{f', commit {copy.commit}' if copy.commit else ''}"
     return (
         f"{copy.folder}: {'the model' if copy.model_only else 'all'} of {origin}; {copy.files} files, {size(copy.size)}"
@@ -54,4 +58,5 @@ def headline(copy: Copy) -> str:
 
 
 def size(count: int) -> str:
+    """Return a size in bytes as text."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

@@ -317,7 +317,7 @@ def test_a_changed_copy_is_told_and_not_replaced(project: Path, capsys: pytest.C
     assert "changed there: block.py, more.py, rope.py" in capsys.readouterr().out
     assert vendored(project, "--update") == 2
     said = capsys.readouterr().err
-    assert "not replaced, for it was changed after it was written: block.py, more.py, rope.py" in said
+    assert "not replaced, because it was changed after it was written: block.py, more.py, rope.py" in said
     assert vendored(project, "--model") == 2 and "--update replaces it" in capsys.readouterr().err
     assert state(project) == before
 
@@ -327,7 +327,7 @@ def test_a_newer_version_is_told_and_taken(
 ) -> None:
     newer("0.10.0", rope=lambda text: text + "# newer\n")
     assert vendored(project, "--check") == 1
-    assert "newer version 0.10.0 is installed, and differs in: __init__.py, rope.py\n" in capsys.readouterr().out
+    assert "newer version 0.10.0 is installed and differs in: __init__.py, rope.py\n" in capsys.readouterr().out
     assert vendored(project, "--update", "--dry-run") == 0 and vendored(project, "--check") == 1
     assert "; from 0.1.0\nreplaced: __init__.py, rope.py\n" in capsys.readouterr().out
     assert vendored(project, "--update") == 0 and vendored(project, "--check") == 0
@@ -343,9 +343,9 @@ def test_a_copy_that_is_newer_than_what_is_installed_is_not_outdated_and_not_rep
         later.setattr(contents, "__version__", "0.2.0rc1")
         assert vendored(tmp_path, "--model") == 0
     assert vendored(tmp_path, "--check") == 0
-    assert "newer than the installed ltx2ref 0.1.0, with which it was not compared" in capsys.readouterr().out
+    assert "newer than the installed ltx2ref 0.1.0, so it was not compared with that" in capsys.readouterr().out
     assert vendored(tmp_path, "--update") == 2
-    assert "a copy of ltx2ref 0.2.0rc1, which is newer than 0.1.0 here" in capsys.readouterr().err
+    assert "a copy of ltx2ref 0.2.0rc1, which is newer than this 0.1.0" in capsys.readouterr().err
 
 
 def test_another_state_of_the_same_version_is_told(
@@ -353,7 +353,7 @@ def test_another_state_of_the_same_version_is_told(
 ) -> None:
     newer(ltx2ref.__version__, rope=lambda text: text + "# newer\n")
     assert vendored(project, "--check") == 1
-    assert "another state of ltx2ref 0.1.0 is installed, and differs in: rope.py\n" in capsys.readouterr().out
+    assert "another state of ltx2ref 0.1.0 is installed and differs in: rope.py\n" in capsys.readouterr().out
 
 
 def test_versions_are_ordered_as_python_orders_them() -> None:
@@ -388,7 +388,7 @@ def index_with(folder: Path, *versions: str) -> str:
     [
         (("0.1.0", "0.9.0"), 1, "newer version 0.9.0 is available: install it, then --update\n"),
         (("0.0.9", "0.1.0"), 0, "the package index has ltx2ref 0.1.0\n"),
-        ((), 0, "the package index could not be asked, or has no ltx2ref: only the installed version was compared\n"),
+        ((), 0, "the package index could not be reached or has no ltx2ref: only the installed version was compared\n"),
     ],
 )
 def test_the_package_index_counts_if_it_is_asked_and_answers(
@@ -412,10 +412,10 @@ def test_without_a_network_or_pip_a_check_says_so_and_refuses_nothing(
 ) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # where nothing listens
     assert vendored(project, "--check", "--ask-index") == 0
-    assert "the package index could not be asked" in capsys.readouterr().out
+    assert "the package index could not be reached" in capsys.readouterr().out
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert vendored(project, "--check", "--ask-index") == 0
-    assert "the package index could not be asked" in capsys.readouterr().out
+    assert "the package index could not be reached" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- patches
@@ -556,7 +556,7 @@ HUNK = "@@ -9,3 +9,3 @@\n 8\n-9\n+nine\n 10\n"
         ("new\n" * 5 + LINES, ""),  # elsewhere, at the only place
         (LINES.replace("\n9\n", "\nother\n"), "x.py, line 10: expected '9', got 'other'"),
         ("8\n9\n10\n" + LINES.replace("7\n", ""), "x.py, line 9: the lines to change are at 2 other places"),
-        (LINES.replace("\n9\n", "\nnine\n"), "x.py, line 9: has this change already"),
+        (LINES.replace("\n9\n", "\nnine\n"), "x.py, line 9: already has this change"),
         ("0\n", "x.py, line 9: expected '8', got the end of the file"),
         (None, "x.py is not there"),
     ],
@@ -597,8 +597,8 @@ def test_a_patch_that_cannot_be_read_is_one_line(text: str, message: str) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda copy: None, "nothing was changed there that could be saved"),
-        (lambda copy: edit(copy / "LICENSE", ("Apache", "Other")), "LICENSE: was changed, which a patch must not do"),
+        (lambda copy: None, "has no changes to save"),
+        (lambda copy: edit(copy / "LICENSE", ("Apache", "Other")), "LICENSE: was changed, but no patch may change this file"),
         (lambda copy: (copy / "rope.py").write_bytes(b"\xff"), "rope.py: expected text"),
     ],
 )
@@ -654,7 +654,7 @@ def test_a_copy_that_cannot_be_written_leaves_the_old_one(
     [
         ("a-b", [], "--as a-b: expected a Python identifier"),
         ("class", [], "--as class: expected a Python identifier"),
-        ("other", [], f"is there already, and is no copy of ltx2ref: it has no {RECORD}"),
+        ("other", [], f"already exists and is not a copy of ltx2ref: it has no {RECORD}"),
         ("other", ["--update"], f"expected a copy of ltx2ref, with its {RECORD}"),
         ("missing", ["--check"], f"expected a copy of ltx2ref, with its {RECORD}"),
         ("damaged", ["--check"], f"expected a copy of ltx2ref, with its {RECORD}: KeyError"),
