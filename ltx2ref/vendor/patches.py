@@ -184,7 +184,7 @@ def apply_hunks(lines: list[str], hunks: list[Hunk]) -> tuple[list[str], list[st
 def why_not(lines: list[str], expected: int, old: list[str], new: list[str], places: int) -> str:
     """Return the reason why a hunk does not fit."""
     if places > 1:
-        return f", line {expected + 1}: the lines to change are not here, but at {places} other places"
+        return f", line {expected + 1}: the lines to change are at {places} other places and not here"
     if new and any(lines[i : i + len(new)] == new for i in range(len(lines))):
         return f", line {expected + 1}: already has this change"
     for i, wanted in enumerate(old, expected):

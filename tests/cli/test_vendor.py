@@ -558,7 +558,7 @@ HUNK = "@@ -9,3 +9,3 @@\n 8\n-9\n+nine\n 10\n"
         ("8\n9\n10\n" + LINES.replace("7\n", ""), "x.py, line 9: the lines to change are at 2 other places"),
         (LINES.replace("\n9\n", "\nnine\n"), "x.py, line 9: already has this change"),
         ("0\n", "x.py, line 9: expected '8', got the end of the file"),
-        (None, "x.py is not there"),
+        (None, "x.py does not exist"),
     ],
 )
 def test_a_hunk_is_applied_where_it_says_or_at_the_only_place(text: str | None, result: str) -> None:
@@ -598,7 +598,10 @@ def test_a_patch_that_cannot_be_read_is_one_line(text: str, message: str) -> Non
     ("change", "message"),
     [
         (lambda copy: None, "has no changes to save"),
-        (lambda copy: edit(copy / "LICENSE", ("Apache", "Other")), "LICENSE: was changed, but no patch may change this file"),
+        (
+            lambda copy: edit(copy / "LICENSE", ("Apache", "Other")),
+            "LICENSE: was changed, but no patch may change this file",
+        ),
         (lambda copy: (copy / "rope.py").write_bytes(b"\xff"), "rope.py: expected text"),
     ],
 )
@@ -625,7 +628,7 @@ def test_a_patch_is_saved_with_the_version_that_the_copy_was_made_from(
 def test_no_folder_is_made_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "missing"
     assert vendored(missing, "--model") == 2
-    assert "missing: expected a folder that exists" in capsys.readouterr().err
+    assert "missing: expected an existing folder" in capsys.readouterr().err
     assert vendored(tmp_path, "--model", "--dry-run") == 0 and vendored(missing, "--parents", "--dry-run") == 0
     assert "nothing is written in this dry run\n" in capsys.readouterr().out
     assert [*tmp_path.iterdir()] == []
