@@ -1,9 +1,9 @@
 """The configuration of a transformer as files say it: checked, and read and written in both published formats."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import formats
 from .sizes import RELEASE_2_0, RELEASE_2_3, RELEASE_2_5, Sizes
@@ -12,12 +12,15 @@ ALSO_ALLOWED = {"out_channels": None, "audio_out_channels": None, "causal_offset
 
 
 @dataclass(frozen=True)
-class TransformerConfig(Sizes):
+class TransformerConfig(Sizes, Mapping[str, Any]):
     """What distinguishes one LTX-2 transformer from another, by the names of diffusers' `config.json`.
 
     The defaults are those of diffusers' class, which shipped 2.0 files rely on. They are those of release 2.0 with one
     exception, `rope_type`: every checkpoint says "split" there. Raises `ConfigError` for a value of a wrong type, and
     for sizes that the published implementations refuse or compute nonsense with.
+
+    By key and by attribute it answers for all 46 fields of a `config.json`, also for those that are the same in every
+    model, such as `patch_size`. It is a mapping: `config.get("num_layers")`, `dict(config)`, `**config`.
     """
 
     rope_type: str = "interleaved"
@@ -38,6 +41,23 @@ class TransformerConfig(Sizes):
             ("rope_type", self.rope_type in ("split", "interleaved"), "'split' or 'interleaved'"),
         ):
             formats.require_supported(holds, name, getattr(self, name), expected)
+
+    def __getitem__(self, key: str) -> Any:
+        return (formats.DIFFUSERS_FIXED | vars(self))[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(formats.DIFFUSERS_FIXED | vars(self))
+
+    def __len__(self) -> int:
+        return len(formats.DIFFUSERS_FIXED | vars(self))
+
+    if not TYPE_CHECKING:  # a type checker would take every attribute for one that exists
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a field that is the same in every model."""
+            if name not in formats.DIFFUSERS_FIXED:
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            return formats.DIFFUSERS_FIXED[name]
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "TransformerConfig":

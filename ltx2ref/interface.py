@@ -6,6 +6,7 @@ The architecture is in model.py and the files that it imports. What is here turn
 
 import math
 import warnings
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -80,13 +81,28 @@ LTX_CORE_2026_08 = Conventions(
 
 
 class AudioVisualModelOutput(NamedTuple):
-    """The velocities of both streams, (B, T, C) each, by attribute, by key or by index."""
+    """The velocities of both streams, (B, T, C) each, by attribute, by key or by index.
+
+    It is a tuple, which `video, audio = output` unpacks, and it answers like a dict of its two names.
+    """
 
     sample: Tensor
     audio_sample: Tensor
 
     def __getitem__(self, key: Any) -> Any:
-        return getattr(self, key) if isinstance(key, str) else tuple.__getitem__(self, key)
+        return self._asdict()[key] if isinstance(key, str) else tuple.__getitem__(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._fields if isinstance(key, str) else tuple.__contains__(self, key)
+
+    def keys(self) -> KeysView[str]:
+        return self._asdict().keys()
+
+    def values(self) -> ValuesView[Tensor]:
+        return self._asdict().values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        return self._asdict().items()
 
     def to_tuple(self) -> tuple[Tensor, Tensor]:
         return self.sample, self.audio_sample
@@ -97,9 +113,31 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
 
     config: TransformerConfig
 
-    def __init__(self, config: TransformerConfig, conventions: Conventions = DIFFUSERS) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: TransformerConfig | None = None, conventions: Conventions = DIFFUSERS, **sizes: Any
+    ) -> None:
+        """Make a model with random weights, of a config or of a config's fields by keyword, as diffusers takes them.
+
+        Fields that are left out have the defaults of `TransformerConfig`: 48 layers, for example. Raises `TypeError`
+        for a config of another type, a config and fields, or a field that does not exist, and `ConfigError` for what
+        is not supported.
+        """
+        super().__init__(chosen_config(config, sizes))
         self.conventions = conventions
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights, or of those that are always there, if the model is streamed."""
+        return self.proj_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.proj_in.weight.dtype
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Count the elements of all parameters, or of those that require gradients."""
+        return sum(x.numel() for x in self.parameters() if x.requires_grad or not only_trainable)
 
     def forward(
         self,
@@ -136,7 +174,6 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
         Raises `ValueError`, or `TypeError` for a wrong type, that names the argument, what was expected and what came.
         """
         config = self.config
-        dtype = self.proj_in.weight.dtype
         video = StreamArguments(
             prefix="",
             latent=hidden_states,
@@ -158,14 +195,17 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
             coords=audio_coords,
             grid=(audio_num_frames,),
         )
-        check_stream(video, config.video, "B", dtype)
-        check_stream(audio, config.audio, len(hidden_states), dtype)
+        check_stream(video, config.video, "B", self.dtype)
+        check_stream(audio, config.audio, len(hidden_states), self.dtype)
         guided = config.perturbed_attn or self.conventions.guidance == "always"
         check_options(config, video, fps, spatio_temporal_guidance_blocks, perturbation_mask, guided)
         exchange = exchange_mode(self.conventions, use_cross_timestep)
         if sigma is None and (exchange != "own" or self.prompt_adaln is not None):
             raise ValueError("sigma: expected a tensor, for prompt_adaln or use_cross_timestep; got None")
-        keep = hidden_states.new_zeros(1) if perturbation_mask is None else perturbation_mask.to(dtype)
+        dtype = hidden_states.dtype  # the model's, or under autocast perhaps autocast's
+        keep = hidden_states.new_zeros(1) if perturbation_mask is None else perturbation_mask
+        # It weighs results of attention, and autocast does not cast it to their dtype.
+        keep = keep.to(dtype_of_linears(self.dtype, self.device))
         velocities = self.velocities(
             *prepared_streams(video, audio, fps, exchange, config, self.conventions, dtype),
             keep=keep.reshape(-1, 1, 1),
@@ -173,6 +213,22 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
             isolated=isolate_modalities,
         )
         return AudioVisualModelOutput(*velocities) if return_dict else velocities
+
+
+def chosen_config(config: TransformerConfig | None, sizes: Mapping[str, Any]) -> TransformerConfig:
+    """Return the config of a model from the arguments of its class: from `config`, or from fields by keyword."""
+    if config is not None:
+        if not isinstance(config, TransformerConfig):
+            expected = "a TransformerConfig, or its fields by keyword"
+            raise TypeError(f"config: expected {expected}, got {type(config).__name__}")
+        if sizes:
+            raise TypeError(f"config: expected a config or its fields, got both: {', '.join(sizes)}")
+        return config
+    fields_of_diffusers = TransformerConfig()
+    for name in sizes:
+        if name not in fields_of_diffusers and not name.startswith("_"):
+            raise TypeError(f"{name}: no such field of a config; there are {', '.join(sorted(fields_of_diffusers))}")
+    return TransformerConfig.from_diffusers(sizes)
 
 
 class StreamArguments(NamedTuple):
@@ -358,15 +414,26 @@ def check_options(
 
 
 def expect(name: str, x: object, *shapes: tuple[int | str, ...], dtype: torch.dtype | None = None) -> None:
-    """Raise unless `x` is a tensor of `dtype` and of one of `shapes`, in which a string stands for any size but 0."""
+    """Raise unless `x` is a tensor of one of `shapes`, in which a string stands for any size but 0, and of `dtype`.
+
+    Under autocast it may also have the dtype to which autocast would cast it.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if not any(fits(x, shape) for shape in shapes):
         expected = " or ".join(f"({', '.join(map(str, shape))})" for shape in shapes)
         empty = ", not empty" if 0 in x.shape else ""
         raise ValueError(f"{name}: expected shape {expected}{empty}, got {tuple(x.shape)}")
-    if dtype is not None and x.dtype != dtype:
+    if dtype is not None and x.dtype not in (dtype, dtype_of_linears(dtype, x.device)):
         raise ValueError(f"{name}: expected {dtype}, the model's dtype, got {x.dtype}")
+
+
+def dtype_of_linears(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype in which the linear layers of a model compute: its own, or autocast's, which leaves float64."""
+    kind = device.type
+    if dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return dtype
+    return torch.get_autocast_dtype(kind)
 
 
 def fits(x: Tensor, shape: tuple[int | str, ...]) -> bool:

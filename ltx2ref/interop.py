@@ -9,9 +9,7 @@ LoRAs are loaded by `load`, not by the pipeline. What diffusers adds to its own 
 single layers, quantisation and context parallelism. `enable_model_cpu_offload` works as for any module.
 """
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,29 +18,6 @@ from torch import Tensor
 from .config import TransformerConfig
 from .interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 from .rope import audio_positions, video_positions
-
-
-class DiffusersConfig(TransformerConfig):
-    """A config that has all fields of a diffusers `config.json`, by attribute, by key and by `get`."""
-
-    def __getattr__(self, name: str) -> Any:  # called for patch_size and others that are no fields here
-        if name.startswith("_") or name not in (fields := self.to_diffusers()):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        return fields[name]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_diffusers()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_diffusers())
-
-    def keys(self) -> Any:
-        """Return the names of all fields of a diffusers `config.json`."""
-        return self.to_diffusers().keys()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a field of a diffusers `config.json`, or the default."""
-        return self.to_diffusers().get(key, default)
 
 
 class Coordinates:
@@ -80,16 +55,8 @@ class PipelineTransformer(LTX2VideoTransformer3DModel):
     """The model with what diffusers' pipelines ask of a transformer beyond the documented `forward`."""
 
     def __init__(self, config: TransformerConfig, conventions: Conventions = DIFFUSERS) -> None:
-        super().__init__(DiffusersConfig(**asdict(config)), conventions)
+        super().__init__(config, conventions)
         self.rope = self.audio_rope = Coordinates(config)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.proj_in.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.proj_in.weight.device
 
     def cache_context(self, name: str, **state: Any) -> AbstractContextManager[None]:
         """Return a context that does nothing, since there are no caches."""

@@ -6,15 +6,21 @@ from pathlib import Path
 from .storage import CheckpointError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = ("*.json", "*.safetensors")  # all that is fetched: never pickles, never code
+FILES = ("*.json", "*{}.safetensors", "*{}-*.safetensors")  # all that is fetched: never pickles, never code
 
 
 def local_folder(
-    path: str | Path, subfolder: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool
+    path: str | Path,
+    subfolder: str,
+    variant: str | None,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
 ) -> Path:
     """Return a local path unchanged, or the folder of a snapshot of the hub repository "owner/name".
 
-    Of a repository only `subfolder` is fetched. Raises `CheckpointError` if the path is neither, or cannot be fetched.
+    Of a repository only `subfolder` is fetched, and of its weights only the variant's, if there is one. Raises
+    `CheckpointError` if the path is neither, or cannot be fetched.
     """
     if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
         raise CheckpointError(path, [f"subfolder = {subfolder!r}: expected a folder inside"])
@@ -32,7 +38,8 @@ def local_folder(
                 "hub: `pip install 'ltx2ref[hub]'` to fetch it"
             ],
         ) from None
-    patterns = [f"{subfolder}/{name}" if subfolder else name for name in FILES]
+    names = [name.format(f".{variant}" if variant else "") for name in FILES]
+    patterns = [f"{subfolder}/{name}" if subfolder else name for name in names]
     try:
         folder = snapshot_download(
             str(path),

@@ -1,10 +1,11 @@
 """Loading: a checkpoint becomes a whole model, or raises `CheckpointError` with all its problems."""
 
+import inspect
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +16,13 @@ from ..interface import DIFFUSERS, Conventions
 from ..printable import printable
 from ..progress import track
 from .hub import local_folder
+from .keywords import LOADING, SAVING, Device, one_device, refuse_keywords
 from .lora import Lora, merged, read_lora, require_strengths
 from .match import Plan, make_plan
 from .quantised import Nibbles
-from .storage import TORCH
+from .save import FILE, save
+from .source import INDEX, read_json
+from .storage import TORCH, CheckpointError
 
 log = logging.getLogger("ltx2ref")
 
@@ -31,25 +35,60 @@ class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
         cls,
         path: str | Path,
         *,
-        subfolder: str = "",
+        subfolder: str | None = None,
+        variant: str | None = None,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
-        device: str | torch.device = "cpu",
+        device: Device | None = None,
+        device_map: Device | Mapping[str, Device] | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        local_files_only: bool | None = None,
         conventions: Conventions = DIFFUSERS,
+        **others: Any,
     ) -> "LTX2VideoTransformer3DModel":
         """Load a model from a local file or folder, or from a repository on the Hugging Face hub.
 
         This is `load` under the name that diffusers documents. Without a dtype the file's own dtype is kept, whereas
-        diffusers converts to float32. Raises `CheckpointError` as `load` does and for a repository that cannot be
-        fetched, and `ValueError` if `torch_dtype` and `dtype`, which mean the same, differ.
+        diffusers converts to float32. `variant` chooses among weights that lie in one folder: "fp16" stands for the
+        files whose names say so. `revision` is a branch, a tag or a commit on the hub. The other keywords of diffusers
+        (`others`) are refused where they ask for anything that is not done.
+
+        Raises `CheckpointError` as `load` does and for a repository that cannot be fetched, and `ValueError` for a
+        refused keyword, for a `device_map` that is not one device, and if `torch_dtype` and `dtype`, or `device` and
+        `device_map`, differ, because they mean the same. Raises `TypeError` for an unknown keyword.
         """
+        taken = inspect.signature(cls.from_pretrained).parameters
+        refuse_keywords(others, LOADING, [name for name in taken if name != "others"])
         if None not in (torch_dtype, dtype) and torch_dtype != dtype:
             raise ValueError(f"torch_dtype = {torch_dtype} and dtype = {dtype} mean the same: expected one of them")
-        folder = local_folder(path, subfolder, revision, cache_dir, local_files_only)
-        return load(folder, dtype=dtype or torch_dtype, device=device, conventions=conventions)
+        device = one_device(device, device_map)
+        folder = local_folder(path, subfolder or "", variant, revision, cache_dir, bool(local_files_only))
+        weights, config = chosen_weights(folder, variant)
+        return load(weights, dtype=dtype or torch_dtype, device=device, config=config, conventions=conventions)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, max_shard_size: int | str | None = "10GB", **others: Any
+    ) -> None:
+        """Write a new folder, as diffusers reads it. `ltx2ref.save` says what is checked, and how it is written.
+
+        Raises `CheckpointError` if the folder exists, which diffusers would write into, `ValueError` for keywords of
+        diffusers (`others`) that ask for what is not done, and `TypeError` for unknown ones.
+        """
+        refuse_keywords(others, SAVING, ["save_directory", "max_shard_size"])
+        save(self, save_directory, max_shard_size=max_shard_size)
+
+
+def chosen_weights(path: Path, variant: str | None) -> tuple[Path, TransformerConfig | None]:
+    """Return the weights of a variant in a folder and the folder's config; without a variant, `path` and None."""
+    if variant is None:
+        return path, None
+    index = path / FILE.format("").replace(".safetensors", INDEX.removesuffix("json") + f"{variant}.json")
+    file = path / FILE.format(f".{variant}")
+    found = [x for x in (file, index) if x.is_file()]
+    if len(found) != 1:
+        raise CheckpointError(path, [f"variant = {variant!r}: expected {file.name} or {index.name} in it"])
+    return found[0], TransformerConfig.from_diffusers(read_json(path / "config.json"))
 
 
 def load(

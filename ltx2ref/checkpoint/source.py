@@ -35,7 +35,7 @@ def open_source(path: str | Path) -> CheckpointFiles:
     if not os.path.isdir(path):
         if not os.path.exists(path):
             raise CheckpointError(path, ["there is no such file or folder"])
-        if path.name.endswith(INDEX):
+        if path.name.endswith(".json") and INDEX.removesuffix("json") in path.name:  # a variant's has it in between
             return open_shards(path, None)
         file, tensors = read_header(path)
         return CheckpointFiles(path, [file], tensors, None, file.metadata)
