@@ -61,6 +61,19 @@ def with_mask(inputs: Inputs, low: torch.dtype) -> Inputs:
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_what_the_page_says_is_different_from_diffusers_is() -> None:
+    ours = random_model(tiny_config("2.5"))
+    reference = build_diffusers(ours.config.to_diffusers(), ours.state_dict(), torch.float32)
+    guided = random_inputs(ours.config, stg=True)
+    marked = random_inputs(ours.config, keyframes=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(RuntimeError, match="expected dtype"):
+            run_diffusers(reference, guided)
+        assert ours(**guided).sample.isfinite().all()
+        assert not any(map(torch.equal, ours(**marked), run_diffusers(reference, marked)))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_under_autocast_the_model_learns() -> None:
     model = random_model(tiny_config("2.3"))
     with torch.autocast("cpu", torch.bfloat16):
