@@ -139,7 +139,7 @@ def test_the_size_of_a_file_defaults_to_that_of_diffusers() -> None:
 
 def test_a_folder_that_exists_is_not_touched(model: LTX2VideoTransformer3DModel, folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(CheckpointError, match="exists already, and is not touched"):
+    with pytest.raises(CheckpointError, match="exists already"):
         model.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
