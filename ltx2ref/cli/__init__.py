@@ -1,6 +1,6 @@
-"""The command line: `main`, and a file for each command.
+"""The command line: `main`, and one file for each command.
 
-torch is imported inside the functions that run a command, so that help and errors of usage do not wait for it.
+torch is imported inside the functions that run a command, so that help and usage errors do not wait for it.
 """
 
 import argparse
@@ -20,35 +20,36 @@ from .vendor import add_vendor
 from .verify import add_verify
 
 EXAMPLES = """examples:
-  ltx2ref verify                              are results right on this machine?
+  ltx2ref verify                              does this machine compute it right?
   ltx2ref audit my_port:run --case 2.3/t2v    where does my port differ?
   ltx2ref inspect model.safetensors           what is this file?
 
 Every command has more examples: see `ltx2ref verify --help`.
 
-exit status, of every command:
+exit status of every command:
   0    done, and nothing is wrong
-  1    something is wrong: a difference that is no rounding, a damaged file
-  2    not decided: unusable input, or something suspect or missing
+  1    something is wrong: a difference beyond rounding, a damaged file
+  2    undecided: unusable input, or something suspect or missing
   130  interrupted with Ctrl-C
-  141  the reader of the output has gone, as after `| head -1`"""
+  141  whoever reads the output has stopped, as after `| head -1`"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command, and return its exit status (docs/command-line.md)."""
+    """Run one command and return its exit status (docs/command-line.md)."""
     try:
         try:
             return run_command(arguments)
         finally:
-            sys.stdout.flush()  # here, and not when Python exits, a closed pipe can still be answered
+            sys.stdout.flush()  # when Python flushes at exit, it is too late to handle a closed pipe
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards what is still in the buffer
         return BROKEN_PIPE
 
 
 def run_command(arguments: list[str] | None) -> int:
+    """Parse the arguments and run the command. Input that raises `ValueError` is reported in one line."""
     parser = whole_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):

@@ -1,4 +1,4 @@
-"""`python -m ltx2ref.cli` is `ltx2ref`."""
+"""Run the command line with `python -m ltx2ref.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`ltx2ref audit`: another implementation, run with the same weights and inputs."""
+"""`ltx2ref audit`: run another implementation with the same weights and inputs."""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from ..parity.cases import Case
     from ..parity.report.rows import Report
 
-DEFAULT_REFERENCE = "ltx2ref"  # by diffusers' conventions
+DEFAULT_REFERENCE = "ltx2ref"  # under diffusers' conventions
 AUDIT_USAGE = "ltx2ref audit [OPTIONS] [REFERENCE] CANDIDATE"
 CANDIDATES = """CANDIDATE is one of
   diffusers, ltx-core             if it is installed (ltx-core 1.0.0)
-  module:callable                 a port of yours, in the current folder or
+  module:callable                 your own port, in the current folder or
   path/to/file.py:callable        installed; it is given config, state, inputs
                                   and dtype, and returns taps by name, or both
                                   outputs
@@ -46,26 +46,27 @@ AUDIT_EXAMPLES = """examples:
   ltx2ref audit diffusers --release 2.3 --dtype bfloat16
       every case of a release
   ltx2ref audit my_port:run --case 2.3/t2v --json
-      a port of yours, in the current folder or installed
+      your own port, in the current folder or installed
   ltx2ref audit path/to/my_port.py:run --case 2.3/t2v
       a port in another folder
   ltx2ref audit ltx-core --case '2.3/i2v*' --html report.html
-      the first case that differs, as a page
+      a page about the first case that differs
   ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core --case 2.3/i2v
       against ltx-core's own conventions
   ltx2ref audit diffusers --arithmetic exact --dtype bfloat16
-      what differs is an operation, and no rounding hides it
+      differences of operations alone, not hidden by rounding
   ltx2ref audit --list
       the names of the cases
 
 exit status:
   0  identical, or nothing but rounding
   1  diverged
-  2  unusable input, or not decided: something suspect, or (without --partial)
-     taps that are missing or cases that the candidate cannot express"""
+  2  unusable input, or undecided: something suspect, or (without --partial)
+     missing taps, or cases that the candidate cannot express"""
 
 
 def add_audit(commands: Any) -> None:
+    """Add `audit` to the commands."""
     command = add_command(
         commands,
         "audit",
@@ -79,13 +80,13 @@ def add_audit(commands: Any) -> None:
     command.add_argument("--release", choices=RELEASE_NAMES, help="default: all")
     add_case(command)
     command.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="default: float32; float16 in exact arithmetic alone"
+        "--dtype", choices=DTYPES, default="float32", help="default: float32; float16 only in exact arithmetic"
     )
     command.add_argument(
         "--arithmetic",
         choices=["native", "exact"],
         default="native",
-        help="exact: what differs then differs in operations; default: native",
+        help="exact: differences are then in operations, not in rounding; default: native",
     )
     add_device(command)
     add_partial(command)
@@ -107,6 +108,7 @@ def run_audit(options: argparse.Namespace) -> int:
 
 
 def chosen_cases(options: argparse.Namespace) -> "list[Case]":
+    """Return the cases that --case and --release select."""
     from ..parity.cases import CASES
 
     release = options.release or "*"
@@ -116,14 +118,14 @@ def chosen_cases(options: argparse.Namespace) -> "list[Case]":
 def audited(options: argparse.Namespace) -> "tuple[dict[str, Report], dict[str, str]]":
     """Return a report for each case, and the reason for each case that the candidate cannot express.
 
-    Raises `ValueError` for what is wrong in all cases alike, rather than repeat it for each.
+    Raises `ValueError` for an error that would be the same in all cases.
     """
     from ..parity import record
     from ..parity.arithmetic import NotExact
     from ..parity.audit import audit, candidate_named, conventions_of
     from ..parity.trace.taps import OutputError
 
-    if options.candidate is None:  # one name is the candidate's
+    if options.candidate is None:  # a single name is that of the candidate
         options.reference, options.candidate = DEFAULT_REFERENCE, options.reference
     required(options, "candidate", "CANDIDATE")
     candidate, device = candidate_named(options.candidate), device_named(options.device)
@@ -144,7 +146,7 @@ def audited(options: argparse.Namespace) -> "tuple[dict[str, Report], dict[str, 
 
 
 def audit_status(reports: "Iterable[Report]", impossible: Mapping[str, str], partial: bool) -> int:
-    """Return the exit status. What is missing does not count if `partial` says that it was left out on purpose."""
+    """Return the exit status. With `partial`, missing taps and cases do not count."""
     from ..parity.report.rows import DIVERGED, MISSING, SHAPE, SUSPECT
 
     verdicts = {report.verdict for report in reports} | ({MISSING} if impossible else set())
@@ -154,7 +156,10 @@ def audit_status(reports: "Iterable[Report]", impossible: Mapping[str, str], par
 
 
 def show_reports(reports: "Mapping[str, Report]", impossible: Mapping[str, str], options: argparse.Namespace) -> None:
-    """Print the reports, and write the page that --html asks for: of the first that does not pass, or the first."""
+    """Print the reports, and write the page that --html asks for.
+
+    The page shows the first report that does not pass, or else the first report.
+    """
     if options.html:
         failed = (report for report in reports.values() if not report.passed)
         write_page(options.html, next(failed, next(iter(reports.values()))))

@@ -1,6 +1,6 @@
-"""What the commands have in common: how one is declared, the options that several have, and the exit statuses.
+"""Code that all commands share: their declaration, common options, and the exit statuses.
 
-The names in the helps are literals, for what they list imports torch; tests/test_cli.py compares them with it.
+Names in help texts are literals, because importing the lists of them would import torch. tests/cli compares them.
 """
 
 import argparse
@@ -11,23 +11,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# Exit statuses, of every command: docs/command-line.md has the table.
+# Exit statuses of all commands. docs/command-line.md has the table.
 DONE, WRONG, UNCLEAR = 0, 1, 2
-INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the number of SIGINT, SIGPIPE and SIGTERM
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the number of the signal: SIGINT, SIGPIPE, SIGTERM
 
 RELEASE_NAMES = ("2.0", "2.3", "2.5")
-DTYPES = ("float32", "bfloat16", "float16")  # of the cases
-KIT_LEVELS = ("native", "exact")  # of the kit
+DTYPES = ("float32", "bfloat16", "float16")  # dtypes in which cases are recorded
+KIT_LEVELS = ("native", "exact")
 Run = Callable[[argparse.Namespace], int]
 
 
 def layout(prog: str) -> argparse.RawDescriptionHelpFormatter:
-    """Lay out help so that the examples keep their lines, and option names leave room for what they do."""
+    """Return the formatter of help texts.
+
+    It keeps the lines of examples and leaves room beside the names of options.
+    """
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26)
 
 
 def add_command(commands: Any, name: str, run: Run, what: str, examples: str) -> argparse.ArgumentParser:
-    """Add a command that `run` runs. `what` it does is a sentence; `examples` end its help, with the exit statuses."""
+    """Add a command and return its parser.
+
+    `what` is a sentence that says what the command does. `examples` go to the end of its help, together with its exit
+    statuses.
+    """
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=what[0].lower() + what[1:].rstrip("."),
@@ -41,33 +48,38 @@ def add_command(commands: Any, name: str, run: Run, what: str, examples: str) ->
 
 
 def add_case(command: argparse.ArgumentParser) -> None:
+    """Add the option that selects cases."""
     command.add_argument("--case", default="*", metavar="GLOB", help="cases by RELEASE/NAME; default: all")
 
 
 def add_list(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--list", action="store_true", help="print the names of the cases, and run none")
+    """Add the option that lists cases."""
+    command.add_argument("--list", action="store_true", help="print the names of the cases and run none")
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
+    """Add the option that selects the device."""
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
 
 
 def add_page(command: argparse.ArgumentParser, which: str) -> None:
+    """Add the option that writes a page. `which` names the report that is written."""
     command.add_argument("--html", metavar="FILE", help=f"write the report of {which} as a page")
 
 
 def add_partial(command: argparse.ArgumentParser) -> None:
+    """Add the option that accepts missing results."""
     command.add_argument("--partial", action="store_true", help="what is missing was left out on purpose")
 
 
 def required(options: argparse.Namespace, argument: str, metavar: str) -> None:
-    """Refuse, as the parser would, a positional argument that only --list can do without."""
+    """Exit with a usage error unless a positional argument, which only --list can do without, is given."""
     if getattr(options, argument) is None:
         options.parser.error(f"the following arguments are required: {metavar}")
 
 
 def device_named(name: str) -> "torch.device":
-    """Return the device. Raises `ValueError` if there is no such device here."""
+    """Return a device by name. Raises `ValueError` if there is no such device here."""
     import torch
 
     try:
@@ -79,5 +91,5 @@ def device_named(name: str) -> "torch.device":
 
 
 def worst(statuses: Iterable[int]) -> int:
-    """Return the exit status of several results: something wrong outweighs what is not decided."""
+    """Return the exit status for several results: something wrong outweighs something undecided."""
     return min((status for status in statuses if status != DONE), default=DONE)

@@ -1,4 +1,4 @@
-"""`ltx2ref compare`: two trace files."""
+"""`ltx2ref compare`: compare two trace files."""
 
 import argparse
 from dataclasses import replace
@@ -16,11 +16,12 @@ COMPARE_EXAMPLES = """examples:
 exit status:
   0  identical, or nothing but rounding
   1  diverged
-  2  unusable input, or not decided: something suspect, or (without --partial)
-     taps that are missing"""
+  2  unusable input, or undecided: something suspect, or (without --partial)
+     missing taps"""
 
 
 def add_compare(commands: Any) -> None:
+    """Add `compare` to the commands."""
     command = add_command(commands, "compare", run_compare, "Compare two trace files tap by tap.", COMPARE_EXAMPLES)
     command.add_argument("reference", metavar="REFERENCE", help="a trace file (docs/trace-format.md)")
     command.add_argument("candidate", metavar="CANDIDATE", help="another one")

@@ -1,4 +1,4 @@
-"""`ltx2ref convert`: a checkpoint's transformer, written anew."""
+"""`ltx2ref convert`: write the transformer of a checkpoint in another dialect or dtype."""
 
 import argparse
 import signal
@@ -22,8 +22,8 @@ CONVERT_EXAMPLES = """examples:
 
 Tensors keep their dtypes and bits unless --dtype is given, which a quantised
 checkpoint needs. DST appears when all of it is written, and an existing DST is
-never touched. What DST does not have is listed: other models, and metadata that
-are not understood.
+never touched. What is left out is listed: other models, and metadata that are
+not understood.
 
 exit status:
   0  written
@@ -31,6 +31,7 @@ exit status:
 
 
 def add_convert(commands: Any) -> None:
+    """Add `convert` to the commands."""
     command = add_command(
         commands,
         "convert",
@@ -68,7 +69,7 @@ def run_convert(options: argparse.Namespace) -> int:
 
 @contextmanager
 def ended_by_exceptions() -> Iterator[None]:
-    """Make SIGTERM unwind the stack, as Ctrl-C does, so that nothing half-written is left."""
+    """Make SIGTERM raise an exception, as Ctrl-C does, so that nothing half-written is left."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
@@ -77,6 +78,7 @@ def ended_by_exceptions() -> Iterator[None]:
 
 
 def print_conversion(report: "Conversion") -> None:
+    """Print both checkpoints, and what was left out or assumed."""
     print_line(f"{report.source}: {report.source_dialect}; {', '.join(report.formats)}")
     print_line(f"{report.destination}: {report.dialect}; {report.tensors:,} tensors, {report.bytes:,} bytes")
     for prefix, held in report.foreign.items():

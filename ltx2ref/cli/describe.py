@@ -1,4 +1,4 @@
-"""`ltx2ref describe`: the architecture in numbers."""
+"""`ltx2ref describe`: print the architecture in numbers."""
 
 import argparse
 from dataclasses import asdict
@@ -29,6 +29,7 @@ exit status:
 
 
 def add_describe(commands: Any) -> None:
+    """Add `describe` to the commands."""
     command = add_command(
         commands,
         "describe",
@@ -73,7 +74,7 @@ def run_describe(options: argparse.Namespace) -> int:
 
 
 def config_named(what: str) -> "TransformerConfig":
-    """Return the config of a release or a file. Raises `ValueError` if it is neither."""
+    """Return the config of a release, a checkpoint or a config.json. Raises `ValueError` if `what` is none of these."""
     from ..checkpoint.header import parse_json
     from ..checkpoint.match import make_plan
     from ..checkpoint.resolve_config import RELEASES
@@ -91,7 +92,7 @@ def config_named(what: str) -> "TransformerConfig":
 
 
 def lengths_of(config: "TransformerConfig", o: argparse.Namespace) -> "Lengths":
-    """Return the lengths that the options give: tokens, or the sizes of a video."""
+    """Return the lengths that the options give, as tokens or as the size of a video."""
     from ..describe import Lengths, lengths
 
     if o.tokens:
@@ -100,7 +101,7 @@ def lengths_of(config: "TransformerConfig", o: argparse.Namespace) -> "Lengths":
 
 
 def print_architecture(what: str, d: "Architecture") -> None:
-    """Print the sizes, the costs as a whole, and a table of the steps."""
+    """Print the sizes, the total costs, and a table of the steps."""
     v, a, n = d.config.video, d.config.audio, d.lengths
     print(f"{what}: {d.config.num_layers} blocks")
     print(f"  video {v.dim:,} wide, {v.num_heads} heads of {v.head_dim}")
@@ -124,9 +125,10 @@ def print_architecture(what: str, d: "Architecture") -> None:
 
 
 def held(d: "Architecture", step: str) -> str:
-    """Return the activation memory of a step, which both streams have together."""
+    """Return the activation memory of a step, which counts both streams together, as text."""
     return f"{d.activation_bytes_in[step] / 2**30:.2f}" if step in d.activation_bytes_in else ""
 
 
 def gib(size: int) -> str:
+    """Return a size in GiB as text."""
     return f"{size / 2**30:.2f} GiB"

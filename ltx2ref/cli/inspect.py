@@ -1,4 +1,4 @@
-"""`ltx2ref inspect`: what a checkpoint is."""
+"""`ltx2ref inspect`: say what a checkpoint is."""
 
 import argparse
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ exit status:
 
 
 def add_inspect(commands: Any) -> None:
+    """Add `inspect` to the commands."""
     command = add_command(
         commands, "inspect", run_inspect, "Say what a checkpoint is, from its headers alone.", INSPECT_EXAMPLES
     )
@@ -38,7 +39,7 @@ def add_inspect(commands: Any) -> None:
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    """Describe a checkpoint, or each one in a folder."""
+    """Describe a checkpoint, or each checkpoint in a folder."""
     from ..checkpoint.inspection import inspect_all
 
     found = inspect_all(options.path, sha256=options.sha256, stats=options.stats)
@@ -54,7 +55,7 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 
 def inspect_status(d: "Description") -> int:
-    """Return the exit status for one checkpoint. What is only suspicious decides nothing."""
+    """Return the exit status for one checkpoint. Tensors that are merely suspicious leave it undecided."""
     from ..checkpoint.inspection import UNREADABLE
 
     if d.kind == UNREADABLE:
@@ -65,7 +66,7 @@ def inspect_status(d: "Description") -> int:
 
 
 def print_descriptions(found: "Sequence[Description]") -> None:
-    """Print a line for each checkpoint of a folder, and what is wrong with some."""
+    """Print a line for each checkpoint of a folder, and the first problem of each."""
     print_table(
         [
             Column("file", [Path(d.path).name for d in found]),
@@ -87,7 +88,7 @@ def print_descriptions(found: "Sequence[Description]") -> None:
 
 
 def print_description(d: "Description") -> None:
-    """Print everything that is known of a checkpoint."""
+    """Print everything that is known about a checkpoint."""
     print_line(f"{d.path}: {d.kind}{f', release {d.release}' if d.release else ''}")
     size = f"{d.bytes:,} bytes in {d.files} {d.container} file{'s' * (d.files > 1)}"
     print_line(f"  {size}, {d.tensors:,} tensors; metadata: {', '.join(d.metadata) or 'none'}")
@@ -104,6 +105,7 @@ def print_description(d: "Description") -> None:
 
 
 def print_transformer(d: "Description") -> None:
+    """Print the formats of a transformer and its config as tables."""
     shapes = "those of the published release" if d.published_shapes else "not those of a published release"
     print_line(f"  {d.dialect}; {d.parameters:,} parameters; names and shapes: {shapes}")
     print()
@@ -128,6 +130,7 @@ def print_transformer(d: "Description") -> None:
 
 
 def print_published(d: "Description") -> None:
+    """Print which published files a checkpoint may be."""
     for entry in d.manifest:
         tensors = f", published with {entry.tensors:,} tensors" if entry.tensors else ""
         print_line(f"published, by its {entry.by}: {entry.repository}/{entry.name} {entry.revision or ''}{tensors}")
@@ -143,6 +146,7 @@ def print_suspicious(stats: Sequence[dict[str, Any]]) -> None:
 
 
 def suspicion(row: dict[str, Any]) -> str:
+    """Return in words why a tensor looks damaged."""
     if row["nonfinite"]:
         return f"{row['nonfinite']:,} values are not finite"
     if row["all_zero"]:

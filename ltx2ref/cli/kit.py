@@ -1,4 +1,4 @@
-"""`ltx2ref kit export` and `ltx2ref kit check`: files for a port in any language, and the judge of its results."""
+"""`ltx2ref kit export` and `ltx2ref kit check`: write files for a port in any language, and judge its results."""
 
 import argparse
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..kit.verdict import Verdict
     from ..parity.report.rows import Report
 
-LISTED = 4  # missing results that are named
+LISTED = 4  # missing results that are named before the others are only counted
 
 KIT_EXAMPLES = """examples:
   ltx2ref kit export kit           write the kit
@@ -30,18 +30,19 @@ CHECK_EXAMPLES = """examples:
   ltx2ref kit check results
   ltx2ref kit check results --level exact       results/exact, to the bit: for a
                                                 port that rounds as diffusers
-  ltx2ref kit check results --partial           some cases or outputs alone
+  ltx2ref kit check results --partial           only some cases or outputs
   ltx2ref kit check results --html report.html  the first case that is wrong
   ltx2ref kit check results --kit kit --json    against a kit written before
 
 exit status:
   0  conformant, or on the exact level identical
   1  something is wrong
-  2  unusable input, or not decided: something suspect, or (without --partial)
-     cases or outputs that are missing"""
+  2  unusable input, or undecided: something suspect, or (without --partial)
+     missing cases or outputs"""
 
 
 def add_kit(commands: Any) -> None:
+    """Add `kit` and its actions to the commands."""
     kit = commands.add_parser(
         "kit",
         help="write the conformance kit for a port in any language, and judge its results",
@@ -56,6 +57,7 @@ def add_kit(commands: Any) -> None:
 
 
 def add_kit_export(actions: Any) -> None:
+    """Add `kit export` to the actions."""
     command = add_command(
         actions,
         "export",
@@ -68,6 +70,7 @@ def add_kit_export(actions: Any) -> None:
 
 
 def add_kit_check(actions: Any) -> None:
+    """Add `kit check` to the actions."""
     command = add_command(actions, "check", run_kit_check, "Judge a folder of results against the kit.", CHECK_EXAMPLES)
     command.add_argument(
         "results", metavar="RESULTS", nargs="?", help="a folder of result files, as kit.json names them"
@@ -85,14 +88,14 @@ def add_kit_check(actions: Any) -> None:
 
 
 def run_kit_export(options: argparse.Namespace) -> int:
-    """Write the kit, or name its cases."""
+    """Write the kit, or list its cases."""
     from ..kit.export import export
     from ..parity.trace.probe import threads
 
     if options.list:
         return list_kit(options)
     required(options, "directory", "DIR")
-    with threads(1):  # the fastest for tensors this small
+    with threads(1):  # one thread is fastest for tensors this small
         kit = export(options.directory)
     if options.json:
         print_json(kit)
@@ -123,6 +126,7 @@ def run_kit_check(options: argparse.Namespace) -> int:
 
 
 def list_kit(options: argparse.Namespace) -> int:
+    """Print the names of the kit's cases."""
     from ..kit.cases import COMPONENTS, MODELS
 
     print_names([case.id for case in (*COMPONENTS, *MODELS)], options.json)
@@ -130,6 +134,7 @@ def list_kit(options: argparse.Namespace) -> int:
 
 
 def print_verdict(verdict: "Verdict", wrong: "Mapping[str, Report]") -> None:
+    """Print the details of each case that fails, what is missing, and the summary."""
     for name, report in wrong.items():
         print_text(f"{name}: {report.details(5)}")
     for result in verdict.results:
@@ -141,9 +146,11 @@ def print_verdict(verdict: "Verdict", wrong: "Mapping[str, Report]") -> None:
 
 
 def first_missing(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
 
 
 def partial_hint(verdict: "Verdict") -> str:
+    """Return a hint at --partial, unless it was given."""
     return "" if verdict.partial else "; --partial judges what is there alone"

@@ -1,4 +1,4 @@
-"""Print what a command found: JSON, names, or tables whose cells are never cut."""
+"""Printing what a command found: JSON, names, or tables whose cells are never cut."""
 
 import json
 import math
@@ -27,24 +27,27 @@ class Column(NamedTuple):
 
     name: str
     cells: Sequence[str]
-    joined: bool = False  # stays beside the column before it, where a table is split
+    joined: bool = False  # whether it must stay beside the column before it when a table is split
 
     @property
     def is_number(self) -> bool:
+        """Return whether all cells are numbers."""
         return all(NUMBER.fullmatch(cell) for cell in self.cells)
 
     @property
     def width(self) -> int:
+        """Return the width of the widest cell."""
         return max(map(len, [self.name, *self.cells]))
 
     @property
     def least(self) -> int:
-        """The width to which it can be narrowed. Numbers and words are never broken."""
+        """Return the width to which the column can be narrowed. Numbers and words are never broken."""
         pieces = [piece for cell in self.cells for piece in re.split(r"\s+|(?<=-)", cell)]
         return self.width if self.is_number else min(self.width, max(LEAST_TEXT, *map(len, pieces)))
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON."""
     print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
@@ -59,7 +62,7 @@ def print_text(text: str) -> None:
 
 
 def print_names(names: Sequence[str], as_json: bool) -> None:
-    """Print names, one a line."""
+    """Print names, one to a line."""
     if as_json:
         print_json(names)
     else:
@@ -68,7 +71,10 @@ def print_names(names: Sequence[str], as_json: bool) -> None:
 
 
 def print_table(columns: Sequence[Column], keys: int = 1, alarming: Sequence[bool] = ()) -> None:
-    """Print a table as wide as the terminal, or as it needs where there is none. `alarming` rows are red."""
+    """Print a table as wide as the terminal, or as wide as needed if there is none.
+
+    Rows that are `alarming` are red.
+    """
     width = shutil.get_terminal_size((sys.maxsize, 0)).columns
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     shown = [column._replace(cells=[printable(cell) for cell in column.cells]) for column in columns]
@@ -86,7 +92,7 @@ def write_page(path: str, report: "Report") -> None:
 
 
 def finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by strings."""
+    """Replace NaN and infinities, which JSON does not have, with strings."""
     if isinstance(value, Mapping):
         return {key: finite(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
@@ -95,10 +101,10 @@ def finite(value: Any) -> Any:
 
 
 def table_lines(columns: Sequence[Column], width: int, keys: int = 1, alarming: Sequence[bool] = ()) -> list[str]:
-    """Return the lines of a table of at most `width` characters, if that is possible without cutting a cell.
+    """Return the lines of a table that is at most `width` characters wide, if that is possible without cutting a cell.
 
-    Where a table is too wide, text is wrapped, to 20 characters at least. Where that is not enough, the columns are
-    split into several tables, each of which begins with the first `keys` columns.
+    If a table is too wide, text is wrapped, to no less than 20 characters. If that is not enough, the columns are split
+    into several tables, each of which begins with the first `keys` columns.
     """
     lines: list[str] = []
     for part in split(columns, width, keys):
@@ -107,6 +113,7 @@ def table_lines(columns: Sequence[Column], width: int, keys: int = 1, alarming: 
 
 
 def split(columns: Sequence[Column], width: int, keys: int) -> list[list[Column]]:
+    """Divide the columns into tables that fit into the width, each with the first `keys` columns."""
     if least_width(columns) <= width:
         return [[*columns]]
     first = [*columns[:keys]]
@@ -120,7 +127,7 @@ def split(columns: Sequence[Column], width: int, keys: int) -> list[list[Column]
 
 
 def groups(columns: Sequence[Column]) -> list[list[Column]]:
-    """Return the columns that stay beside each other together."""
+    """Return the columns in groups that must stay beside each other."""
     found: list[list[Column]] = []
     for column in columns:
         if found and column.joined:
@@ -131,10 +138,12 @@ def groups(columns: Sequence[Column]) -> list[list[Column]]:
 
 
 def least_width(columns: Sequence[Column]) -> int:
+    """Return the width to which a table can be narrowed."""
     return sum(column.least for column in columns) + len(GAP) * (len(columns) - 1)
 
 
 def part_lines(columns: Sequence[Column], width: int, alarming: Sequence[bool]) -> list[str]:
+    """Return the lines of one table."""
     widths = narrowed(columns, width)
     rows = [[column.name for column in columns], *zip(*(column.cells for column in columns), strict=True)]
     lines: list[str] = []
@@ -145,7 +154,7 @@ def part_lines(columns: Sequence[Column], width: int, alarming: Sequence[bool]) 
 
 
 def narrowed(columns: Sequence[Column], width: int) -> list[int]:
-    """Return the width of each column: columns of text become narrower, the widest first, until all fit."""
+    """Return the width of each column. Columns of text are narrowed, the widest first, until the table fits."""
     widths = [column.width for column in columns]
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
     for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
@@ -155,7 +164,7 @@ def narrowed(columns: Sequence[Column], width: int) -> list[int]:
 
 
 def row_lines(row: Iterable[str], columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
-    """Return the lines of one row, of which there are several where a cell is wrapped."""
+    """Return the lines of one row. There are several if a cell is wrapped."""
     cells = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
     aligned = [
         [line.rjust(width) if column.is_number else line.ljust(width) for line in [*cell, *[""] * height]][:height]

@@ -1,4 +1,4 @@
-"""`ltx2ref vendor`: copies of this package in other projects."""
+"""`ltx2ref vendor`: copy this package into other projects."""
 
 import argparse
 from dataclasses import asdict
@@ -14,23 +14,24 @@ VENDOR_EXAMPLES = """examples:
   ltx2ref vendor myproject --as ltx2_model --model
       the model and its self-test, which need nothing but torch and einops
   ltx2ref vendor myproject --as ltx2_model --check
-      what was changed there since, and whether there is a newer version
+      what has changed there, and whether there is a newer version
   ltx2ref vendor myproject --as ltx2_model --save-patch why
-      what was changed there, as patches/NUMBER-why.patch
+      the changes made there, as patches/NUMBER-why.patch
   ltx2ref vendor myproject --as ltx2_model --update
       this version, with the patches applied again
 
 exit status:
-  0  written, or with --check the same as here
+  0  written, or with --check unchanged
   1  with --check: changed there, or outdated
   2  unusable input, or a patch that does not fit: nothing is written"""
 
 
 def add_vendor(commands: Any) -> None:
+    """Add `vendor` to the commands."""
     command = add_command(
         commands, "vendor", run_vendor, "Copy this package, or the model alone, into another project.", VENDOR_EXAMPLES
     )
-    command.add_argument("parent", metavar="DIR", help="the folder in which the copy is to stand")
+    command.add_argument("parent", metavar="DIR", help="the folder in which to put the copy")
     command.add_argument(
         "--as", dest="name", required=True, metavar="NAME", help="the copy's name, as in `import NAME`"
     )
@@ -42,12 +43,12 @@ def add_vendor(commands: Any) -> None:
     command.add_argument("--parents", action="store_true", help="make DIR if it is missing")
     command.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
     command.add_argument(
-        "--ask-index", action="store_true", help="with --check: ask pip's package index for a newer release, too"
+        "--ask-index", action="store_true", help="with --check: also ask pip's package index for a newer release"
     )
 
 
 def run_vendor(options: argparse.Namespace) -> int:
-    """Make, check, update or patch a copy."""
+    """Make, check, update or patch a copy, and print what was done or found."""
     from ..vendor import check_copy, save_patch, update_copy, vendor
     from ..vendor.report import copy_report, written_report
 

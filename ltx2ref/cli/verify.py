@@ -1,4 +1,4 @@
-"""`ltx2ref verify`: the recorded cases, run on this machine."""
+"""`ltx2ref verify`: run the recorded cases on this machine."""
 
 import argparse
 import platform
@@ -33,10 +33,11 @@ VERIFY_EXAMPLES = """examples:
 exit status:
   0  every case is identical or within its budget
   1  a case has failed
-  2  unusable input, or a case that could not be decided"""
+  2  unusable input, or a case that is undecided"""
 
 
 def add_verify(commands: Any) -> None:
+    """Add `verify` to the commands."""
     command = add_command(
         commands,
         "verify",
@@ -45,7 +46,7 @@ def add_verify(commands: Any) -> None:
         VERIFY_EXAMPLES,
     )
     add_case(command)
-    command.add_argument("--dtype", choices=DTYPES, help="default: all; float16 is recorded in exact arithmetic alone")
+    command.add_argument("--dtype", choices=DTYPES, help="default: all; float16 is recorded only in exact arithmetic")
     command.add_argument("--arithmetic", choices=["exact", "native"], help="default: both")
     add_device(command)
     command.add_argument("--machine", metavar="NAME", help="compute as this simulated machine, in native arithmetic")
@@ -86,13 +87,14 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def machines() -> list[str]:
+    """Return the names of the simulated machines."""
     from ..parity.machines import MACHINES
 
     return [*MACHINES]
 
 
 def chosen(options: argparse.Namespace) -> "list[Case | Kernel]":
-    """Return the cases that --case names. Raises `ValueError` if there are none."""
+    """Return the cases that --case selects. Raises `ValueError` if there are none."""
     from ..parity.cases import RECORDED
     from ..parity.kernels import KERNELS, LONG_KERNELS
 
@@ -104,7 +106,7 @@ def chosen(options: argparse.Namespace) -> "list[Case | Kernel]":
 
 
 def require_consistent(options: argparse.Namespace) -> None:
-    """Raises `ValueError` for options that exclude each other, and for an unknown machine."""
+    """Raise `ValueError` for options that exclude each other, and for an unknown machine."""
     if not options.machine:
         return
     if options.arithmetic == "exact" or options.device != "cpu":
@@ -116,7 +118,10 @@ def require_consistent(options: argparse.Namespace) -> None:
 
 
 def runs_of(cases: "Sequence[Case | Kernel]", options: argparse.Namespace) -> "list[tuple[Case | Kernel, str]]":
-    """Return each case with each dtype that is asked for. Raises `ValueError` if the dtype is not recorded natively."""
+    """Return each case with each dtype to run it in.
+
+    Raises `ValueError` if --dtype names a dtype that is recorded only under exact arithmetic.
+    """
     from ..parity import record
 
     dtypes = record.NATIVE_DTYPES if options.arithmetic == "native" else record.EXACT_DTYPES
@@ -126,7 +131,10 @@ def runs_of(cases: "Sequence[Case | Kernel]", options: argparse.Namespace) -> "l
 
 
 def probed_here(device: "torch.device", threads: int) -> dict[str, str]:
-    """Return the digests of the probe on this machine, by which its bits are compared with the recording one's."""
+    """Return the digests of the probe on this machine.
+
+    They show whether this machine computes the same bits as the one that made the recordings.
+    """
     from ..parity import record
     from ..parity.trace import probe
 
@@ -135,6 +143,7 @@ def probed_here(device: "torch.device", threads: int) -> dict[str, str]:
 
 
 def exit_status(results: "Sequence[CaseResult]") -> int:
+    """Return the exit status of all results."""
     from ..parity.verify import FAILED, INCONCLUSIVE
 
     verdicts: set[str] = set().union(*(result.verdicts for result in results))
@@ -144,6 +153,7 @@ def exit_status(results: "Sequence[CaseResult]") -> int:
 def as_json(
     results: "Sequence[CaseResult]", recording: dict[str, Any], probed: dict[str, str], differing: list[str]
 ) -> dict[str, Any]:
+    """Return everything as plain data, for `--json`."""
     import torch
 
     from ..parity.arithmetic import VERSION
@@ -158,7 +168,10 @@ def as_json(
 
 
 def print_results(results: "Sequence[CaseResult]") -> None:
-    """Print a row for each case: for each dtype the exact verdict, and the native one as a share of its budget."""
+    """Print a row for each case, with the exact and the native verdict in each dtype.
+
+    A native verdict within budget is printed as the share of the budget.
+    """
     from ..parity.verify import FAILED, INCONCLUSIVE
 
     cases = [*dict.fromkeys(f"{result.release}/{result.case}" for result in results)]
@@ -175,12 +188,14 @@ def print_results(results: "Sequence[CaseResult]") -> None:
 
 
 def native_cell(native: "NativeResult") -> str:
+    """Return the text for a native verdict."""
     from ..parity.verify import WITHIN
 
     return f"{native.share:.2f}" if native.verdict == WITHIN else native.verdict
 
 
 def print_failures(results: "Sequence[CaseResult]") -> None:
+    """Print where each failed run differs first, and by how much."""
     from ..parity.verify import FAILED, INCONCLUSIVE
 
     for result in results:
@@ -197,12 +212,14 @@ def print_failures(results: "Sequence[CaseResult]") -> None:
 
 
 def after_semicolon(note: str) -> str:
+    """Return a note as the end of a line."""
     return f"; {note}" if note else ""
 
 
 def print_summary(
     results: "Sequence[CaseResult]", recording: dict[str, Any], differing: list[str], machine: str | None
 ) -> None:
+    """Print how many runs are identical or within budget."""
     print()
     if any(result.exact for result in results):
         print_exact_summary(results, recording)
@@ -211,6 +228,7 @@ def print_summary(
 
 
 def print_exact_summary(results: "Sequence[CaseResult]", recording: dict[str, Any]) -> None:
+    """Print the summary of the runs in exact arithmetic."""
     from ..parity.report.rows import IDENTICAL
 
     exact = [result.exact for result in results if result.exact]
@@ -219,12 +237,13 @@ def print_exact_summary(results: "Sequence[CaseResult]", recording: dict[str, An
     oracles = f"diffusers {recording['diffusers']} and ltx-core {recording['ltx-core']}"
     print(f"exact: {same} of {len(exact)} runs identical, {equal:,} of {taps:,} taps.")
     print("  In arithmetic that is the same on every machine, this code computes")
-    print(f"  {'what' if equal == taps else 'something else than'} {oracles} compute.")
+    print(f"  {'what' if equal == taps else 'something other than what'} {oracles} compute.")
 
 
 def print_native_summary(
     results: "Sequence[CaseResult]", recording: dict[str, Any], differing: list[str], machine: str | None
 ) -> None:
+    """Print the summary of the runs in native arithmetic."""
     from ..parity.report.rows import IDENTICAL
     from ..parity.verify import FAILED, INCONCLUSIVE, WITHIN
 
@@ -247,6 +266,7 @@ def print_native_summary(
 
 
 def this_machine(simulated: str | None) -> str:
+    """Return a description of this machine, or the name of the simulated one."""
     import torch
 
     here = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
