@@ -20,7 +20,7 @@ from .vendor import add_vendor
 from .verify import add_verify
 
 EXAMPLES = """examples:
-  ltx2ref verify                              does this machine compute it right?
+  ltx2ref verify                              are results right on my machine?
   ltx2ref audit my_port:run --case 2.3/t2v    where does my port differ?
   ltx2ref inspect model.safetensors           what is this file?
 
