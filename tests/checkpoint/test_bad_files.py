@@ -56,7 +56,7 @@ bounded = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, datab
 
 # ---------------------------------------------------------------- the corpus
 def load(mutant: Mutation) -> Mapping[str, Tensor]:
-    """By ltx2ref; every other one to float32, which holds all that a file can say."""
+    """Load a file with ltx2ref, every other one to float32, which holds everything that a file can express."""
     model = ltx2ref.load(mutant.path, dtype=torch.float32 if mutant.index % 2 else None)
     if model.training or mutant.config not in (None, model.config):
         raise AssertionError(f"in training mode, or another config: {model.config}")
@@ -134,7 +134,7 @@ def test_no_file_takes_more_than_200_megabytes(reports: list[Report]) -> None:
 
 
 def misbehave(mutant: Mutation) -> Mapping[str, Tensor]:
-    """What the guard has to see: one of four ways not to return, or a weight that differs in its last bit."""
+    """Do what the guard has to notice: fail to return in one of four ways, or change the last bit of a weight."""
     what = mutant.index // len(KINDS) % 5
     if what == 1:
         os.kill(os.getpid(), signal.SIGBUS)
@@ -169,9 +169,10 @@ def contents(mutant: Mutation) -> dict[str, bytes]:
 
 # ---------------------------------------------------------------- files that change while they are read
 def load_while_resized(mutant: Mutation) -> Mapping[str, Tensor]:
-    """A file is cut or extended before a random function call of the loader, or again and again from a thread.
+    """Load a file that is cut or extended, before a random function call of the loader or repeatedly from a thread.
 
-    It is as it was when the weights are compared: tensors may be mapped, so a file must not shrink after loading.
+    The file has its old size again when weights are compared: tensors may be mapped, so it must not shrink after
+    loading.
     """
     rng = random.Random(mutant.index)
     files = [mutant.path] if mutant.path.is_file() else sorted(mutant.path.glob("*.safetensors"))

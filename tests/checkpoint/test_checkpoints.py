@@ -35,14 +35,14 @@ def state_of(config: TransformerConfig) -> State:
 
 
 def direct(config: TransformerConfig, state: State, dtype: torch.dtype) -> LTX2VideoTransformer3DModel:
-    """The model with these weights, without any file."""
+    """Return a model with these weights, made without any file."""
     model = random_model(config, dtype)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()})
     return model
 
 
 def assert_same(loaded: LTX2VideoTransformer3DModel, expected: LTX2VideoTransformer3DModel) -> None:
-    """The same weights bit for bit, and the same outputs."""
+    """Require the same weights and the same outputs, bit for bit."""
     theirs = expected.state_dict()
     assert loaded.state_dict().keys() == theirs.keys()
     for name, tensor in loaded.state_dict().items():
@@ -488,7 +488,7 @@ def test_from_pretrained_reads_a_local_pipeline_folder(tmp_path: Path) -> None:
 
 
 def hub_cache(tmp_path: Path) -> tuple[Path, State, TransformerConfig]:
-    """A cache folder of the hub's library, as it is after a download of Lightricks/LTX-2."""
+    """Make a cache folder of the hub's library, as a download of Lightricks/LTX-2 leaves it."""
     config, commit = tiny_config("2.0"), "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--Lightricks--LTX-2"
     truth = writers.write_diffusers(repository / "snapshots" / commit / "transformer", state_of(config), config)

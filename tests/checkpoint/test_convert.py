@@ -40,7 +40,7 @@ Raw = dict[str, tuple[str, list[int], bytes]]  # dtype, shape, bytes
 
 # ---------------------------------------------------------------- helpers, which use nothing of ltx2ref
 def header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON, and where the data begins."""
+    """Return the JSON, and the byte at which the data begins."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), 8 + length
@@ -596,7 +596,7 @@ print(max(peaks) - peaks[2])
 
 
 def with_out_channels(path: Path, rows: int, fp8: bool) -> None:
-    """A sparse 2.3 file whose proj_out has so many rows of 64."""
+    """Write a sparse 2.3 file whose proj_out has this many rows of 64 elements."""
     config = tiny_config("2.3", attention_head_dim=16, cross_attention_dim=64, out_channels=rows)
     with torch.device("meta"):
         shapes = {name: x.shape for name, x in LTX2VideoTransformer3DModel(config).state_dict().items()}

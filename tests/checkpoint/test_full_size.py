@@ -93,7 +93,7 @@ def state_shapes(model: nn.Module) -> Shapes:
 
 
 def connectors_2_5() -> Shapes:
-    """What shares the published 2.5 files with the transformer: a text model's tensors, all of them BF16."""
+    """Return what shares the published 2.5 files with the transformer: a text model's tensors, all in BF16."""
     shapes: Shapes = {}
     for stream, width in (("video", 4096), ("audio", 2048)):
         shapes[f"{stream}_embeddings_connector.learnable_registers"] = (128, width)

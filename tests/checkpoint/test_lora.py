@@ -35,7 +35,7 @@ releases = pytest.mark.parametrize("release", RELEASES)
 
 # ---------------------------------------------------------------- bases and LoRAs
 def base(path: Path, release: str, dtype: torch.dtype = torch.float32) -> tuple[Path, TransformerConfig, State]:
-    """A checkpoint of diffusers' names, its config, and its state."""
+    """Write a checkpoint with diffusers' names, and return its path, its config and its state."""
     config = tiny_config(release)
     state = {name: tensor.detach() for name, tensor in random_model(config, dtype).state_dict().items()}
     save_file(state, path / "base.safetensors")
@@ -89,7 +89,7 @@ def kohya(pairs: Pairs, prefix: str = "lora_unet_", names: Callable[[str], str] 
 def alphas(
     pairs: Pairs, value: Callable[[int], float], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """An alpha for every layer, by its place."""
+    """Return an alpha for every layer, computed from its position."""
     return {layer: torch.full(shape, value(i), dtype=dtype) for i, layer in enumerate(pairs)}
 
 
@@ -101,8 +101,10 @@ def save(path: Path, tensors: State, adapter: dict[str, Any] | None = None, **me
 
 
 def assert_merged(merged: State, state: State, pairs: Pairs, scales: dict[str, float]) -> None:
-    """W + scale * B @ A, by float64, within float32's roundings of each: r for the product, and two more. The others
-    are as they were."""
+    """Require W + scale * B @ A, compared with float64, within float32's roundings, and all other weights unchanged.
+
+    There are r roundings for the product, and two more.
+    """
     for name, weight in state.items():
         layer = name.removesuffix(".weight")
         if layer not in pairs or name == layer:
@@ -366,7 +368,7 @@ def test_merging_leaves_the_files_as_they_are(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- diffusers, PEFT and ltx-core
 def fused(config: TransformerConfig, state: State, adapters: dict[Path, float], **arguments: Any) -> State:
-    """What diffusers and PEFT make of LoRA files."""
+    """Merge LoRA files with diffusers and PEFT."""
     from diffusers.loaders.lora_pipeline import LTX2LoraLoaderMixin
 
     from ltx2ref.parity.oracles import diffusers as oracles

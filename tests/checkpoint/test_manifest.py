@@ -324,7 +324,7 @@ def build(target: str, source: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is built, caches included, because the tree may change while the tests run."""
+    """Copy everything that is built, caches included, because the tree may change while the tests run."""
     copied = tmp_path_factory.mktemp("checkout")
     for name in (".gitignore", "LICENSE", "README.md", "pyproject.toml", "weights_manifest.json"):
         shutil.copy(ROOT / name, copied)

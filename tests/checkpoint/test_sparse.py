@@ -54,7 +54,7 @@ def header_length(path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """The safetensors files of a copy, which is written only once."""
+    """Write the safetensors files of a copy, and do so only once."""
     folder = tmp_path_factory.mktemp("sparse")
 
     @functools.cache

@@ -59,7 +59,7 @@ def closure(names: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
 
 
 def importable(folder: Path, *names: str) -> Path:
-    """A folder to import these distributions from, what they need, and nothing else."""
+    """Make a folder from which only these distributions, and what they need, can be imported."""
     folder.mkdir()
     for distribution in closure(names).values():
         for top in {file.parts[0] for file in distribution.files or () if ".." not in file.parts}:
@@ -127,7 +127,7 @@ def vendored(project: Path, *arguments: str) -> int:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with the model's copy."""
+    """Make a project with a copy of the model."""
     vendor.vendor(tmp_path, NAME, model_only=True)
     return tmp_path
 
@@ -146,7 +146,7 @@ def state(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes this package a newer one, of which some files differ."""
+    """Return a function that makes this package a newer version in which some files differ."""
 
     def become(version: str, **files: Callable[[str], str]) -> None:
         original = contents.with_headers
@@ -240,7 +240,7 @@ def test_the_record_is_a_bill_of_materials(project: Path) -> None:
 
 # ---------------------------------------------------------------- the self-test
 def differences(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the copy's self-test finds, imported as it is now."""
+    """Return what the copy's self-test finds when it is imported as it is now."""
     monkeypatch.syspath_prepend(project)
     for name in [name for name in sys.modules if name.split(".")[0] == NAME]:
         del sys.modules[name]
@@ -376,7 +376,7 @@ def test_versions_are_ordered_as_python_orders_them() -> None:
 
 
 def index_with(folder: Path, *versions: str) -> str:
-    """A package index in a folder."""
+    """Make a package index in a folder."""
     (folder / "ltx2ref").mkdir(parents=True)
     links = "".join(f'<a href="ltx2ref-{x}-py3-none-any.whl">ltx2ref-{x}-py3-none-any.whl</a>' for x in versions)
     (folder / "ltx2ref" / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")

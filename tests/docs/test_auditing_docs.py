@@ -33,7 +33,7 @@ BUG = "timestep / 1000"
 
 
 def port(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, repaired: bool = False) -> None:
-    """The port of the example as a module."""
+    """Write the port of the example as a module."""
     source = CODE["my_port.py"]
     assert source.count(BUG) == 1
     (folder / f"{name}.py").write_text(source.replace(BUG, "timestep") if repaired else source, encoding="utf-8")

@@ -83,7 +83,7 @@ def case_named(kit: Path, name: str) -> dict[str, Any]:
 
 
 def some(results: Path, name: str, folder: Path) -> Path:
-    """A folder with the results of one case, on both levels."""
+    """Return a folder with the results of one case on both levels."""
     for path in results.rglob(f"{name.replace('/', '-')}.*"):
         copy = folder / path.relative_to(results)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -556,7 +556,7 @@ def test_every_output_that_is_missing_counts(kit: Path, results: Path, tmp_path:
 
 
 def beside(kit: Path, name: str, tap: str, share: float) -> Taps:
-    """What is expected of a case in float32, but for one output that takes a share of its budget or bound."""
+    """Return a case's expected float32 results, but for one output that takes a share of its budget or bound."""
     case = case_named(kit, name)
     file = read_tensors(kit / case["file"])
     expected, error = (tensors_under(file, f"float32/{kind}/") for kind in ("expected", "error"))

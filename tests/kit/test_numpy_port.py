@@ -45,7 +45,7 @@ def computed(case: Case, dtype: str) -> dict[str, Any]:
 
 
 def narrow(name: str, x: Any, dtype: str) -> Tensor:
-    """A tensor in the dtype that diffusers' has, which must hold what the port computed as it is."""
+    """Return a tensor in the dtype that diffusers' tensor has, which must hold the port's numbers unchanged."""
     found = torch.from_numpy(np.array(x))
     rounded = found.to(torch.float32 if name.endswith((".cos", ".sin", "_coords")) else EXACT_DTYPES[dtype])
     assert torch.equal(rounded.double(), found), f"{name} is not rounded"

@@ -51,7 +51,7 @@ def test_the_config_answers_for_every_field_of_diffusers(release: str) -> None:
 
 
 def as_tuple(value: Any) -> Any:
-    """What JSON makes a list is a tuple in a config."""
+    """Turn a list, which JSON has, into a tuple, which a config has."""
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -36,7 +36,7 @@ pytestmark = [
 def example(
     release: str, num_layers: int = 1, coords: torch.dtype | None = None, stg: bool = True
 ) -> tuple[LTX2VideoTransformer3DModel, list[Inputs]]:
-    """A model, and inputs of three sizes that use nearly every argument."""
+    """Return a model, and inputs of three sizes that use nearly every argument."""
     config = tiny_config(release, num_layers=num_layers)
     flags: dict[str, Any] = {"per_token": True, "stg": stg, "self_mask": True, "keyframes": True}
     return random_model(config), [

@@ -261,7 +261,7 @@ releases = pytest.mark.parametrize("release", PRESETS)
 
 
 def refused(config: Config, name: str, *said: object, lightricks: bool = False) -> None:
-    """Reading `config` raises a `ConfigError` that begins with the field's name, and says all of `said`."""
+    """Require a `ConfigError` on reading `config` that begins with the field's name and contains all of `said`."""
     with pytest.raises(ConfigError) as error:
         (TransformerConfig.from_lightricks if lightricks else TransformerConfig.from_diffusers)(config)
     message = str(error.value)

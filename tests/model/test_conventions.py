@@ -67,7 +67,7 @@ def inputs_for(config: TransformerConfig, dtype: torch.dtype, options: dict[str,
 
 
 def like(model: LTX2VideoTransformer3DModel, conventions: Conventions) -> Any:
-    """The same weights, other conventions."""
+    """Return a model with the same weights and other conventions."""
     other = ltx2ref.interface.LTX2VideoTransformer3DModel(model.config, conventions=conventions)
     other.load_state_dict(model.state_dict(), assign=True)
     return other
@@ -171,7 +171,7 @@ def tensors(prefix: str) -> dict[str, Tensor]:
 
 
 def extra_case(name: str) -> tuple[LTX2VideoTransformer3DModel, Inputs, Pair]:
-    """The model (diffusers' conventions), the documented arguments, and what ltx-core computed."""
+    """Return the model with diffusers' conventions, the documented arguments, and what ltx-core computed."""
     release, _, dtype, _ = name.split("-")
     model = ltx2ref.interface.LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(extra_configs()[name]))
     model.load_state_dict({k: x.to(DTYPES[dtype]) for k, x in tensors(f"weights/{release}/").items()}, assign=True)
@@ -184,8 +184,10 @@ def extra_case(name: str) -> tuple[LTX2VideoTransformer3DModel, Inputs, Pair]:
 
 
 def same_bits(dtype: str) -> bool:
-    """Whether this machine computes with the bits of the one that made the file: by ltx-core 1.0.0, whose text-to-video
-    is that of August, on one of the file's cases."""
+    """Return whether this machine computes the same bits as the one that made the file.
+
+    One of the file's cases decides, run by ltx-core 1.0.0, whose text-to-video is the same as in August.
+    """
     from ltx2ref.parity.oracles.ltx_core import build_ltx_core, run_ltx_core
 
     model, inputs, theirs = extra_case(f"2.0-split-{dtype}-t2v")
@@ -195,7 +197,7 @@ def same_bits(dtype: str) -> bool:
 
 
 def within(model: Any, inputs: Inputs, ours: Pair, theirs: Pair) -> Iterator[bool]:
-    """`verify`'s budget, for each stream: float64 given the float32 phases that both have."""
+    """Yield for each stream whether it is within `verify`'s budget, given the float32 phases that both share."""
     taps = verify.run(model, inputs)
     exact = like(model, model.conventions).double()
     true = verify.run(exact, verify.moved(inputs, lambda x: x.double() if x.is_floating_point() else x), phases(taps))

@@ -59,7 +59,7 @@ def with_changes(given: Inputs, changes: Inputs) -> Inputs:
 
 
 def forward(changes: Inputs, release: str = "2.5", **config: Any) -> AudioVisualModelOutput:
-    """What the model makes of the valid inputs with other arguments. It may not warn."""
+    """Run the model on the valid inputs with some arguments changed. It may not warn."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         return model(release, **config)(**with_changes(inputs(release), changes))
@@ -77,7 +77,7 @@ def refused(
     changes: Inputs,
     release: str = "2.5",
 ) -> None:
-    """The model raises `error`, with a message that begins with `argument` and says what was `given`."""
+    """Require that the model raises `error`, with a message that begins with `argument` and says what was `given`."""
     with pytest.raises(error) as raised:
         forward(changes, release)
     message = str(raised.value)
@@ -440,7 +440,7 @@ def test_a_warning_points_at_the_call(release: str, changes: Inputs) -> None:
 
 # ---------------------------------------------------------------- signature and output
 def documented(name: str, text: str) -> inspect.Parameter:
-    """A parameter of the documentation, such as `fps` and `: float = 24.0`."""
+    """Parse a parameter of the documentation, such as `fps` and `: float = 24.0`."""
     annotation, _, default = text.removeprefix(": ").partition(" = ")
     return inspect.Parameter(
         name,

@@ -130,7 +130,7 @@ def frames(number: int, seed: int) -> Tensor:
 
 
 def arguments(dtype: torch.dtype, **extra: Any) -> dict[str, Any]:
-    """A call without a download: random text features, two steps, and all three kinds of guidance."""
+    """Return arguments that need no download: random text features, two steps and all three kinds of guidance."""
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(2, 1, 8, CAPTION * LAYERS, generator=generator).to(dtype)
     mask = torch.ones(1, 8, dtype=torch.long)

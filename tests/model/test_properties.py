@@ -143,7 +143,7 @@ def test_both_directions_read_the_streams_before_the_exchange(release: str, list
 
 
 def entries(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> list[Any]:
-    """The arguments of the first block."""
+    """Return the arguments of the first block."""
     seen: list[Any] = []
     handle = model.transformer_blocks[0].register_forward_pre_hook(lambda _, args: seen.extend(args))
     run(model, inputs)
@@ -152,7 +152,7 @@ def entries(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> list[Any]:
 
 
 def counterpart(name: str) -> str:
-    """The name of the parameter of a block that is in the other stream what `name` is in its own."""
+    """Return the parameter of a block that is to the other stream what `name` is to its own."""
     starts = {
         "audio_to_video": "video_to_audio",
         "video_to_audio": "audio_to_video",

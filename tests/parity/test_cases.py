@@ -27,7 +27,7 @@ FULLEST = {"2.0": "2.0/i2v", "2.3": "2.5/everything", "2.5": "2.5/everything"}  
 
 
 def differing(case: Case, *names: str) -> list[str]:
-    """The taps of changed diffusers that are not the recorded ones."""
+    """Return the taps of changed diffusers that differ from the recorded ones."""
     dtype = MUTANTS[names[0]].dtype
     model, inputs = record_reference.oracle(case, dtype)
     with patched(changed(MUTANTS[name].change, model) for name in names):
@@ -72,7 +72,7 @@ def test_each_new_case_has_a_change_that_shows_in_it() -> None:
 
 
 def audited(case: Case, dtype: torch.dtype) -> str:
-    """The verdict on diffusers without epsilons in its RMS norms, natively."""
+    """Return the native verdict on diffusers without epsilons in its RMS norms."""
 
     def run(setup: audit.Setup) -> Taps:
         model = build_diffusers(setup.config.to_diffusers(), setup.state, setup.dtype)

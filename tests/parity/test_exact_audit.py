@@ -36,7 +36,7 @@ NARROW, WIDE = torch.bfloat16, torch.float32
 
 
 def changed(*patches: Callable[[], Any]) -> Candidate:
-    """This project's model, with something else in it."""
+    """Return this project's model with a part of it replaced."""
 
     def go(setup: Setup) -> Mapping[str, Tensor]:
         with mutants.patched(make() for make in patches):
@@ -59,7 +59,7 @@ def mutant(name: str) -> Candidate:
 
 
 def found(report: Report) -> set[str]:
-    """The verdicts on what there is."""
+    """Return the verdicts on the taps that were given."""
     return {row.verdict for row in report.rows} - {MISSING}
 
 

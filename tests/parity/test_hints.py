@@ -255,7 +255,7 @@ def level(name: str, change: Callable[[Tensor], Tensor]) -> Change:
 
 
 def table(change: Callable[[Run, Tensor], Tensor], **config: Any) -> Change:
-    """The video's RoPE table, from other coordinates or another configuration."""
+    """Return a change of the video's RoPE table to one from other coordinates or another config."""
 
     def made(run: Run, x: Tensor) -> Tensor:
         video, changed = run.config.video, replace(run.config, **config)

@@ -100,7 +100,7 @@ def names(layers: int) -> list[str]:
 
 
 def made_up(layers: int, bug: str | None = None) -> Report:
-    """A report as float32 audits are: identical to half of the depth, rounding after it; from `bug` on, diverged."""
+    """Make a report like that of a float32 audit: identical in the first half, then rounding, diverged from `bug`."""
     rows, all_names = [], names(layers)
     at = all_names.index(bug) if bug else len(all_names)
     for i, name in enumerate(all_names):
@@ -437,7 +437,7 @@ def test_foreign_text_does_not_run(tmp_path: Path, policy: bool) -> None:
 
 
 def dom_more(dom: str) -> int:
-    """The details that were opened."""
+    """Count the details that were opened."""
     return dom[dom.index('<tr class="details">') :].split("</tr>")[0].count("hacked=1")
 
 

@@ -41,7 +41,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current folder that is not on the path, as for a console script."""
+    """Change into a folder that is not on the import path, as for a console script."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -70,7 +70,7 @@ def test_a_port_is_found_and_finds_what_stands_beside_it_at_once_and_later(name:
 
 
 def test_a_file_with_a_colon_in_its_path_is_a_file(here: Path) -> None:
-    """The last colon ends a path, as that of C:\\ports\\port.py:run does."""
+    r"""Split at the last colon, as in C:\ports\port.py:run."""
     (here / "C:").mkdir()
     (here / "C:" / "drive_door.py").write_text("def run(**given):\n    return len(given)\n")
     assert port_named("C:/drive_door.py:run")(**GIVEN) == 4

@@ -62,7 +62,7 @@ CHANGE = SimpleNamespace(now=unchanged)  # what the ports below do to their outp
 
 @pytest.fixture
 def change(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The ports return what the change of this name makes of their outputs."""
+    """Make the ports apply the change of this name to their outputs."""
     monkeypatch.setattr(CHANGE, "now", WRONG[request.param][0])
     return request.param
 
@@ -104,12 +104,13 @@ def built(port: type[nn.Module], config: Any, state: Any, dtype: torch.dtype) ->
 
 
 def outputs(config: Any, state: Any, inputs: Any, dtype: Any) -> Any:
-    """A candidate that returns both outputs, and one that returns a trace, as docs/auditing.md has it."""
+    """Run a port that returns both outputs, as docs/auditing.md has it."""
     with torch.no_grad():
         return diffusers.run_diffusers(built(Port, config, state, dtype), inputs)
 
 
 def traced(config: Any, state: Any, inputs: Any, dtype: Any) -> Any:
+    """Run a port that returns a trace, as docs/auditing.md has it."""
     model = built(Port, config, state, dtype)
     with torch.no_grad(), trace(model, diffusers.LAYOUT) as taps:
         diffusers.run_diffusers(model, inputs)
@@ -130,7 +131,7 @@ def ours(
 
 
 def assert_found(report: Report, change: str, case: Case, located: bool) -> None:
-    """The verdict, the tap, and if the port shows its projections that these are right."""
+    """Require this verdict and this tap, and correct projections if the port shows them."""
     _, tap, small, alike = WRONG[change]
     verdict = small if case is SMALL else alike
     assert (report.verdict, report.first) == (verdict, tap)
@@ -526,7 +527,7 @@ def test_a_new_model_depends_on_the_seed_alone_and_has_no_tables_on_the_meta_dev
 
 
 def readmes() -> dict[str, Any]:
-    """The model and the inputs of the first example in docs/using.md."""
+    """Return the model and the inputs of the first example in docs/using.md."""
     source = (ROOT / "docs" / "using.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     torch.manual_seed(0)
@@ -549,7 +550,7 @@ def readmes() -> dict[str, Any]:
 
 
 def without(names: list[str], model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
-    """A copy whose parameters of these names are zero."""
+    """Return a copy of the model in which the parameters of these names are zero."""
     port = copy.deepcopy(model)
     with torch.no_grad():
         for name in names:

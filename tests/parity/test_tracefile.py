@@ -68,7 +68,7 @@ def bits_of(x: Tensor) -> list[int]:
 
 
 def oracle(x: Tensor) -> tuple[list[float], list[float], int]:
-    """The buckets, for each the sum of absolute values, and the checksum."""
+    """Return the buckets, the sum of absolute values in each, and the checksum."""
     flat = x.reshape(-1)
     addends: list[list[float]] = [[] for _ in range(BUCKETS)]
     for i, value in enumerate(flat.tolist()):

@@ -156,7 +156,7 @@ def test_one_bit_is_a_failure_under_exact_arithmetic_and_its_size_is_told() -> N
 def natively(
     case_id: str, dtype: str, taps: Taps | None = None, exact_taps: Taps | None = None, machine: str | None = None
 ) -> verify.NativeResult:
-    """The verdict on a case that is recorded under exact arithmetic alone."""
+    """Return the native verdict on a case that is recorded only under exact arithmetic."""
     case = BY_ID[case_id]
     forward = verify.prepared(case, dtype, torch.device("cpu"))
     return verify.compare_with_exact(
