@@ -121,7 +121,7 @@ def in_any_block(name: str) -> str:
 
 
 def as_parameter(name: str) -> str:
-    """Without the file's prefix: a contradiction of the config is told by the model's own names."""
+    """Remove the file's prefix, because contradictions of the config are reported by the model's own names."""
     return name.removeprefix("model.diffusion_model.")
 
 

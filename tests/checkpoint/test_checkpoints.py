@@ -111,7 +111,9 @@ def written(
 @releases
 def test_a_dialect_loads_as_the_weights_that_were_written(dialect: str, release: str, tmp_path: Path) -> None:
     path, truth, config = written(tmp_path, dialect, release)
-    given = config if dialect in WITHOUT_CONFIG and release == "2.0" else None  # no gates: heads cannot be counted
+    given = (
+        config if dialect in WITHOUT_CONFIG and release == "2.0" else None
+    )  # without gates, the heads cannot be counted
     assert_same(ltx2ref.load(path, config=given), direct(config, truth, torch.bfloat16))
 
 
@@ -220,7 +222,7 @@ def test_k_quants_are_what_their_library_makes_of_random_blocks(kind: str, tmp_p
     elements, size = GGML_QUANT_SIZES[ggml]
     random, name = np.random.default_rng(0), "transformer_blocks.1.ff.net.0.proj.weight"
     blocks = random.integers(0, 256, (1024, 256 // elements * size), dtype=np.uint8)
-    blocks.view()[:, 1::2] &= 0x3B  # wherever the float16 scales are: finite
+    blocks.view()[:, 1::2] &= 0x3B  # float16 scales are finite wherever they are
     writer = GGUFWriter(path, "ltxv")
     for key, tensor in state.items():
         if key == name:

@@ -32,7 +32,7 @@ from ltx2ref.checkpoint.match import make_plan
 from ltx2ref.checkpoint.storage import TensorFile
 
 ROOT = Path(__file__).parents[2]
-saving = sys.modules["ltx2ref.checkpoint.save"]  # the module: the package has a function of that name
+saving = sys.modules["ltx2ref.checkpoint.save"]  # the module; the package has a function of the same name
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 Raw = dict[str, tuple[str, list[int], bytes]]  # dtype, shape, bytes
@@ -52,7 +52,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def raw(path: Path) -> Raw:
-    """Every tensor of a file, or of all files of a folder, as it is stored."""
+    """Return every tensor of a file, or of all files of a folder, as it is stored."""
     if path.is_dir():
         return {name: value for file in sorted(path.glob("*.safetensors")) for name, value in raw(file).items()}
     entries, begin = header(path)
@@ -78,7 +78,7 @@ def same_bits(a: State, b: State) -> bool:
 
 
 def random_bits(release: str) -> tuple[State, TransformerConfig]:
-    """Any bits at all, NaNs with payloads among them, in the published dtypes: tables float32, else bfloat16."""
+    """Return random bits, including NaNs with payloads, in the published dtypes: float32 for tables, else bfloat16."""
     config, generator = tiny_config(release), torch.Generator().manual_seed(7)
     state = {}
     for name, x in writers.cast(random_model(config).state_dict(), torch.bfloat16).items():
@@ -89,7 +89,7 @@ def random_bits(release: str) -> tuple[State, TransformerConfig]:
 
 
 def official(path: Path, release: str) -> tuple[State, TransformerConfig]:
-    """Lightricks' own file of a release, tiny and of random bits."""
+    """Write a tiny file of random bits in the form of Lightricks' own file of a release."""
     state, config = random_bits(release)
     foreign = prefixed(writers.connectors()) | (writers.other_models(release) if release != "2.5" else {})
     writers.save(path, writers.renamed(state) | foreign, lightricks_metadata(config))
@@ -201,7 +201,7 @@ def test_no_shard_is_larger_than_asked_for_unless_it_is_one_tensor(limit: str | 
         f"diffusion_pytorch_model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)
     ]
     assert all(file.stat().st_size <= most or len(raw(file)) == 1 for file in files)
-    assert n <= 2 + 2 * sum(file.stat().st_size for file in files) / most  # nor are they needlessly many
+    assert n <= 2 + 2 * sum(file.stat().st_size for file in files) / most  # and there are no more shards than necessary
     assert index["weight_map"] == {name: file.name for file in files for name in raw(file)}
     assert index["metadata"] == {"total_size": sum(x.nbytes for x in state.values())}
     assert raw(tmp_path / "b") == in_file(state)
@@ -436,7 +436,7 @@ def test_an_interruption_leaves_nothing(
     def interrupted(file: TensorFile, start: int, stop: int, name: str) -> bytearray:
         calls[0] += 1
         if calls[0] == 50:
-            assert any(".partial" in path for path in listing(tmp_path))  # else the test shows nothing
+            assert any(".partial" in path for path in listing(tmp_path))  # otherwise the test shows nothing
             raise error
         return read(file, start, stop, name)
 
@@ -476,7 +476,7 @@ def test_a_signal_leaves_nothing(number: signal.Signals, dialect: str, tmp_path:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | str | None]:
-    """Every file, link and folder, but for what is being written."""
+    """Return every file, link and folder, except for what is being written."""
     return {
         str(path): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -506,10 +506,10 @@ def test_what_is_there_is_never_touched(
         expected.update(snapshot(tmp_path))
 
     if late:
-        monkeypatch.setattr(writer, "sync", occupy)  # what comes before the destination is looked at again
+        monkeypatch.setattr(writer, "sync", occupy)  # happens before the destination is looked at again
     else:
         occupy()
-        monkeypatch.setattr(converting, "make_plan", None)  # before any work
+        monkeypatch.setattr(converting, "make_plan", None)  # happens before any work
     with pytest.raises(CheckpointError, match="exists already"):
         convert(source, destination, dialect=dialect)
     assert snapshot(tmp_path) == expected and str(destination) in expected

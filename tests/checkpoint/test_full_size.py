@@ -48,7 +48,7 @@ FLAGS = (
     "perturbed_attn",
     "rope_double_precision",
 )
-# The Plackett-Burman design of 12 rows, and its complement: any three flags take all eight combinations.
+# The Plackett-Burman design of 12 rows with its complement, in which any three flags take all eight combinations.
 FIRST = "11011100010"
 HALF = [FIRST[i:] + FIRST[:i] for i in range(11)] + ["0" * 11]
 DESIGN = HALF + [row.translate(str.maketrans("01", "10")) for row in HALF]
@@ -62,7 +62,7 @@ def manifest() -> Any:
 
 
 def manifest_shapes(release: str, *, diffusers: bool = False) -> Shapes:
-    """Names, with `{i}` filled in, and shapes of one release, under published or diffusers' names."""
+    """Return the names of one release, with `{i}` filled in, and their shapes, under published or diffusers' names."""
     described, shapes = manifest()["releases"][release], {}
     for published, tensor in described["tensors"].items():
         name = tensor["diffusers"] if diffusers else published
@@ -109,7 +109,7 @@ def connectors_2_5() -> Shapes:
 
 
 def model_hash(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """DiffSynth's: the md5 of all names, alone and with their shapes."""
+    """Return DiffSynth's hash: the md5 of all names, alone and with their shapes."""
     parts = [part for name, shape in shapes.items() for part in (name, f"{name}:{'_'.join(map(str, shape))}")]
     return hashlib.md5(",".join(sorted(parts)).encode()).hexdigest()
 
@@ -201,14 +201,14 @@ def test_a_full_size_model_has_the_names_and_shapes_of_diffusers(release: str) -
     assert state_shapes(full_size(release)) == diffusers_shapes(PRESETS[release])
 
 
-# On the meta device a block takes 0.1 s, and all blocks of a release are alike: one release goes all the way.
+# A block takes 0.1 s even on the meta device. All blocks of a release are alike, so only one release runs all of them.
 @pytest.mark.slow
 @pytest.mark.parametrize(("release", "blocks"), [("2.0", 2), ("2.3", 2), ("2.5", 48)])
 def test_five_seconds_at_1280_by_704_come_out_in_the_shapes_that_went_in(
     release: str, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config = full_size(release).to(torch.bfloat16), PRESETS[release]
-    (frames, height, width), audio_frames = (16, 704 // 32, 1280 // 32), 126  # of 121 frames, at 24 a second
+    (frames, height, width), audio_frames = (16, 704 // 32, 1280 // 32), 126  # for 121 frames at 24 per second
     tokens = frames * height * width
     assert (tokens, 1 + 8 * (frames - 1)) == (14_080, 121)
 
@@ -265,7 +265,7 @@ def test_with_any_flags_the_names_and_shapes_are_those_of_diffusers(row: str) ->
             "cross_attention_dim": 78,
             "audio_cross_attention_dim": 42,
         },
-        {"audio_attention_head_dim": 40, "audio_cross_attention_dim": 80},  # audio as the wider stream
+        {"audio_attention_head_dim": 40, "audio_cross_attention_dim": 80},  # audio is the wider stream
     ],
     ids=lambda changes: "-".join(changes),
 )

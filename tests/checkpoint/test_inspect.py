@@ -22,7 +22,7 @@ from ltx2ref.cli import main
 
 pytestmark = pytest.mark.slow
 
-# For each sparse copy the format of most of its weights, and the blocks that have it.
+# For each sparse copy, the format of most of its weights, and the blocks that have this format.
 QUANTISED = {
     "2.0-fp8": ("fp8 scaled", "3-44"),
     "2.3-dev-fp8": ("fp8 scaled", "2-45"),
@@ -48,9 +48,9 @@ def test_a_published_file_is_named_from_its_header(name: str, tmp_path: Path) ->
     (row,) = [row for row in found.formats if (row["layers"], row["format"]) == ("feed-forward", format)]
     assert row["blocks"] == blocks
     assert found.tensors == published.tensors
-    assert found.published_shapes == (name != "2.5-nvfp4-superseded")  # which has no keyframes tensor
+    assert found.published_shapes == (name != "2.5-nvfp4-superseded")  # this file has no keyframes tensor
     assert any("dev or distilled" in line for line in found.cannot_tell)
-    if not published.sharded and name != "2.3-kijai-fp8":  # whose sizes nobody has written down, or are not known
+    if not published.sharded and name != "2.3-kijai-fp8":  # files whose sizes are not known or not published
         assert found.bytes == published.published_bytes
         assert published.file in [entry.name for entry in found.manifest]
         assert {entry.repository for entry in found.manifest} == {published.repository}

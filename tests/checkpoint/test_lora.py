@@ -23,11 +23,11 @@ from ltx2ref.checkpoint import match, storage
 from ltx2ref.checkpoint.lora import LORA_FORMATS, lora_format, read_lora, spellings
 
 State = dict[str, Tensor]
-Pairs = dict[str, tuple[Tensor, Tensor]]  # by diffusers' name of a layer: A (r, in), B (out, r)
+Pairs = dict[str, tuple[Tensor, Tensor]]  # A (R, IN) and B (OUT, R) by diffusers' name of a layer
 
-ROUNDOFF = 2.0**-24  # of float32
+ROUNDOFF = 2.0**-24  # the unit roundoff of float32
 RANK = 5
-HIGH_RANK = 21  # more than the width of some layers
+HIGH_RANK = 21  # larger than the width of some layers
 STRENGTH = 0.7
 
 releases = pytest.mark.parametrize("release", RELEASES)
@@ -51,7 +51,10 @@ def linears(state: State) -> list[str]:
 def random_pairs(
     state: State, layers: list[str], seed: int = 1, dtype: torch.dtype = torch.float32, rank: int = RANK
 ) -> Pairs:
-    """Factors that change every weight by about as much as it is; the rank is clipped to the layer, as published."""
+    """Return factors that change every weight by about its own size.
+
+    The rank is clipped to the layer, as in published files.
+    """
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
     for layer in layers:
@@ -166,7 +169,7 @@ def test_alpha_may_be_of_any_float_and_of_one_element(
 ) -> None:
     path, config, state = base(tmp_path, "2.3")
     pairs = random_pairs(state, linears(state)[:3])
-    alpha = alphas(pairs, lambda i: i + 0.3, shape, dtype)  # 0.3 is not the same in bfloat16
+    alpha = alphas(pairs, lambda i: i + 0.3, shape, dtype)  # bfloat16 cannot represent 0.3
     lora = save(
         tmp_path / "lora.safetensors",
         lightricks(pairs) | {f"diffusion_model.{writers.original_name(layer)}.alpha": alpha[layer] for layer in pairs},
@@ -410,7 +413,7 @@ def test_lightricks_files_are_merged_as_diffusers_converts_and_fuses_them(tmp_pa
 @releases
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, release: str, rslora: bool) -> None:
-    """With an alpha of its own for some layers, in files of `save_lora_adapter` and of `save_lora_weights`."""
+    """Some layers have an alpha of their own. Files of `save_lora_adapter` and of `save_lora_weights` are both read."""
     from diffusers.loaders.lora_pipeline import LTX2LoraLoaderMixin
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -465,7 +468,7 @@ def test_several_loras_are_merged_as_diffusers_fuses_them(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.ltx_core
 def test_ltx_core_adds_the_same_with_more_roundings(tmp_path: Path) -> None:
-    """It rounds B * strength, the product and the sum to bfloat16: each time by at most 2^-8."""
+    """ltx-core rounds B * strength, the product and the sum to bfloat16, each time by at most 2^-8."""
     from ltx_core.loader.fuse_loras import apply_loras
     from ltx_core.loader.primitives import LoraStateDictWithStrength, StateDict
 
@@ -499,7 +502,7 @@ def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.ones(shape).to(dtype)
 
 
-# What is written over a good file, None for nothing, and what the problems say, each in one of them.
+# Tensors that replace those of a good file, or None to remove one, and texts of which each is in one of the problems.
 REFUSED: dict[str, tuple[dict[str, Tensor | None], list[str]]] = {
     "B missing": ({f"{TO_Q}.lora_B.weight": None}, [f"{TO_Q}.lora_A.weight F32 [5, 56]: {TOGETHER} A"]),
     "A missing": ({f"{TO_Q}.lora_A.weight": None}, [f"{TO_Q}.lora_B.weight F32 [56, 5]: {TOGETHER} B"]),
@@ -591,7 +594,7 @@ def test_a_lora_that_is_not_wholly_understood_is_refused_by_its_header(
 
 @pytest.mark.parametrize("name", ["base_model.model.proj_out", "connectors.x", "unet.x", f"model.{OUT}"])
 def test_a_file_without_a_lora_of_the_transformer_is_refused(tmp_path: Path, name: str) -> None:
-    """The first is PEFT's own, which has the alpha in another file; diffusers ignores such tensors."""
+    """The first file is PEFT's own, which has the alpha in another file. diffusers ignores such tensors."""
     path, config, _ = base(tmp_path, "2.3")
     lora = save(
         tmp_path / "lora.safetensors", {f"{name}.lora_A.weight": ones(2, 56), f"{name}.lora_B.weight": ones(19, 2)}

@@ -126,14 +126,14 @@ def bf16() -> Stored:
 
 
 def linears(stored: Stored, blocks: str) -> Iterator[tuple[str, int, int]]:
-    """Name, width out and width in of every layer in these blocks but the gates."""
+    """Return name, output width and input width of every layer in these blocks except the gates."""
     for name, (_, shape) in stored.items():
         if re.match(blocks, name) and name.endswith(".weight") and len(shape) == 2 and "to_gate_logits" not in name:
             yield name.removesuffix(".weight"), *shape
 
 
 def int8() -> Stored:
-    """All blocks: a byte for each weight, a float32 scale for each row, and 72 bytes of JSON."""
+    """Return the sizes for all blocks: a byte for each weight, a float32 scale for each row, and 72 bytes of JSON."""
     stored = bf16()
     for name, out, width in linears(bf16(), r"transformer_blocks|\w+_connector\.transformer_1d_blocks"):
         stored |= {
@@ -145,7 +145,7 @@ def int8() -> Stored:
 
 
 def nvfp4() -> Stored:
-    """42 blocks, of which it does not matter here: two weights in a byte, a byte of scale for 16, two scalars."""
+    """Return the sizes for any 42 blocks: two weights in a byte, a byte of scale for 16 weights, and two scalars."""
     stored = bf16()
     for name, out, width in linears(bf16(), r"transformer_blocks\.([0-9]|[123][0-9]|4[01])\."):
         stored |= {
@@ -166,7 +166,7 @@ def of_2_5(name: str, revision: str | None = None) -> Key:
 
 
 INT8_HASH = "57343d320cac0bbba58a488b8ebe7187"
-# What is in the file, the length of its header, and the md5 published of all its names and shapes.
+# The contents of the file, the length of its header, and the published md5 of all its names and shapes.
 LAYOUTS: dict[Key, tuple[Callable[[], Stored], int, str | None]] = {
     of_2_5("dev-transformer-bf16"): (bf16, 677_616, MODEL_HASHES["2.5"]),
     of_2_5("distilled-transformer-bf16"): (bf16, 677_616, MODEL_HASHES["2.5"]),
@@ -175,7 +175,7 @@ LAYOUTS: dict[Key, tuple[Callable[[], Stored], int, str | None]] = {
     of_2_5("distilled-transformer-nvfp4"): (nvfp4, 1_287_600, None),
     of_2_5("distilled-transformer-nvfp4", "8a4ff96f"): (nvfp4_of_august, 1_179_408, None),
 }
-# The layers quantised, with two scales each, in a file that holds everything.
+# The quantised layers, with two scales each, in a file that holds everything.
 QUANTISED: dict[Key, int] = {
     ("ltx-2.3-22b-dev.safetensors", None): 0,
     ("ltx-2.3-22b-distilled.safetensors", None): 0,
@@ -238,7 +238,7 @@ def test_the_connectors_are_as_large_as_their_layers(
 @pytest.mark.parametrize(
     ("name", "changed", "others"),
     [
-        ("ltx-2-19b-distilled-lora-384.safetensors", "", 1),  # and the text projection
+        ("ltx-2-19b-distilled-lora-384.safetensors", "", 1),  # adds the text projection
         ("ltx-2.3-22b-distilled-lora-384.safetensors", "", 0),
         ("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", "", 0),
         ("loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors", "", 0),

@@ -23,7 +23,7 @@ from ltx2ref.checkpoint import keywords
 from ltx2ref.parity.oracles.diffusers import build_diffusers
 
 FROM = LTX2VideoTransformer3DModel.from_pretrained
-SPLIT = "60KB"  # the largest file of a tiny model in shards: there are several
+SPLIT = "60KB"  # maximum size of a shard, so small that a tiny model has several
 
 
 def taken(function: Any) -> set[str]:
@@ -31,7 +31,7 @@ def taken(function: Any) -> set[str]:
 
 
 def keywords_of_diffusers() -> set[str]:
-    """Those that its `from_pretrained` takes out of `kwargs`."""
+    """Return the keywords that diffusers' `from_pretrained` takes out of `kwargs`."""
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(ModelMixin.from_pretrained.__func__)))
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     return {ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == "kwargs.pop"}

@@ -21,10 +21,10 @@ from ltx2ref import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 CONFIGS = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
 HEADER_BYTES = {"2.5-bf16": 677_616, "2.5-int8": 1_086_120, "2.5-nvfp4": 1_287_600, "2.5-nvfp4-superseded": 1_179_408}
 MODEL_HASHES = {"2.5-bf16": "7960c5dc4626650824e36f65a8e992e9", "2.5-int8": "57343d320cac0bbba58a488b8ebe7187"}
-# Tensors of a published 2.3 single file that are three placeholders here: two VAEs and a vocoder.
+# Tensors of two VAEs and a vocoder in a published 2.3 single file, which are three placeholders here.
 FOREIGN_2_3 = 170 + 102 + 1227
 ANY_SIZE = ("2.3-kijai-fp8",)
-# Layers with a scale, and how many tensors of each dtype, where that is published.
+# The number of layers with a scale and of tensors of each dtype, where they are published.
 LAYERS = {
     "2.0-fp8": 1176,
     "2.3-dev-fp8": 1496,
@@ -74,7 +74,7 @@ def tensors(paths: list[Path]) -> dict[str, Any]:
 
 
 def model_hash(shapes: Mapping[str, Any]) -> str:
-    """DiffSynth's: the md5 of all names, alone and with their shapes."""
+    """Return DiffSynth's hash: the md5 of all names, alone and with their shapes."""
     parts = [part for name, shape in shapes.items() for part in (name, f"{name}:{'_'.join(map(str, shape))}")]
     return hashlib.md5(",".join(sorted(parts)).encode()).hexdigest()
 

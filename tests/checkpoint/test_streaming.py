@@ -60,7 +60,7 @@ def inputs_of(model: LTX2VideoTransformer3DModel, **options: Any) -> Inputs:
 
 
 def assert_same(streamed: StreamedTransformer, resident: LTX2VideoTransformer3DModel, **options: Any) -> None:
-    """Every tap, in the same order."""
+    """Require the same taps in the same order."""
     inputs = inputs_of(resident, **options)
     a, b = run(streamed, inputs), run(resident, inputs)
     assert list(a) == list(b) and len(a) > 80
@@ -114,7 +114,7 @@ def test_loras_are_merged_as_each_block_is_read(tmp_path: Path) -> None:
 
 
 def two_of_a_block(name: str) -> bool:
-    """So few that the truth in float32 that the writers make fits beside the file."""
+    """Choose so few layers that the float32 truth, which the writers make, fits into memory beside the file."""
     return name in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2")
 
 
@@ -127,7 +127,7 @@ REAL = {
 
 @pytest.fixture(scope="module")
 def real_state() -> Iterator[dict[str, Tensor]]:
-    """Two layers of real width: 1.2 billion parameters, 2.4 GB."""
+    """Return two layers of real width, with 1.2 billion parameters in 2.4 GB."""
     shapes, noise = parameter_shapes(replace(ltx2ref.LTX_2_3, num_layers=2)), torch.randn(2**22 + 1).bfloat16()
     state = {}
     for i, (name, shape) in enumerate(shapes.items()):
@@ -168,7 +168,9 @@ def test_never_are_more_than_two_blocks_in_memory_and_none_is_left_on_a_block(tm
         seen.append((bytes_of(model.parameters()) - outside, bytes_of(alive) - outside))
 
     gc.collect()
-    other = bytes_of(x for x in gc.get_objects() if type(x) is torch.nn.Parameter) - outside  # other tests' models
+    other = (
+        bytes_of(x for x in gc.get_objects() if type(x) is torch.nn.Parameter) - outside
+    )  # models that other tests left
     for each in model.transformer_blocks:
         each.ff.register_forward_pre_hook(count)
     run(model, inputs_of(model))
@@ -194,7 +196,7 @@ print(resident("VmHWM") - idle)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of the memory")
 def test_the_peak_of_the_process_is_not_that_of_all_blocks(tmp_path: Path) -> None:
-    """Mapped pages are counted, so that neither blocks that stay nor pages that stay mapped go unseen."""
+    """Mapped pages count, so neither blocks that stay in memory nor pages that stay mapped are missed."""
     config = replace(writers.quantisable_config("2.3", num_layers=24), attention_head_dim=128, cross_attention_dim=512)
     path = written(tmp_path, config=config)
 
@@ -219,7 +221,7 @@ def test_the_peak_of_the_process_is_not_that_of_all_blocks(tmp_path: Path) -> No
 
 # ---------------------------------------------------------------- reading ahead
 def test_the_next_block_is_read_while_the_current_one_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block waits until the next one is in memory: then nothing may have changed under it."""
+    """Each block waits until the next one is in memory, and its own weights must not have changed by then."""
     path = written(tmp_path)
     finished = [threading.Event() for _ in range(LAYERS)]
     read = streaming.BlockReader.read
@@ -307,7 +309,7 @@ def test_a_file_that_changes_raises_and_nothing_is_computed_from_it(
         monkeypatch.setattr(Stored, "into", reading)
     with pytest.raises(CheckpointError, match=r"ltx\.safetensors: (changed while|cannot be read)"):
         run(model, inputs)
-    # The third block may have been read before its predecessor's damage was done.
+    # The third block may have been read before the second one was damaged.
     assert ran == {"b": [], "w": [0, 1, 2]}.get(when[0], ran) and len(ran) <= 3
     assert all(x.is_meta for x in model.transformer_blocks.parameters())
     with pytest.raises(CheckpointError):
@@ -436,7 +438,7 @@ def test_arguments_are_checked_as_load_does(options: dict[str, Any], tmp_path: P
 
 # ---------------------------------------------------------------- audits
 def test_an_audit_of_a_streamed_model_says_what_it_says_of_the_resident_one(tmp_path: Path) -> None:
-    """Through the float64 truth and teacher forcing: copies of a streamed model are streamed, too."""
+    """The audit uses the float64 truth and teacher forcing, for which it copies the streamed model."""
     streamed, resident = both(written(tmp_path))
     inputs = inputs_of(resident)
     theirs = run(resident, inputs)

@@ -32,7 +32,7 @@ releases = pytest.mark.parametrize("release", RELEASES)
 
 
 def weights(rows: int, columns: int) -> Tensor:
-    """Rows of very different sizes, one of them zeros."""
+    """Return rows of very different sizes, one of which is zero."""
     generator = torch.Generator().manual_seed(rows * columns)
     x = torch.randn(rows, columns, generator=generator) * torch.logspace(-4, 0, rows)[:, None]
     x[rows // 2] = 0
@@ -227,7 +227,9 @@ def test_int8_is_within_half_a_step_where_it_is_rotated_and_within_eight_where_i
     parts, truth = writers.encode_int8_convrot(weight)
     error, scale = truth.double() - weight.double(), parts["weight_scale"].double()
     assert (writers.rotate(error).abs() <= scale / 2 * (1 + 1e-3)).all()
-    assert (error.abs() <= 16 * scale / 2).all()  # the sum of 256 errors, each of at most scale / 2 and over 16
+    assert (
+        error.abs() <= 16 * scale / 2
+    ).all()  # the sum of 256 errors, each of which is at most scale / 2, divided by 16
     assert parts["weight"].abs().amax() == 127 and (parts["weight"] != 0).float().mean() > 0.9
 
 
@@ -277,7 +279,7 @@ def test_the_order_of_nibbles_matters() -> None:
 
 
 def slow_nvfp4(parts: State, rows: int, columns: int, high_first: bool, tiled: bool = True) -> Tensor:
-    """Element by element, as the documents describe the format."""
+    """Decode element by element, as the documents describe the format."""
     scales, packed = parts["weight_scale"].flatten().float().tolist(), parts["weight"].tolist()
     scale_2 = parts["weight_scale_2"].item()
     padded = -(-columns // 64) * 4
@@ -313,7 +315,9 @@ def test_nvfp4_is_within_half_a_step_of_what_the_scales_can_say() -> None:
     size = blocks.abs() / steps.clamp(min=1e-300)
     half_step = torch.where(size < 2, 0.25, torch.where(size < 4, 0.5, 1.0)) * steps
     assert ((truth - blocks).abs() <= half_step * (1 + 1e-6))[steps.expand_as(blocks) > 0].all()
-    assert set(codes.flatten().tolist()) >= set(range(16)) - {8}  # all values, and no negative zero needed
+    assert set(codes.flatten().tolist()) >= set(range(16)) - {
+        8
+    }  # all values occur except negative zero, which is not needed
 
 
 # ---------------------------------------------------------------- GGUF

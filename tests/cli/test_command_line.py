@@ -187,7 +187,7 @@ def results(name: str) -> list[CaseResult]:
 def test_no_command_s_table_cuts_a_cell(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """describe, inspect of a file and of a folder, and verify: all that print tables."""
+    """The commands that print tables are describe, verify, and inspect of a file and of a folder."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.chdir(tmp_path)
     tables: list[list[Column]] = []
@@ -293,7 +293,7 @@ def test_damaged_tensors_are_1_and_suspicious_ones_2(
 def test_a_folder_with_several_checkpoints_has_a_line_for_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Shards count as one; a file that cannot be read and one that would not load are named with the reason."""
+    """Shards count as one checkpoint. Files that cannot be read or would not load are named with the reason."""
     folder = tmp_path / "transformer"
     save(random_model(tiny_config("2.3")), folder, max_shard_size=200_000)
     save(random_model(tiny_config("2.0")), folder / "b.safetensors", dialect="lightricks")

@@ -39,7 +39,7 @@ CORE = ("config", "rope", "embeddings", "modulation", "attention", "block", "mod
 
 
 def closure(names: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
-    """Installed distributions with all that they need."""
+    """Return these distributions with everything that they need."""
     found: dict[str, importlib.metadata.Distribution] = {}
     queue = list(names)
     while queue:
@@ -69,7 +69,7 @@ def importable(folder: Path, *names: str) -> Path:
 
 
 def run(project: Path, site: Path, code: str, *arguments: str, status: int = 0) -> str:
-    """Python without site-packages and without this package: the project, and what `site` has."""
+    """Run Python without site-packages and without this package, with only the project and `site` on the path."""
     opening = f"import sys; sys.path[:0] = [{str(project)!r}, {str(site)!r}]; import torch; torch.set_num_threads(1)\n"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-W", "ignore", "-c", opening + code, *arguments],
@@ -82,7 +82,7 @@ def run(project: Path, site: Path, code: str, *arguments: str, status: int = 0) 
 
 
 def test_the_folder_copied_by_hand_verifies_under_another_name(tmp_path: Path) -> None:
-    """As in docs/vendoring.md without the command: a plain copy, into a package of an empty project."""
+    """The copy is made plainly, as docs/vendoring.md describes it, into a package of an empty project."""
     project, site = tmp_path / "project", importable(tmp_path / "site", "torch", "einops", "safetensors", "numpy")
     for path, file in contents.visible(PACKAGE):
         target = project / "parts" / NAME / path
@@ -226,7 +226,7 @@ def test_a_class_in_two_files_is_no_copy_s_guess(tmp_path: Path, monkeypatch: py
 
 
 def test_the_record_is_a_bill_of_materials(project: Path) -> None:
-    """By the names of CycloneDX 1.6, whose own schema accepts it, too, with a patch as without."""
+    """It uses the names of CycloneDX 1.6, whose schema also accepts it, with a patch and without."""
     document = json.loads((project / NAME / RECORD).read_text())
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     (library,) = document["components"]
@@ -262,7 +262,7 @@ def test_the_self_test_runs_with_torch_and_einops_and_says_what_differs(project:
 
 
 def changes_of_the_model() -> Iterator[tuple[str, int, str, str]]:
-    """Orders of rows, and sizes of an epsilon: each place in the files of the architecture, by itself."""
+    """Return one change for each place in the architecture's files that has an order of rows or an epsilon."""
     for name in CORE:
         text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
         code = re.sub(r'""".*?"""|#[^\n]*', lambda found: " " * len(found[0]), text, flags=re.DOTALL)
@@ -410,7 +410,7 @@ def test_the_package_index_counts_if_it_is_asked_and_answers(
 def test_without_a_network_or_pip_a_check_says_so_and_refuses_nothing(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # where nothing listens
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # an address at which nothing listens
     assert vendored(project, "--check", "--ask-index") == 0
     assert "the package index could not be reached" in capsys.readouterr().out
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -514,7 +514,7 @@ def test_hidden_files_and_notes_among_the_patches_outlast_an_update(project: Pat
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_patch_written_here_gives_back_what_was_changed(seed: int) -> None:
-    """Also by `git apply`, where there is git."""
+    """`git apply` gives it back as well, where git is installed."""
     random = Random(seed)
     before = {f"{i}.py": "".join(random.choice("ab\n\x0c") for _ in range(60)).encode() for i in range(4)}
     after = dict(before)
@@ -553,7 +553,7 @@ HUNK = "@@ -9,3 +9,3 @@\n 8\n-9\n+nine\n 10\n"
     ("text", "result"),
     [
         (LINES, ""),
-        ("new\n" * 5 + LINES, ""),  # elsewhere, at the only place
+        ("new\n" * 5 + LINES, ""),  # found elsewhere, at the only place
         (LINES.replace("\n9\n", "\nother\n"), "x.py, line 10: expected '9', got 'other'"),
         ("8\n9\n10\n" + LINES.replace("7\n", ""), "x.py, line 9: the lines to change are at 2 other places"),
         (LINES.replace("\n9\n", "\nnine\n"), "x.py, line 9: already has this change"),
@@ -699,7 +699,7 @@ def test_the_licence_of_the_project_around_a_copy_is_not_taken_for_its_own(tmp_p
     vendor.save_patch(tmp_path / NAME, "why")
     for module in (contents, copies):
         monkeypatch.setattr(module, "PACKAGE", tmp_path / NAME)
-    assert vendor.check_copy(tmp_path / NAME).current  # of itself
+    assert vendor.check_copy(tmp_path / NAME).current  # a copy of itself
     with pytest.raises(ValueError, match="a copy with patches, and nothing to copy from"):
         vendor.vendor(tmp_path / "more", "other")
 

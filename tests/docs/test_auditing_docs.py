@@ -57,7 +57,7 @@ def test_the_example_prints_what_is_pasted(
     assert cli.main(command.split()[2:]) == int(status)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == pasted[0]
-    # Numbers are this machine's; which taps, and their verdicts, are not.
+    # Numbers depend on the machine. The taps that are listed, and their verdicts, do not.
     assert [said(line) for line in printed] == [said(line) for line in pasted]
 
 
@@ -72,7 +72,7 @@ def test_the_readme_quotes_the_same_sentence() -> None:
 def test_the_readme_s_port_needs_no_more_than_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its code with a model that is right, and with one that is not."""
+    """Run the README's code with a model that is right and with one that is wrong."""
     (source,) = re.findall(r"```python\n(# my_port.py\n.*?)```", README, re.DOTALL)
     (tmp_path / "readme_port.py").write_text(
         "from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig\n\n"
@@ -155,7 +155,7 @@ def test_the_table_has_the_taps_that_the_tracer_has_and_its_docstring_names() ->
 
 
 def parts(tap: str) -> list[str]:
-    """As the table has them: a place, and what of it."""
+    """Split a name as the table does, into a place and the quantity at that place."""
     if tap.endswith("_out.input") or "." not in tap:
         return [tap]
     place, _, what = tap.rpartition(".")

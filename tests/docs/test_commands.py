@@ -63,7 +63,7 @@ def test_a_command_of_the_package_runs_as_shown(
         shutil.rmtree(here / arguments[2], ignore_errors=True)
     if arguments[:2] == ["kit", "export"] and "--list" not in arguments:
         shutil.rmtree(here / arguments[2])
-    if {"--check", "--update", "--save-patch"} & {*arguments}:  # of a copy, which an earlier command made
+    if {"--check", "--update", "--save-patch"} & {*arguments}:  # commands on a copy, which an earlier command made
         assert cli.main([*arguments[:4], "--model"]) == 0
         if "--save-patch" in arguments:
             (here / arguments[1] / arguments[3] / "ours.py").touch()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Page(HTMLParser):
-    """A page's links, what it loads, and its anchors."""
+    """The links of a page, what it loads, and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ COMMANDS = [
     for line in dict.fromkeys(commands_of(README) + commands_of(USING))
     if re.match(r"ltx2ref |python scripts/numpy_port", line)
 ]
-SHORTER = {"verify": ["--case", "2.3/t2v"], "audit": ["--case", "2.3/t2v"]}  # where all cases would run
+SHORTER = {"verify": ["--case", "2.3/t2v"], "audit": ["--case", "2.3/t2v"]}  # commands that would run all cases
 
 A_PORT = """
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig
@@ -40,13 +40,13 @@ def MyPort(config, dtype):
     return LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(config)).to(dtype)
 
 """
-# What the README calls `port` and `inputs`, before the line that compares them.
+# Makes what the README calls `port` and `inputs`, before the line that compares them.
 THEIRS = """
 case = next(case for case in ltx2ref.parity.cases.CASES if case.id == "2.3/t2v")
 model, inputs = ltx2ref.parity.generator.build(case.config, torch.float32), case.inputs()
 port = lambda **inputs: tuple(x * SCALE for x in model(**inputs, return_dict=False))
 """
-# What docs/using.md calls a pipeline, before the snippet in which one gets the model.
+# Makes what docs/using.md calls a pipeline, before the snippet in which the pipeline gets the model.
 PIPELINE = """
 import types
 pipeline = types.SimpleNamespace()
@@ -71,7 +71,7 @@ def python(source: str, where: Path, **more: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Another copy of the package than the one that a user gets would be tested for nothing."""
+    """Require that the installed package is the one that a user gets. Testing any other copy would be useless."""
     done = python("import ltx2ref; print(ltx2ref.__file__)", tmp_path_factory.mktemp("empty"))
     if not SCRIPT.exists() or done.stdout.strip() != ltx2ref.__file__:
         pytest.fail(f"{SCRIPT} is not the script of {Path(ltx2ref.__file__).parent}: pip install -e .")
@@ -108,7 +108,7 @@ def test_a_command_of_the_readme_works_in_a_folder_of_its_own(line: str, files: 
 
 
 def test_the_kit_is_written_computed_and_judged_in_an_empty_folder(tmp_path: Path) -> None:
-    """Every one of its cases on both levels, by the lines of docs/kit.md in their order, and what the page quotes."""
+    """All cases on both levels are run by the lines of docs/kit.md in their order, and print what the page quotes."""
     page = (ROOT / "docs" / "kit.md").read_text(encoding="utf-8")
     lines = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[0].splitlines()
     lines = [re.split(r" {2,}#", line)[0].strip() for line in lines]
@@ -133,7 +133,7 @@ def test_all_commands_of_the_readme_are_run_or_known_to_run_elsewhere() -> None:
 
 @pytest.mark.parametrize("name", ["my_port:run", "ports/my_port.py:run"])
 def test_a_port_of_ones_own_is_audited_where_it_stands(name: str, tmp_path: Path) -> None:
-    """The README's `run`, with a model of two outputs that is right."""
+    """The port is the README's `run`, with a correct model that has two outputs."""
     folder = tmp_path / Path(name).parent
     folder.mkdir(exist_ok=True)
     (source,) = [x for x in BLOCKS if x.startswith("# my_port.py\n")]
@@ -163,10 +163,10 @@ def test_there_are_snippets_to_run() -> None:
 @pytest.mark.diffusers
 @pytest.mark.parametrize(("scale", "error"), [("1", ""), ("2", "AssertionError: first divergence at sample")])
 def test_the_snippets_of_the_readme_run_in_their_order(scale: str, error: str, tmp_path: Path) -> None:
-    """With files of the names that they have; `assert_parity` fails for a port whose outputs are doubled."""
+    """They find files of the names they use. `assert_parity` fails for a port whose outputs are doubled."""
     write_checkpoints(tmp_path)
     commit = "0123456789abcdef0123456789abcdef01234567"
-    cached = tmp_path / "hub" / "models--Lightricks--LTX-2"  # as after a download
+    cached = tmp_path / "hub" / "models--Lightricks--LTX-2"  # the state after a download
     shutil.copytree(tmp_path / "transformer", cached / "snapshots" / commit / "transformer")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)

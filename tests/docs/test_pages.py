@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-COLUMN = 88  # as docs/ruff.toml and docs/site.css have it
+COLUMN = 88  # also set in docs/ruff.toml and docs/site.css
 
 
 def without_code(text: str) -> str:
@@ -52,7 +52,7 @@ def test_the_index_names_every_page() -> None:
 
 @pytest.mark.parametrize("path", [README, *PAGES], ids=lambda path: path.name)
 def test_code_fits_into_the_column(path: Path) -> None:
-    """Commands and output wrap on the site; other code does not."""
+    """Commands and output are wrapped on the site, but other code is not."""
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     for language, code in blocks:
         widest = max(map(len, code.splitlines()), default=0)

@@ -19,7 +19,7 @@ TEXT = TOUR.read_text(encoding="utf-8")
 
 @pytest.mark.slow
 def test_the_tour_is_as_the_code_has_it() -> None:
-    """If this fails after a change of the code: python scripts/make_tour.py --write, and read what changed."""
+    """If this fails after a change of the code, run `python scripts/make_tour.py --write` and read what changed."""
     assert refreshed(TEXT) == TEXT
     assert len(LINK.findall(TEXT)) > 25 and len(make_tour.SHAPES.findall(TEXT)) > 20
 
