@@ -129,7 +129,7 @@ def test_every_tensor_is_readable_without_bfloat16_and_said_in_kit_json(kit: Pat
 @pytest.mark.diffusers
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.id)
 def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path) -> None:
-    """And what this package does; where this machine computes with the recording's bits, to the bit."""
+    """This package computes it as well, to the bit where this machine computes with the recording's bits."""
     from ltx2ref.parity.oracles import diffusers
 
     cpu = torch.device("cpu")
@@ -145,7 +145,7 @@ def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path)
 
 
 def test_a_digest_is_what_the_readme_says(kit: Path) -> None:
-    """Computed without torch from a file's tensors, as in another language."""
+    """Compute it without torch from a file's tensors, as in another language."""
     for case in cases(kit):
         file = load_file(kit / case["file"])
         for dtype, said in case["exact"].items():
@@ -159,7 +159,7 @@ def test_a_digest_is_what_the_readme_says(kit: Path) -> None:
 @pytest.mark.diffusers
 @pytest.mark.parametrize("case", [*MODELS, MASKED], ids=lambda case: case.id)
 def test_the_exact_level_is_what_diffusers_computes_under_exact_arithmetic(case: Case, kit: Path) -> None:
-    """A model's digests, and those and the tensors of the components that come from it."""
+    """Compare a model's digests, and the digests and tensors of the components that come from it."""
     from ltx2ref.parity.oracles import diffusers
 
     for dtype in NATIVE_DTYPES:
@@ -198,7 +198,7 @@ def test_a_recording_with_another_digest_is_not_exported(
 
 
 def test_a_self_mask_bears_load_in_bfloat16_too() -> None:
-    """One that rounds to 1 does not, which is why there is another one."""
+    """A mask that rounds to 1 has no effect, which is why there is another one."""
     name, at = "video_self_attention_mask", "transformer_blocks.0.attn1.sdpa"
     for case, bears in ((NEWEST, False), (MASKED, True)):
         source = RecordedModel(case, "bfloat16")
@@ -210,7 +210,10 @@ def test_a_self_mask_bears_load_in_bfloat16_too() -> None:
 
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -> None:
-    """It is judged by the exact tensors, with what these lose. TF32 is not float32 arithmetic."""
+    """It is judged by the exact tensors, with an allowance for what these lose.
+
+    TF32 does not pass as float32 arithmetic.
+    """
     part = next(part for part in COMPONENTS if part.case == MASKED)
     source = RecordedModel(MASKED, dtype)
     true, given = source.truth(part), {name: source.taps[name] for name in part.given}
@@ -227,7 +230,7 @@ def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rope/video", "rope/audio"])
 def test_rope_components_have_no_false_alarm(name: str, kit: Path, tmp_path: Path) -> None:
-    """The recorded tables of one of them happen to be all but exact."""
+    """The recorded tables of one of them happen to be almost exact."""
     part = next(part for part in COMPONENTS if part.id == name)
     case, source = case_named(kit, name), RecordedModel(part.case, "float32")
     for other in MACHINES.keys() - {"tf32"}:
@@ -298,7 +301,7 @@ def test_components_on_a_machine_that_rounds_more_often_have_no_false_alarm(
         given = source.given(part)
         with exact(machine(name)):
             taps = run(source.model, source.inputs, given)
-        for before, after in part.chain:  # the residual goes on from what the machine had, not from what was given
+        for before, after in part.chain:  # the residual continues from what the machine had, not from what was given
             taps[after] = (given[before].double() + taps[after].double() - taps[before].double()).bfloat16()
         found = {tap: taps[tap].float().contiguous().numpy() for tap in part.outputs}
         save_file(found, tmp_path / case_named(kit, part.id)["results"]["bfloat16"])
@@ -347,7 +350,7 @@ def test_a_kit_with_other_weights_than_this_versions_is_judged_without_machines(
 
 @pytest.mark.parametrize("given", ["by batch element", "as a sketch"])
 def test_an_audit_judges_a_slightly_wrong_tap_however_it_is_given(given: str) -> None:
-    """By 2 to 300 budgets, for which simulated machines are asked where there are tensors."""
+    """The tap is wrong by 2 to 300 budgets. Simulated machines are asked where there are tensors."""
     source = RecordedModel(T2V, "bfloat16")
     tokens = source.inputs["hidden_states"].shape[1]
     inputs = source.inputs | {"timestep": source.inputs["timestep"][:, None].expand(-1, tokens).contiguous()}
@@ -384,7 +387,10 @@ def test_the_numpy_port_imports_nothing_of_this_and_passes(level: str, word: str
             assert [(row.name, row.verdict) for row in result.report.rows] == [(name, IDENTICAL) for name in digests]
         else:
             worst = max((row.budget or 0.0, row.name) for row in result.report.rows)
-            assert worst[0] < 1e-6, (result.case, worst)  # of the budget: two float64 programs by different hands
+            assert worst[0] < 1e-6, (
+                result.case,
+                worst,
+            )  # share of the budget that two independent float64 programs may differ by
 
 
 def heads_that_rotate_alike(x: Any, rope: Any, layout: str, rotate: Any = numpy_port.rotate) -> Any:
@@ -448,7 +454,10 @@ def bias_after_rounding(w: Any, name: str, x: Any, linear: Any = numpy_port.line
 def test_on_the_exact_level_a_port_is_told_where_it_computes_otherwise(
     broken: str, change: Any, first: Any, natively: int, dtype: str, kit: Path, tmp_path: Path
 ) -> None:
-    """What is a bug, and what only rounds otherwise. Of these the native level finds the bug, and in float32."""
+    """One port has a bug and others only round differently.
+
+    Of these, the native level finds only the bug, and only in float32.
+    """
     case, first = case_named(kit, "2.3/kit-t2v"), first if isinstance(first, str) else first[dtype]
     file, name = load_file(kit / case["file"]), case["results"][dtype]
     (tmp_path / EXACT_LEVEL).mkdir()
@@ -545,7 +554,7 @@ def test_every_output_that_is_missing_counts(kit: Path, results: Path, tmp_path:
     assert check_results(folder, kit, EXACT_LEVEL).status == 0
     name = case_named(kit, "2.0/kit")["exact"]["bfloat16"]
     found = load_file(folder / name["results"])
-    for tap in ("transformer_blocks.0.attn1.rows", "proj_out"):  # derived from others: none has to write them
+    for tap in ("transformer_blocks.0.attn1.rows", "proj_out"):  # derived from other taps, so no port has to write them
         del found[tap]
     save_file(found, folder / name["results"])
     assert check_results(folder, kit, EXACT_LEVEL).status == 0
@@ -576,7 +585,7 @@ def beside(kit: Path, name: str, tap: str, share: float) -> Taps:
         ("2.3/kit-t2v", "sample", 1.6, 0),
         ("2.3/kit-t2v", "sample", 2.1, 1),
         ("sinusoid/per-token", "time_embed.sinusoid", 0.9, 0),
-        ("sinusoid/per-token", "time_embed.sinusoid", 1.1, 1),  # a bound has no band above it
+        ("sinusoid/per-token", "time_embed.sinusoid", 1.1, 1),  # there is no band above a bound
     ],
 )
 def test_a_share_between_one_budget_and_two_passes_with_a_note(
@@ -592,7 +601,7 @@ def test_a_share_between_one_budget_and_two_passes_with_a_note(
 
 
 def test_phases_that_a_port_does_not_show_are_allowed_for(kit: Path, tmp_path: Path) -> None:
-    """Outputs alone, of a port whose sinusoids are off by most of their bound, and whose model is otherwise right."""
+    """The port shows only its outputs. Its sinusoids are off by most of their bound, and everything else is right."""
     case, source = case_named(kit, "2.3/kit-t2v"), RecordedModel(MODELS[1], "float32")
     truth = Truth(source.model, source.inputs)
     drawn = {
@@ -671,7 +680,7 @@ def test_wrong_shapes_and_nothing_at_all_do_not_pass(kit: Path, tmp_path: Path) 
 
 
 def test_a_last_bit_of_an_angle_is_no_error_of_what_follows(kit: Path, results: Path, tmp_path: Path) -> None:
-    """A port whose RoPE tables round otherwise, by as much as diffusers' own, is judged by its own tables."""
+    """A port whose RoPE tables round differently, by as much as diffusers' own, is judged by its own tables."""
     case = next(case for case in cases(kit) if case["id"] == "2.3/kit-t2v")
     name, source = case["results"]["float32"], RecordedModel(MODELS[1], "float32")
     nudged = {
@@ -698,7 +707,9 @@ def test_every_parameter_and_every_input_moves_an_expected_output_by_more_than_t
     sources = [RecordedModel(case, "float32") for case in MODELS if case.release == release]
     idle = {}
     for source in sources:
-        unmoved = verify.run(source.model, source.inputs)  # on this machine, whose bits need not be the recording's
+        unmoved = verify.run(
+            source.model, source.inputs
+        )  # computed on this machine, which need not have the recording's bits
         budget = {name: beyond(source, name) for name in ("sample", "audio_sample")}
         for name, x in source.weights.items():
             moved = x + generator.uniform(f"moved/{name}", tuple(x.shape), 0.25)
@@ -732,7 +743,7 @@ class patch_parameter:
 
 
 def changes(source: RecordedModel) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each argument of this case by itself, changed. What a case replaces by coordinates is None in it."""
+    """Yield the arguments of this case with each one changed by itself. Arguments that coordinates replace are None."""
     given = source.inputs
     grid = {"num_frames": "height", "height": "width", "width": "num_frames"}
     for name, x in given.items():
@@ -749,7 +760,7 @@ def changes(source: RecordedModel) -> Iterator[tuple[str, dict[str, Any]]]:
         elif isinstance(x, bool):
             yield name, {name: not x}
         else:
-            assert name == "audio_num_frames", name  # the number of tokens: any other is refused
+            assert name == "audio_num_frames", name  # the only number of tokens that is accepted
     for name, mask in (given.get("attention_kwargs") or {}).items():
         yield name, {"attention_kwargs": given["attention_kwargs"] | {name: 1 - mask}}
 

@@ -30,7 +30,7 @@ def wide(x: Any) -> Any:
 
 
 def computed(case: Case, dtype: str) -> dict[str, Any]:
-    """Every tap of the port, as float64 arrays."""
+    """Return every tap of the port as float64 arrays."""
     inputs = cast(case.inputs(), EXACT_DTYPES[dtype])
     inputs |= inputs.pop("attention_kwargs", None) or {}
     weights = build(case.config, EXACT_DTYPES[dtype], scales=case.scales).state_dict()
@@ -68,7 +68,7 @@ def test_the_port_has_the_recorded_bits_at_every_tap(case: Case, dtype: str) -> 
 
 @pytest.mark.slow
 def test_it_has_them_in_every_case_that_diffusers_was_recorded_in(capsys: pytest.CaptureFixture[str]) -> None:
-    """Prints how many taps that are."""
+    """Also print how many taps these are."""
     other = {f"{case.id} {dtype}": found for case, dtype in ALL if (found := differing(case, dtype))}
     taps = sum(len(record.load_exact(case, dtype).digests) for case, dtype in ALL)
     with capsys.disabled():
@@ -77,7 +77,7 @@ def test_it_has_them_in_every_case_that_diffusers_was_recorded_in(capsys: pytest
 
 
 def test_one_rounding_that_is_left_out_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the place on where it is left out."""
+    """It shows from the place where it is left out."""
     monkeypatch.setattr(numpy_port, "residual", lambda x, gate, y: numpy_port.r(x + gate * y))
     found = differing(MANY_FRAMES, "float32")
     assert found[0] == "transformer_blocks.0.attn2.stream" and found[-1] == "audio_sample"
@@ -85,7 +85,7 @@ def test_one_rounding_that_is_left_out_shows(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", EXACT_DTYPES)
 def test_it_rounds_as_torch_casts(dtype: str) -> None:
-    """Ties, subnormal numbers, what overflows, both zeros and NaN; by way of float32."""
+    """Ties, subnormal numbers, overflow, both zeros and NaN are covered, by way of float32."""
     x = torch.cat(
         [
             torch.tensor(

@@ -181,7 +181,7 @@ def test_the_output_is_a_tuple_that_unpacks() -> None:
 
 # ---------------------------------------------------------------- where it lives
 def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a smaller model by default: that of the page has 4096 channels."""
+    """By default they run with a smaller model, because that of the page has 4096 channels."""
     text = (Path(__file__).parents[2] / "docs" / "using.md").read_text(encoding="utf-8")
     block = text.partition("## What you know from diffusers")[2].partition("```python\n")[2].partition("```")[0]
     assert "(num_layers=1)" in block

@@ -22,13 +22,13 @@ SIZES: list[dict[str, Any]] = [
     {"grid": (5, 4, 3), "audio_frames": 31, "text_tokens": (6, 3)},
 ]
 COUNTS = "num_frames", "height", "width", "audio_num_frames"
-# Releases, and the dtype of coordinates, or None: with the COUNTS in their place. Compiling takes long: 2.3,
-# which is 2.5 with a bias more and without keyframes, is only exported, and of 2.0 only the graph is made.
+# Releases, and the dtype of coordinates, or None for COUNTS in their place. Compiling takes long. So 2.3, which is 2.5
+# with one more bias and without keyframes, is only exported, and 2.0 is only traced to a graph.
 COMPILED = [("2.0", torch.float32, "eager"), ("2.5", None, "aot_eager")]
 EXPORTED = [("2.0", None), ("2.3", torch.float32), ("2.5", torch.float32)]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*no effect"),  # of STG in 2.0, of keyframes before 2.5
+    pytest.mark.filterwarnings("ignore:.*no effect"),  # 2.0 has no STG, and releases before 2.5 have no keyframes
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
 
@@ -58,7 +58,7 @@ def dynamic(x: Any, y: Any) -> dict[int, Any] | Any:
 
 
 def graphs() -> int:
-    """How many graphs Dynamo has compiled."""
+    """Return how many graphs Dynamo has compiled."""
     return counters["stats"]["unique_graphs"]
 
 

@@ -23,7 +23,7 @@ from ltx2ref import LTX_2_0, LTX_2_3, LTX_2_5, ConfigError, TransformerConfig
 Config = dict[str, Any]
 PRESETS = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
 
-# transformer/config.json of Lightricks/LTX-2, as shipped; 2.3 and 2.5 say these fields too.
+# transformer/config.json of Lightricks/LTX-2 as published. Those of 2.3 and 2.5 have these fields as well.
 DIFFUSERS_2_0: Config = {
     "_class_name": "LTX2VideoTransformer3DModel",
     "activation_fn": "gelu-approximate",
@@ -79,7 +79,7 @@ DIFFUSERS_2_5 = DIFFUSERS_2_3 | {
 }
 DIFFUSERS = {"2.0": DIFFUSERS_2_0, "2.3": DIFFUSERS_2_3, "2.5": DIFFUSERS_2_5}
 
-# config["transformer"] in the metadata of Lightricks' files: what all three releases say, and what differs.
+# config["transformer"] in the metadata of Lightricks' files: first what is equal in all three releases, then the rest.
 LIGHTRICKS_ALL: Config = {
     "_class_name": "AVTransformer3DModel",
     "activation_fn": "gelu-approximate",
@@ -173,7 +173,7 @@ FOREIGN = {
     "connector_positional_embedding_max_pos",
     "text_encoder_norm_type",
 }
-LIGHTRICKS_OPTIONAL = {  # left out by at least one release, with the meaning that ltx-core gives to that
+LIGHTRICKS_OPTIONAL = {  # keys that at least one release leaves out, with the values that ltx-core then uses
     "apply_gated_attention",
     "audio_ff_bias",
     "audio_in_channels",
@@ -193,7 +193,7 @@ LIGHTRICKS_RENAMED = {  # an error may be about the field that their key becomes
     "positional_embedding_theta": "rope_theta",
 }
 
-# One other value for each field that has a single supported one.
+# For each field with a single supported value, another value.
 DIFFUSERS_FIXED: Config = {
     "activation_fn": "gelu",
     "attention_bias": False,
@@ -240,7 +240,7 @@ LIGHTRICKS_FIXED: Config = {
 LIGHTRICKS_HONOURED = sorted(LIGHTRICKS_ALL.keys() - LIGHTRICKS_FIXED.keys() - FOREIGN - {"_class_name"})
 
 FLOATS = {"rope_theta", "timestep_scale_multiplier", "cross_attn_timestep_scale_multiplier"}  # integers too
-# By the type of a field: what it may not be.
+# For each type of field, values that it may not have.
 NOT_A_SIZE = (0, -1, 1.5, 8.0, math.inf, math.nan, True, None, "8", [8])
 NOT_A_NUMBER = (0, 0.0, -1.0, math.inf, math.nan, True, None, "1000", [1000.0])
 NOT_A_FLAG = (0, 1, 1.0, None, "true", [True])
@@ -249,7 +249,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
         field.name: NOT_A_FLAG if isinstance(field.default, bool) else NOT_A_SIZE for field in fields(TransformerConfig)
     },
     **dict.fromkeys(FLOATS, NOT_A_NUMBER),
-    "out_channels": tuple(v for v in NOT_A_SIZE if v is not None),  # None: as in_channels
+    "out_channels": tuple(v for v in NOT_A_SIZE if v is not None),  # None means the same as in_channels
     "audio_out_channels": tuple(v for v in NOT_A_SIZE if v is not None),
     "causal_offset": (*NOT_A_SIZE[1:], False, 0.0),
     "rope_type": ("spilt", "SPLIT", "", 1, True, None),
@@ -270,14 +270,14 @@ def refused(config: Config, name: str, *said: object, lightricks: bool = False) 
 
 
 def class_defaults() -> Config:
-    """Those of diffusers' class, as JSON has them."""
+    """Return the defaults of diffusers' class, as JSON has them."""
     parameters = inspect.signature(DiffusersModel.__init__).parameters.values()
     return json.loads(json.dumps({p.name: p.default for p in parameters if p.name != "self"}))
 
 
 @st.composite
 def configs(draw: st.DrawFn, *, lightricks: bool = False) -> TransformerConfig:
-    """Any valid config, or any that a Lightricks config can express."""
+    """Generate valid configs, either any of them or only those that a Lightricks config can express."""
     sizes, heads = st.integers(1, 2**16), draw(st.integers(1, 64))
     given: Config = {
         field.name: draw(st.booleans() if isinstance(field.default, bool) else sizes)
@@ -298,7 +298,7 @@ def configs(draw: st.DrawFn, *, lightricks: bool = False) -> TransformerConfig:
         "rope_type": draw(st.sampled_from(["split", "interleaved"])),
         "vae_scale_factors": tuple(draw(st.lists(sizes, min_size=3, max_size=3))),
     }
-    if lightricks:  # one flag there is several here, and the units of time and space are implied
+    if lightricks:  # one flag there sets several fields here, and the units of time and space are implied
         given |= {
             "audio_gated_attn": given["gated_attn"],
             "audio_cross_attn_mod": given["cross_attn_mod"],
@@ -480,7 +480,7 @@ def test_what_is_written_is_the_callers_to_change(write: Callable[[TransformerCo
     for value in lists:
         value.append(1)
     found = copy.deepcopy(write(LTX_2_5))
-    for value in lists:  # whatever these lists are, leave the tests after this one alone
+    for value in lists:  # restores the lists for the tests after this one
         value.pop()
     assert found == expected
 

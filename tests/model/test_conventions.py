@@ -30,7 +30,7 @@ needs_ltx_core = pytest.mark.ltx_core  # skipped where it is not installed: conf
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Pair = tuple[Tensor, Tensor]
 
-# name: changes of the configuration, options of `random_inputs`. Sigmas and timesteps of both streams always differ.
+# For each name, changes of the config and options of `random_inputs`. Sigmas and timesteps of both streams differ.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "text-to-video": ({}, {}),
     "batch-of-one": ({}, {"batch": 1, "grid": (2, 3, 4)}),
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def inputs_for(config: TransformerConfig, dtype: torch.dtype, options: dict[str, Any], seed: int) -> Inputs:
     inputs = random_inputs(config, dtype, seed, **options)
     masks = inputs.get("attention_kwargs") or {}
-    if options.get("self_mask"):  # all of [0, 1], a fifth of it 0; or only 0 and 1
+    if options.get("self_mask"):  # values from [0, 1], of which a fifth are 0, or only 0 and 1
         mask = ((masks["video_self_attention_mask"] - 0.9995) * 2000).clamp(0, 1)
         masks["video_self_attention_mask"] = mask.round() if options["self_mask"] is torch.float32 else mask
     return inputs
@@ -120,7 +120,7 @@ def test_a_text_bias_reaches_ltx_core_as_it_is(release: str) -> None:
 
 # ---------------------------------------------------------------- each convention matters
 
-SHOWS = {  # in a recorded case: dtypes, and the first recorded tap
+SHOWS = {  # dtypes of a recorded case, and its first recorded tap
     "rotation_dtype": ("2.3/ltx-core-i2v", {"bfloat16"}, "rope.cos"),
     "positions_dtype": ("2.3/ltx-core-i2v", {"bfloat16"}, "rope.cos"),
     "text_mask_bias": ("2.0/ltx-core-everything", {"float32", "bfloat16"}, "transformer_blocks.0.video"),
@@ -210,7 +210,7 @@ def within(model: Any, inputs: Inputs, ours: Pair, theirs: Pair) -> Iterator[boo
 @needs_extra
 @needs_ltx_core
 def test_all_cases_of_august_2026_have_the_same_bits() -> None:
-    """Where the machine has the file's bits; else, within the budget of `verify`."""
+    """Where this machine does not have the file's bits, results are within the budget of `verify` instead."""
     exactly = {dtype: same_bits(dtype) for dtype in record.NATIVE_DTYPES}
     wrong, counts = [], dict.fromkeys(("identical", "within budget"), 0)
     for name in extra_configs():
@@ -297,7 +297,7 @@ def test_the_exchange_needs_the_other_streams_sigma() -> None:
 
 @pytest.mark.parametrize("conventions", [LTX_CORE_2026_03, LTX_CORE_2026_08])
 def test_float64_is_float64_throughout_whatever_the_conventions(conventions: Conventions) -> None:
-    """The same numbers as diffusers' way in float64, where that has the same meaning."""
+    """Results are those of diffusers' way in float64, where that has the same meaning."""
     model = random_model(tiny_config("2.3"), torch.float64)
     inputs = random_inputs(model.config, torch.float64, use_cross_timestep=True)
     for stream in ("", "audio_"):

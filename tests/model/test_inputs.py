@@ -45,14 +45,14 @@ def model(release: str, **changes: Any) -> LTX2VideoTransformer3DModel:
 
 
 def inputs(release: str = "2.5") -> Inputs:
-    """Complete and valid, all optional tensors but coordinates and masks included."""
+    """Return complete and valid inputs, with all optional tensors except coordinates and masks."""
     return random_inputs(
         model(release).config, batch=BATCH, grid=GRID, audio_frames=AUDIO_FRAMES, text_tokens=(TEXT, AUDIO_TEXT)
     )
 
 
 def with_changes(given: Inputs, changes: Inputs) -> Inputs:
-    """`given` with other arguments; `attention_kwargs`' masks may be named like arguments."""
+    """Return `given` with some arguments changed. Masks in `attention_kwargs` may be named like arguments."""
     masks = {name: changes[name] for name in MASKS if name in changes}
     changes = {name: value for name, value in changes.items() if name not in MASKS}
     return given | changes | ({"attention_kwargs": masks} if masks else {})
@@ -86,7 +86,7 @@ def refused(
 
 
 # ---------------------------------------------------------------- shapes
-# Right for this release 2.5: latents (2, 30, 5) and (2, 4, 6), text (2, 6, 52) and (2, 7, 28).
+# The right shapes for this model of release 2.5: latents (2, 30, 5) and (2, 4, 6), text (2, 6, 52) and (2, 7, 28).
 OUT, AUDIO_OUT = tiny_config("2.5").out_channels, tiny_config("2.5").audio_out_channels
 WRONG_SHAPES: dict[str, list[tuple[int, ...]]] = {
     "hidden_states": [(2, 30, 6), (30, 5), (2, 1, 30, 5)],
@@ -163,7 +163,7 @@ def test_an_empty_stream_text_or_batch_is_refused_with_coordinates_and_without(
 
 
 def test_an_empty_batch_of_everything_is_refused() -> None:
-    """Where nothing contradicts anything else."""
+    """Here, no argument contradicts another."""
     everything = {name: x[:0] for name, x in inputs().items() if isinstance(x, Tensor)}
     with pytest.raises(ValueError, match=r"^hidden_states: expected shape \(B, T, 5\), not empty, got \(0, 30, 5\)$"):
         forward(everything)
@@ -263,7 +263,7 @@ def test_sigma_may_not_be_missing_where_something_needs_it(release: str, changes
 
 # ---------------------------------------------------------------- guidance and attention_kwargs
 @pytest.mark.parametrize("blocks", [[2], [-1], [0, 7], [0.5], ["1"], [None]])
-@pytest.mark.parametrize("release", ["2.0", "2.5"])  # 2.0: where it has no effect too
+@pytest.mark.parametrize("release", ["2.0", "2.5"])  # includes 2.0, in which it has no effect
 def test_a_guidance_block_that_the_model_does_not_have_is_refused(blocks: list[Any], release: str) -> None:
     refused(
         ValueError,
@@ -306,7 +306,7 @@ SELF_MASK, KEYFRAMES = zeros_and_ones(2, TOKENS, TOKENS), zeros_and_ones(2, TOKE
 NO_GRID = {"num_frames": None, "height": None, "width": None, "audio_num_frames": None}
 BOUNDS = {"video_coords": VIDEO_BOUNDS, "audio_coords": AUDIO_BOUNDS}
 
-# Arguments, and others that mean the same.
+# Arguments, and other arguments that mean the same.
 SAME: dict[str, tuple[Inputs, Inputs]] = {
     **{
         f"integer-{name}": ({name: STEPS.long()}, {name: STEPS})
@@ -381,7 +381,7 @@ def test_other_forms_of_an_argument_are_accepted_and_mean_the_same(case: str) ->
     "argument", ["timestep", "audio_timestep", "sigma", "audio_sigma", "fps", *TEXT_MASKS, *BOUNDS, *MASKS]
 )
 def test_each_of_these_arguments_changes_the_output(argument: str) -> None:
-    """Else the test before this one would prove nothing."""
+    """Otherwise the test before this one would prove nothing."""
     values = TEXT_MASKS | BOUNDS | {MASKS[0]: SELF_MASK, MASKS[1]: KEYFRAMES, "fps": 30.0}
     assert not equal(forward({argument: values.get(argument, STEPS)}), forward({}))
 
@@ -398,7 +398,7 @@ def test_sigma_may_be_missing_where_nothing_needs_it(release: str, per_token: bo
 
 @pytest.mark.slow
 def test_no_check_reads_data() -> None:
-    """Tensors on the meta device have none."""
+    """Tensors on the meta device have no data."""
     changes = TEXT_MASKS | STG | BOUNDS | {MASKS[0]: SELF_MASK, MASKS[1]: KEYFRAMES}
     changes |= {"perturbation_mask": KEEP, "timestep": torch.ones(2, TOKENS)}
     for grid in (NO_GRID, {"video_coords": None, "audio_coords": None}):

@@ -25,8 +25,8 @@ from ltx2ref.parity.oracles.diffusers import build_diffusers
 
 pytestmark = pytest.mark.slow
 
-CHANNELS = 16  # of both streams; audio's are 8 channels in 2 bins
-CAPTION, LAYERS = 16, 3  # features of the text encoder, in so many layers' states
+CHANNELS = 16  # channels of both streams; those of audio are 8 in 2 bins
+CAPTION, LAYERS = 16, 3  # features of the text encoder, and the number of its layers
 HEIGHT, WIDTH, FRAMES = 64, 96, 17  # 3 x 2 x 3 latent tokens
 
 
@@ -55,7 +55,7 @@ def seeded(make: Any, **sizes: Any) -> torch.nn.Module:
 
 
 def components(release: str) -> dict[str, Any]:
-    """Everything but the transformer: diffusers' own classes, tiny and random."""
+    """Return everything but the transformer, made from diffusers' own classes, tiny and random."""
     c = config(release)
     dims = (
         {}
@@ -88,7 +88,7 @@ def components(release: str) -> dict[str, Any]:
         latent_channels=8,
         mel_bins=8,
     )
-    for x in (vae, audio_vae):  # statistics that are not 0 and 1
+    for x in (vae, audio_vae):  # statistics other than 0 and 1
         x.latents_mean.copy_(torch.linspace(-1, 1, len(x.latents_mean)))
         x.latents_std.copy_(torch.linspace(0.5, 2, len(x.latents_std)))
     return {
@@ -203,7 +203,9 @@ def test_pipelines_compute_the_same_latents(pipeline: str, release: str, cross: 
     theirs = build_diffusers(model.config.to_diffusers(), model.state_dict(), torch.float32)
     expected, calls = latents(pipeline, release, theirs, torch.float32, use_cross_timestep=cross)
     got, same_calls = latents(pipeline, release, for_diffusers(model), torch.float32, use_cross_timestep=cross)
-    assert calls == same_calls == 2 * 3  # steps times (CFG's two in one batch, STG, isolated modalities)
+    assert (
+        calls == same_calls == 2 * 3
+    )  # for each step: one for both parts of CFG, one for STG, one for isolated modalities
     for mine, reference in zip(got, expected, strict=True):
         assert reference.isfinite().all() and reference.std() > 0.1
         assert torch.equal(mine, reference)

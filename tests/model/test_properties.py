@@ -27,8 +27,8 @@ every_release = pytest.mark.parametrize("release", RELEASES)
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 pytestmark = pytest.mark.filterwarnings("ignore:.*no effect")  # of keyframes before 2.5
 
-# Two float64 computations of the same numbers, with other shapes or in another order: some hundred roundings
-# of 1e-16, a few of which are amplified. The bugs looked for change the result by 1e-6 and more.
+# Two float64 computations of the same numbers, in other shapes or another order, differ by some hundred roundings of
+# 1e-16, a few of which are amplified. The bugs that the tests look for change the result by 1e-6 and more.
 ROUNDING = 1e-12
 
 
@@ -37,7 +37,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def floats(tree: Any, dtype: torch.dtype) -> Any:
-    """`tree` with its floating tensors in `dtype`."""
+    """Convert the floating-point tensors of `tree` to `dtype`."""
     return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, tree)
 
 
@@ -49,7 +49,7 @@ def run(model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 # ---------------------------------------------------------------- rotary position embedding
 def random_rope(axes: int, seed: int, shift: float = 0.0) -> tuple[TransformerConfig, Tensor, Rope]:
-    """Random x (B, T, H, 2R), and the rotation of random positions, moved by a `shift` of the whole range."""
+    """Return random x (B, T, H, 2R) and its rotation by random positions, moved by a `shift` of the whole range."""
     config, generator = tiny_config("2.0"), torch.Generator().manual_seed(seed)
     stream = config.video if axes == 3 else config.audio
     x = torch.randn(2, 7, stream.num_heads, stream.head_dim, generator=generator, dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_planes_left_over_from_the_axes_come_first_and_do_not_rotate(layout: str
 
 
 def interleave(x: Tensor, heads: int, dim: int = -1) -> Tensor:
-    """Channels from (head, half, plane) order, the split layout, to (head, plane, half) order."""
+    """Move channels from (head, half, plane) order, the split layout, to (head, plane, half) order."""
     order = rearrange(torch.arange(x.shape[dim]), "(h two r) -> (h r two)", h=heads, two=2)
     return x.index_select(dim, order)
 
@@ -102,7 +102,7 @@ def interleave(x: Tensor, heads: int, dim: int = -1) -> Tensor:
 def test_the_two_layouts_rotate_alike_up_to_a_permutation_of_the_channels(axes: int, seed: int) -> None:
     _, x, rope = random_rope(axes, seed)
     split, interleaved = apply_rope(x, rope, "split"), apply_rope(interleave(x, 1), rope, "interleaved")
-    bound = 6 * torch.finfo(torch.float64).eps * x.abs().amax()  # each rounds two products and a sum
+    bound = 6 * torch.finfo(torch.float64).eps * x.abs().amax()  # each element rounds two products and a sum
     assert (interleave(split, 1) - interleaved).abs().amax() <= bound
 
 
@@ -126,7 +126,7 @@ def test_a_model_of_one_layout_is_one_of_the_other_with_permuted_queries_and_key
 @every_release
 @pytest.mark.parametrize("listener", ["video", "audio"])
 def test_both_directions_read_the_streams_before_the_exchange(release: str, listener: str) -> None:
-    """In a single block, nothing that one stream hears comes back to the other."""
+    """In a single block, nothing that one stream receives comes back to the other."""
     model = random_model(tiny_config(release, num_layers=1))
     inputs = random_inputs(model.config)
     before = dict(zip(("video", "audio"), run(model, inputs), strict=True))
@@ -169,7 +169,7 @@ def counterpart(name: str) -> str:
 @every_release
 @every_layout
 def test_streams_of_equal_size_are_the_same_function(release: str, layout: str) -> None:
-    """With the weights of one in the place of the other, and each direction's rows too, the outputs swap."""
+    """If the weights of the streams are swapped, including the rows for each direction, the outputs are swapped."""
     sizes = {"attention_head_dim": 14, "audio_attention_head_dim": 14}
     sizes |= {"cross_attention_dim": 28, "audio_cross_attention_dim": 28}
     heads = {"num_attention_heads": 2, "audio_num_attention_heads": 2}
@@ -192,7 +192,7 @@ def test_streams_of_equal_size_are_the_same_function(release: str, layout: str) 
 
 # ---------------------------------------------------------------- independence
 def text_masks(length: int) -> st.SearchStrategy[Tensor]:
-    """(2, length), with something kept and something masked in either row."""
+    """Return masks (2, LENGTH) in which each row keeps something and masks something."""
     row = st.lists(st.booleans(), min_size=length, max_size=length).filter(lambda x: any(x) and not all(x))
     return st.tuples(row, row).map(torch.tensor)
 
@@ -277,7 +277,10 @@ GATES = {"self-attention": 2, "feed-forward": 5, "text attention": 8}  # rows
 
 
 def close(model: LTX2VideoTransformer3DModel, left_open: str) -> None:
-    """Zero all gates but one kind, in tables and offsets. 2.0's text attention has none: it loses its end."""
+    """Set all gates to zero except one kind, in tables and offsets.
+
+    2.0's text attention has no gate and loses its end.
+    """
     rows = [row for gate, row in GATES.items() if gate != left_open and row < model.config.video.num_rows]
     silent = [] if left_open == "exchange" else [r"av_cross_attn_.*_gate\.linear\."]
     silent += [] if left_open == "text attention" or model.config.cross_attn_mod else [r"attn2\.to_out"]
@@ -309,7 +312,7 @@ def test_a_block_is_the_identity_when_all_of_its_gates_are_closed(release: str, 
 @every_release
 @every_layout
 def test_nothing_that_a_module_was_given_or_returned_is_changed_later(release: str, layout: str) -> None:
-    """A hook can keep it as it is. Only what no module has seen is added to in place."""
+    """A hook can keep such a tensor unchanged. Only tensors that no module has seen are changed in place."""
     model = random_model(tiny_config(release, rope_type=layout))
     seen = [(x, x._version) for x in model.parameters()]
 
@@ -356,8 +359,8 @@ def test_each_number_of_each_parameter_moves_the_output(release: str, case: str)
         assert not gradient.any() if re.search(unreached, name) else gradient.all(), name
 
 
-# From the output back to the attentions of the last exchange, gradients are those of diffusers. What exchange
-# and self-attention read has several readers: there, gradients are summed in another order.
+# From the output back to the attentions of the last exchange, gradients equal those of diffusers. What exchange and
+# self-attention read is read by several modules, where gradients are summed in another order.
 SAME_GRAPH = r"^(audio_)?(proj_out|scale_shift_table)|\.1\.((audio_)?ff|audio_to_video|video_to_audio)"
 SUB_LAYER = r"transformer_blocks\.\d\.\w+|\w+"
 
@@ -390,7 +393,7 @@ def test_gradients_are_as_good_as_those_of_diffusers(
     assert ours.keys() == record.keys() == truth.keys()
     different = [name for name in ours if not torch.equal(ours[name], record[name])]
     assert [name for name in different if re.search(SAME_GRAPH, name)] == []
-    # Budgets are by sub-layer: the gradient of a key's bias alone is little more than cancelled terms.
+    # Each sub-layer has a budget. The gradient of a key's bias alone is little more than cancelled terms.
     layers = {name: found[0] for name in ours if (found := re.match(SUB_LAYER, name))}
     for layer in set(layers.values()):
         a, b, exact = (
@@ -402,7 +405,7 @@ def test_gradients_are_as_good_as_those_of_diffusers(
 
 
 class Tape:
-    """A function that notes its results, until the model is double: then it returns them again, widened."""
+    """A function that records its results. Once the model is in float64, it returns the recorded results, widened."""
 
     def __init__(self, function: Any) -> None:
         self.function = function

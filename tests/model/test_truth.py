@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ltx2ref import TransformerConfig
 
-# How far two float64 computations may be apart, ||a - b|| / ||b||. Phases reach 15,708 rad: one unit in the
-# last place of such a phase is 1.8e-12 rad, in one of R planes. The rest is some hundred roundings of 1e-16.
+# The allowed distance of two float64 computations, ||a - b|| / ||b||. Phases reach 15,708 rad, where one unit in the
+# last place is 1.8e-12 rad, in one of R planes. The rest is some hundred roundings of 1e-16.
 ROUNDING = 1e-12
 TOKENS = 3 * 5 * 2
 
-CONFIGS: dict[str, dict[str, Any]] = {  # by case: what the case changes
+CONFIGS: dict[str, dict[str, Any]] = {  # the changes of the config in each case
     "interleaved": {"rope_type": "interleaved"},
     "everything": {"perturbed_attn": True},
     "everything, interleaved": {"perturbed_attn": True, "rope_type": "interleaved"},
@@ -53,7 +53,7 @@ EVERYTHING = {
     "keyframes": True,
     "use_cross_timestep": True,
 }
-OPTIONS: dict[str, dict[str, Any]] = {  # by case: options of `random_inputs`
+OPTIONS: dict[str, dict[str, Any]] = {  # the options of `random_inputs` in each case
     "plain": {"grid": (3, 5, 7)},
     "three rows": {"batch": 3},
     "121 frames": {"grid": (16, 3, 1), "audio_frames": 101},
@@ -81,7 +81,9 @@ OPTIONS: dict[str, dict[str, Any]] = {  # by case: options of `random_inputs`
     "everything, interleaved": EVERYTHING,
 }
 CASES = list(OPTIONS | CONFIGS)
-pytestmark = pytest.mark.filterwarnings("ignore:.*no effect")  # of STG in 2.0, of keyframes before 2.5
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*no effect"
+)  # 2.0 has no STG, and releases before 2.5 have no keyframes
 
 
 def build(release: str, case: str) -> tuple[TransformerConfig, nn.Module, Inputs]:
@@ -91,7 +93,7 @@ def build(release: str, case: str) -> tuple[TransformerConfig, nn.Module, Inputs
 
 
 def floats(tree: Any, dtype: torch.dtype) -> Any:
-    """`tree` with its floating tensors in `dtype`."""
+    """Convert the floating-point tensors of `tree` to `dtype`."""
     return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, tree)
 
 
@@ -114,7 +116,7 @@ def test_the_double_model_is_the_numpy_oracle_to_rounding(release: str, case: st
 
 
 class NothingNarrow(TorchDispatchMode):
-    """Fails on the first operation whose result is floating, but not float64."""
+    """A mode that fails at the first operation whose result is floating-point, but not float64."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
