@@ -159,7 +159,7 @@ def audit_exactly(
     if changed:
         raise NotExact(
             f"the candidate does not repeat itself under exact arithmetic, at {changed[0]}: it computes "
-            "with random numbers, or with memory that nobody has written"
+            "with random numbers, or with uninitialised memory"
         )
     notes = without_effect(model)
     report = compare_forwards(model, inputs, shown(ours, given, inputs), given, exactly=True)
@@ -187,7 +187,7 @@ def cleared(
     try:
         exactly = audit_exactly(model, inputs, theirs)
     except NotExact as error:
-        return replace(report, notes=[*report.notes, f"exact arithmetic could not tell more: {error}"])
+        return replace(report, notes=[*report.notes, f"exact arithmetic could not settle it: {error}"])
     if exactly.failed or exactly.verdict == SUSPECT:
         return report
     most = max(row.budget for row in report.rows if row.verdict == SUSPECT and row.budget is not None)

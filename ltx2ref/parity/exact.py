@@ -200,7 +200,7 @@ class Dispatched(TorchDispatchMode):
         tensors = tensors_in(args, kwargs)
         if any(type(x) not in PLAIN_TYPES for x in tensors):
             found = next(type(x) for x in tensors if type(x) not in PLAIN_TYPES)
-            raise NotExact(f"exact arithmetic cannot see into {found.__name__}, a kind of tensor of its own")
+            raise NotExact(f"exact arithmetic cannot see into {found.__name__}, a subclass of torch.Tensor")
         if func.namespace in ("prim", "profiler") or any(x.is_meta for x in tensors):
             return func(*args, **kwargs)
         if func.namespace != "aten":
@@ -235,7 +235,7 @@ class Dispatched(TorchDispatchMode):
         for x, value in zip(results, values or self.values(name, args, kwargs, results[0].dtype), strict=True):
             if value.shape != x.shape:
                 raise NotExact(
-                    f"exact arithmetic does not define {func} of these arguments: the result has the shape "
+                    f"exact arithmetic does not define {func} for these arguments: the result has the shape "
                     f"{tuple(x.shape)}, the formula's {tuple(value.shape)}"
                 )
             x.copy_(self.arithmetic.round(value, x.dtype))
@@ -317,7 +317,7 @@ def require_known(func: Any, x: Tensor) -> None:
     """Raise `NotExact` for a result whose dtype, layout or device exact arithmetic does not define."""
     if x.dtype not in DEFINED_DTYPES or x.layout != torch.strided:
         raise NotExact(
-            f"exact arithmetic does not define {func} of {x.dtype} ({x.layout}); "
+            f"exact arithmetic does not define {func} for {x.dtype} ({x.layout}); "
             f"it defines {', '.join(map(str, DEFINED_DTYPES))}"
         )
     if x.device.type == "mps":

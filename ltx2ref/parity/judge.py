@@ -181,9 +181,7 @@ def after_projection(rows: list[TapRow]) -> list[TapRow]:
     """Add a hint to an output that is wrong although its projection is right: it was changed in between."""
     right = {row.name for row in rows if row.verdict in (IDENTICAL, ROUNDING)}
     return [
-        replace(
-            row, hints=(f"a change after {PROJECTED[row.name]}: what it put out is right, what is returned is not",)
-        )
+        replace(row, hints=(f"a change after {PROJECTED[row.name]}: its output is right, and what is returned is not",))
         if PROJECTED.get(row.name) in right and row.verdict in (SUSPECT, DIVERGED, SHAPE)
         else row
         for row in rows

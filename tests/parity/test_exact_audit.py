@@ -96,7 +96,7 @@ def in_chunks(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) 
     return torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(5, -2)], -2)
 
 
-def distributed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def distributed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x + x * scale + shift
 
 
@@ -121,7 +121,7 @@ def test_another_order_is_called_rounding_and_named(name: str, dtype: torch.dtyp
     change, first = ORDERS[name]
     report = exactly(changed(change), dtype)
     assert (report.verdict, report.first) == (ROUNDING, first) and report.passed
-    (said,) = [note for note in report.notes if note.startswith("operations in another order, or rounded at other")]
+    (said,) = [note for note in report.notes if note.startswith("operations in another order, or rounded in other")]
     assert first.replace("blocks.0", "blocks.*") in said
     assert {row.verdict for row in report.rows} == {IDENTICAL, ROUNDING}
 
@@ -244,7 +244,7 @@ def test_a_suspect_that_cannot_be_seen_stays_one() -> None:
         }
 
     report = audit(Candidate("hidden", None, hidden), CASE, NARROW, CPU)
-    assert report.verdict == SUSPECT and any("could not tell more" in note for note in report.notes)
+    assert report.verdict == SUSPECT and any("could not settle it" in note for note in report.notes)
 
 
 @pytest.mark.slow

@@ -168,10 +168,10 @@ INJECTED = [
     ("rope-axis-major", "2.3/coords", "rope.cos", "axis_major", "axis-major, (p f), in place of frequency-major"),
     ("rope-patch-start", "2.3/t2v", "rope.cos", "wrong_positions", "the start of each patch"),
     ("rope-patch-start", "2.3/coords", "rope.cos", "wrong_positions", "the start of each patch"),
-    ("rope-right-padding", "2.3/t2v", "rope.cos", "padding_side", "the 2 planes without rotation last"),
-    ("rope-right-padding", "2.3/coords", "rope.cos", "padding_side", "the 2 planes without rotation last"),
-    ("rope-shared-heads", "2.3/t2v", "rope.cos", "shared_heads", "all heads the same"),
-    ("rope-shared-heads", "2.3/coords", "rope.cos", "shared_heads", "all heads the same"),
+    ("rope-right-padding", "2.3/t2v", "rope.cos", "padding_side", "the 2 planes without rotation at the end"),
+    ("rope-right-padding", "2.3/coords", "rope.cos", "padding_side", "the 2 planes without rotation at the end"),
+    ("rope-shared-heads", "2.3/t2v", "rope.cos", "shared_heads", "all heads being the same"),
+    ("rope-shared-heads", "2.3/coords", "rope.cos", "shared_heads", "all heads being the same"),
     ("fps-dropped", "2.3/t2v", "rope.cos", "wrong_positions only_one_axis", "24 frames per second in place of 25"),
     (
         "fps-dropped-from-exchange",
@@ -338,7 +338,7 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
         "audio_time_embed.sinusoid",
         level("audio_timestep", Tensor.floor),
         "rounded_timestep only_one_batch_element",
-        "audio_timestep (= audio_sigma) as an integer, cut, in place of",
+        "audio_timestep (= audio_sigma) truncated to an integer in place of",
     ),
     (
         "sines first",
@@ -470,7 +470,7 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
             rms_norm(run.block("ff.stream")) * run.block("ff.rows")[:, None, 1] + run.block("ff.rows")[:, None, 0]
         ),
         "wrong_rows",
-        "x * scale, without 1 + scale",
+        "x * scale, not x * (1 + scale)",
     ),
     (
         "ungated residual",
@@ -634,8 +634,22 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
         "constant_factor",
         "1 / sqrt(head_dim) of 10",
     ),
-    ("doubled", "2.3/t2v", BLOCK + "attn1.gate", times(2), "constant_factor", "a constant factor of 2: a gate"),
-    ("halved", "2.3/t2v", BLOCK + "attn1.gate", times(0.5), "constant_factor", "a constant factor of 0.5: a gate"),
+    (
+        "doubled",
+        "2.3/t2v",
+        BLOCK + "attn1.gate",
+        times(2),
+        "constant_factor",
+        "a constant factor of 2: the 2 of a gate",
+    ),
+    (
+        "halved",
+        "2.3/t2v",
+        BLOCK + "attn1.gate",
+        times(0.5),
+        "constant_factor",
+        "a constant factor of 0.5: the 2 of a gate",
+    ),
     ("another factor", "2.3/t2v", "proj_in", times(1.75), "constant_factor", "a constant factor of 1.75"),
     ("zeros", "2.3/t2v", "prompt_adaln.emb", times(0), "constant_factor", "a constant factor of 0: never computed"),
     (
@@ -644,7 +658,7 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
         BLOCK + "ff.proj",
         unscaled_weight,
         "scaled_weight",
-        "a constant factor of 770, but not of the bias",
+        "a constant factor of 770 for everything but the bias",
     ),
     (
         "table unapplied",
@@ -701,7 +715,7 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
         TO_OUT,
         lambda run, x: at(x, torch.tensor([[False], [True]]), noise(x, 0.5)),
         "only_one_batch_element",
-        "element 1 of the batch alone, of 2",
+        "only in element 1 of the batch of 2",
     ),
     (
         "batch broadcast",
@@ -709,7 +723,7 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
         TO_OUT,
         lambda run, x: x[:1].expand_as(x),
         "collapsed_batch only_one_batch_element",
-        "all elements of the batch the same",
+        "all elements of the batch being the same",
     ),
     (
         "one axis",
@@ -780,7 +794,7 @@ ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
             run.weight(BLOCK + "ff.net.0.proj.bias"),
         ),
         "rounding_noise",
-        "the noise of a rounding to float16 or TF32",
+        "noise as from rounding to float16 or TF32",
     ),
     (
         "bfloat16 attention",
@@ -926,7 +940,7 @@ def test_a_mistake_that_was_inherited_is_not_one_of_this_stage() -> None:
     inherited = F.gelu(proj, approximate="tanh")
     assert not looks_like(reference.evidence(BLOCK + "ff.activation", inherited, taps))
     assert tuple(looks_like(reference.evidence(BLOCK + "ff.activation", F.gelu(proj), taps)).values()) == (
-        "the exact GELU (erf) in place of the GELU by tanh",
+        "the exact GELU (erf) in place of the tanh GELU",
     )
 
 

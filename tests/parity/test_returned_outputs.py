@@ -138,7 +138,7 @@ def assert_found(report: Report, change: str, case: Case, located: bool) -> None
     wrong = {row.name: row for row in report.rows if row.verdict in (DIVERGED, SHAPE)}
     assert wrong.keys() <= PROJECTED.keys()
     assert all(row.origin == (ORIGINATED if row.verdict == DIVERGED else None) for row in wrong.values())
-    said = f"looks like a change after {PROJECTED[tap]}: what it put out is right, what is returned is not"
+    said = f"looks like a change after {PROJECTED[tap]}: its output is right, and what is returned is not"
     assert (said in report.sentence) == located and "; everything before it is identical" in report.sentence
 
 

@@ -568,12 +568,12 @@ ROW = torch.ones(1, BUCKETS)
         ({"sketches": ROW.half()}, one(), r"sketches F16 \[1, 256\]: expected I32 or F32 or F64"),
         ({"sketches": ROW * NAN}, one(), "x: buckets that are not finite"),
         ({"sketches": ROW.double() * 1e300}, one(exponent=900), "x: buckets that are not finite"),
-        ({"sketches": ROW}, trace_of(sketches=[3]), "sketch 0: expected another name"),
-        ({"sketches": ROW}, one(name=None), "sketch 0: expected another name"),
+        ({"sketches": ROW}, trace_of(sketches=[3]), "sketch 0: expected a name"),
+        ({"sketches": ROW}, one(name=None), "sketch 0: expected a name"),
         (
             {"sketches": ROW.expand(2, 256).clone()},
             trace_of(sketches=[LEAST, LEAST]),
-            "sketch 1: expected another name",
+            "sketch 1: expected a name",
         ),
         ({"sketches": ROW}, one(shape=None), "x: shape: expected a list of whole numbers, got None"),
         ({"sketches": ROW}, one(shape=[-1]), "x: shape: expected a list of whole numbers"),
@@ -651,7 +651,7 @@ def test_names_are_mapped_by_a_dict_or_a_function(tmp_path: Path) -> None:
         "transformer_blocks.0.video",
         "out",
     ]
-    with pytest.raises(TraceError, match=r"mine: out: a second tap would get this name, out"):
+    with pytest.raises(TraceError, match=r"mine: out: two taps would get this name, the second is out"):
         renamed(found, {"block_0.x": "out"})
 
 

@@ -58,7 +58,7 @@ def explain_by_conventions(
         other = [row.name for row in rows if row.verdict == ROUNDING and row.origin == ORIGINATED]
         if other:
             names = joined_names(other, len(model.transformer_blocks))
-            notes.append(f"operations in another order, or rounded at other places: {names}")
+            notes.append(f"operations in another order, or rounded in other places: {names}")
     first = first_divergence(rows)
     if why is None or first is None:
         return rows, notes

@@ -79,8 +79,8 @@ def rounded_timestep(e: Evidence) -> str | None:
             (name, x),
             (f"{name} in bfloat16", x.bfloat16()),
             (f"{name} in float16", x.half()),
-            (f"{name} as the nearest integer", x.round()),
-            (f"{name} as an integer, cut,", x.floor()),
+            (f"{name} rounded to an integer", x.round()),
+            (f"{name} truncated to an integer", x.floor()),
         ),
     )
 
@@ -398,7 +398,7 @@ def attentions(e: Evidence) -> Iterator[Guess]:
         own = mask if not what else own
         yield what, attended(heads, mask)
     yield "logits that are not scaled by 1 / sqrt(head_dim)", attended(heads, own, 1.0)
-    yield "logits scaled by 1 / head_dim, twice by its root", attended(heads, own, 1 / q.shape[-1])
+    yield "logits scaled by 1 / head_dim: 1 / sqrt(head_dim) applied twice", attended(heads, own, 1 / q.shape[-1])
     for dtype in NARROW_DTYPES:
         if q.dtype != dtype:
             yield f"attention in {name_of(dtype)}", attended([x.to(dtype) for x in heads], own)
@@ -502,7 +502,7 @@ def modulations(e: Evidence) -> Iterator[Guess]:
         yield f"scale, shift = {which}", modulate(h, shift, scale)
     yield "no modulation", h
     for which, (scale, shift) in pairs.items():
-        yield f"x * scale, without 1 + scale, of scale, shift = {which}", h * scale + shift
+        yield f"x * scale, not x * (1 + scale), with scale, shift = {which}", h * scale + shift
         yield f"no norm before scale, shift = {which}", modulate(x, shift, scale)
         yield (
             f"LayerNorm before scale, shift = {which}",
@@ -613,7 +613,7 @@ def activations(e: Evidence) -> Iterator[Guess]:
     """Yield the activation under each function that ports use."""
     x = given(e, e.name.replace(".activation", ".proj"))
     if x is not None and e.name.endswith(".activation"):
-        yield "the GELU by tanh", F.gelu(x, approximate="tanh")
+        yield "the tanh GELU", F.gelu(x, approximate="tanh")
         yield "the exact GELU (erf)", F.gelu(x)
         yield "x * sigmoid(1.702 * x)", x * (1.702 * x).sigmoid()
         yield "SiLU", F.silu(x)

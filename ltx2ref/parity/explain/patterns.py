@@ -115,7 +115,7 @@ def swapped_rows(e: Evidence) -> str | None:
     return (
         None
         if order is None
-        else f"modulation rows in another order, {order_in_words(order)}: shift, scale, gate swapped"
+        else f"modulation rows in another order, {order_in_words(order)}: shift, scale or gate swapped"
     )
 
 
@@ -182,7 +182,9 @@ def padding_side(e: Evidence) -> str | None:
     return (
         None
         if planes is None
-        else first_explaining(e, [(f"the {pad} planes without rotation last in place of first", planes.roll(-pad, -1))])
+        else first_explaining(
+            e, [(f"the {pad} planes without rotation at the end in place of the beginning", planes.roll(-pad, -1))]
+        )
     )
 
 
@@ -262,7 +264,7 @@ def one_vector(e: Evidence, where: Tensor) -> str:
     difference = (e.candidate.double() - e.reference.double())[where.expand(e.reference.shape[:2])]
     vector = difference.mean(0, keepdim=True)
     same = len(difference) > 1 and gap(vector, difference) <= UNEXPLAINED * norm(difference)
-    return f", of one vector of norm {norm(vector):.3g}: an embedding that one of the two does not add" if same else ""
+    return f", of one vector of norm {norm(vector):.3g}: an embedding that only one of the two adds" if same else ""
 
 
 def marked(e: Evidence) -> Iterator[tuple[str, Tensor]]:
@@ -285,7 +287,7 @@ def only_one_batch_element(e: Evidence) -> str | None:
     size = len(e.reference)
     return next(
         (
-            f"a difference in element {i} of the batch alone, of {size}"
+            f"a difference only in element {i} of the batch of {size}"
             for i in range(size)
             if only(e, torch.arange(size)[:, None] == i)
         ),
@@ -327,18 +329,18 @@ def only(e: Evidence, where: Tensor) -> bool:
 
 def collapsed_batch(e: Evidence) -> str | None:
     """Recognise elements of the batch that are all the same."""
-    return "all elements of the batch the same, which the reference's are not" if collapsed(e, 0) else None
+    return "all elements of the batch being the same, unlike the reference's" if collapsed(e, 0) else None
 
 
 def collapsed_tokens(e: Evidence) -> str | None:
     """Recognise tokens that are all the same."""
-    return "all tokens the same, which the reference's are not" if collapsed(e, 1) else None
+    return "all tokens being the same, unlike the reference's" if collapsed(e, 1) else None
 
 
 def shared_heads(e: Evidence) -> str | None:
     """Recognise heads that are all the same."""
     h = by_head(e)
-    return "all heads the same, which the reference's are not" if h is not None and collapsed(h, 2) else None
+    return "all heads being the same, unlike the reference's" if h is not None and collapsed(h, 2) else None
 
 
 def collapsed(e: Evidence, dim: int) -> bool:
@@ -379,13 +381,13 @@ def meanings(e: Evidence) -> Iterator[tuple[float, str]]:
     yield -1.0, "another sign"
     yield from ((factor, "a scale applied twice, or not at all (multiplier 1000)") for factor in (1000.0, 1e-3))
     if e.name not in PROJECTED:  # what is returned has no gate
-        yield from ((factor, "a gate is 2 * sigmoid: its 2 twice, or not at all") for factor in (2.0, 0.5))
+        yield from ((factor, "the 2 of a gate, 2 * sigmoid, applied twice, or not at all") for factor in (2.0, 0.5))
     sizes = {e.config.attention_head_dim, e.config.audio_attention_head_dim} if e.config else set()
     if e.name.endswith((".q", ".k", ".sdpa")):
         sizes.add(e.reference.shape[-1])
     for size in sorted(sizes):
-        yield size**0.5, f"sqrt(head_dim) of {size}: the scale of attention, twice or not at all"
-        yield size**-0.5, f"1 / sqrt(head_dim) of {size}: the scale of attention, twice or not at all"
+        yield size**0.5, f"sqrt(head_dim) of {size}: the scale of attention applied twice, or not at all"
+        yield size**-0.5, f"1 / sqrt(head_dim) of {size}: the scale of attention applied twice, or not at all"
 
 
 def scaled_weight(e: Evidence) -> str | None:
@@ -397,7 +399,7 @@ def scaled_weight(e: Evidence) -> str | None:
     offset = (e.candidate.double() - factor * e.reference.double()).mean((0, 1), keepdim=True)
     if not explains(e, factor * e.reference.double() + offset):
         return None
-    return f"a constant factor of {factor.item():.4g}, but not of the bias: a weight without its scale"
+    return f"a constant factor of {factor.item():.4g} for everything but the bias: a weight without its scale"
 
 
 def constant_vector(e: Evidence) -> str | None:
@@ -412,7 +414,7 @@ def constant_vector(e: Evidence) -> str | None:
         and min(gap(x.flatten(), sign * vector.flatten()) for sign in (1, -1)) <= UNEXPLAINED * norm(vector)
     ]
     what = known[0] if known else "a bias, table or embedding"
-    return f"a vector of norm {norm(vector):.3g} that all tokens have too much or too little: {what}"
+    return f"a vector of norm {norm(vector):.3g} added to every token, or missing from every token: {what}"
 
 
 def factor_per_channel(e: Evidence) -> str | None:
@@ -478,7 +480,7 @@ def narrow_numbers(e: Evidence) -> str | None:
             continue
         own = torch.equal(to_bits(e.reference, bits), e.reference.double())
         close = gap(e.reference, e.candidate) <= SIZE[1] * 2 * 2.0**-bits * norm(e.reference)
-        return f"a step computed in {name}: all numbers are such" if close and not own else None
+        return f"a step computed in {name}: no number has more bits" if close and not own else None
     return None
 
 
@@ -496,7 +498,7 @@ def rounding_noise(e: Evidence) -> str | None:
     )
     if name is None or not looks_random(difference, e.reference.double()):
         return None
-    return f"the noise of a rounding to {name}: a random difference of {size:.1e}"
+    return f"noise as from rounding to {name}: a random relative difference of {size:.1e}"
 
 
 def looks_random(difference: Tensor, x: Tensor) -> bool:

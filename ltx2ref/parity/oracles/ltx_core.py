@@ -264,7 +264,7 @@ def _perturbations(inputs: Arguments) -> BatchedPerturbationConfig:
     mask = inputs.get("perturbation_mask")
     kept = [0.0] * batch if mask is None else [x.item() for x in mask.flatten()]
     if blocks and not set(kept) <= {0.0, 1.0}:
-        raise ValueError(f"ltx-core perturbs a batch element or does not: perturbation_mask {kept}")
+        raise ValueError(f"ltx-core perturbs a batch element wholly or not at all: perturbation_mask {kept}")
     isolated = _skips(("A2V_CROSS_ATTN", "V2A_CROSS_ATTN"), None) if inputs.get("isolate_modalities") else []
     skipped = _skips(("VIDEO_SELF_ATTN", "AUDIO_SELF_ATTN"), blocks) if blocks else []
     return BatchedPerturbationConfig([PerturbationConfig(isolated + (skipped if k == 0 else [])) for k in kept])

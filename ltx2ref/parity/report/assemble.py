@@ -33,8 +33,8 @@ def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: lis
     if other is None or other.name == first.name:
         before = "everything before it is identical"
     else:
-        before = f"before it only rounding, from {other.name} on"
-    kind = {ROUNDING: "rounding", SUSPECT: "more than rounding explains, less than a bug would do"}.get(
+        before = f"before it there is only rounding, from {other.name} on"
+    kind = {ROUNDING: "rounding", SUSPECT: "more than rounding explains, less than a bug would cause"}.get(
         first.verdict, first.verdict
     )
     return f"first divergence at {first.name} ({kind}){looks}; {before}{lacking}"

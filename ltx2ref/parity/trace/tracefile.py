@@ -132,7 +132,7 @@ def renamed(trace: Trace, names: Mapping[str, str] | Callable[[str], str]) -> Tr
     for name, x in trace.taps.items():
         new = names(name) if callable(names) else names.get(name, name)
         if new in taps:
-            raise TraceError(f"{trace.implementation}: {new}: a second tap would get this name, {name}")
+            raise TraceError(f"{trace.implementation}: {new}: two taps would get this name, the second is {name}")
         taps[new] = x
     return trace._replace(taps=taps)
 
@@ -267,7 +267,7 @@ def sketches_of(rows: list[Any], table: Stored | None) -> dict[str, Sketch]:
     for i, (said, numbers) in enumerate(zip(rows, read(table), strict=True)):
         name = said.get("name") if isinstance(said, dict) else None
         if not isinstance(name, str) or name in sketches:
-            raise ValueError(f"sketch {i}: expected another name than those before, got {str(name)[:80]}")
+            raise ValueError(f"sketch {i}: expected a name that no earlier sketch has, got {str(name)[:80]}")
         try:
             sketches[name] = sketch_of(said, numbers.double())
         except ValueError as error:
