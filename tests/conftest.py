@@ -1,4 +1,4 @@
-"""One thread for all tests, and what becomes of those that need something which is not installed.
+"""One thread for all tests, and the treatment of tests that need something which is not installed.
 
 Tiny tensors gain nothing from two threads, and lose a factor of ten on busy machines.
 """
@@ -21,7 +21,7 @@ NEEDED = {
 }
 
 
-# What takes longest is first, or one of two workers ends long after the other (`--dist loadfile`).
+# The longest files come first. Otherwise one of two workers ends long after the other (`--dist loadfile`).
 LONGEST = ("test_kit", "test_cases", "test_audit", "test_verify", "test_compile", "test_streaming", "test_sharding")
 
 
@@ -55,7 +55,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """Skip a file that imports one of them where it is not installed, in place of an error."""
+    """Skip a file that imports such a module where it is not installed, instead of reporting an error."""
     report = yield
     error = getattr(report, "call", None) and report.call.excinfo and report.call.excinfo.value.__cause__
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else None
@@ -66,7 +66,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that is skipped for want of one without its mark: `-m ltx_core` has to be all that needs it."""
+    """Fail a test that is skipped for lack of a module without having its mark: `-m ltx_core` must select every such test."""
     report = yield
     reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
     for module in NEEDED:

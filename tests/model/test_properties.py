@@ -25,7 +25,7 @@ LAYOUTS = ["split", "interleaved"]
 seeds, releases, layouts = st.integers(0, 999), st.sampled_from([*RELEASES]), st.sampled_from(LAYOUTS)
 every_release = pytest.mark.parametrize("release", RELEASES)
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
-pytestmark = pytest.mark.filterwarnings("ignore:.*no effect")  # of keyframes before 2.5
+pytestmark = pytest.mark.filterwarnings("ignore:.*no effect")  # releases before 2.5 have no keyframes
 
 # Two float64 computations of the same numbers, in other shapes or another order, differ by some hundred roundings of
 # 1e-16, a few of which are amplified. The bugs that the tests look for change the result by 1e-6 and more.

@@ -1,4 +1,4 @@
-"""Exact arithmetic: repeated in plain Python; the same in every mode and layout and with all threads; or an error.
+"""Exact arithmetic agrees with plain Python, is equal in every mode, layout and number of threads, or raises an error.
 
 pytest tests/parity/test_arithmetic.py
 """
@@ -61,8 +61,8 @@ def test_activations_are_the_documented_formulas(name: str, dtype: str) -> None:
 def test_attention_is_one_rounding_and_divides_before_it_sums(keys: int, dtype: str) -> None:
     q, k, v = (draw(1, 1, n, 10, seed=n).to(DTYPES[dtype]) for n in (4, keys, keys))
     mask = draw(4, keys, seed=7).to(DTYPES[dtype])
-    mask[1] = -math.inf  # nothing to attend to
-    mask[2] = torch.finfo(DTYPES[dtype]).min  # everything masked alike: a plain mean
+    mask[1] = -math.inf  # there is nothing to attend to
+    mask[2] = torch.finfo(DTYPES[dtype]).min  # everything is masked alike, which gives a plain mean
     expected = [
         plain.attention(a, numbers(k[0, 0]), numbers(v[0, 0]), m, dtype)
         for a, m in zip(numbers(q[0, 0]), numbers(mask), strict=True)
@@ -74,7 +74,7 @@ def test_attention_is_one_rounding_and_divides_before_it_sums(keys: int, dtype: 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_are_the_documented_formulas(dtype: str) -> None:
     x, w = draw(4, 29).to(DTYPES[dtype]), draw(29, seed=1).to(DTYPES[dtype])
-    x[2] *= 1e-3  # where the epsilon counts
+    x[2] *= 1e-3  # so small that the epsilon matters
     expected = [plain.rms_norm(row, numbers(w), dtype) for row in numbers(x)]
     assert numbers(exactly(F.rms_norm, x, (29,), w, 1e-6)) == expected
     assert numbers(exactly(F.layer_norm, x, (29,), eps=1e-6)) == [plain.layer_norm(row, dtype) for row in numbers(x)]
@@ -266,7 +266,7 @@ def test_what_the_definition_lacks_or_cannot_see_is_an_error_that_names_it(
     function: Callable[[Tensor], Any], message: str, mode: Any
 ) -> None:
     x = draw(4, 4)
-    function(x)  # torch itself can
+    function(x)  # torch itself can do it
     with pytest.raises(NotExact, match=message), mode(), ltx2ref.exact():
         function(x)
 

@@ -68,7 +68,8 @@ NORMS = tuple(
     for part in "qk"
 )
 BLOCK = "transformer_blocks.0."
-# bug: a case that shows it; where it first shows; every tap (in any block) at which it is made, not passed on
+# For each bug: a case that shows it, the tap where it first shows, and all taps, in any block, where the error is made
+# rather than passed on.
 SHOWN_BY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gate-multiplier-1": ("2.3/t2v", "av_cross_attn_video_a2v_gate.sinusoid", GATES),
     "swapped-modality-sigma": ("2.3/t2v", "av_cross_attn_video_scale_shift.sinusoid", SCALE_SHIFTS + GATES),
@@ -106,7 +107,7 @@ SHOWN_BY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("time_embed.sinusoid", "audio_time_embed.sinusoid", *SCALE_SHIFTS, *GATES),
     ),
 }
-BELOW_ROUNDING = {("gelu-erf", "bfloat16"), ("output-norm-bf16", "bfloat16")}  # smaller than bfloat16's own
+BELOW_ROUNDING = {("gelu-erf", "bfloat16"), ("output-norm-bf16", "bfloat16")}  # smaller than bfloat16's own rounding
 
 
 class Run(SimpleNamespace):
@@ -263,7 +264,7 @@ def test_unknown_conventions_are_refused(names: list[str], capsys: pytest.Captur
 
 @pytest.mark.slow
 def test_a_bug_is_not_taken_for_a_convention() -> None:
-    """Where a switch explains the rounding before a bug, it is a remark, and the bug keeps its hint."""
+    """Where a switch explains the rounding before a bug, the report mentions it, and the bug keeps its hint."""
     case = BY_ID["2.3/coords"]
     model = verify.build(case.config, torch.bfloat16)
     inputs = verify.cast(case.inputs(), torch.bfloat16)
@@ -276,7 +277,7 @@ def test_a_bug_is_not_taken_for_a_convention() -> None:
 
 
 BOTH = ("float32", "bfloat16")
-# benign change: a case that has it, and the dtypes in which it is one
+# For each benign change: a case that has it, and the dtypes in which it is benign.
 BENIGN: dict[str, tuple[str, tuple[str, ...]]] = {
     "math attention": ("2.3/text-masks", BOTH),
     "flash attention": ("2.3/t2v", BOTH),
@@ -433,7 +434,7 @@ def test_every_number_is_numpys() -> None:
     assert row.sqnr_db == pytest.approx(10 * np.log10((x**2).sum() / (gap**2).sum()), rel=1e-5)
 
 
-# assert_parity, in somebody else's tests
+# assert_parity in the tests of another project
 
 
 def port(run: Run) -> nn.Module:

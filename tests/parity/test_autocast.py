@@ -21,7 +21,7 @@ def without_keyframes(cases: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -
     return {
         name: (changes, options | {"keyframes": False})
         for name, (changes, options) in cases.items()
-        if name not in ("keyframes", "bfloat16-coordinates")  # torch refuses the latter under float16, in both
+        if name not in ("keyframes", "bfloat16-coordinates")  # torch refuses the latter under float16, for both models
     }
 
 
@@ -31,7 +31,9 @@ AUTOCAST = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of RMSNorm, in diffusers as well
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # a warning of RMSNorm, which diffusers causes as well
 @releases
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", AUTOCAST)
@@ -50,12 +52,12 @@ def test_under_autocast_a_float32_model_has_the_bits_of_diffusers(case: str, low
 
 
 def narrow(inputs: Inputs, low: torch.dtype) -> Inputs:
-    """Latents and text in autocast's dtype, as layers before the model return them there."""
+    """Convert latents and text to autocast's dtype, which is what layers before the model return under autocast."""
     return {name: x.to(low) if name.endswith("hidden_states") else x for name, x in inputs.items()}
 
 
 def with_mask(inputs: Inputs, low: torch.dtype) -> Inputs:
-    """For diffusers, which takes `perturbation_mask` under autocast in autocast's dtype alone."""
+    """Convert `perturbation_mask` for diffusers, which under autocast accepts it only in autocast's dtype."""
     mask = inputs.get("perturbation_mask")
     return inputs if mask is None else inputs | {"perturbation_mask": mask.to(low)}
 

@@ -2,8 +2,8 @@
 
     pytest tests/parity/test_cases.py
 
-Changed diffusers runs under exact arithmetic, where there is no tolerance. With each change alone it has the recorded
-bits in that old case that has most of the arguments, and with many changes at a time in all 29.
+Changed versions of diffusers run under exact arithmetic, where there is no tolerance. With each single change, the old
+case with the most arguments keeps its recorded bits. With many changes at once, so do all 29 old cases.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from ltx2ref.parity.trace.taps import Taps
 pytestmark = pytest.mark.diffusers
 BY_ID = {case.id: case for case in CASES}
 OLD = [case for case in CASES if case.native]
-FULLEST = {"2.0": "2.0/i2v", "2.3": "2.5/everything", "2.5": "2.5/everything"}  # by the release that is changed
+FULLEST = {"2.0": "2.0/i2v", "2.3": "2.5/everything", "2.5": "2.5/everything"}  # changes by the release they apply to
 
 
 def differing(case: Case, *names: str) -> list[str]:
@@ -37,7 +37,7 @@ def differing(case: Case, *names: str) -> list[str]:
 
 
 def groups() -> Iterator[tuple[str, ...]]:
-    """Mutants of one dtype, of which no two begin at the same tap of a case: one would hide the other."""
+    """Divide mutants of one dtype into groups in which no two begin at the same tap: one would hide the other."""
     left = list(MUTANTS)
     while left:
         group: dict[tuple[str, str], str] = {}

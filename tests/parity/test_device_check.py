@@ -1,4 +1,4 @@
-"""A look at a device fails what is wrong, names what it left out, and leaves settings as they were.
+"""The check of a device fails what is wrong, names what it left out, and leaves settings as they were.
 
 pytest tests/parity/test_device_check.py
 """

@@ -1,4 +1,4 @@
-"""Thirty known bugs, made in diffusers itself, are seen by the audit at the taps at which they are made.
+"""Thirty known bugs, made in diffusers itself, are found by the audit at the taps where they are made.
 
 pytest tests/parity/test_diffusers_mutants.py
 """

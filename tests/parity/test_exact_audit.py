@@ -1,4 +1,4 @@
-"""Under exact arithmetic an audit tells operations that differ from operations in another order, in any dtype.
+"""Under exact arithmetic an audit tells different operations from operations in another order, in any dtype.
 
 pytest tests/parity/test_exact_audit.py
 """
@@ -71,7 +71,7 @@ def test_the_same_operations_are_identical() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "first"), [("gelu-erf", "ff.activation"), ("output-norm-bf16", "norm_out")])
 def test_what_bfloat16_hides_is_found_in_bfloat16(name: str, first: str) -> None:
-    assert audit(mutant(name), CASE, NARROW, CPU).passed  # natively
+    assert audit(mutant(name), CASE, NARROW, CPU).passed  # the native verdict
     report = exactly(mutant(name), NARROW)
     assert report.verdict == DIVERGED and report.first is not None and report.first.endswith(first)
     assert any("times the budget in float32, which bfloat16 hides" in note for note in report.notes)
@@ -173,7 +173,7 @@ def test_what_cannot_be_seen_is_refused_by_name(name: str) -> None:
 
 @pytest.mark.slow
 def test_layers_may_be_built_within() -> None:
-    """Their first weights are random, and replaced."""
+    """Their initial weights are random and then replaced."""
 
     def go(setup: Setup) -> tuple[Tensor, Tensor]:
         model = ltx2ref.LTX2VideoTransformer3DModel(setup.config).to(setup.dtype)
@@ -216,7 +216,7 @@ def test_a_trace_file_says_in_which_arithmetic_it_was_made(tmp_path: Path, capsy
 
 # ---------------------------------------------------------------- suspects
 def on_a_machine(name: str) -> Candidate:
-    """Only natively: within exact arithmetic this machine computes as defined."""
+    """Make a candidate that natively computes as a machine. Within exact arithmetic it computes as defined."""
 
     def go(setup: Setup) -> Mapping[str, Tensor]:
         model = ours(setup, conventions_of("ltx2ref"))
@@ -268,7 +268,7 @@ def test_a_test_can_ask_for_exact_arithmetic() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case_id", ["2.3/coords", "2.0/121-frames"])
 def test_frequencies_made_in_float32_are_told_by_their_bits(case_id: str) -> None:
-    """In the first case natively they are within the budget."""
+    """In the first case they are natively within the budget."""
     case = next(case for case in CASES if case.id == case_id)
     report = audit(mutant("rope-float32-frequencies"), case, WIDE, CPU, arithmetic="exact")
     assert (report.verdict, report.first) == (DIVERGED, "rope.cos")
@@ -288,7 +288,7 @@ def test_what_rounds_more_often_is_explained_by_a_machine_that_does(name: str, c
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qk-norm-per-head", "ff-bias-dropped", "mask-ignored"])
 def test_no_machine_explains_a_bug(name: str) -> None:
-    """These are the smallest in bfloat16."""
+    """These bugs are the smallest in bfloat16."""
     case = next(case for case in CASES if case.id == "2.3/text-masks")
     report = audit(mutant(name), case, NARROW, CPU)
     assert report.verdict == DIVERGED and all(row.machine is None for row in report.rows)

@@ -1,4 +1,4 @@
-"""Each hint speaks of its bug, the table says which others may, and nothing but rounding speaks of rounding.
+"""Each hint names its bug, a table says which others may appear, and only rounding is called rounding.
 
 pytest tests/parity/test_hints.py
 """
@@ -83,7 +83,7 @@ def noise(x: Tensor, size: float) -> Tensor:
     return (x.double() + size * x.double().std() * drawn).to(x.dtype)
 
 
-# The matrix. Real bugs, injected into the model: (mutant, case, first divergent tap, hints, what the first one says).
+# The matrix. Real bugs, injected into the model: (mutant, case, first divergent tap, hints, text of the first hint).
 INJECTED = [
     (
         "gate-multiplier-1",
@@ -237,7 +237,7 @@ INJECTED = [
     ),
 ]
 
-# The others: what a mistake makes of one tap. (bug, case, tap, change, hints, what the first one says).
+# The others are changes that a mistake makes to one tap: (bug, case, tap, change, hints, text of the first hint).
 Change = Callable[[Run, Tensor], Tensor]
 TO_OUT, Q, V, SDPA = (BLOCK + "attn1." + part for part in ("to_out", "q", "to_v", "sdpa"))
 
@@ -269,7 +269,7 @@ def in_time(change: Callable[[Run, Tensor], Tensor]) -> Callable[[Run, Tensor], 
 
 
 def grid(**config: Any) -> Callable[[Run, Tensor], Tensor]:
-    """Coordinates of video under another configuration."""
+    """Return the coordinates of video under another config."""
 
     def made(run: Run, x: Tensor) -> Tensor:
         fps = config.get("fps", 25.0)
@@ -280,7 +280,7 @@ def grid(**config: Any) -> Callable[[Run, Tensor], Tensor]:
 
 
 def narrow_rotation(run: Run, x: Tensor) -> Tensor:
-    """As ltx-core rotates: in the model's dtype, here bfloat16 in a float32 model too."""
+    """Rotate as ltx-core does, in the model's dtype. Here that is bfloat16 even in a float32 model."""
     (a, b), (cos, sin) = (
         run.block("attn1.norm_q").bfloat16().unflatten(-1, x.shape[2:]).chunk(2, -1),
         (run.taps[f"rope.{part}"].bfloat16() for part in ("cos", "sin")),
@@ -814,7 +814,11 @@ ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
         "attention in bfloat16",
     ),
 ]
-ROUNDING = {"rounding_noise", "float32_angles", "more_exact"}  # may speak of benign differences, as they are named
+ROUNDING = {
+    "rounding_noise",
+    "float32_angles",
+    "more_exact",
+}  # may mention benign differences, since they are named as such
 
 
 @pytest.mark.slow
@@ -854,7 +858,7 @@ def test_narrow_stages_of_a_float32_model_are_named(
 def check(
     reference: Run, tap: str, candidate: Tensor, expected: str, says: str, dtype: str, taps: Taps | None = None
 ) -> None:
-    """All of these hints and no other, with the float64 truth and without it."""
+    """Require exactly these hints, with the float64 truth and without it."""
     words = [word.split("|") for word in expected.split()]
     wanted = {name for name, *only in words if dtype in (only or [dtype])}
     for with_truth in (False, True):
@@ -868,7 +872,7 @@ def test_every_hint_has_a_bug() -> None:
     assert {hint.__name__ for hint in HINTS} == expected | {"more_exact"}
 
 
-# What is not a bug.
+# Differences that are not bugs.
 
 
 def summed_in_halves(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -898,7 +902,9 @@ def test_nothing_but_rounding_is_said_of_rounding(case: str, dtype: str) -> None
             (reference.truth[name].to(x.dtype), None),
             (ulps(x), None),
         ):
-            said = looks_like(reference.evidence(name, candidate, taps, with_truth=True))  # the laxer of the two
+            said = looks_like(
+                reference.evidence(name, candidate, taps, with_truth=True)
+            )  # the more tolerant of the two
             assert set(said) <= ROUNDING, (name, said)
 
 

@@ -1,4 +1,4 @@
-"""The HTML report of an audit: whole, safe with foreign text, readable without JavaScript, and alive in a browser.
+"""The HTML report of an audit is complete, safe with foreign text, readable without JavaScript, and works in a browser.
 
 pytest tests/parity/test_html.py
 """
@@ -91,7 +91,7 @@ HINT = "rows 0 and 1 swapped: (scale, shift) is used as (shift, scale)"
 
 
 def noise(*key: Any) -> float:
-    """About 1, other for each tap, the same in each run."""
+    """Return a value near 1 that differs from tap to tap and is the same in each run."""
     return 0.75 + zlib.crc32(repr(key).encode()) / 2**33
 
 
@@ -175,7 +175,7 @@ def tap(name: str, error: float, own: float, bug: bool = False) -> TapRow:
 
 
 class Page(HTMLParser):
-    """The elements of a page, as (name, attributes, text within), and that each one is closed."""
+    """The elements of a page as (name, attributes, inner text), with a check that each one is closed."""
 
     VOID = ("meta", "input", "wbr")
 
@@ -260,7 +260,7 @@ def test_foreign_text_is_text() -> None:
     assert len(page.all("script")) == 2 and len(page.all("tr", id="t0")) == 1
     assert page.text("th", scope="row")[0].startswith(DISPLAYED)
     assert page.text("p", class_="sentence") == [DISPLAYED]
-    assert sum(DISPLAYED in text for text in page.text("li")) == 1  # the note; the sentence has the hint
+    assert sum(DISPLAYED in text for text in page.text("li")) == 1  # the note, since the hint is in the sentence
     assert f"versions.{DISPLAYED}" in page.text("th", scope="row")
     island = json.loads(page.text("script", id="data")[0])
     assert island["taps"][0][1] == [DISPLAYED]
@@ -276,7 +276,7 @@ def test_every_tap_is_a_line_that_reads_without_javascript() -> None:
         assert number(row.error) in line[2] and number(row.budget) in line[2]
     stages = [row.name for line, row in zip(lines, report.rows, strict=True) if "data-stage" in line[1]]
     assert len(stages) == 2 * (1 + 6 + 1) and stages[0] == "proj_in" and stages[-1] == "audio_sample"
-    assert "hidden" in page.all("form")[0][1]  # filters need the script
+    assert "hidden" in page.all("form")[0][1]  # filters do not work without the script
     heads = page.all("th", scope="col")
     assert len(heads) == 9 + 2
     assert "An audit of port.safetensors against ltx2ref 0.1.0" in page.text("p")
@@ -294,7 +294,7 @@ def test_the_band_is_the_budget() -> None:
     report = made_up(6, BUG)
     scale = Scale(6, -7, -2, zeros=False)
     bands = Page(html(report)).all("path", class_="band")
-    assert len(bands) == 3  # of two streams, and the key's
+    assert len(bands) == 3  # those of two streams, and that of the key
     video = [row for row in report.rows if (stage_of(row.name) or ("",))[0] == "video"]
     edge = [(scale.x(i - 1), scale.y(SHARE * (row.reference_error or 0) + FLOOR)) for i, row in enumerate(video)]
     assert "L".join(f"{x},{y}" for x, y in edge) in (bands[0][1]["d"] or "")
@@ -304,14 +304,14 @@ def test_without_a_truth_the_chart_shows_the_difference() -> None:
     rows = [replace(row, error=None, reference_error=None, budget=None) for row in made_up(6, BUG).rows]
     text = html(replace(made_up(6, BUG), rows=rows))
     assert "stream: difference from the reference" in text
-    assert len(Page(text).all("path", class_="band")) == 1  # the key's
+    assert len(Page(text).all("path", class_="band")) == 1  # that of the key
 
 
 def test_the_first_divergence_is_marked_where_it_is() -> None:
     def depth(name: str) -> float | None:
         return first_depth(made_up(6, name))
 
-    assert depth("transformer_blocks.3.audio_attn1.rows") == 2.5  # between the outputs of 2 and 3
+    assert depth("transformer_blocks.3.audio_attn1.rows") == 2.5  # between the outputs of blocks 2 and 3
     assert depth("transformer_blocks.3.audio") == 3
     assert depth("audio_time_embed.emb") == -1 and depth("audio_norm_out") == math.inf
     assert first_depth(made_up(6)) is None
@@ -361,7 +361,7 @@ def test_a_full_model_s_page_is_small() -> None:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_verdicts_and_text_can_be_read_on_their_backgrounds(scheme: int) -> None:
-    """WCAG AA: a contrast of at least 4.5."""
+    """WCAG AA requires a contrast of at least 4.5."""
     style = Page(html(made_up(1))).text("style")[0]
     colours = dict(re.findall(r"--(\w+): (#\w+)", style.split(":root {")[1 + scheme].split("}")[0]))
 
@@ -471,7 +471,9 @@ def test_filters_sorting_and_details_work(tmp_path: Path) -> None:
     dom = Page(browse(tmp_path, text, "--dump-dom", "--window-size=500,900").strip())
     out = json.loads(dom.all("body")[0][1]["data-out"] or "")
     diverged = [i for i, row in enumerate(report.rows) if row.verdict == DIVERGED]
-    assert out["start"] == [i for i, row in enumerate(report.rows) if stage_of(row.name)]  # a long report's outline
+    assert out["start"] == [
+        i for i, row in enumerate(report.rows) if stage_of(row.name)
+    ]  # the outline of a long report
     assert out["all"] == 500 and out["more"] == "Show 58 more"  # browsers take seconds to lay out 5,000 lines
     assert out["whole"] == out["reset"] == len(report.rows) and out["none"]
     assert [report.rows[i].name for i in out["query"]] == [
@@ -482,7 +484,7 @@ def test_filters_sorting_and_details_work(tmp_path: Path) -> None:
     assert shown[0] == sorted(shown[0], reverse=True) and shown[1] == sorted(shown[1]) and out["aria"] == "descending"
     assert out["names"] == sorted(out["names"])
     assert (out["opened"], out["expanded"], out["closed"]) == (1, "true", 0)
-    assert out["wide"]  # nothing is wider than a narrow window
+    assert out["wide"]  # nothing is wider than the narrow window
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Kernel shapes: single operations at the head widths, lengths and masks of real models, that `ltx2ref verify` runs.
+"""Kernel shapes are single operations at the head widths, lengths and masks of real models, run by `ltx2ref verify`.
 
 pytest tests/parity/test_kernels.py
 """
@@ -21,7 +21,7 @@ from ltx2ref.parity.verify import FAILED, IDENTICAL, INCONCLUSIVE, WITHIN, How
 CPU = torch.device("cpu")
 BY_NAME = {kernel.name: kernel for kernel in (*KERNELS, *LONG_KERNELS)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DISHONEST = {("tf32", "float32")}  # it keeps 11 bits of what it multiplies, and no rounding explains that
+DISHONEST = {("tf32", "float32")}  # it keeps 11 bits of the factors, which no rounding explains
 
 
 def verdicts(kernel: Kernel, dtype: str, machine: str | None = None) -> tuple[str | None, str | None]:
@@ -69,7 +69,7 @@ def test_no_honest_machine_fails_at_a_kernel_shape(machine: str, dtype: str) -> 
 
 
 def last_key_dropped(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **rest: Any) -> Tensor:
-    """As a kernel in tiles of 128 may, whose last tile has one key."""
+    """Drop the last key, as a kernel in tiles of 128 may do if its last tile has only one key."""
     keys = k.shape[-2] - (k.shape[-2] % 128 == 1)
     mask = None if attn_mask is None else attn_mask[..., :keys]
     return ATTENTION(q, k[..., :keys, :], v[..., :keys, :], attn_mask=mask, **rest)
@@ -79,7 +79,7 @@ ATTENTION = F.scaled_dot_product_attention
 
 
 def test_a_kernel_with_an_error_in_its_last_tile_fails_at_that_length_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No case is as long as a tile."""
+    """No case is as long as one tile."""
     kernels = [BY_NAME[name] for name in ("attention-64-33", "attention-64-129", "attention-128-129-bool")]
     truths = {kernel: verify.truth_of(kernel, torch.float32) for kernel in kernels}
     monkeypatch.setattr(verify, "truth_of", lambda kernel, dtype: truths[kernel])

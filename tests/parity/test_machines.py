@@ -1,4 +1,4 @@
-"""Each simulated machine computes otherwise than exact arithmetic, and the table says what it was told.
+"""Each simulated machine computes differently from exact arithmetic, and the table says what it was told.
 
 pytest tests/parity/test_machines.py
 """
@@ -31,7 +31,7 @@ def drawn(dtype: torch.dtype) -> list[Tensor]:
 
 
 def computed(x: Tensor, weight: Tensor, bias: Tensor, exponents: Tensor) -> list[Tensor]:
-    """One of each that machines do otherwise."""
+    """Run one operation of each kind that machines compute differently."""
     return [
         F.linear(x, weight, bias),
         F.scaled_dot_product_attention(x, x, x),

@@ -1,8 +1,8 @@
-"""Live comparison with diffusers: the same bits, in float32 and bfloat16; and each known porting bug turns it red.
+"""Live comparison with diffusers: the bits are the same in float32 and bfloat16, and each known porting bug fails it.
 
     pytest tests/parity/test_parity.py
 
-Other seeds, widths and lengths than the recorded cases have (those run in test_verify.py).
+Seeds, widths and lengths differ from those of the recorded cases, which run in test_verify.py.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ EVERYTHING: dict[str, Any] = {
     "use_cross_timestep": True,
     "batch": 3,
 }
-# name: changes of the configuration, options of `random_inputs`
+# For each name, changes of the config and options of `random_inputs`.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "text-to-video": ({}, {}),
     "batch-of-one": ({}, {"batch": 1, "grid": (2, 3, 4)}),
@@ -66,20 +66,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "audio-flags-alone": ({"gated_attn": False, "cross_attn_mod": False}, {"stg": True}),
     "everything": ({}, EVERYTHING),
 }
-# Cases, and bugs, that stand for the others: those are `slow`.
+# Cases and bugs that represent the others, which are `slow`.
 FAST = ("text-to-video", "interleaved-everything", "everything", "sigma-ignored", "rope-axis-major", "gelu-erf")
 Pair = tuple[Tensor, Tensor]
 
 
 def pair(release: str, dtype: str, changes: dict[str, Any], seed: int) -> tuple[LTX2VideoTransformer3DModel, nn.Module]:
-    """Our model and diffusers', with the same weights."""
+    """Return our model and diffusers', with the same weights."""
     ours = random_model(tiny_config(release, **changes), DTYPES[dtype], seed)
     return ours, build_diffusers(ours.config.to_diffusers(), ours.state_dict(), DTYPES[dtype])
 
 
 def inputs_for(ours: LTX2VideoTransformer3DModel, dtype: str, options: dict[str, Any], seed: int) -> Inputs:
     inputs = random_inputs(ours.config, DTYPES[dtype], seed, **options)
-    if "perturbation_mask" in inputs:  # diffusers takes no other dtype than the model's
+    if "perturbation_mask" in inputs:  # diffusers accepts only the model's dtype
         inputs["perturbation_mask"] = inputs["perturbation_mask"].to(DTYPES[dtype])
     return inputs
 
@@ -93,7 +93,7 @@ def equal(a: Pair, b: Pair) -> bool:
     return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:.*no effect:UserWarning")  # on a release without guidance, or without keyframes
+@pytest.mark.filterwarnings("ignore:.*no effect:UserWarning")  # warnings of a release without guidance or keyframes
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
@@ -106,7 +106,7 @@ def test_both_outputs_have_the_bits_of_diffusers(release: str, case: str, dtype:
     assert equal(*outputs(ours, theirs, inputs_for(ours, dtype, options, seed)))
 
 
-# Where each bug shows: release, options of `random_inputs`.
+# The release and the options of `random_inputs` with which each bug shows.
 SHOWN_BY: dict[str, tuple[str, dict[str, Any]]] = {
     "gate-multiplier-1": ("2.0", {}),
     "swapped-modality-sigma": ("2.3", {}),

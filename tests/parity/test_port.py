@@ -1,4 +1,4 @@
-"""A port is found by module or by file, with what stands beside it; what is wrong with one is said in one line.
+"""A port is found by module or by file, together with the files beside it, and its faults are reported in one line.
 
 pytest tests/parity/test_port.py
 """

@@ -1,4 +1,4 @@
-"""What a port returns is judged, not only what its last layers put out; and no parameter of a new model is silent.
+"""An audit judges what a port returns, not only what its last layers compute, and ignores no parameter of a new model.
 
 pytest tests/parity/test_returned_outputs.py
 """
@@ -36,11 +36,12 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
-# Two cases of one block: outputs of different shapes, as always, and of equal ones, where a swap keeps the shapes.
+# Two cases of one block. In the first the outputs have different shapes, as always. In the second the shapes are equal,
+# so a swap keeps them.
 SMALL = Case("2.3", "small", {"num_layers": 1})
 ALIKE = Case("2.3", "alike", {"num_layers": 1, "out_channels": 4}, grid=(1, 1, 11))
 Change = Callable[[Tensor, Tensor], Any]
-# what a port does to its outputs: the change, the first tap that is wrong, and its verdict in SMALL and in ALIKE
+# For each change that a port makes to its outputs: the first wrong tap, and its verdict in SMALL and in ALIKE.
 WRONG: dict[str, tuple[Change, str, str, str]] = {
     "doubled": (lambda video, audio: (2 * video, audio), "sample", DIVERGED, DIVERGED),
     "swapped": (lambda video, audio: (audio, video), "sample", SHAPE, DIVERGED),
@@ -57,7 +58,7 @@ def unchanged(video: Tensor, audio: Tensor) -> Any:
     return video, audio
 
 
-CHANGE = SimpleNamespace(now=unchanged)  # what the ports below do to their outputs
+CHANGE = SimpleNamespace(now=unchanged)  # the change that the ports below make to their outputs
 
 
 @pytest.fixture
@@ -74,14 +75,14 @@ both_cases = pytest.mark.parametrize("case", [SMALL, ALIKE], ids=lambda case: ca
 
 # ---------------------------------------------------------------- ports, all of them right but for the change
 class Port(Diffusers):
-    """As a user's module is: diffusers' names, and a forward of its own."""
+    """A model like a user's, with diffusers' names and its own forward."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return CHANGE.now(*super().forward(*args, **kwargs | {"return_dict": False}))
 
 
 class Called(Diffusers):
-    """A hook sees nothing of this."""
+    """A model whose change no hook can see."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return CHANGE.now(*super().__call__(*args, **kwargs))
@@ -214,7 +215,7 @@ def test_assert_parity_judges_what_a_callable_returns(change: str, case: Case) -
 @pytest.mark.parametrize("kind", [Ours, OursCalled])
 @four_changes
 def test_verify_judges_what_the_model_returns(change: str, kind: type[LTX2VideoTransformer3DModel]) -> None:
-    """By its budget, in the dtype in which no machine is beyond it, so that nothing but the change can fail."""
+    """It is judged by its budget in a dtype in which no machine exceeds it, so that only the change can fail."""
     case = next(case for case in RECORDED if case.id == "2.3/t2v")
     inputs = verify.cast(case.inputs(), torch.bfloat16)
     model = ours(verify.build(case.config, torch.bfloat16), kind)
@@ -223,7 +224,7 @@ def test_verify_judges_what_the_model_returns(change: str, kind: type[LTX2VideoT
 
 
 def test_the_ports_are_right_without_a_change() -> None:
-    """Or the tests above would find something else."""
+    """Otherwise the tests above would find something else."""
     model, config = model_of(SMALL), SMALL.config.to_diffusers()
     for name in (f"{__name__}:traced", "diffusers"):
         assert audit(candidate_named(name), SMALL, torch.float32, CPU).verdict == IDENTICAL
@@ -243,7 +244,7 @@ def test_the_ports_are_right_without_a_change() -> None:
 def test_a_wrong_shape_in_the_model_is_a_failure_of_verify_and_no_traceback(
     change: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model that is the truth is then wrong, too."""
+    """The model that serves as truth is then wrong as well."""
     forward = ltx2ref.interface.LTX2VideoTransformer3DModel.forward
     monkeypatch.setattr(
         ltx2ref.interface.LTX2VideoTransformer3DModel,
@@ -255,7 +256,7 @@ def test_a_wrong_shape_in_the_model_is_a_failure_of_verify_and_no_traceback(
 
 @four_changes
 def test_the_port_of_the_docs_cannot_hide_what_it_returns(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its code, repaired, with a forward that does more."""
+    """Run its code, repaired, with a forward that does more."""
     doc = (ROOT / "docs" / "auditing.md").read_text(encoding="utf-8")
     source = doc.split("```python\n# my_port.py\n")[1].split("```")[0].replace("timestep / 1000", "timestep")
     names: dict[str, Any] = {"__name__": "my_port"}
@@ -299,7 +300,7 @@ def test_a_projection_that_only_rounds_is_no_change_after_it() -> None:
 def test_files_tell_it_too_and_those_without_the_projections_lack_nothing(
     kept: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As traces from before these taps, and traces of ports that have no modules."""
+    """These are traces from before these taps existed, and traces of ports that have no modules."""
     taps = verify.run(model_of(SMALL), SMALL.inputs())
     wrong = taps | {"sample": 2 * taps["sample"]}
     traces = {
@@ -329,7 +330,7 @@ def test_a_kit_asks_for_each_output_once_whatever_was_recorded() -> None:
 
 
 def test_an_audit_of_a_trace_without_the_projections_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And needs no float64 model, as of everything that is identical."""
+    """It also needs no float64 model, because everything is identical."""
     monkeypatch.setattr("ltx2ref.parity.compare.Truth", lambda *_: pytest.fail("the truth was computed"))
     model = model_of(SMALL)
     taps = verify.run(model, SMALL.inputs())
@@ -365,7 +366,7 @@ def test_what_is_in_place_of_a_projection_is_returned_and_nothing_is_in_place_of
 
 
 def test_a_forward_that_no_hook_sees_leaves_the_outputs_missing() -> None:
-    """And the result inconclusive, which is not identical."""
+    """The result is then inconclusive, not identical."""
 
     def port(config: Any, state: Any, inputs: Any, dtype: Any) -> Any:
         model = built(Port, config, state, dtype)
@@ -421,9 +422,9 @@ def test_outputs_in_any_usual_form_are_read_from_a_module_and_from_a_callable(
 
 
 VIDEO, AUDIO = "a tensor of float32 (2, 105, 5)", "a tensor of float32 (2, 11, 4)"
-# what a port returns, and what is said of it
+# For each thing that a port returns, the text of the error.
 NO_OUTPUTS: dict[str, tuple[Change, str]] = {
-    "one tensor": (lambda video, audio: video, VIDEO),  # of two batch elements, which would unpack
+    "one tensor": (lambda video, audio: video, VIDEO),  # a tensor of two batch elements, which would unpack
     "a tuple of one": (lambda video, audio: (video,), f"tuple ({VIDEO})"),
     "three": (lambda video, audio: (video, audio, audio), f"tuple ({VIDEO}, {AUDIO}, {AUDIO})"),
     "none": (lambda video, audio: None, "None"),
@@ -463,7 +464,7 @@ def test_what_is_no_pair_of_tensors_is_one_clear_error_everywhere(
 
 
 def test_a_dict_without_the_audio_is_an_error_of_a_module() -> None:
-    """From a callable, such a dict is a choice of taps."""
+    """From a callable, such a dict would be a choice of taps."""
     model, inputs = model_of(SMALL), SMALL.inputs()
     CHANGE.now, before = (lambda video, audio: {"sample": video}), CHANGE.now
     try:
@@ -478,7 +479,7 @@ def test_a_dict_without_the_audio_is_an_error_of_a_module() -> None:
 def test_an_answer_that_is_none_is_not_a_case_that_a_port_cannot_express(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A `ValueError` of the port leaves a case out; a third output in one case of many must not."""
+    """A `ValueError` of the port skips a case. A third output in one of many cases must not."""
 
     def port(config: Any, state: Any, inputs: Any, dtype: Any) -> Any:
         video, audio = outputs(config, state, inputs, dtype)
@@ -504,7 +505,7 @@ def test_no_parameter_of_a_new_model_is_all_zero(release: str) -> None:
         assert not [name for name, x in model.named_parameters() if not x.any()]
         tables = {name: x for name, x in model.named_parameters() if name.endswith(("_table", "_embedding"))}
         assert len(tables) == 2 + 2 * (6 if release != "2.0" else 4) + (release == "2.5")
-        for name, x in tables.items():  # each row, and in the documented size
+        for name, x in tables.items():  # each row has it, in the documented size
             assert x.any(1).all(), name
             assert 0.5 < x.std().item() * x.shape[1] ** 0.5 < 1.5, name
 
@@ -560,7 +561,7 @@ def without(names: list[str], model: LTX2VideoTransformer3DModel) -> LTX2VideoTr
 
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_a_port_without_tables_fails_with_the_readmes_own_model(dtype: str) -> None:
-    """Also if it shows its outputs alone."""
+    """It fails even if it shows nothing but its outputs."""
     given = readmes()
     model, inputs = given["model"].to(NATIVE_DTYPES[dtype]), verify.cast(given["inputs"], NATIVE_DTYPES[dtype])
     port = without([name for name, _ in model.named_parameters() if name.endswith("_table")], model)

@@ -1,4 +1,4 @@
-"""Every tap of the catalogue is there under its name and in its shape, in three implementations, and costs no bit.
+"""Every tap of the catalogue has its name and shape in three implementations, and recording it changes no bit.
 
 pytest tests/parity/test_taps.py
 """
@@ -22,7 +22,8 @@ from ltx2ref.parity.trace.taps import Taps
 BY_ID = {case.id: case for case in CASES}
 needs_ltx_core = pytest.mark.ltx_core  # skipped where it is not installed: conftest.py
 
-# Video: T tokens, D wide, H heads of d, N noise levels, R angles; audio: U, E, G, e, M, r. S text tokens.
+# Video has T tokens of width D, H heads of width d, N noise levels and R angles. For audio these are U, E, G, e, M and
+# r. There are S text tokens.
 CATALOGUE = {
     "video_coords": "B 3 T 2",
     "audio_coords": "B 1 U 2",
@@ -53,7 +54,7 @@ CATALOGUE = {
     "sample": "B T C",
     "audio_sample": "B U c",
 }
-# sub-layer: queries, keys, their widths, heads, width of a head, noise levels of queries, of keys
+# For each sub-layer: queries, keys, their widths, heads, width of a head, noise levels of queries and of keys.
 ATTENTIONS = {
     "attn1": "T T D D H d N N",
     "audio_attn1": "U U E E G e M M",
@@ -103,7 +104,7 @@ def inside_a_block() -> Iterator[tuple[str, str]]:
             f"{at}.gate": f"B {t} {h}",
             f"{at}.to_out": f"B {t} {dim}",
         }.items()
-        if not at.endswith("attn1"):  # which listens to itself
+        if not at.endswith("attn1"):  # a stream that attends to itself
             yield from {f"{at}.context": f"B {s} {kv_dim}", f"{at}.context_rows": f"{m} 2 {kv_dim}"}.items()
     for at, letters in FEED_FORWARDS.items():
         t, dim, n = letters.split()
@@ -140,7 +141,7 @@ def fits(shape: str, x: Tensor, case: Case) -> bool:
     }
 
     def size(letters: str) -> set[int]:
-        if letters in ("N", "M"):  # for each batch element, or for each token of it
+        if letters in ("N", "M"):  # one for each batch element, or one for each of its tokens
             return {case.batch, case.batch * sizes["T" if letters == "N" else "U"]}
         product = 1
         for letter in letters.split("*"):
@@ -255,7 +256,7 @@ def test_a_trace_keeps_what_it_is_asked_to() -> None:
 
 
 def test_taps_are_copies() -> None:
-    """What is changed in place afterwards, or by the next block, stays as it was in the trace."""
+    """Tensors that are changed in place afterwards, or by the next block, stay in the trace as they were."""
     model, inputs = prepared("2.3/t2v")
     taps = verify.run(model, inputs)
     kept = {name: x.clone() for name, x in taps.items()}
@@ -330,7 +331,7 @@ def test_a_models_own_taps_in_place_of_themselves_change_no_bit(case_id: str, dt
     assert list(taps) == list(again) and same(taps.values(), again.values())
 
 
-# tap: the first one that is computed from it
+# For each tap, the first tap that is computed from it.
 FOLLOWED_BY = {
     "rope.cos": "transformer_blocks.0.attn1.q",
     "cross_attn_audio_rope.sin": "transformer_blocks.0.audio_to_video_attn.k",

@@ -55,7 +55,7 @@ def hash_of(index: int) -> int:
 
 
 def place(index: int) -> tuple[int, int]:
-    """Bucket and sign."""
+    """Return bucket and sign of an element."""
     return hash_of(index) // 2**24, -1 if hash_of(index) & 2**23 else 1
 
 
@@ -83,7 +83,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def close(a: Sketch, b: Sketch) -> bool:
-    """As two machines agree: the checksum exactly, the sums to 1e-12."""
+    """Compare as two machines agree: checksums exactly, and sums within 1e-12."""
     sums = (a.buckets - b.buckets).norm() <= 1e-12 * a.norm and abs(a.norm - b.norm) <= 1e-12 * a.norm
     return bool(sums) and Sketch(**vars(a) | {"buckets": b.buckets, "norm": b.norm}) == b
 
@@ -171,7 +171,7 @@ def test_sketches_repeat_themselves_to_the_bit_with_any_number_of_threads() -> N
 
 
 class LargestResult(TorchDispatchMode):
-    """The number of elements of the largest result of any operation, other than a view of `x`."""
+    """A mode that notes the number of elements of the largest result of any operation, except for views of `x`."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -347,7 +347,7 @@ def taps_of(case_id: str, dtype: str, mutant: str | None = None, double: bool = 
 
 
 SAMPLE = ("gelu-erf", "rope-axis-major", "scale-shift-swapped", "sequential-exchange", "unscaled-gate-timestep")
-# That case perturbs block 0, and there is none before it.
+# That case perturbs block 0, before which there is no block.
 UNFIT = {"2.5/everything": {"stg-wrong-block"}}
 
 
@@ -628,7 +628,7 @@ def test_a_damaged_file_is_refused_or_a_trace(tmp_path: Path) -> None:
     for _ in range(800):
         bad = bytearray(good)
         for _ in range(draw.choice((1, 1, 2, 5))):
-            at = draw.randrange(len(good) - 2 * 4 * BUCKETS)  # the header, and the full tensors
+            at = draw.randrange(len(good) - 2 * 4 * BUCKETS)  # counts the header and the full tensors
             bad[at] = draw.choice((draw.randrange(256), ord(draw.choice('{}[]",:0129eE-\\ '))))
         if draw.random() < 0.2:
             del bad[draw.randrange(len(bad)) :]

@@ -1,4 +1,4 @@
-"""The recorded tensors are what diffusers and ltx-core compute; `ltx2ref verify` passes and fails for good reasons.
+"""The recordings are what diffusers and ltx-core compute, and `ltx2ref verify` passes and fails for good reasons.
 
 pytest tests/parity/test_verify.py
 """
@@ -84,7 +84,7 @@ def test_other_arithmetic_is_exactly_identical_and_natively_within_the_budget(va
     assert len(results) == 9 and {result["exact"]["verdict"] for result in results} == {IDENTICAL}
 
 
-# bug: case that shows it, and where it first shows among the taps whose native tensors are recorded
+# For each bug: the case that shows it, and the first tap with a recorded native tensor at which it shows.
 SHOWN_BY = {
     "rope-float32-frequencies": ("2.0/121-frames", "cross_attn_rope.cos"),
     "rope-patch-start": ("2.0/t2v", "rope.cos"),
@@ -99,7 +99,7 @@ SHOWN_BY = {
     "stg-without-gate": ("2.3/stg-one-of-batch", "transformer_blocks.0.video"),
     "sequential-exchange": ("2.3/t2v", "transformer_blocks.0.audio"),
 }
-# One bug is smaller than bfloat16's own rounding: only exact arithmetic finds it there.
+# One bug is smaller than bfloat16's own rounding, so in bfloat16 only exact arithmetic finds it.
 BELOW_ROUNDING = {("gelu-erf", "bfloat16")}
 
 
@@ -174,7 +174,7 @@ def natively(
     [("2.0/empty-text-rows", "online-softmax"), ("2.3/soft-self-mask", None), ("2.3/defaults", "faithful")],
 )
 def test_a_case_without_native_tensors_is_judged_against_the_exact_ones(case_id: str, machine: str | None) -> None:
-    """Beside a bias of -10,000 float32 keeps a thousandth of a logit, which is nobody's error."""
+    """Beside a bias of -10,000, float32 resolves logits only to a thousandth, which is no implementation's fault."""
     result = natively(case_id, "float32", machine=machine)
     assert result.verdict == WITHIN and result.share < 1 and result.against_record < 1e-3
 
@@ -205,7 +205,7 @@ def test_a_case_without_native_tensors_need_not_be_identical_where_all_others_ha
 
 
 def test_phases_that_round_otherwise_are_no_error_of_what_follows() -> None:
-    """A candidate with other last bits in its phases, as any other processor has."""
+    """The candidate has other last bits in its phases, as it would on any other processor."""
     case, generator_ = BY_ID["2.3/121-frames"], torch.Generator().manual_seed(0)
     model = verify.build(case.config, torch.float32)
     inputs = verify.cast(case.inputs(), torch.float32)
@@ -275,7 +275,7 @@ def test_without_other_processes_one_does_it_all(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_tables_of_float32_frequencies_are_judged_by_a_bound() -> None:
-    """One machine's seven roundings may be luckier than another's; a wrong frequency is no luck."""
+    """One machine's seven roundings may be luckier than another's, but a wrong frequency is not a matter of luck."""
     for case_id in ("2.0/float32-frequencies", "2.3/float32-frequencies"):
         faithful, natively = (
             verify.verify(BY_ID[case_id], "float32", torch.device("cpu"), False, "native", machine)
@@ -336,7 +336,7 @@ def test_a_trace_leaves_the_model_as_it_was_and_the_output_bit_identical() -> No
 
 def test_the_recordings_fit_the_package() -> None:
     sizes = {file.name: file.stat().st_size for file in record.DIRECTORY.rglob("*.*")}
-    assert sum(sizes.values()) <= 15_000_000  # of the wheel, which is half as large
+    assert sum(sizes.values()) <= 15_000_000  # the size of the wheel, which is half as large
 
 
 def test_the_generator_is_the_documented_one() -> None:
@@ -352,7 +352,7 @@ def test_the_generator_is_the_documented_one() -> None:
     drawn = generator.uniform("proj_in.weight", (7, 11), 0.5, seed=3)
     assert drawn.dtype == torch.float32
     assert drawn.flatten().tolist() == [0.5 * by_hand("proj_in.weight", i, 3) for i in range(77)]
-    # Literal, so that a change of the documented rule cannot hide in a change of both.
+    # Literals, so that the documented rule cannot be changed unnoticed by changing both sides.
     assert generator.uniform("a", (3,), 1.0, seed=0).tolist() == A_OF_SEED_0
     big = generator.uniform("a", (100_000,), 1.0)
     assert abs(big.mean()) < 4 * 3**-0.5 / 100_000**0.5 and big.min() >= -1 and big.max() < 1
@@ -363,7 +363,7 @@ A_OF_SEED_0 = [0.6766347885131836, -0.630123496055603, -0.9099793434143066]
 
 @pytest.mark.diffusers
 def test_the_recorded_weights_are_those_of_the_documented_generator() -> None:
-    """A digest of the numbers themselves, so that every language can check its own."""
+    """Compare a digest of the numbers themselves, so that a port in any language can check its own."""
     from ltx2ref.parity.oracles.diffusers import build_diffusers
 
     config = BY_ID["2.5/everything"].config
