@@ -50,9 +50,9 @@ NAMED = {
 class Setup(NamedTuple):
     """Everything that a candidate is given to compute a case.
 
-    `config` is written to the candidate as diffusers' config, and `state` holds the parameters under diffusers' names.
-    `coords` are the reference's own coordinates, (B, P, T, 2), for an implementation whose model takes positions
-    instead of a grid.
+    `state` holds the parameters under diffusers' names, and `inputs` the arguments of the documented forward. Ports are
+    given `config` as a dict in diffusers' format. `coords` are the reference's own coordinates, (B, P, T, 2), for an
+    implementation whose model takes positions instead of a grid.
     """
 
     config: TransformerConfig
@@ -113,7 +113,7 @@ def audit(
     elif candidate.made_in not in (None, MADE_EXACTLY):
         raise NotExact(
             f"{candidate.name}: computed in {candidate.made_in} arithmetic, expected {MADE_EXACTLY} "
-            "(the trace's fingerprint tells; see docs/trace-format.md)"
+            "(see the trace's fingerprint, and docs/trace-format.md)"
         )
     else:
         with threads(1):  # the bits do not depend on it, and one thread is fastest for tensors this small

@@ -104,7 +104,10 @@ def save_record(case: Case, dtype: str, taps: Taps, inputs: Inputs, truth_norms:
 
 
 def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the slices along the first dimension whose bits are distinct, and for each slice which of them it is."""
+    """Return the distinct slices along the first dimension, and for each slice its index among them.
+
+    Slices are compared by their bits.
+    """
     bits = x.contiguous().flatten(1).view({2: torch.int16, 4: torch.int32}[x.element_size()])
     slices, index = bits.unique(dim=0, return_inverse=True)
     return slices.view(x.dtype).reshape(-1, *x.shape[1:]), index.to(torch.int16)

@@ -570,11 +570,7 @@ ROW = torch.ones(1, BUCKETS)
         ({"sketches": ROW.double() * 1e300}, one(exponent=900), "x: buckets that are not finite"),
         ({"sketches": ROW}, trace_of(sketches=[3]), "sketch 0: expected a name"),
         ({"sketches": ROW}, one(name=None), "sketch 0: expected a name"),
-        (
-            {"sketches": ROW.expand(2, 256).clone()},
-            trace_of(sketches=[LEAST, LEAST]),
-            "sketch 1: expected a name",
-        ),
+        ({"sketches": ROW.expand(2, 256).clone()}, trace_of(sketches=[LEAST, LEAST]), "sketch 1: expected a name"),
         ({"sketches": ROW}, one(shape=None), "x: shape: expected a list of whole numbers, got None"),
         ({"sketches": ROW}, one(shape=[-1]), "x: shape: expected a list of whole numbers"),
         ({"sketches": ROW}, one(dtype="Q4_K"), "x: dtype: expected one of BOOL"),

@@ -20,7 +20,7 @@ from ..trace.taps import PHASES, Taps
 from ..truth import FLOOR, SHARE, norm, spread
 
 ROUND_MORE = ("quarters", "eighths", "rounded-logits")
-FAR = 300  # no machine explains this many budgets, so the slow run under exact arithmetic is spared
+FAR = 300  # no machine explains this many budgets, so the slow run under exact arithmetic is skipped
 LARGE = 2**22  # models with more parameters than this take too long
 
 

@@ -103,7 +103,7 @@ ROW_RECIPES: dict[str, RowRecipe] = {
 
 @dataclass
 class Recorder:
-    """Record taps, and pass on the tensors that the model should use instead.
+    """Records taps, and passes on the tensors that the model should use instead.
 
     `keep` makes of each tap what is kept. A tap in `inject` is recorded and then replaced.
     """
