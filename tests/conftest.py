@@ -66,7 +66,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that is skipped for lack of a module without having its mark: `-m ltx_core` must select every such test."""
+    """Fail a test that is skipped for lack of a module and lacks its mark: `-m ltx_core` must select all of them."""
     report = yield
     reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
     for module in NEEDED:
