@@ -1,4 +1,4 @@
-"""One audit enters each room once: the files in the order of their functions' first calls are at most 15 places.
+"""One audit enters each room only once: in order of their functions' first calls, its files are at most 15 places.
 
 pytest tests/project/test_audit_path.py
 """

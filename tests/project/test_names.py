@@ -1,4 +1,4 @@
-"""No name at module level of the package means two things, except where a protocol asks for it in each of some files.
+"""No name at module level of the package means two things, except where a protocol requires it in several files.
 
 pytest tests/project/test_names.py
 """
@@ -15,7 +15,7 @@ import ltx2ref
 PACKAGE = Path(ltx2ref.__file__).parent
 LAZY = ["__init__.py", *(f"parity/{room}__init__.py" for room in ("", "explain/", "report/", "trace/"))]
 ORACLES = ["parity/oracles/diffusers.py", "parity/oracles/ltx_core.py"]
-# Name: the files in which it means the same thing, and what asks for it.
+# For each name: the files in which it means the same thing, and the protocol that requires it.
 PROTOCOLS: dict[str, tuple[list[str], str]] = {
     "LAYOUT": (ORACLES, "`Layout` says where the taps of an implementation are"),
     "doors": (ORACLES, "`Layout.doors`, the taps at the entrances of an implementation"),
@@ -31,7 +31,7 @@ YET_TO_RENAME = ""
 
 
 def defined(body: Iterable[ast.stmt]) -> Iterator[str]:
-    """Yield the functions, classes and variables that a module defines, and none of what it imports."""
+    """Yield the functions, classes and variables that a module defines, without what it imports."""
     for node in body:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 FILES = {
-    # As if they were not installed, whether they are or not.
+    # Makes them appear not installed, whether they are or not.
     "absent.py": "import sys\nsys.modules['diffusers'] = sys.modules['ltx_core'] = None\n",
     "test_marked.py": "import pytest\n\n@pytest.mark.ltx_core\ndef test_it():\n    import ltx_core\n",
     "test_top.py": "from diffusers.models import Model\n\ndef test_it():\n    pass\n",

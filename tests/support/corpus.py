@@ -1,11 +1,11 @@
-"""Spoilt checkpoints, always the same for a seed, each with what may become of it; and a guarded process to load them.
+"""Damaged checkpoints, always the same for a seed, with the outcomes to accept, and a guarded process to load them.
 
     for mutation in corpus(directory, 500, seed=0):
         ...                                            # load mutation.path, compare with mutation.expected
 
 The files are written byte by byte, without the safetensors library. Names and shapes come from weights_manifest.json
-and from the architecture, not from the loader. What a randomly damaged file says is read by `said`, which knows only
-what the format's specification says.
+and from the architecture, not from the loader. What a randomly damaged file states is read by `said`, which knows
+nothing but the format's specification.
 """
 
 import ctypes
@@ -80,7 +80,7 @@ class Entry(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """What may become of a spoilt checkpoint: see `Mutation`."""
+    """What may become of a damaged checkpoint: see `Mutation`."""
 
     expected: str
     names: tuple[str, ...] = ()
@@ -91,23 +91,23 @@ class Fate(NamedTuple):
 
 @dataclass(frozen=True)
 class Mutation:
-    """A checkpoint in `path`, and what has to come of loading it.
+    """A checkpoint at `path`, and the outcome that loading it must have.
 
-    `expected` is ERROR: it must be rejected; SAME: it must load to exactly `state`, the original weights; EITHER: it
-    is rejected, or it loads to exactly `state`, which is what the file says now.
+    `expected` is one of three. ERROR: it must be rejected. SAME: it must load to exactly `state`, the original weights.
+    EITHER: it is rejected, or loads to exactly `state`, which is what the file now states.
     """
 
     index: int
     kind: str
     base: str  # release and layout, such as "2.3 sharded"
-    path: Path  # the file or folder to load
+    path: Path  # file or folder to load
     expected: str
-    state: State | None  # diffusers names; None if it must be rejected
-    files: tuple[str, ...]  # names, one of which an error has to mention
-    names: tuple[str, ...]  # tensors or files, one of which a good error mentions; () if there is no telling
+    state: State | None  # by diffusers' names; None if it must be rejected
+    files: tuple[str, ...]  # names of which an error must mention one
+    names: tuple[str, ...]  # tensors or files of which a good error mentions one; () if that cannot be known
     detail: str
-    marker: Path  # exists if code in the file was executed
-    config: TransformerConfig | None  # the original one, which it has to have if it loads; None if it may say another
+    marker: Path  # a path that exists if code in the file was executed
+    config: TransformerConfig | None  # the config that it must have if it loads; None if the file may state another one
 
     @property
     def original(self) -> "Base":
@@ -118,7 +118,10 @@ class Mutation:
 
 
 def corpus(directory: Path, count: int, seed: int, start: int = 0) -> Iterator[Mutation]:
-    """`count` mutations, each in a folder of its own under `directory`. Kinds take turns; what is hit is random."""
+    """Yield `count` mutations, each in its own folder below `directory`.
+
+    Kinds take turns, and what is hit is random.
+    """
     return (mutation(directory, index, seed) for index in range(start, start + count))
 
 
@@ -150,15 +153,15 @@ def mutation(directory: Path, index: int, seed: int) -> Mutation:
 # ---------------------------------------------------------------- the originals
 @dataclass(frozen=True)
 class Base:
-    """A good checkpoint: its files' tensors and texts, and the state they mean."""
+    """A good checkpoint: the tensors and texts of its files, and the state that they mean."""
 
     release: str
     layout: str
     config: TransformerConfig
-    files: dict[str, dict[str, Entry]]  # file: stored name: tensor, in the file's order
-    metadata: dict[str, str]  # `__metadata__`, but for the config
-    document: dict[str, Any]  # config.json, or what `__metadata__` has under "config"
-    ours: dict[str, str]  # stored name of a parameter: diffusers' name
+    files: dict[str, dict[str, Entry]]  # tensors by file and stored name, in the file's order
+    metadata: dict[str, str]  # `__metadata__` without the config
+    document: dict[str, Any]  # content of config.json, or of "config" in `__metadata__`
+    ours: dict[str, str]  # diffusers' names of parameters by their stored names
     state: State  # diffusers names
 
 
@@ -203,7 +206,7 @@ def base(release: str, layout: str) -> Base:
 
 
 def names_of(release: str) -> dict[str, str]:
-    """Original name: diffusers' name, of the parameters of a release with two blocks."""
+    """Return diffusers' names by original names, for the parameters of a release with two blocks."""
     tensors = json.loads(MANIFEST.read_text(encoding="utf-8"))["releases"][release]["tensors"]
     return {
         name.replace("{i}", str(i)): facts["diffusers"].replace("{i}", str(i))
@@ -213,7 +216,10 @@ def names_of(release: str) -> dict[str, str]:
 
 
 def stored_entry(name: str, value: Tensor, layout: str) -> Entry:
-    """Tables are F32 in Lightricks' files; the fp8 file has every Linear of the last block in F8."""
+    """Store a tensor as the layout does.
+
+    Tables are F32 in Lightricks' files. The fp8 file has every Linear of the last block in F8.
+    """
     if layout == FP8 and is_scaled(name, value):
         value = (value / scale_of(value)).clamp(-448, 448).to(torch.float8_e4m3fn)
     elif layout == DIFFUSERS or "scale_shift_table" not in name:
@@ -230,7 +236,7 @@ def scale_of(value: Tensor) -> Tensor:
 
 
 def with_scales(tensors: dict[str, Entry]) -> dict[str, Entry]:
-    """Add a scale of its own for every F8 tensor, so that a swapped one is a wrong one."""
+    """Add a different scale for every F8 tensor, so that a swapped scale is a wrong one."""
     scaled: dict[str, Entry] = {}
     for i, (name, stored) in enumerate(tensors.items()):
         scaled[name] = stored
@@ -247,7 +253,7 @@ def entry(value: Tensor) -> Entry:
 
 
 def foreign_tensors(seed: int) -> dict[str, Entry]:
-    """Return what a Lightricks file has beside the transformer."""
+    """Return the tensors of other models in a Lightricks file."""
     generator = torch.Generator().manual_seed(seed)
     names = [
         f"{PREFIX}video_embeddings_connector.learnable_registers",
@@ -282,21 +288,21 @@ def metadata_of(release: str, layout: str, tensors: Mapping[str, Entry]) -> dict
 
 # ---------------------------------------------------------------- a checkpoint in the making
 class Draft:
-    """A copy of a good checkpoint, to be spoilt at any level: tensors, texts, the header, bytes or the folder."""
+    """A copy of a good checkpoint that can be damaged at any level: tensors, texts, the header, bytes or the folder."""
 
     def __init__(self, original: Base, rng: random.Random, root: Path) -> None:
         self.base, self.rng, self.root = original, rng, root
         self.folder = root / "transformer" if original.layout in FOLDERS else root
         self.files = {name: dict(tensors) for name, tensors in original.files.items()}
         self.metadata, self.document = dict(original.metadata), deepcopy(original.document)
-        self.document_text: str | None = None  # in place of the document; "" leaves it out
+        self.document_text: str | None = None  # replaces the document; "" leaves it out
         self.index: Any = None
         if original.layout == SHARDED:
             weight_map = {name: file for file, tensors in self.files.items() for name in tensors}
             self.index = {"metadata": {"total_size": 70000}, "weight_map": weight_map}
         self.target = rng.choice([*self.files])  # the file that is hit
-        self.raw: dict[str, bytes] = {}  # whole files, in place of the above or beside it
-        self.sizes: dict[str, int] = {}  # a file is extended to, with a hole in it
+        self.raw: dict[str, bytes] = {}  # whole files that replace the above or lie beside it
+        self.sizes: dict[str, int] = {}  # sizes to which files are extended with a hole
         self.links: dict[str, Path] = {}
         self.path = self.folder if original.layout in FOLDERS else root / self.target
         self.marker, self.outside = root / "code-was-executed", root / "outside"
@@ -320,7 +326,7 @@ class Draft:
         return self.rng.choice(names)
 
     def layout(self, file: str = "") -> tuple[Header, bytes]:
-        """Header and data of a file as its tensors and texts are now; of the target unless it says otherwise."""
+        """Return header and data of a file from its current tensors and texts, by default for the target."""
         header: Header = {"__metadata__": dict(self.metadata)}
         if self.base.layout in SINGLE and self.document_text != "":
             header["__metadata__"]["config"] = self.document_text or dumps(self.document)
@@ -347,7 +353,7 @@ class Draft:
         return {name: text.encode("utf-8", "surrogatepass") for name, text in texts.items()}
 
     def write(self) -> tuple[str, ...]:
-        """Everything to disk; the names that an error may use for where it is."""
+        """Write everything to disk, and return the names by which an error may call it."""
         self.folder.mkdir(exist_ok=True)
         contents = self.texts() | {file: self.bytes_of(file) for file in self.files} | self.raw
         for name, content in contents.items():
@@ -360,19 +366,22 @@ class Draft:
         return tuple(dict.fromkeys([self.path.name, *(Path(name).name for name in (*contents, *self.links))]))
 
     def other_weights(self, file: str) -> bytes:
-        """Return that file with other values, to tell which one was read."""
+        """Return the same file with other values, to tell which file was read."""
         header, data = self.layout(file)
         return pack(header, bytes(byte ^ 1 for byte in data))
 
 
 def pack(header: Any, data: bytes, length: int | None = None) -> bytes:
-    """Return a safetensors file; `header` is JSON, its text or bytes, `length` what the file says of its header."""
+    """Return a safetensors file.
+
+    `header` is JSON, text or bytes, and `length` is what the file states as its header's length.
+    """
     text = header if isinstance(header, bytes) else dumps(header).encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
 def dumps(value: Any) -> str:
-    """JSON, with the texts of `literal` as they are."""
+    """Return JSON in which the texts of `literal` appear unquoted."""
     return re.sub(r'"@@(.*?)@@"', lambda m: m[1], value if isinstance(value, str) else json.dumps(value))
 
 
@@ -399,7 +408,7 @@ def said(draft: Draft) -> State | None:
 
 
 def readable(raw: bytes) -> dict[str, Entry]:
-    """Those tensors of a safetensors file whose dtype, shape and offsets agree."""
+    """Return the tensors of a safetensors file whose dtype, shape and offsets are consistent."""
     length = int.from_bytes(raw[:8], "little")
     text, data = raw[8 : 8 + length], raw[8 + length :]
     try:
@@ -436,7 +445,7 @@ def read_entry(facts: Any, data: bytes) -> Entry | None:
 def meaning(
     tensors: Mapping[str, Entry], ours: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> State | None:
-    """Parameters by diffusers' names: as stored, or F8 times its scale in float32. None if any is not to be had."""
+    """Return parameters by diffusers' names: as stored, or F8 times its scale in float32. None if one cannot be had."""
     state: State = {}
     for name, theirs in ours.items():
         stored = tensors.get(name)
@@ -470,7 +479,7 @@ def either(draft: Draft, detail: str, state: State | None = None, same_config: b
 
 
 def judged(draft: Draft, detail: str, same_config: bool = True) -> Fate:
-    """By what the damaged files say now."""
+    """Return the acceptable outcomes by what the damaged files now state."""
     state = said(draft)
     return error(detail) if state is None else either(draft, detail, state, same_config)
 
@@ -486,7 +495,7 @@ def untouched(draft: Draft) -> Fate:
 
 
 def rewritten(draft: Draft) -> Fate:
-    """Another way to write the same file."""
+    """Write the same file in another way."""
     way = draft.rng.choice(
         [
             "reordered header",
@@ -601,7 +610,7 @@ def sparse_header(draft: Draft) -> Fate:
 
 
 def sparse_tensor(draft: Draft) -> Fate:
-    """Write a huge tensor, which takes no space on disk, in place of one of the transformer's."""
+    """Replace one of the transformer's tensors with a huge one, which takes no space on disk."""
     name, rows = draft.weight(), 2 ** draft.rng.randrange(16, 24)
     dtype = draft.tensors.pop(name).dtype
     header, data = draft.layout()
@@ -613,7 +622,7 @@ def sparse_tensor(draft: Draft) -> Fate:
 
 
 def sparse_foreign(draft: Draft) -> Fate:
-    """Add a huge tensor that is not the transformer's: nothing has to read it."""
+    """Add a huge tensor of another model, which nothing has to read."""
     header, data = draft.layout()
     size = 2 ** draft.rng.randrange(28, 34)
     name = draft.rng.choice(["vae.huge", f"{PREFIX}video_embeddings_connector.huge", "vocoder.huge"])
@@ -690,7 +699,7 @@ def nested_header(draft: Draft) -> Fate:
 
 
 def crowded(rng: random.Random) -> bytes:
-    """Up to 8 MB of small JSON values, which take more memory than text, and a name twice, late."""
+    """Write up to 8 MB of small JSON values, which take more memory than text, and repeat a name near the end."""
     size = rng.choice([10**5, 10**6, 4 * 10**6, 8 * 10**6])
     twice = [('"{0:05x}": 0', '"{0:05x}": 0'), ('"{0:05x}": ""', '"00001": ""'), ('"{0:05x}": {{}}', '"{0:05x}": 0')]
     once = [(item, "") for item in ("{{}}", "[]", "1e1", "0", '"{0:04x}"', '"{0:05x}": 0', '"{0:05x}": [[]]')]
@@ -730,7 +739,7 @@ def crowded_text(draft: Draft) -> Fate:
 
 
 def odd_number(draft: Draft) -> Fate:
-    """Put what is no natural number into a shape or an offset."""
+    """Put something that is not a natural number into a shape or an offset."""
     header, data = draft.layout()
     name, rng = draft.weight(), draft.rng
     key = rng.choice(["shape", "shape", "data_offsets"])
@@ -764,7 +773,7 @@ def odd_number(draft: Draft) -> Fate:
 
 
 def odd_entry(draft: Draft) -> Fate:
-    """Put something in the place of an entry that has to be an object."""
+    """Replace an entry that must be an object with something else."""
     header, data = draft.layout()
     name, rng = draft.weight(), draft.rng
     facts, key = header[name], rng.choice(["dtype", "shape", "data_offsets"])
@@ -776,7 +785,7 @@ def odd_entry(draft: Draft) -> Fate:
 
 
 def overflowing_shape(draft: Draft) -> Fate:
-    """Right only modulo 2**64."""
+    """Write a shape that is right only modulo 2**64."""
     header, data = draft.layout()
     name = draft.weight()
     count, width = math.prod(header[name]["shape"]), WIDTHS[header[name]["dtype"]]
@@ -827,12 +836,12 @@ def odd_offsets(draft: Draft) -> Fate:
     )
     header[name]["data_offsets"] = odd
     draft.put(header, data)
-    moved = len(odd) == 2 and odd[1] - odd[0] == length  # then its neighbours may be what looks wrong
+    moved = len(odd) == 2 and odd[1] - odd[0] == length  # then its neighbours may look wrong instead
     return error(f"{name} is at {odd}, not {[begin, end]}", *about(draft, name) * (not moved))
 
 
 def shared_data(draft: Draft) -> Fate:
-    """Two tensors of one size in the same place, and no hole where the second was."""
+    """Put two tensors of one size in the same place, and leave no hole where the second one was."""
     header, data = draft.layout()
     places = {name: facts["data_offsets"] for name, facts in header.items() if name in draft.base.ours}
     first = draft.weight(lambda stored: sum(len(x.data) == len(stored.data) for x in draft.tensors.values()) > 1)
@@ -848,7 +857,7 @@ def shared_data(draft: Draft) -> Fate:
 
 
 def hole(draft: Draft) -> Fate:
-    """Bytes between two tensors, or before the first, that belong to none."""
+    """Leave bytes between two tensors, or before the first one, that belong to none."""
     header, data = draft.layout()
     size, name = draft.rng.choice([1, 8, 64, 1000]), draft.weight()
     at = header[name]["data_offsets"][0] if draft.rng.random() < 0.8 else 0
@@ -910,7 +919,7 @@ def unknown_dtype(draft: Draft) -> Fate:
 
 
 def relabelled(draft: Draft) -> Fate:
-    """Another known dtype of the same size: floats are read as what the file says, anything else is no weight."""
+    """Name another known dtype of the same size. Floats are then read as the file says, and others are no weights."""
     name = draft.weight()
     stored = draft.tensors[name]
     others = [dtype for dtype, width in WIDTHS.items() if width == WIDTHS[stored.dtype] and dtype != stored.dtype]
@@ -938,7 +947,7 @@ def converted(draft: Draft) -> Fate:
 
 
 def same_count(draft: Draft) -> Fate:
-    """Another shape with the same number of elements."""
+    """Write another shape with the same number of elements."""
     name = draft.weight()
     stored = draft.tensors[name]
     shape, count = stored.shape, math.prod(stored.shape)
@@ -949,7 +958,7 @@ def same_count(draft: Draft) -> Fate:
 
 
 def other_count(draft: Draft) -> Fate:
-    """Another shape, with the data that it needs."""
+    """Write another shape, with the data that it needs."""
     name, rng = draft.weight(), draft.rng
     stored = draft.tensors[name]
     shape = list(stored.shape)
@@ -1011,7 +1020,7 @@ def many_extra(draft: Draft) -> Fate:
 
 
 def more_foreign(draft: Draft) -> Fate:
-    """More of what is not the transformer: known groups have to be skipped, unknown ones may be refused."""
+    """Add tensors of other models. Known groups must be skipped, and unknown ones may be refused."""
     known = draft.rng.random() < 0.7
     group = draft.rng.choice(
         ["vae.", "audio_vae.", "vocoder.", f"{PREFIX}audio_embeddings_connector."]
@@ -1060,7 +1069,7 @@ def rename(draft: Draft, names: Mapping[str, str]) -> None:
 
 
 def other_dialect(draft: Draft) -> Fate:
-    """One tensor, or some, under the name of the other dialect."""
+    """Name one tensor, or several, in the other dialect."""
     single = draft.base.layout in SINGLE
     ours = {PREFIX + name: theirs for name, theirs in names_of(draft.base.release).items()}
     names = {name: PREFIX + theirs if single else name.removeprefix(PREFIX) for name, theirs in ours.items()}
@@ -1074,7 +1083,7 @@ def other_dialect(draft: Draft) -> Fate:
 
 
 def other_prefix(draft: Draft) -> Fate:
-    """Tensors under two prefixes."""
+    """Use two prefixes."""
     single, rng = draft.base.layout in SINGLE, draft.rng
     prefix = rng.choice(["", "transformer.", "model."] if single else [PREFIX, "transformer.", "model."])
     names = [name for name in draft.tensors if name in draft.base.ours]
@@ -1089,7 +1098,7 @@ def other_prefix(draft: Draft) -> Fate:
 
 
 def swapped_files(draft: Draft) -> Fate:
-    """Put an intact file of something else in the place of the target."""
+    """Replace the target with an intact file of something else."""
     other = draft.rng.choice(["another model", "nothing", "metadata only", "only foreign tensors", "a LoRA"])
     names = {
         "another model": ["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"],
@@ -1138,7 +1147,7 @@ def flipped_data(draft: Draft) -> Fate:
 
 
 def spliced(draft: Draft) -> Fate:
-    """Two files' headers in one, or a header with another file's data."""
+    """Join the headers of two files, or a header with another file's data."""
     raw, rng = draft.bytes_of(), draft.rng
     other = Draft(base(*rng.choice(BASES)), rng, draft.root).bytes_of()
     (n, m), a, b = (header_length(raw), header_length(other)), rng.random(), rng.random()
@@ -1176,7 +1185,7 @@ def moved_chunk(draft: Draft) -> Fate:
 
 # ---------------------------------------------------------------- kinds: other things under the name
 class Bomb:
-    """Unpickling it makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -1193,7 +1202,7 @@ def pickled(draft: Draft) -> Fate:
     else:
         pickle.dump({"proj_in.weight": bomb}, buffer, protocol=rng.randrange(6))
     draft.raw[draft.target] = buffer.getvalue()
-    if draft.base.layout == DIFFUSERS and rng.random() < 0.3:  # only as what diffusers wrote in earlier years
+    if draft.base.layout == DIFFUSERS and rng.random() < 0.3:  # only the form that diffusers wrote in earlier years
         draft.files, draft.raw = {}, {"diffusion_pytorch_model.bin": buffer.getvalue()}
     return error(f"a pickle of {len(buffer.getvalue())} bytes")
 
@@ -1227,7 +1236,7 @@ def something_else(draft: Draft) -> Fate:
 
 
 def no_file(draft: Draft) -> Fate:
-    """Not a file, or none at all."""
+    """Remove the file, or put something in its place that is no file."""
     what = draft.rng.choice(
         [
             "absent",
@@ -1300,7 +1309,7 @@ def contradicting_config(draft: Draft) -> Fate:
     """Write a supported config of another model."""
     config, rng = draft.config, draft.rng
     key = rng.choice([*SIZE_KEYS, *flags(draft), "heads", "all"])
-    if key == "heads":  # the same widths in other heads
+    if key == "heads":  # the same widths, divided into other heads
         config |= {
             "num_attention_heads": 1,
             "attention_head_dim": 12,
@@ -1371,7 +1380,7 @@ def broken_config(draft: Draft) -> Fate:
 
 
 def config_of_other_type(draft: Draft) -> Fate:
-    """Write a config that is no object."""
+    """Write a config that is not an object."""
     value = draft.rng.choice([[], [draft.config], "config", 7, None, True, 1.5])
     if draft.base.layout in SINGLE and draft.rng.random() < 0.5:
         draft.document["transformer"] = value
@@ -1410,7 +1419,7 @@ def odd_config_value(draft: Draft) -> Fate:
 
 
 def huge_config(draft: Draft) -> Fate:
-    """Sizes that would take for ever, or all memory, if anything believed them."""
+    """Write sizes that would take forever, or all memory, if they were believed."""
     config, n = draft.config, draft.rng.choice([10**4, 10**6, 10**9, 2**31, 2**62, 2**63, 10**30])
     key = draft.rng.choice(["num_layers", "num_layers", "in_channels", "caption_channels", "width", "heads"])
     if key == "width":
@@ -1430,12 +1439,15 @@ def huge_config(draft: Draft) -> Fate:
 
 
 def shapes_are_small(key: str, n: int, draft: Draft) -> bool:
-    """Releases 2.3 and 2.5 project their text before the transformer: no tensor has that size."""
+    """Return whether no tensor has this size.
+
+    Releases 2.3 and 2.5 project their text before the transformer.
+    """
     return key == "caption_channels" and draft.base.release != "2.0" and n > 0
 
 
 def unknown_key(draft: Draft) -> Fate:
-    """Unknown keys are errors in a config.json, warnings in a Lightricks config, private ones in neither."""
+    """Add an unknown key: an error in config.json, a warning in a Lightricks config, and nothing if it is private."""
     rng = draft.rng
     key = rng.choice(["brand_new_option", "x" * 5000, "\u00e9", "private"])
     draft.config["_private" if key == "private" else key] = rng.choice([True, 5, "text", [1, {"a": None}]])
@@ -1464,7 +1476,7 @@ def other_class(draft: Draft) -> Fate:
 
 
 def odd_metadata(draft: Draft) -> Fate:
-    """`__metadata__` that is not a map of strings to strings."""
+    """Write `__metadata__` that is not a map from strings to strings."""
     header, data = draft.layout()
     metadata, rng = header["__metadata__"], draft.rng
     header["__metadata__"] = rng.choice(
@@ -1487,7 +1499,7 @@ def odd_metadata(draft: Draft) -> Fate:
 
 
 def harmless_metadata(draft: Draft) -> Fate:
-    """Whatever the metadata say beside the config."""
+    """Change metadata other than the config."""
     draft.metadata["model_version"] = draft.rng.choice(["", "2.3-1", "9.9.9", "None", "{", "2" * 5000])
     draft.metadata["license"] = "x" * draft.rng.choice([0, 150_000])
     return either(draft, f"model_version {draft.metadata['model_version'][:20]!r}")
@@ -1495,7 +1507,7 @@ def harmless_metadata(draft: Draft) -> Fate:
 
 # ---------------------------------------------------------------- kinds: folders and indices
 def no_weights(draft: Draft) -> Fate:
-    """Leave a folder without weights, or without anything."""
+    """Leave a folder without weights or without any file."""
     draft.files = {}
     if draft.rng.random() < 0.5:
         draft.document_text, draft.index = "", None
@@ -1503,7 +1515,7 @@ def no_weights(draft: Draft) -> Fate:
 
 
 def two_files(draft: Draft) -> Fate:
-    """Two files that could both be meant."""
+    """Leave two files, either of which could be meant."""
     stored = draft.files.pop(WHOLE) if WHOLE in draft.files else {}
     if draft.base.layout == DIFFUSERS and draft.rng.random() < 0.6:
         draft.files |= {f"{letter}.safetensors": stored for letter in "ab"}
@@ -1538,7 +1550,7 @@ def shard_beside(draft: Draft) -> Fate:
 
 
 def odd_index(draft: Draft) -> Fate:
-    """Write an index that is none."""
+    """Write an index that is not an index."""
     rng, weight_map, text = draft.rng, draft.index["weight_map"], json.dumps(draft.index)
     maps: list[Any] = [None, [], 5, "x", {}, [*weight_map], [*weight_map.items()]]
     draft.index = rng.choice(
@@ -1563,7 +1575,7 @@ def odd_index(draft: Draft) -> Fate:
 
 
 def odd_index_value(draft: Draft) -> Fate:
-    """weight_map whose values are not the names of shards."""
+    """Write a weight_map whose values are not names of shards."""
     name, rng = draft.weight(), draft.rng
     odd: Any = rng.choice(
         [
@@ -1604,7 +1616,7 @@ def odd_index_value(draft: Draft) -> Fate:
 
 
 def escaping_index(draft: Draft) -> Fate:
-    """weight_map that leads out of its folder, to a good shard with other values."""
+    """Write a weight_map that leads out of its folder to a good shard with other values."""
     target = draft.target
     odd = draft.rng.choice(
         [
@@ -1625,7 +1637,7 @@ def escaping_index(draft: Draft) -> Fate:
 
 
 def lead_outside(draft: Draft, file: str) -> list[str]:
-    """Lead the index to that file for some tensors of the target, and return their names."""
+    """Make the index lead to that file for some tensors of the target, and return their names."""
     draft.outside.mkdir()
     (draft.outside / draft.target).write_bytes(draft.other_weights(draft.target))
     chosen = [*draft.tensors] if draft.rng.random() < 0.7 else [draft.weight()]
@@ -1642,7 +1654,7 @@ def linked_index(draft: Draft) -> Fate:
 
 
 def wrong_index(draft: Draft) -> Fate:
-    """Write an index of good form that does not fit its shards."""
+    """Write a well-formed index that does not fit its shards."""
     rng, weight_map, name = draft.rng, draft.index["weight_map"], draft.weight()
     what = rng.choice(["wrong shard", "unknown tensor", "lacks a tensor", "lacks a shard", "twice"])
     other = rng.choice([shard for shard in SHARDS if shard != draft.target])
@@ -1663,14 +1675,14 @@ def wrong_index(draft: Draft) -> Fate:
 
 
 def harmless_index(draft: Draft) -> Fate:
-    """Whatever the index says beside its map."""
+    """Change parts of the index other than its map."""
     draft.index["metadata"] = draft.rng.choice([None, {}, [], *({"total_size": size} for size in (-1, "x", 1e300))])
     draft.index["x"] = draft.rng.choice([None, [[[]]], "text"])
     return either(draft, f"metadata {draft.index['metadata']}")
 
 
 def tensor_twice(draft: Draft) -> Fate:
-    """Store a tensor in two shards with different values: the index says which one is meant."""
+    """Store a tensor in two shards with different values. The index says which one is meant."""
     name = draft.weight()
     stored = draft.tensors[name]
     other = draft.rng.choice([shard for shard in SHARDS if shard != draft.target])
@@ -1679,7 +1691,7 @@ def tensor_twice(draft: Draft) -> Fate:
 
 
 def hub_cache(draft: Draft) -> Fate:
-    """Every file a link to a file outside its folder, as the cache of the Hugging Face hub has them."""
+    """Make every file a link to a file outside its folder, as in the cache of the Hugging Face hub."""
     contents = draft.texts() | {file: draft.bytes_of(file) for file in draft.files}
     draft.folder = draft.path = draft.root / "snapshots" / "0123456789abcdef" / "transformer"
     (blobs := draft.root / "blobs").mkdir(parents=True)
@@ -1751,7 +1763,7 @@ def odd_input_scale(draft: Draft) -> Fate:
 
 
 def odd_quantisation(draft: Draft) -> Fate:
-    """Metadata about the quantisation that is malformed, or says something else than the tensors do."""
+    """Write metadata about the quantisation that are malformed or contradict the tensors."""
     key, rng, name = "_quantization_metadata", draft.rng, scaled_weight(draft).removesuffix(".weight")
     facts = json.loads(draft.metadata[key])
     what = rng.choice(["gone", "malformed", "more layers", "fewer layers", "version", "format"])
@@ -1772,13 +1784,14 @@ def odd_quantisation(draft: Draft) -> Fate:
 
 
 def swapped_scales(draft: Draft) -> Fate:
-    """Two layers' scales exchanged: nothing can notice, and the weights have to be what the file says."""
+    """Exchange the scales of two layers. Nothing can notice that, and the weights must be what the file states."""
     first, second = (f"{scaled_weight(draft)}_scale" for _ in range(2))
     draft.tensors[first], draft.tensors[second] = draft.tensors[second], draft.tensors[first]
     return judged(draft, f"{first} and {second}")
 
 
-# Name, which layouts, how. Those of random damage are several times here: there is more of it to find.
+# For each kind: its name, its layouts, and its function. Random damage is listed several times, because there is more
+# of it to find.
 KINDS: list[tuple[str, tuple[str, ...], Callable[[Draft], Fate]]] = [
     ("untouched", ANY, untouched),
     ("written otherwise", ANY, rewritten),
@@ -1871,7 +1884,7 @@ KINDS: list[tuple[str, tuple[str, ...], Callable[[Draft], Fate]]] = [
     ("odd quantisation metadata", (FP8,), odd_quantisation),
     ("swapped scales", (FP8,), swapped_scales),
 ]
-# What concerns a config that Lightricks' files carry, and diffusers does not read from there.
+# Kinds that concern the config in Lightricks' files, which diffusers does not read from there.
 CONFIG_KINDS = {
     name
     for name, _, spoil in KINDS
@@ -1892,7 +1905,10 @@ CONFIG_KINDS = {
 # ---------------------------------------------------------------- files that change while they are read
 @contextmanager
 def resized_at_call(path: Path, size: int, call: int) -> Iterator[list[int]]:
-    """Cuts or extends a file just before the block calls its `call`th function, Python's or C's; yields their count."""
+    """Cut or extend a file just before the block's `call`th function call, and yield the number of calls.
+
+    Functions of Python and of C count.
+    """
     count = [0]
 
     def hook(frame: Any, event: str, argument: Any) -> None:
@@ -1910,7 +1926,7 @@ def resized_at_call(path: Path, size: int, call: int) -> Iterator[list[int]]:
 
 @contextmanager
 def resized_by_thread(path: Path, sizes: tuple[int, ...], seconds: float) -> Iterator[None]:
-    """Cuts or extends a file to one size after the other, `seconds` apart, from a thread and until the block ends."""
+    """Change a file's size again and again, every `seconds`, from a thread until the block ends."""
     stop = threading.Event()
 
     def work() -> None:
@@ -1936,12 +1952,12 @@ Loader = Callable[[Mutation], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a mutation. INTACT: the original's weights, from what had to be rejected."""
+    """The outcome of a mutation. INTACT means that something to be rejected loaded to the original weights."""
 
     mutation: Mutation
     outcome: str
-    error: str = ""  # its type, with the module
-    message: str = ""  # of the error; or the first difference
+    error: str = ""  # type of the error, with its module
+    message: str = ""  # message of the error, or the first difference
     seconds: float = 0.0
     megabytes: float = 0.0  # peak above the idle process
 
@@ -1955,7 +1971,7 @@ class Report:
 
 @dataclass
 class Guarded:
-    """Loads mutations in another process, which is started again whenever it dies, hangs or eats the memory."""
+    """A process that loads mutations and is started again whenever it dies, hangs or takes too much memory."""
 
     loader: Loader
     directory: Path
@@ -2039,7 +2055,7 @@ def serve(pipe: Connection, loader: Loader, directory: Path, seed: int) -> None:
     while True:
         index = pipe.recv()
         report = observe(loader, mutation(directory, index, seed))
-        if report.outcome == REJECTED and 1 < report.seconds < 5:  # it may be the machine that was busy
+        if report.outcome == REJECTED and 1 < report.seconds < 5:  # the machine may have been busy
             report = min(report, observe(loader, report.mutation), key=lambda r: r.seconds)
         pipe.send(replace(report, mutation=replace(report.mutation, state=None)))
 
@@ -2081,7 +2097,7 @@ def difference(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def resident(pid: int) -> float:
-    """Megabytes of memory that a process has."""
+    """Return the megabytes of memory that a process has."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):
@@ -2090,7 +2106,7 @@ def resident(pid: int) -> float:
 
 
 def idle_memory() -> float:
-    """Megabytes that this process has after giving back what it does not need; `peak` counts from now on."""
+    """Return this process's megabytes after giving back what it does not need. `peak` counts from here."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -2098,6 +2114,6 @@ def idle_memory() -> float:
 
 
 def peak() -> float:
-    """Megabytes that this process had at most since `idle_memory`."""
+    """Return the largest number of megabytes that this process has had since `idle_memory`."""
     status = Path("/proc/self/status").read_text()
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / 1e6
