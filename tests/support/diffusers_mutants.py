@@ -1,8 +1,8 @@
-"""The thirty bugs of mutants.py, under the same names, in diffusers' model: it is changed at run time.
+"""The thirty bugs of mutants.py, under the same names, made in diffusers' model at run time.
 
-`inject(name, model)` gives a context manager; the model is itself again afterwards. Where mutants.py has a loader's
-bugs, this one gives the model the weights that such a loader would make of its own. `SHOWN_IN` names for each bug a
-conformance case in which it shows, and mutants.FIRST the taps at which it may first show.
+`inject(name, model)` returns a context manager, after which the model is as before. For the bugs that mutants.py makes
+in a loader, this file gives the model the weights that such a loader would make of its own. `SHOWN_IN` names for each
+bug a conformance case in which it shows, and mutants.FIRST the taps at which it may first show.
 """
 
 import ast
@@ -21,7 +21,7 @@ from mutants import at_24_fps, norm_in_bfloat16, patched
 from torch import Tensor, nn
 
 Block = transformer_ltx2.LTX2VideoTransformerBlock
-Model = Any  # diffusers' LTX2VideoTransformer3DModel, which has no types
+Model = Any  # diffusers' LTX2VideoTransformer3DModel, which has no type annotations
 Patch = Any
 MUTANTS: dict[str, Callable[[Model], list[Patch]]] = {}
 SHOWN_IN: dict[str, str] = {}
@@ -45,13 +45,13 @@ def arguments(model: Model, change: Callable[[dict[str, Any]], dict[str, Any]]) 
 
 
 def positions(rope: Any, change: Callable[[Tensor], Tensor]) -> Patch:
-    """Change what a RoPE module makes its tables from, but not the coordinates that it is given."""
+    """Change what a RoPE module makes its tables from, but not coordinates that it is given."""
     forward = rope.forward
     return patch.object(rope, "forward", lambda coords, device=None: forward(change(coords), device=device))
 
 
 def planes(rope: Any, change: Callable[[Tensor, int], Tensor]) -> Patch:
-    """Change both tables of a RoPE module. `change` is given them as (B, T, planes), and the number of axes."""
+    """Change both tables of a RoPE module. `change` receives them as (B, T, PLANES), and the number of axes."""
     forward, heads = rope.forward, rope.num_attention_heads
 
     def table(x: Tensor, axes: int) -> Tensor:
@@ -91,7 +91,7 @@ def edited(function: Any, change: Callable[[ast.AST], None]) -> Any:
 
 
 def weights(model: Model, change: Callable[[Tensor], Tensor]) -> list[Patch]:
-    """Change the weights of all Linear layers in blocks, which are those that quantised files have in few bits."""
+    """Change the weights of all Linear layers in blocks, which are those that quantised files store in few bits."""
     return [
         patch.dict(layer._parameters, weight=nn.Parameter(change(layer.weight.detach()), requires_grad=False))
         for layer in model.transformer_blocks.modules()
@@ -279,7 +279,9 @@ def _(model: Model) -> list[Patch]:
 def _(model: Model) -> list[Patch]:
     def patched(norm: Any) -> Patch:
         def forward(x: Tensor) -> Tensor:
-            with patch.object(torch, "layer_norm", norm_in_bfloat16):  # which F.layer_norm calls: a trace sees that
+            with patch.object(
+                torch, "layer_norm", norm_in_bfloat16
+            ):  # F.layer_norm calls this function, so a trace sees it
                 return F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
 
         return patch.object(norm, "forward", forward)

@@ -1,8 +1,8 @@
-"""Thirty real porting bugs, by the name under which the field knows them, and changes that are none.
+"""Thirty real porting bugs, by the names under which the field knows them, and benign changes.
 
-`inject(name, model)` gives a context manager; the model is itself again afterwards. Four bugs are a loader's:
-`LOADERS[name](folder, seed)` writes a small file and gives the model that is in it, and what the bug makes of it.
-`FIRST` has for each bug the taps, in any block, at which it may first show, and the hints that name it.
+`inject(name, model)` returns a context manager, after which the model is as before. Four bugs are those of a loader:
+`LOADERS[name](folder, seed)` writes a small file and returns the model in it, and what the bug makes of that. `FIRST`
+has for each bug the taps, in any block, at which it may first show, and the hints that name it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +63,7 @@ def arguments(model: Model, change: Callable[[dict[str, Any]], dict[str, Any]]) 
 
 
 def functional(module: Any, **changes: Any) -> list[Patch]:
-    """Change torch.nn.functional for one of our modules alone: other implementations use it too."""
+    """Change torch.nn.functional for one of our modules only, since other implementations use it as well."""
     return [patch.object(module, "F", SimpleNamespace(**vars(F) | changes))]
 
 
@@ -165,7 +165,9 @@ def _(model: Model) -> list[Patch]:
 @mutant("max-pos-frames")
 def _(model: Model) -> list[Patch]:
     def in_latent_frames(coords: Tensor, stream: StreamSizes, *rest: Any) -> Rope:
-        factor = torch.tensor([25.0 / 8, 1, 1], dtype=coords.dtype)[:, None, None]  # frames a second, 8 to a latent
+        factor = torch.tensor([25.0 / 8, 1, 1], dtype=coords.dtype)[
+            :, None, None
+        ]  # frames per second, and 8 frames per latent
         return rotation(coords * factor if len(stream.max_position) == 3 else coords, stream, *rest)
 
     return with_rotation(in_latent_frames)
@@ -237,7 +239,7 @@ def _(model: Model) -> list[Patch]:
 
 
 def norm_in_bfloat16(x: Tensor, shape: Any, weight: None, bias: None, eps: float, cudnn: bool) -> Tensor:
-    """Both sums are rounded after each addition."""
+    """Round both sums after each addition."""
 
     def mean(terms: Tensor) -> Tensor:
         total = torch.zeros_like(terms[..., :1])
@@ -252,7 +254,9 @@ def norm_in_bfloat16(x: Tensor, shape: Any, weight: None, bias: None, eps: float
 @mutant("output-norm-bf16")
 def _(model: Model) -> list[Patch]:
     def layer_norm(x: Tensor, shape: Any, eps: float) -> Tensor:
-        with patch.object(torch, "layer_norm", norm_in_bfloat16):  # which F.layer_norm calls: a trace sees that
+        with patch.object(
+            torch, "layer_norm", norm_in_bfloat16
+        ):  # F.layer_norm calls this function, so a trace sees it
             return F.layer_norm(x, shape, eps=eps)
 
     return functional(ltx2ref.model, layer_norm=layer_norm)
@@ -408,12 +412,14 @@ FIRST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nvfp4-nibbles-swapped": (("attn1.norm_q",), ()),
     "int8-not-unrotated": (("attn1.norm_q",), ()),
 }
-ROWS = {name: name.removesuffix("-from-exchange") for name in FIRST}  # of KNOWN_BUGS: two of these are one
+ROWS = {
+    name: name.removesuffix("-from-exchange") for name in FIRST
+}  # names of KNOWN_BUGS, two of which are the same bug
 
 
 # ---------------------------------------------------------------- changes that are none
 def bfloat16_rotation(x: Tensor, rope: Any, layout: str) -> Tensor:
-    """As ltx-core does: tables and products in the model's dtype."""
+    """Rotate as ltx-core does, with tables and products in the model's dtype."""
     cos, sin = (part.to(x.dtype) for part in rope)
     shape, axis = ((2, -1), -2) if layout == "split" else ((-1, 2), -1)
     a, b = x.unflatten(-1, shape).unbind(axis)
@@ -434,7 +440,7 @@ def split_matmul(self: torch.nn.Linear, x: Tensor) -> Tensor:
 
 
 def rounded_partial_sums(self: torch.nn.Linear, x: Tensor) -> Tensor:
-    """As tensor parallelism adds them: each half of a matmul in the model's dtype."""
+    """Add as tensor parallelism does, with each half of a matrix product in the model's dtype."""
     a, b = halves(self, x, x.dtype)
     return a + b if self.bias is None else a + b + self.bias
 

@@ -26,7 +26,7 @@ DOC = (Path(__file__).parents[2] / "docs" / "sharding.md").read_text(encoding="u
 CODE = {source.removeprefix("# ").split()[0]: source for source in re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)}
 RECIPES = ("fsdp", "tensor_parallel", "sequence")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Bugs: what is replaced in a recipe, which then must not pass.
+# Bugs: replacements in a recipe, with which it must not pass.
 BUGS = {
     "the other's heads": ("tensor_parallel", "[rank] for angles in rope", "[1 - rank] for angles in rope"),
     "own keys only": ("sequence", "return x, all_tokens(kv, mesh), (own, known[name][1]), *rest", "return args"),
@@ -60,7 +60,7 @@ def main(rank: int, folder: Path) -> None:
 
 
 def judged(source: str, release: str, dtype: torch.dtype, mesh: DeviceMesh) -> dict[str, Any]:
-    """One model on one process and on two, with every stage compared."""
+    """Compare one model on one process and on two at every stage."""
     names: dict[str, Any] = {}
     exec(source, names)
     config = tiny_config(release)
@@ -97,7 +97,7 @@ def started(recipe: str, folder: Path) -> dict[str, Any]:
 
 
 def inputs_of(config: TransformerConfig, dtype: torch.dtype) -> Inputs:
-    """Per-token timesteps, masked text, and coordinates in place of counts; of one batch element."""
+    """Return per-token timesteps, masked text, and coordinates in place of counts, for one batch element."""
     inputs = random_inputs(
         config, dtype, batch=1, grid=GRID, audio_frames=AUDIO_FRAMES, per_token=True, text_masks=torch.int64
     )

@@ -20,7 +20,7 @@ from ltx2ref.kit.verdict import LEVELS
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ltx2ref" / "kit" / "README.md"]
 SOURCES = [*(ROOT / "ltx2ref").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
-# Words that stand for something of one's own.
+# Words that stand for something of the user's own.
 OWN = {
     "PORT": "my_port:run",
     "PATH": "model.safetensors",
@@ -42,12 +42,12 @@ ELSEWHERE = {
 
 
 def shown() -> dict[str, str]:
-    """Each command without what is said about it, and the file that shows it."""
+    """Yield each command without its explanation, and the file that shows it."""
     found: dict[str, str] = {}
     for path in DOCUMENTS:
         found |= dict.fromkeys(commands_of(path), path.name)
     for path in SOURCES:
-        joined = re.sub(r" \\\\\n +", " ", path.read_text(encoding="utf-8"))  # lines that a backslash continues
+        joined = re.sub(r" \\\\\n +", " ", path.read_text(encoding="utf-8"))  # joins lines that a backslash continues
         lines = re.findall(r"^ {2,4}(\S.*)$", joined, re.MULTILINE)
         found |= dict.fromkeys(map(command, lines), path.name)
     del found[""]
@@ -64,7 +64,7 @@ def commands_of(path: Path) -> list[str]:
 
 
 def command(line: str) -> str:
-    """Empty for a line that is none, or that only names one."""
+    """Return the command on a line, or "" for a line that has none or only mentions one."""
     line = re.split(r" {2,}| #", re.sub(r"\s*\n\s*", " ", line))[0].strip()
     is_one = re.match(r"(\w+=\S+ )?(ltx2ref|python3?|pytest|pip) [-\w./'*{<]", line)
     return line if is_one and not re.fullmatch("ltx2ref (audit|compare|inspect)", line) else ""
@@ -87,7 +87,7 @@ def needed_by(line: str) -> list[str]:
 
 
 def write_files(folder: Path) -> None:
-    """Everything that the commands name: a port, checkpoints, traces, a kit and results for it."""
+    """Write everything that the commands name: a port, checkpoints, traces, a kit and results for it."""
     auditing = (ROOT / "docs" / "auditing.md").read_text(encoding="utf-8")
     code = {x.split("\n", 1)[0]: x for x in re.findall(r"```python\n(.*?)```", auditing, re.DOTALL)}
     (folder / "my_port.py").write_text(code["# my_port.py"], encoding="utf-8")
@@ -126,7 +126,7 @@ def small_kit() -> patch.multiple:  # type: ignore[type-arg]
 
 
 def arguments_of(line: str) -> list[str]:
-    """Return a command's words after the first, without comments, and with files that are there."""
+    """Return the words of a command after the first, without comments, and with files that exist."""
     return [OWN.get(x, x) for x in shlex.split(line.replace("[", "").replace("]", "").partition(" > ")[0])[1:]]
 
 

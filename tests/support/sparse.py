@@ -57,7 +57,7 @@ ABSENT_2_0 = (
 
 
 class Spec(NamedTuple):
-    """A tensor, but for its numbers."""
+    """A tensor without its numbers."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class Spec(NamedTuple):
 
 Specs = dict[str, Spec]
 Metadata = dict[str, str] | None
-Chooser = Callable[[str], bool]  # of a Linear's published name without a prefix: is it quantised?
+Chooser = Callable[[str], bool]  # decides by a Linear's published name without a prefix whether it is quantised
 
 
 class SparseFile(NamedTuple):
@@ -78,16 +78,16 @@ class SparseFile(NamedTuple):
     release: str
     format: str
     repository: str
-    file: str  # in the repository; of sharded ones, the folder
+    file: str  # path in the repository; the folder if there are shards
     contents: Callable[[], tuple[Specs, Metadata]]
-    tensors: int  # of the copy
-    published_tensors: int | None  # None: unknown
+    tensors: int  # size of the copy in bytes
+    published_tensors: int | None  # None if unknown
     published_bytes: int | None
-    revision: str = ""  # if it is not the newest
+    revision: str = ""  # given if it is not the newest
 
     @property
     def path(self) -> Path:
-        """Below the folder that all copies are written to."""
+        """Return the path below the folder that all copies are written to."""
         return Path(self.repository + ("@" + self.revision if self.revision else ""), self.file)
 
     @property
@@ -113,7 +113,7 @@ def write_sparse(path: Path, specs: Specs, metadata: Metadata) -> None:
 
 
 def header(specs: Specs, metadata: Metadata) -> bytes:
-    """As the safetensors library writes it: wide types first, then by name, padded with spaces to 8 bytes."""
+    """Return the header as the safetensors library writes it: wide types first, then by name, padded to 8 bytes."""
     described: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     order, end = list(WIDTHS), 0
     for name, spec in sorted(specs.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
@@ -138,7 +138,7 @@ def write_shards(folder: Path, specs: Specs, release: str) -> None:
 
 
 def shards_of(specs: Specs) -> list[Specs]:
-    """Greedily, in the order of `specs`, as diffusers splits a state."""
+    """Fill shards greedily in the order of `specs`, as diffusers splits a state."""
     shards: list[Specs] = [{}]
     used = 0
     for name, spec in specs.items():
@@ -213,7 +213,7 @@ def prefixed(specs: Specs) -> Specs:
 
 # ---------------------------------------------------------------- quantised layers
 def quantised(specs: Specs, chosen: Chooser, encode: Callable[[str, Spec], Specs]) -> Specs:
-    """With each chosen layer's weight replaced by what `encode` makes of it, from its module's name."""
+    """Replace the weight of each chosen layer by what `encode` makes of it, given its module's name."""
     result: Specs = {}
     for name, spec in specs.items():
         module = name.removesuffix(".weight")
@@ -258,7 +258,7 @@ def int8_convrot(module: str, weight: Spec) -> Specs:
 
 
 def nvfp4(module: str, weight: Spec) -> Specs:
-    """All widths fill the 128 x 4 tiles of the scales."""
+    """Encode in NVFP4. All widths fill the 128 x 4 tiles of the scales."""
     out, width = weight.shape
     return {
         f"{module}.weight": Spec("U8", (out, width // 2)),
@@ -269,13 +269,13 @@ def nvfp4(module: str, weight: Spec) -> Specs:
 
 
 def layers_of(specs: Specs) -> list[str]:
-    """Full names of the layers that have a scale."""
+    """Return the full names of the layers that have a scale."""
     return [name.removesuffix(".weight_scale") for name in specs if name.endswith(".weight_scale")]
 
 
 # ---------------------------------------------------------------- contents
 def single_file(release: str, size: int, chosen: Chooser | None = None) -> tuple[Specs, Metadata]:
-    """In BF16, or with `chosen` layers in scaled FP8; of `size` bytes."""
+    """Return the tensors of a single file in BF16, with `chosen` layers in scaled FP8, that fill `size` bytes."""
     ours = transformer(release) | connectors(release)
     metadata = writers.lightricks_metadata(CONFIGS[release])
     if chosen is not None:
@@ -285,10 +285,10 @@ def single_file(release: str, size: int, chosen: Chooser | None = None) -> tuple
 
 
 def filled(specs: Specs, metadata: Metadata, size: int) -> Specs:
-    """With the three placeholders, so that the file has `size` bytes."""
+    """Add the three placeholders, so that the file has `size` bytes."""
     specs = specs | {name: Spec("U8", (n,)) for name, n in PLACEHOLDERS.items()}
     rest = size - 8 - total(specs)
-    guess = {"vae.placeholder": Spec("U8", (rest - 1_000_000,))}  # of as many digits, which is all that matters
+    guess = {"vae.placeholder": Spec("U8", (rest - 1_000_000,))}  # only the number of digits matters
     return specs | {"vae.placeholder": Spec("U8", (rest - len(header(specs | guess, metadata)),))}
 
 
@@ -313,7 +313,7 @@ def nvfp4_2_5(newer: bool) -> tuple[Specs, Metadata]:
 
 
 def vonkaiser() -> Specs:
-    """In FP8 is what is BF16 and has two dimensions elsewhere: all weights, the registers, the keyframes tensor."""
+    """Put in FP8 what is BF16 elsewhere and has two dimensions: all weights, the registers, the keyframes tensor."""
     specs: Specs = {}
     for name, spec in split().items():
         if spec.dtype == "BF16" and len(spec.shape) == 2:

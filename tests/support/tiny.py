@@ -11,7 +11,7 @@ from ltx2ref import LTX_2_0, LTX_2_3, LTX_2_5, LTX2VideoTransformer3DModel, Tran
 Inputs = dict[str, Any]
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
-# Heads, and the head_dims of both streams. No video width divides by 6, so that some planes are padding.
+# Heads, and the head_dims of both streams. No video width is divisible by 6, so that some planes are padding.
 SIZES = {"2.0": (2, 26, 10), "2.3": (4, 14, 10), "2.5": (2, 26, 14)}
 
 

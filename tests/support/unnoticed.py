@@ -40,7 +40,7 @@ def changed(change: Change, model: nn.Module) -> AbstractContextManager[None]:
 
 
 def arguments(change: Callable[[Given], Given]) -> Change:
-    """Change what the model is called with."""
+    """Change the arguments with which the model is called."""
 
     def patches(model: Any) -> list[Any]:
         forward = model.forward
@@ -81,7 +81,7 @@ def with_residual(given: Given, x: Tensor, name: str) -> Tensor:
 
 
 def rows_by_latents(given: Given) -> Given:
-    """Rows whose latents are equal are computed once, although their text differs."""
+    """Compute rows with equal latents only once, although their text differs."""
     same = all(
         torch.equal(given[name][:1].expand_as(given[name]), given[name])
         for name in ("hidden_states", "audio_hidden_states")
@@ -97,7 +97,7 @@ def rows_by_latents(given: Given) -> Given:
 
 
 def audio_level_of_tokens(given: Given) -> Given:
-    """Where the video has a timestep for each token, and the audio has not, the audio takes the first token's."""
+    """Give the audio the first token's timestep where the video has one for each token and the audio does not."""
     timestep, audio = given["timestep"], given.get("audio_timestep")
     return {"audio_timestep": timestep[:, 0]} if audio is not None and audio.ndim < timestep.ndim else {}
 
@@ -160,7 +160,7 @@ add(
 
 # ---------------------------------------------------------------- other batches
 def squeezed_mask(given: Given) -> Given:
-    """Drop the mask's dimension of a batch of one, which makes it a bias that fits all rows."""
+    """Drop the dimension of a mask whose batch is one, which makes it a bias that fits all rows."""
     mask = given.get("encoder_attention_mask")
     if mask is None or mask.squeeze().ndim != 1:
         return {}
@@ -168,7 +168,7 @@ def squeezed_mask(given: Given) -> Given:
 
 
 def sigma_by_halves(given: Given) -> Given:
-    """One sigma for each half of the batch, as if there were two rows."""
+    """Use one sigma for each half of the batch, as if there were two rows."""
     sigma = given.get("sigma")
     return (
         {}
@@ -266,7 +266,7 @@ add(
 
 # ---------------------------------------------------------------- masks
 def text_bias(fill: Callable[[Tensor, torch.dtype], Tensor]) -> Change:
-    """Masks (B, S) become a bias, or True to keep, (B, 1, S) by another rule."""
+    """Turn masks (B, S) into a bias (B, 1, S) by another rule, or into True for what is kept."""
     names = ("encoder_attention_mask", "audio_encoder_attention_mask")
     return arguments(
         lambda given: {
@@ -307,7 +307,7 @@ add(
     attributes("norm_out", "audio_norm_out", eps=float(np.float32(1e-6))),
 )
 
-# Exact arithmetic sees these epsilons in each case. Natively bfloat16 hides them where streams are of unit size.
+# Exact arithmetic sees these epsilons in each case. Natively, bfloat16 hides them where streams have unit size.
 NORMS = (
     "norm1",
     "audio_norm1",

@@ -27,16 +27,16 @@ from ltx2ref import TransformerConfig
 
 State = dict[str, Tensor]
 Writer = Callable[[Path, State, TransformerConfig], State]
-Chooser = Callable[[str], bool]  # of a Linear's diffusers name: is it quantised?
-Encoder = Callable[[Tensor], tuple[State, Tensor]]  # a weight as its stored tensors by suffix, and its truth
+Chooser = Callable[[str], bool]  # decides by a Linear's diffusers name whether it is quantised
+Encoder = Callable[[Tensor], tuple[State, Tensor]]  # returns the stored tensors of a weight by suffix, and its truth
 
 PREFIX = "model.diffusion_model."
 FP8_NAMES = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
 CONVROT_GROUP = 256
 NVFP4_BLOCK = 16
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # by code; a code's bit 3 is the sign
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # values by code; bit 3 of a code is the sign
 
-# Dotted parts of diffusers' names that the published files call differently.
+# Parts of diffusers' names, between dots, that published files call differently.
 ORIGINAL_PARTS = {
     "proj_in": "patchify_proj",
     "audio_proj_in": "audio_patchify_proj",
@@ -130,7 +130,7 @@ SCHEDULER = {
     "base_resolution": None,
     "sampler": "LinearQuadratic",
 }
-# Keys of a Lightricks config that are not the transformer's, but stand beside its own.
+# Keys in a Lightricks config that do not concern the transformer, but stand beside those that do.
 CONNECTOR_KEYS: dict[str, Any] = {
     "connector_attention_head_dim": 128,
     "connector_norm_output": True,
@@ -193,7 +193,7 @@ def quantisable_config(release: str, **changes: Any) -> TransformerConfig:
 
 
 def padded_config(release: str, **changes: Any) -> TransformerConfig:
-    """Smaller, and only for NVFP4: no scale of a square layer fills its 128 x 4 tiles, G is 3 (video) and 5."""
+    """Return a smaller release, only for NVFP4: no scale of a square layer fills its 128 x 4 tiles."""
     sizes = {
         "attention_head_dim": 12,
         "cross_attention_dim": 48,
@@ -220,7 +220,7 @@ def original_name(name: str) -> str:
 
 
 def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> State:
-    """In `dtype`, but for the scale-shift tables, which all files except diffusers' own keep in float32."""
+    """Cast a state to `dtype`, except for the scale-shift tables, which all files but diffusers' keep in float32."""
     return {
         name: tensor.to(torch.float32 if "scale_shift_table" in name else dtype).contiguous()
         for name, tensor in state.items()
@@ -235,7 +235,7 @@ def lightricks_config(config: TransformerConfig) -> dict[str, Any]:
 
 
 def lightricks_metadata(config: TransformerConfig) -> dict[str, str]:
-    """`__metadata__` of a single file (2.0, 2.3) or of a split one (2.5). 2.0's version is unknown: left out."""
+    """Return `__metadata__` of a single file (2.0, 2.3) or a split one (2.5). 2.0's version is unknown and left out."""
     release = release_of(config)
     described: dict[str, Any] = {"transformer": lightricks_config(config), "scheduler": SCHEDULER}
     if release != "2.5":
@@ -249,7 +249,7 @@ def lightricks_metadata(config: TransformerConfig) -> dict[str, str]:
 
 
 def quantization_metadata(layers: Mapping[str, str]) -> dict[str, str]:
-    """`_quantization_metadata`, from the full name and the format of each quantised layer."""
+    """Return `_quantization_metadata` from the full name and the format of each quantised layer."""
     described = {"format_version": "1.0", "layers": {name: {"format": text} for name, text in layers.items()}}
     return {"_quantization_metadata": json.dumps(described)}
 
@@ -259,7 +259,7 @@ def diffusers_config(config: TransformerConfig) -> dict[str, Any]:
 
 
 def blob(value: object) -> Tensor:
-    """JSON as the bytes of a U8 tensor: how ComfyUI and torchao mark a layer."""
+    """Return JSON as the bytes of a U8 tensor, with which ComfyUI and torchao mark a layer."""
     return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
 
 
@@ -315,7 +315,7 @@ def save(path: Path, tensors: State, metadata: Mapping[str, str] | None = None) 
 
 
 def write_json(path: Path, value: object) -> None:
-    """As diffusers writes its configs."""
+    """Write JSON as diffusers writes its configs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -324,7 +324,7 @@ def write_json(path: Path, value: object) -> None:
 def write_diffusers(
     folder: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16, shards: int = 1
 ) -> State:
-    """config.json, and one file or `shards` of them with an index. Tables too are in `dtype`."""
+    """Write config.json, and one file or `shards` of them with an index. Tables are in `dtype` as well."""
     truth = {name: tensor.to(dtype).contiguous() for name, tensor in state.items()}
     write_json(folder / "config.json", diffusers_config(config))
     write_shards(folder, truth, shards)
@@ -356,7 +356,7 @@ def write_index(folder: Path, total_size: int, weight_map: Mapping[str, str]) ->
 def write_single_file(
     path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16
 ) -> State:
-    """Lightricks' file of 2.0 and 2.3, with connectors, text projection, VAEs, vocoder and metadata."""
+    """Write Lightricks' file of 2.0 and 2.3, with connectors, text projection, VAEs, vocoder and metadata."""
     truth = cast(state, dtype)
     foreign = prefixed(connectors(dtype)) | other_models(release_of(config), dtype)
     save(path, renamed(truth) | foreign, lightricks_metadata(config))
@@ -364,7 +364,7 @@ def write_single_file(
 
 
 def write_split(path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16) -> State:
-    """Lightricks' file of 2.5: the transformer and the connectors, four metadata keys."""
+    """Write Lightricks' file of 2.5: the transformer, the connectors and four metadata keys."""
     truth = cast(state, dtype)
     save(path, renamed(truth) | prefixed(connectors(dtype)), lightricks_metadata(config))
     return truth
@@ -373,7 +373,7 @@ def write_split(path: Path, state: State, config: TransformerConfig, *, dtype: t
 def write_transformer_only(
     path: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16, metadata: bool = True
 ) -> State:
-    """ComfyUI's and Kijai's repackages: the prefix is kept, and the metadata if `metadata`."""
+    """Write the repackaged files of ComfyUI and Kijai, which keep the prefix, and with `metadata` the metadata."""
     truth = cast(state, dtype)
     save(path, renamed(truth), lightricks_metadata(config) if metadata else None)
     return truth
@@ -382,14 +382,14 @@ def write_transformer_only(
 def write_diffsynth(
     folder: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16
 ) -> State:
-    """DiffSynth's repackage, `transformer.safetensors`: the prefix is kept, no metadata."""
+    """Write DiffSynth's repackaged file, `transformer.safetensors`, which keeps the prefix but no metadata."""
     return write_transformer_only(folder / "transformer.safetensors", state, config, dtype=dtype, metadata=False)
 
 
 def write_fastvideo(
     folder: Path, state: State, config: TransformerConfig, *, dtype: torch.dtype = torch.bfloat16
 ) -> State:
-    """FastVideo's folder: published names without a prefix, and a Lightricks config of another class."""
+    """Write FastVideo's folder: published names without a prefix, and a Lightricks config of another class."""
     truth = cast(state, dtype)
     save(folder / "model.safetensors", renamed(truth, prefix=""))
     write_json(folder / "config.json", lightricks_config(config) | {"_class_name": "LTX2Transformer3DModel"})
@@ -582,12 +582,12 @@ def encode_int8_convrot(weight: Tensor) -> tuple[State, Tensor]:
 
 
 def rotate(weight: Tensor) -> Tensor:
-    """Each group of 256 columns times the Hadamard matrix, which is its own inverse."""
+    """Multiply each group of 256 columns by the Hadamard matrix, which is its own inverse."""
     return (weight.reshape(-1, CONVROT_GROUP) @ hadamard()).reshape(weight.shape)
 
 
 def hadamard() -> Tensor:
-    """(256, 256), float64: symmetric, orthogonal, all of its elements are 1/16 or -1/16."""
+    """Return a symmetric, orthogonal matrix (256, 256) in float64, whose elements are 1/16 or -1/16."""
     h4 = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float64)
     return torch.kron(torch.kron(h4, h4), torch.kron(h4, h4)) / 16
 
@@ -658,7 +658,7 @@ def encode_torchao(weight: Tensor, swizzled: bool = True) -> tuple[State, Tensor
 
 
 def quantise_nvfp4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes 0 to 15 (N, K), scales of 16 columns each (N, K / 16) in e4m3, and the float32 scale of all."""
+    """Return codes 0 to 15 (N, K), e4m3 scales (N, K / 16) of 16 columns each, and the float32 scale of all."""
     blocks = weight.double().unflatten(1, (-1, NVFP4_BLOCK))
     scale_2 = (blocks.abs().max() / 2688).float().clamp(min=1e-30)
     scales = (blocks.abs().amax(2) / 6 / scale_2.double()).clamp(max=448).to(torch.float8_e4m3fn)
@@ -670,19 +670,19 @@ def quantise_nvfp4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def dequantise_nvfp4(codes: Tensor, scales: Tensor, scale_2: Tensor) -> Tensor:
-    """Truth: value times scale, which is exact, times `scale_2`, rounded to float32."""
+    """Return the truth: value times scale, which is exact, times `scale_2`, rounded to float32."""
     values = torch.tensor(E2M1 + tuple(-x for x in E2M1), dtype=torch.float64)[codes.long()]
     return (values.unflatten(1, (-1, NVFP4_BLOCK)) * scales.double()[:, :, None] * scale_2.double()).flatten(1).float()
 
 
 def pack_nibbles(codes: Tensor, *, high_first: bool) -> Tensor:
-    """Two codes in a byte: (N, K) as (N, K / 2)."""
+    """Pack two codes (N, K) into each byte (N, K / 2)."""
     even, odd = codes[:, 0::2], codes[:, 1::2]
     return even << 4 | odd if high_first else odd << 4 | even
 
 
 def swizzle(scales: Tensor) -> Tensor:
-    """(N, G) in 128 x 4 tiles: (roundup(N, 128), roundup(G, 4)), zeros where the tiles stick out."""
+    """Arrange (N, G) in 128 x 4 tiles (roundup(N, 128), roundup(G, 4)), with zeros where the tiles stick out."""
     rows, columns = scales.shape
     padded_rows, padded_columns = -(-rows // 128) * 128, -(-columns // 4) * 4
     tiled = torch.zeros(padded_rows * padded_columns, dtype=torch.uint8)
@@ -692,7 +692,7 @@ def swizzle(scales: Tensor) -> Tensor:
 
 
 def tile_offset(r: Any, c: Any, columns: int) -> Any:
-    """Where the scale of row r and block c is stored, of integers or tensors of them; `columns` is padded to 4."""
+    """Return where the scale of row r and block c is stored, for integers or tensors. `columns` is padded to 4."""
     tile = (r // 128) * (columns // 4) + c // 4
     return tile * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4
 
@@ -717,13 +717,13 @@ def is_linear(module: str, state: Mapping[str, Tensor]) -> bool:
 
 
 def quantised_layers(stored: State) -> list[str]:
-    """Full names of the layers that have a scale."""
+    """Return the full names of the layers that have a scale."""
     return [PREFIX + name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")]
 
 
 # ---------------------------------------------------------------- GGUF
 def mixed_gguf_types(name: str, tensor: Tensor) -> str:
-    """By the diffusers name: vectors and tables in F32, as converters keep them, all other tensors in any type."""
+    """Choose types by diffusers' name: F32 for vectors and tables, as converters do, and any type for the others."""
     if tensor.ndim == 1 or "scale_shift_table" in name:
         return "F32"
     fitting = (*GGUF_BLOCKS, "F16", "BF16") if tensor.shape[-1] % 32 == 0 else ("F16", "BF16", "F32")
@@ -776,7 +776,7 @@ def add_gguf_tensor(writer: Any, key: str, tensor: Tensor, kind: str) -> Tensor:
         return decode_gguf(torch.from_numpy(coded), kind)
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
     stored = tensor.to(dtype).contiguous()
-    plain = stored.view(torch.uint8) if kind == "BF16" else stored  # numpy has no bfloat16
+    plain = stored.view(torch.uint8) if kind == "BF16" else stored  # because numpy has no bfloat16
     writer.add_tensor(key, plain.numpy(), raw_dtype=ggml_type)
     return stored
 
@@ -788,12 +788,12 @@ def finish_gguf(writer: Any) -> None:
     writer.close()
 
 
-# Bytes of a block of 32 numbers: a float16 scale, perhaps a float16 minimum, perhaps 4 bytes of fifth bits, codes.
+# Bytes in a block of 32 numbers: a float16 scale, perhaps a float16 minimum, perhaps 4 bytes of fifth bits, and codes.
 GGUF_BLOCKS = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
 
 
 def decode_gguf(coded: Tensor, kind: str) -> Tensor:
-    """Bytes (N, ...) as float32 (N, K): scale * (code - centre), or scale * code + minimum."""
+    """Decode bytes (N, ...) to float32 (N, K): scale * (code - centre), or scale * code + minimum."""
     blocks = coded.reshape(-1, GGUF_BLOCKS[kind])
     scale = half(blocks[:, :2])
     if kind == "Q8_0":
@@ -806,7 +806,10 @@ def decode_gguf(coded: Tensor, kind: str) -> Tensor:
 
 
 def gguf_codes(block: Tensor) -> Tensor:
-    """Codes (B, 32) of 16 bytes of nibbles, the first half of the numbers low, behind 0 or 4 bytes of fifth bits."""
+    """Return codes (B, 32) from 16 bytes of nibbles, the first half of the numbers low.
+
+    They come after 0 or 4 bytes of fifth bits.
+    """
     nibbles = block[:, -16:].int()
     codes = torch.cat([nibbles & 15, nibbles >> 4], 1)
     if block.shape[1] == 20:  # bit i % 8 of byte i // 8 belongs to number i
@@ -820,7 +823,7 @@ def half(two_bytes: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- all
-# With default options: a name, and the writer. The path is a folder where the name ends in /.
+# Writers with default options, by name. The path is a folder where the name ends in /.
 WRITERS: dict[str, Writer] = {
     "diffusers/": write_diffusers,
     "single_file": write_single_file,
