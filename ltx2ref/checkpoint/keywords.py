@@ -57,7 +57,7 @@ def refuse_keywords(given: Mapping[str, Any], unsupported: Mapping[str, Unsuppor
         if name not in unsupported:
             raise TypeError(f"{name}: unknown keyword; expected one of {', '.join(taken)}")
         harmless, reason = unsupported[name]
-        if value is not None and not any(type(value) is type(x) and value == x for x in harmless):
+        if value not in (None, *harmless):
             raise ValueError(f"{name} = {value!r} is not supported: {reason}")
 
 
