@@ -246,6 +246,7 @@ def test_ctrl_c_is_130_without_a_traceback() -> None:
     code = """
 import os, signal, sys
 from ltx2ref import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with the signal ignored
 cli.verify.chosen = lambda options: os.kill(os.getpid(), signal.SIGINT) or []
 sys.exit(cli.main(["verify", "--list"]))
 """

@@ -245,7 +245,7 @@ def double(x: Tensor) -> Tensor:
         (lambda x: F.dropout(x), r"aten\.(bernoulli_|native_dropout|dropout)"),
         (lambda x: x.index_put((torch.tensor([0]),), x[:1], accumulate=True), r"aten\.index_put"),
         (lambda x: x.scatter_reduce(0, torch.zeros(4, 4, dtype=torch.long), x, "sum"), r"aten\.scatter_reduce"),
-        (lambda x: torch.view_as_complex(x.view(-1, 2)) * 2, r"aten\.mul\.Tensor of torch\.complex64"),
+        (lambda x: torch.view_as_complex(x.view(-1, 2)) * 2, r"aten\.mul\.Tensor for torch\.complex64"),
         (lambda x: torch.div(x, 2, rounding_mode="floor"), "rounding_mode='floor'"),
         (lambda x: torch.linalg.vector_norm(x, 3), "order 3"),
         (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "dropout_p=0, got 0.5"),
