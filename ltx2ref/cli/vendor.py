@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .command import DONE, WRONG, add_command
-from .output import print_json
+from .output import print_json, print_text
 
 VENDOR_EXAMPLES = """examples:
   ltx2ref vendor myproject --as ltx2_reference
@@ -58,7 +58,7 @@ def run_vendor(options: argparse.Namespace) -> int:
         if options.json:
             print_json(asdict(copy))
         else:
-            print("\n".join(copy_report(copy, options.ask_index)))
+            print_text("\n".join(copy_report(copy, options.ask_index)))
         return DONE if copy.current else WRONG
     if options.update:
         written = update_copy(target, dry_run=dry_run)
@@ -71,5 +71,5 @@ def run_vendor(options: argparse.Namespace) -> int:
     if options.json:
         print_json(asdict(written) | {"dry_run": dry_run})
     else:
-        print("\n".join(written_report(written, dry_run)))
+        print_text("\n".join(written_report(written, dry_run)))
     return DONE

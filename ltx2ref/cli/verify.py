@@ -262,7 +262,7 @@ def print_native_summary(
         print("  The numbers above are errors against float64, as a share of what is")
         print(f"  allowed; the largest is {max(r.share for r in native):.2f}.")
     else:
-        print("  This machine has the bits of the recording one: nothing but identical passes.")
+        print("  This machine computes the recording machine's bits: only identical runs pass.")
 
 
 def this_machine(simulated: str | None) -> str:
