@@ -79,13 +79,17 @@ def vendor(
     `parent` is not a folder, unless `parents` asks for it to be made. With `dry_run` nothing is written.
     """
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"--as {name}: expected a Python identifier, by which the copy can be imported")
+        raise ValueError(
+            f"--as {name}: expected a Python identifier that is no keyword, by which the copy can be imported"
+        )
     target = Path(parent) / name
     if (target / RECORD).is_file():
         there = read_record(target)
         raise ValueError(f"{target}: already holds a copy of ltx2ref {there.version}; --update replaces it")
     if target.exists() or target.is_symlink():
         raise ValueError(f"{target}: already exists and is not a copy of ltx2ref: it has no {RECORD}")
+    if Path(parent).exists() and not Path(parent).is_dir():
+        raise ValueError(f"{parent}: expected a folder in which to put the copy, got a file")
     if not Path(parent).is_dir() and not parents:
         raise ValueError(f"{parent}: expected an existing folder in which to put the copy; --parents makes it")
     return put_copy(target, model_only, contents_of(model_only), {}, None, {}, dry_run)

@@ -101,6 +101,8 @@ def read_record(folder: Path) -> Origin:
             del upstream[f"{PATCHES}/{name}"]
         commit = commits[0] if commits else None
         return Origin(str(library["version"]), commit, kind == "model", files, upstream, patches)
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: expected a copy of ltx2ref, with its {RECORD}, and found none there") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder}: expected a copy of ltx2ref, with its {RECORD}: {said}") from None
