@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import ltx2ref.embeddings
 import ltx2ref.model
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig
+from ltx2ref.block import Perturbation
 from ltx2ref.rope import Rope, apply_rope, rotation
 
 bounded = settings(max_examples=10, deadline=None, derandomize=True, database=None)
@@ -181,11 +182,11 @@ def test_streams_of_equal_size_are_the_same_function(release: str, layout: str) 
 
     inputs = random_inputs(config, batch=3, per_token=True, text_masks=torch.int64, self_mask=True)
     vx, ax, vc, ac, *_ = entries(random_model(config), inputs)
-    swapped = (c._replace(cross_mod=c.cross_mod[:, :, directions[:4]]) for c in (ac, vc))
-    keep = torch.tensor([0.0, 1.0, 0.25])[:, None, None]
+    swapped = (c._replace(exchange_offsets=c.exchange_offsets[:, :, directions[:4]]) for c in (ac, vc))
+    perturbation = Perturbation(keep=torch.tensor([0.0, 1.0, 0.25])[:, None, None], isolated=False)
     with torch.no_grad():
-        video, audio = block(vx, ax, vc, ac, keep)
-        mirrored_audio, mirrored_video = mirror(ax, vx, *swapped, keep)
+        video, audio = block(vx, ax, vc, ac, perturbation)
+        mirrored_audio, mirrored_video = mirror(ax, vx, *swapped, perturbation)
     assert torch.equal(video, mirrored_video)
     assert torch.equal(audio, mirrored_audio)
 
