@@ -7,6 +7,7 @@ test_kit.py.
 """
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy_port
@@ -35,12 +36,12 @@ def computed(case: Case, dtype: str) -> dict[str, Any]:
     inputs |= inputs.pop("attention_kwargs", None) or {}
     weights = build(case.config, EXACT_DTYPES[dtype], scales=case.scales).state_dict()
     numpy_port.TAPS.clear()
-    numpy_port.Numbers.dtype = dtype
-    numpy_port.forward(
-        case.config.to_diffusers(),
-        {name: wide(x) for name, x in weights.items()},
-        {name: wide(x) for name, x in inputs.items() if x is not None},
-    )
+    with patch.object(numpy_port.Numbers, "dtype", dtype):
+        numpy_port.forward(
+            case.config.to_diffusers(),
+            {name: wide(x) for name, x in weights.items()},
+            {name: wide(x) for name, x in inputs.items() if x is not None},
+        )
     return dict(numpy_port.TAPS)
 
 
