@@ -239,9 +239,7 @@ class StreamArguments(NamedTuple):
     text: Tensor  # (B, S, E)
     timestep: Tensor  # (B,), (B, 1) or (B, T)
     sigma: Any  # (B,) or (B, 1); None where nothing needs it
-    text_mask: (
-        Tensor | None
-    )  # (B, S), 1 keeps; or (B, 1|T, S), added to the logits, or if bool True where a token is seen
+    text_mask: Tensor | None  # (B, S), 1 keeps; or (B, 1|T, S), added to the logits, or bool, True where one is seen
     coords: Tensor | None  # (B, P, T, 2) patch bounds, or (B, P, T) positions
     grid: tuple[Any, ...]  # token frames, for video also rows and columns: for coordinates, if there are none
     self_mask: Tensor | None = None  # (B, T, T), 1 keeps

@@ -406,28 +406,12 @@ def arange(m: Arithmetic, *bounds: Scalar) -> Tensor:
     return float(start) + float(step) * torch.arange(math.ceil((end - start) / step), dtype=torch.float64)
 
 
+# fmt: off
 FUNCTIONS = (
-    "exp",
-    "exp2",
-    "expm1",
-    "log",
-    "log2",
-    "log10",
-    "log1p",
-    "sin",
-    "cos",
-    "tan",
-    "tanh",
-    "sinh",
-    "cosh",
-    "asin",
-    "acos",
-    "atan",
-    "atan2",
-    "sqrt",
-    "erf",
-    "erfc",
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "sinh", "cosh", "asin",
+    "acos", "atan", "atan2", "sqrt", "erf", "erfc",
 )
+# fmt: on
 NARROW: dict[str, Callable[..., Any]] = {
     "rms_norm": exact_rms_norm,
     "_fused_rms_norm": exact_rms_norm,

@@ -111,9 +111,8 @@ def written(
 @releases
 def test_a_dialect_loads_as_the_weights_that_were_written(dialect: str, release: str, tmp_path: Path) -> None:
     path, truth, config = written(tmp_path, dialect, release)
-    given = (
-        config if dialect in WITHOUT_CONFIG and release == "2.0" else None
-    )  # without gates, the heads cannot be counted
+    # Without gates, the heads cannot be counted.
+    given = config if dialect in WITHOUT_CONFIG and release == "2.0" else None
     assert_same(ltx2ref.load(path, config=given), direct(config, truth, torch.bfloat16))
 
 

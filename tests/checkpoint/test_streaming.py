@@ -168,9 +168,8 @@ def test_never_are_more_than_two_blocks_in_memory_and_none_is_left_on_a_block(tm
         seen.append((bytes_of(model.parameters()) - outside, bytes_of(alive) - outside))
 
     gc.collect()
-    other = (
-        bytes_of(x for x in gc.get_objects() if type(x) is torch.nn.Parameter) - outside
-    )  # models that other tests left
+    # Models that other tests left are still there.
+    other = bytes_of(x for x in gc.get_objects() if type(x) is torch.nn.Parameter) - outside
     for each in model.transformer_blocks:
         each.ff.register_forward_pre_hook(count)
     run(model, inputs_of(model))
