@@ -515,7 +515,7 @@ def beside(results: Results) -> list[str]:
         for command, x in found.items() if kind == "bug" else ():
             if x.verdict != FAILED:
                 missed_on.setdefault(f"{bug} by {command} in {dtype}", []).append(name)
-    return lines + [f"- missed: {what}, on {len(names)} machines" for what, names in sorted(missed_on.items())]
+    return lines + [f"- missed: {what} ({', '.join(names)})" for what, names in sorted(missed_on.items())]
 
 
 def said(missed: list[str]) -> str:

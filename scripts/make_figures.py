@@ -192,10 +192,10 @@ def draw_modulation(look: Look) -> Any:
     layers = (  # AdaLN layer, y, rows, what they do, from, from with use_cross_timestep
         ("time_embed", 4.45, "9 rows + emb", f"video: {uses}", "timestep", None),
         ("av_cross_attn_video_scale_shift", 3.85, "4 rows", f"video {seen}", "timestep", "audio_sigma"),
-        ("av_cross_attn_video_a2v_gate", 3.3, "1 row", "gate of what video hears", "timestep", "audio_sigma"),
+        ("av_cross_attn_video_a2v_gate", 3.3, "1 row", "gate of audio to video", "timestep", "audio_sigma"),
         ("audio_time_embed", 2.75, "9 rows + emb", f"audio: {uses}", "audio_timestep", None),
         ("av_cross_attn_audio_scale_shift", 2.2, "4 rows", f"audio {seen}", "audio_timestep", "sigma"),
-        ("av_cross_attn_audio_v2a_gate", 1.65, "1 row", "gate of what audio hears", "audio_timestep", "sigma"),
+        ("av_cross_attn_audio_v2a_gate", 1.65, "1 row", "gate of video to audio", "audio_timestep", "sigma"),
         ("prompt_adaln", 1.0, "2 rows", "video's text keys and values (2.3 on)", "sigma", None),
         ("audio_prompt_adaln", 0.45, "2 rows", "audio's text keys and values (2.3 on)", "audio_sigma", None),
     )

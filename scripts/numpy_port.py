@@ -334,7 +334,7 @@ def coordinates(config: dict[str, Any], inputs: dict[str, Any], name: str) -> Ar
 
 
 def make_stream(config: dict[str, Any], w: Weights, inputs: dict[str, Any], name: str) -> Stream:
-    prefix, other, heard = ("", "audio", "a2v") if name == "video" else ("audio_", "video", "v2a")
+    prefix, other, direction = ("", "audio", "a2v") if name == "video" else ("audio_", "video", "v2a")
     x = tokens(
         config,
         w,
@@ -353,7 +353,7 @@ def make_stream(config: dict[str, Any], w: Weights, inputs: dict[str, Any], name
     ratio = config["cross_attn_timestep_scale_multiplier"] / config["timestep_scale_multiplier"]
     offsets, embedding = adaln(w, prefix + "time_embed", timestep)
     scale_shifts, _ = adaln(w, f"av_cross_attn_{name}_scale_shift", exchange_timestep)
-    gate, _ = adaln(w, f"av_cross_attn_{name}_{heard}_gate", r32(exchange_timestep * ratio))
+    gate, _ = adaln(w, f"av_cross_attn_{name}_{direction}_gate", r32(exchange_timestep * ratio))
     modulates_text = config["cross_attn_mod"] or config["audio_cross_attn_mod"]  # one does for both streams
     from_sigma = modulates_text and config["use_prompt_adaln_single"]
     return Stream(
@@ -402,11 +402,11 @@ def exchange(w: Weights, block: str, video: Stream, audio: Stream, layout: str) 
         sources = (table[two], offsets[:, :, two]), (table[4:5], offsets[:, :, 4:5])
         scale, shift, gate = rows(name + ".rows", *sources)
         h = tap(name + ".input", modulate(rms_norm(tap(name + ".stream", before[s.prefix])), scale, shift))
-        heard_rows = (tables[other.prefix][two], other.exchange_offsets[:, :, two])
-        scale, shift = rows(name + ".context_rows", heard_rows)
-        heard = tap(name + ".context", modulate(rms_norm(before[other.prefix]), scale, shift))
-        heard = attention(w, name, h, heard, audio.heads, layout, s.time_rope, other.time_rope)
-        s.x = residual(s.x, gate, heard)
+        context_rows = (tables[other.prefix][two], other.exchange_offsets[:, :, two])
+        scale, shift = rows(name + ".context_rows", context_rows)
+        context = tap(name + ".context", modulate(rms_norm(before[other.prefix]), scale, shift))
+        attended = attention(w, name, h, context, audio.heads, layout, s.time_rope, other.time_rope)
+        s.x = residual(s.x, gate, attended)
 
 
 def feed_forward(w: Weights, block: str, s: Stream) -> None:
@@ -551,7 +551,7 @@ def block_case(case: dict[str, Any], w: Weights, x: dict[str, Any]) -> None:
 
 def given_stream(case: dict[str, Any], w: Weights, x: dict[str, Any], name: str) -> Stream:
     """Return what the kit gives an exchange or a block for a stream: offsets, tables, text."""
-    prefix, heard = ("", "a2v") if name == "video" else ("audio_", "v2a")
+    prefix, direction = ("", "a2v") if name == "video" else ("audio_", "v2a")
     config, batch = case["config"], len(x["rope.cos"])
     width = config[prefix + "num_attention_heads"] * config[prefix + "attention_head_dim"]
 
@@ -562,7 +562,7 @@ def given_stream(case: dict[str, Any], w: Weights, x: dict[str, Any], name: str)
     def rope(at: str) -> Rope:
         return x[at + ".cos"], x[at + ".sin"]
 
-    exchange_offsets = [offsets(f"av_cross_attn_{name}_{part}") for part in ("scale_shift", f"{heard}_gate")]
+    exchange_offsets = [offsets(f"av_cross_attn_{name}_{part}") for part in ("scale_shift", f"{direction}_gate")]
     return Stream(
         prefix, np.empty(0), x.get(prefix + "encoder_hidden_states", np.empty(0)),
         config[prefix + "num_attention_heads"], config[prefix + "cross_attn_mod"],

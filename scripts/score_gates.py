@@ -9,7 +9,8 @@ afresh at each run. Each gate is implemented in its owners' words, and is given 
 
     python scripts/score_gates.py                              with fresh seeds, which are printed
     python scripts/score_gates.py --write                      also write the table into docs/mutation-score.md
-    python scripts/score_gates.py --seed 1 --ci                with a fixed seed; fail if ltx2ref's score has changed
+    python scripts/score_gates.py --seed 1 --ci                with a fixed seed; fail if ltx2ref misses a bug, or
+                                                               calls a right model wrong
 """
 
 import argparse
@@ -321,7 +322,8 @@ projects really had are injected, one at a time, into models of the three releas
 - *Detected*: the gate fails for at least one case and dtype.
 - *Localised*: of all its failures, those whose first wrong tap is one at which the bug is made. A gate on outputs alone
   names none.
-- *Hinted*: the report says what the bug looks like.
+- *Hinted*: the report says what the bug looks like. `fps-dropped` and `fps-dropped-from-exchange` are the two halves of
+  one bug: they are one in *detected*, and two here.
 - *False alarms*: of the changes that are not bugs, those for which the gate fails at least once.
 
 This page is written by `python scripts/score_gates.py --write`, which draws models, weights and inputs afresh at each

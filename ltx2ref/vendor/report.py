@@ -45,7 +45,7 @@ def written_report(written: Written, dry_run: bool) -> list[str]:
             if names := getattr(written, what):
                 lines.append(f"{what}: {listed(names)}")
     if written.copy.patches:
-        lines.append(f"patches: {listed(written.copy.patches)}; they change {listed(written.copy.patched)}")
+        lines.append(f"patches: {listed(written.copy.patches)}; changed by them: {listed(written.copy.patched)}")
     return lines
 
 

@@ -432,7 +432,7 @@ def test_a_change_is_saved_as_a_patch_and_applied_to_the_next_version(
     (project / NAME / "more" / "ours.py").write_text("no_newline = True")
     (project / NAME / "py.typed").unlink()
     assert vendored(project, "--save-patch", "why") == 0
-    assert "patches: 0001-why.patch; they change modulation.py, more/ours.py, py.typed" in capsys.readouterr().out
+    assert "patches: 0001-why.patch; changed by them: modulation.py, more/ours.py, py.typed" in capsys.readouterr().out
     assert vendored(project, "--check") == 0 and "unchanged" in capsys.readouterr().out
     edit(project / NAME / "rope.py", ("import math\n", "import math  # ours, too\n"))
     assert vendored(project, "--save-patch", "why-else") == 0

@@ -125,22 +125,22 @@ def test_a_model_of_one_layout_is_one_of_the_other_with_permuted_queries_and_key
 
 # ---------------------------------------------------------------- the two streams
 @every_release
-@pytest.mark.parametrize("listener", ["video", "audio"])
-def test_both_directions_read_the_streams_before_the_exchange(release: str, listener: str) -> None:
+@pytest.mark.parametrize("stream", ["video", "audio"])
+def test_both_directions_read_the_streams_before_the_exchange(release: str, stream: str) -> None:
     """In a single block, nothing that one stream receives comes back to the other."""
     model = random_model(tiny_config(release, num_layers=1))
     inputs = random_inputs(model.config)
     before = dict(zip(("video", "audio"), run(model, inputs), strict=True))
-    attention, rows = ("audio_to_video", [0, 1]) if listener == "video" else ("video_to_audio", [2, 3])
+    attention, rows = ("audio_to_video", [0, 1]) if stream == "video" else ("video_to_audio", [2, 3])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if attention in name or re.search(f"av_cross_attn_{listener}_..._gate", name):
+            if attention in name or re.search(f"av_cross_attn_{stream}_..._gate", name):
                 parameter.mul_(1.5)
             elif "a2v_cross_attn_scale_shift_table" in name:
                 parameter[rows] *= 1.5
-                parameter[4] *= 1.5 if f"{listener}_a2v" in name else 1
+                parameter[4] *= 1.5 if f"{stream}_a2v" in name else 1
     after = dict(zip(("video", "audio"), run(model, inputs), strict=True))
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {listener}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {stream}
 
 
 def entries(model: LTX2VideoTransformer3DModel, inputs: Inputs) -> list[Any]:
