@@ -34,7 +34,7 @@ class Attention(nn.Module):
         context: Tensor,
         ropes: tuple[Rope, Rope] | None = None,  # of the queries, and of the keys
         mask: Tensor | None = None,  # (B, 1, 1|T, S), added to the logits; or bool, True where a key is seen
-        keep: Tensor | None = None,  # (B, 1, 1), the share of attention in the result
+        keep: Tensor | None = None,  # (B|1, 1, 1), the share of attention in the result
     ) -> Tensor:
         """Attend. Where `keep` is 1 the result is as always; where it is 0, each token gets its own value instead.
 

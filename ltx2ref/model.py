@@ -24,10 +24,10 @@ class Stream(NamedTuple):
     `timestep`, which may differ from token to token (0 for tokens of an image that is given), and its `sigma`, the one
     number at which the sampler is. The caller chooses those of the exchange, for this stream, by one of three rules:
 
-        scale and shift          gate                     rule of
-        own timestep             own timestep             2.0, and of every release without `use_cross_timestep`
-        the other stream's sigma the other stream's sigma 2.3 and 2.5 in diffusers' pipelines, `use_cross_timestep`
-        own timestep             the other stream's sigma ltx-core since 2026-05-28
+        scale and shift           gate                      rule of
+        own timestep              own timestep              2.0, and every release without `use_cross_timestep`
+        the other stream's sigma  the other stream's sigma  2.3 and 2.5 in diffusers' pipelines: `use_cross_timestep`
+        own timestep              the other stream's sigma  ltx-core since 2026-05-28
     """
 
     latent: Tensor  # (B, T, C)

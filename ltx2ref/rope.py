@@ -91,7 +91,7 @@ def frequencies(n: int, config: Sizes, dtype: torch.dtype) -> Tensor:
     A frequency is the angle, in radians, by which a plane turns from the middle of an axis to its end: from relative
     position 0 to 1.
     """
-    # Float64 is on the CPU, because MPS has none.
+    # Made on the CPU, because MPS has no float64.
     made_in = torch.float64 if config.rope_double_precision else dtype
     exponents = torch.linspace(0, 1, n, dtype=made_in)
     return (config.rope_theta**exponents * math.pi / 2).to(dtype)

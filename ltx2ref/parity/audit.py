@@ -95,7 +95,8 @@ def audit(
     the candidate uses an operation that exact arithmetic does not define, or is a trace that was not made in exact
     arithmetic.
     """
-    about, conventions = fingerprint(device, dtype) | {"arithmetic": arithmetic}, conventions_of(reference)
+    about = fingerprint(device, dtype) | {"arithmetic": arithmetic}
+    conventions = conventions_of(reference)
     given = case.inputs()
     model = build(case.config, dtype, conventions, case.scales).to(device)
     inputs = moved(cast(given, dtype), lambda x: x.to(device))
@@ -133,9 +134,7 @@ def audit_natively(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: M
     ours, again = run(model, inputs), run(model, inputs)
     if any(not torch.equal(x, again[name]) for name, x in ours.items()):
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
-    notes = without_effect(model)
-    report = compare_forwards(model, inputs, shown(ours, theirs, inputs), theirs)
-    return replace(report, notes=[*report.notes, *notes])
+    return compared(model, inputs, ours, theirs)
 
 
 def audit_exactly(
@@ -161,8 +160,15 @@ def audit_exactly(
             f"the candidate does not repeat itself under exact arithmetic, at {changed[0]}: it computes "
             "with random numbers, or with uninitialised memory"
         )
+    return compared(model, inputs, ours, given, exactly=True)
+
+
+def compared(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any], exactly: bool = False
+) -> Report:
+    """Compare the taps that count, and note parameters without effect."""
     notes = without_effect(model)
-    report = compare_forwards(model, inputs, shown(ours, given, inputs), given, exactly=True)
+    report = compare_forwards(model, inputs, shown(ours, theirs, inputs), theirs, exactly)
     return replace(report, notes=[*report.notes, *notes])
 
 
@@ -245,7 +251,7 @@ def without_effect(model: nn.Module) -> list[str]:
 def unused(name: str, inputs: Inputs) -> bool:
     """Tell whether a tap cannot affect the output, so that a candidate may lack it.
 
-    In a self-attention that is perturbed in all rows only the values matter, and diffusers skips the rest.
+    In a self-attention that is perturbed for the whole batch only the values matter, and diffusers skips the rest.
     """
     block, _, tap = name.removeprefix("transformer_blocks.").partition(".")
     mask = inputs.get("perturbation_mask")

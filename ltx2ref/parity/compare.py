@@ -47,7 +47,7 @@ def compare(
     the smallest error that the other RoPE tables' budgets assume (see truth.py). `slack` is added to a tap's budget.
     `least` and `slack` are L2 norms.
     """
-    standard = Standard(truth or {}, candidate_truth or {}, bounds or {}, slack or {}, {}, least or {})
+    standard = Standard(truth or {}, candidate_truth or {}, bounds or {}, slack or {}, least=least or {})
     rows = judge_taps(reference, candidate, standard, local)
     return assemble(rows, remarks(rows, reference, candidate, truth))
 
@@ -71,7 +71,8 @@ def compare_forwards(
         local = isolate(model, inputs, ours, theirs, exactly)
     slack = unseen(truth, ours, theirs) | {name: torch.finfo(x.dtype).eps * norm(x) for name, x in queries.items()}
 
-    standard = Standard(true := truth.of(ours), {}, truth.bounds, slack, {}, truth.least)
+    true = truth.of(ours)
+    standard = Standard(true, bounds=truth.bounds, slack=slack, least=truth.least)
     if phases := rounded_phases(ours, theirs, standard):
         standard = standard._replace(candidate_true=truth.of(ours | phases))
     rows = judge_taps(ours, theirs, standard, local)
@@ -81,8 +82,7 @@ def compare_forwards(
         return assemble(rows, [*notes, *scaled])
 
     if not exactly and sum(x.numel() for x in model.parameters()) <= LARGE:
-        measured = {**(standard.candidate_true or true)}
-        rows = explain_by_machines(rows, lambda: run(model, inputs), truth, theirs, measured)
+        rows = explain_by_machines(rows, lambda: run(model, inputs), truth, theirs, standard.candidate_true or true)
         notes += machine_notes(rows)
     rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
     rows = explain_by_hints(rows, HINTS, ours, theirs, true, model.config, inputs)

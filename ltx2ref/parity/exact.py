@@ -25,27 +25,26 @@ from torch.utils._pytree import tree_map
 
 from .arithmetic import AS_DEFINED, DEFINED_DTYPES, FORMULAS, NARROW, VERSION, Arithmetic, NotExact
 
+# fmt: off
+# A zero that one of these returns becomes +0: which of two zeros a processor picks depends on length and layout.
+EXTREMES = {
+    "max", "min", "amax", "amin", "aminmax", "maximum", "minimum", "fmax", "fmin", "clamp", "clamp_min",
+    "clamp_max",
+}
 # Operations that move, select or compare numbers, and do not round them, or only as a cast does. Views need no entry:
 # torch marks them.
-# fmt: off
-MOVES = {
+MOVES = EXTREMES | {
     "_to_copy", "copy", "clone", "lift_fresh", "_unsafe_view", "_reshape_alias", "cat", "stack", "constant_pad_nd",
     "repeat", "roll", "flip", "tril", "triu", "index", "index_select", "index_put", "index_copy", "gather",
     "scatter", "masked_fill", "masked_scatter", "masked_select", "where", "take", "embedding", "slice_scatter",
     "select_scatter", "diagonal_scatter", "split_with_sizes_copy", "fill", "zero", "zeros", "ones", "full", "empty",
     "empty_strided", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full",
-    "new_empty", "new_empty_strided", "scalar_tensor", "eye", "sort", "topk", "argsort", "argmax", "argmin", "max",
-    "min", "amax", "amin", "aminmax", "maximum", "minimum", "fmax", "fmin", "clamp", "clamp_min", "clamp_max",
-    "relu", "neg", "abs", "sign", "sgn", "floor", "ceil", "trunc", "nan_to_num", "eq", "ne", "lt", "le", "gt", "ge",
+    "new_empty", "new_empty_strided", "scalar_tensor", "eye", "sort", "topk", "argsort", "argmax", "argmin", "relu",
+    "neg", "abs", "sign", "sgn", "floor", "ceil", "trunc", "nan_to_num", "eq", "ne", "lt", "le", "gt", "ge",
     "isnan", "isinf", "isfinite", "isposinf", "isneginf", "signbit", "logical_not", "logical_and", "logical_or",
     "round", "index_fill", "count_nonzero", "isin", "logical_xor", "any", "all", "nonzero", "equal", "bucketize",
     "searchsorted", "unique_dim", "_local_scalar_dense", "is_nonzero", "_assert_async", "_assert_tensor_metadata",
     "detach", "alias", "resize", "set",
-}
-# A zero that one of these returns becomes +0: which of two zeros a processor picks depends on length and layout.
-EXTREMES = {
-    "max", "min", "amax", "amin", "aminmax", "maximum", "minimum", "fmax", "fmin", "clamp", "clamp_min",
-    "clamp_max",
 }
 # fmt: on
 # These are defined as a whole, because ATen takes them apart in more than one way.
@@ -77,10 +76,15 @@ def exact(arithmetic: Arithmetic = AS_DEFINED, random: bool = False) -> Iterator
 
 def refuse_environment() -> None:
     """Raise `NotExact` if autocast is on, or if subnormal numbers are flushed to zero."""
-    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
-        raise NotExact("exact arithmetic does not define autocast: cast the model instead")
+    refuse_autocast()
     if not torch.tensor([2.0**-140]).mul(0.5).item():
         raise NotExact("exact arithmetic keeps subnormal numbers: expected torch.set_flush_denormal(False)")
+
+
+def refuse_autocast() -> None:
+    """Raise `NotExact` if autocast is on."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise NotExact("exact arithmetic does not define autocast: cast the model instead")
 
 
 class Dispatched(TorchDispatchMode):
@@ -160,8 +164,7 @@ class Called(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in LEAVES or (name in LEAVE_WITH_NUMBERS and computes(args[0])):
             raise NotExact(f"exact arithmetic cannot see what is computed outside of torch: Tensor.{name}()")
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            raise NotExact("exact arithmetic does not define autocast: cast the model instead")
+        refuse_autocast()
         return func(*args, **(kwargs or {}))
 
 

@@ -49,8 +49,8 @@ def uniform(name: str, shape: tuple[int, ...], scale: float = UNIT, seed: int = 
 def weight_scale(name: str, shape: tuple[int, ...]) -> float:
     """Return the scale of a generated parameter.
 
-    Nothing is zero, and activations are so large that both kinds of GELU differ. Linear weights keep unit variance,
-    those before a GELU double it; norm weights reach 1.5, tables 0.5, biases 0.25.
+    Nothing is zero, and activations are so large that both kinds of GELU differ. Linear layers keep the scale of
+    their inputs, and the first layer of a feed-forward doubles it; norm weights reach 1.5, tables 0.5, biases 0.25.
     """
     if name.endswith("norm_q.weight") or name.endswith("norm_k.weight"):
         return 1.5

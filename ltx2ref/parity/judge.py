@@ -128,10 +128,10 @@ def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, ag
 
     `candidate` is None if it lacks the tap. Either side may be a `Sketch`, for which all numbers are estimates.
     """
-    about: dict[str, Any] = {"name": name, "shape": tuple(reference.shape), "dtype": dtype_name(reference)}
+    about: dict[str, Any] = {"name": name, "shape": tuple(reference.shape), "dtype": dtype_name(reference.dtype)}
     if candidate is None:
         return TapRow(verdict=MISSING, **about)
-    about |= {"candidate_shape": tuple(candidate.shape), "candidate_dtype": dtype_name(candidate)}
+    about |= {"candidate_shape": tuple(candidate.shape), "candidate_dtype": dtype_name(candidate.dtype)}
     if isinstance(candidate, Tensor):
         candidate = spread(name, candidate, reference)
     if tuple(candidate.shape) != tuple(reference.shape):
@@ -255,7 +255,8 @@ def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dic
     """
     own = against._replace(true=local.truth[name], candidate_true=None, allowed=None)
     found = errors(local.reference[name].cpu(), candidate, own)
-    budget, same = found["budget"], None if local.same_bits is None else local.same_bits.get(name)
+    budget = found["budget"]
+    same = None if local.same_bits is None else local.same_bits.get(name)
     passed_on = (budget is not None and budget <= 1) if same is None else torch.equal(same.cpu(), candidate)
     counts = {} if local.same_bits is None or passed_on else {"budget": budget}
     return {"local_error": found["error"], "origin": PROPAGATED if passed_on else ORIGINATED, **counts}
@@ -291,7 +292,7 @@ class Errors(NamedTuple):
     @property
     def share(self) -> float:
         """Return the candidate's error divided by the budget."""
-        return self.error / self.allowed if self.allowed else (0.0 if self.error == 0 else float("inf"))
+        return ratio(self.error, self.allowed)
 
 
 def measure(
@@ -338,12 +339,12 @@ def coarser(a: Tensor | Sketch, b: Tensor | Sketch) -> torch.dtype:
     return max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def dtype_name(x: Any) -> str:
-    """Return a tensor's or sketch's dtype as text, such as bfloat16."""
-    return str(x.dtype).removeprefix("torch.")
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype as text, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
-def ratio(part: float, whole: float) -> float | None:
+def ratio(part: float, whole: float) -> float:
     """Divide; 0 / 0 is 0, and anything else divided by 0 is infinite."""
     return part / whole if whole else (0.0 if part == 0 else float("inf"))
 

@@ -5,9 +5,9 @@ not diffusers'); the names of the taps in the order of the computation; the taps
 sha256 of every input; and the norm of each tap's float64 truth. If slices along the first dimension of a tap are equal,
 only one of them is stored, under the tap's name. "NAME.index" then says which stored slice stands at each place.
 
-Recordings under exact arithmetic need no tolerance, so a digest of each tap is enough. There is one file for each case,
-in the folder `exact`. It holds DTYPE/digests (16 bytes for each tap), DTYPE/buckets (four float64 numbers for each tap,
-from which the size of a difference can be estimated), and both outputs as tensors.
+Recordings under exact arithmetic need no tolerance, so a digest of each tap is enough. There is one file for each case
+or kernel, in the folder `exact`. It holds DTYPE/digests (16 bytes for each tap), DTYPE/buckets (four float64 numbers
+for each tap, from which the size of a difference can be estimated), and, as tensors, the outputs that the case names.
 """
 
 import hashlib

@@ -14,7 +14,7 @@ from .trace.taps import Taps, returned, trace
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """Cast the arguments of a forward to the dtypes that a model of `dtype` takes.
 
-    Noise levels, coordinates and multiplicative masks keep their own.
+    Everything else keeps its own: noise levels, coordinates, and masks in which 1 keeps a token.
     """
     main = ("hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states")
     masks = ("encoder_attention_mask", "audio_encoder_attention_mask")

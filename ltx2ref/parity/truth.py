@@ -25,14 +25,14 @@ from ..interface import LTX2VideoTransformer3DModel
 from ..rope import rotation
 from .cases import Inputs
 from .run import moved, run
-from .trace.taps import ADALN_LAYERS, PHASES, Taps
+from .trace.taps import ADALN_LAYERS, AUDIO_SUBLAYERS, PHASES, VIDEO_SUBLAYERS, Taps
 
 # A candidate's error may be SHARE times the reference's own error plus FLOOR times the truth's norm. See judge.py.
 SHARE, FLOOR = 1.5, 4 * 2.0**-23
 # How many units in the last place the float32 phase of a timestep may be off: two come from the exp, and half a unit
 # from rounding the product.
 PHASE_ULPS = 2.5
-# How many units in the last place an angle may be off that is made from a float32 frequency. The linspace is off by
+# How many units in the last place an angle made from a float32 frequency may be off. The linspace is off by
 # one, which becomes log(10,000) = 9.2 in the power of 10,000, and the power itself is off by two. One each comes from
 # pi, the middle of the patch, the fraction of the largest position, the shift to [-1, 1], and the product.
 ANGLE_ULPS = math.log(10_000) + 2 + 5
@@ -40,12 +40,12 @@ ROUNDED = 0.42 * 2.0**-24  # the root mean square of a float32 rounding, relativ
 # A table's budget assumes that its reference loses at least this share of what these roundings lose on average.
 LUCK = 0.6
 
-DRAWS = 3  # how often phases are drawn that a candidate does not show
+DRAWS = 3  # how many times the phases that a candidate does not show are drawn
 PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # taps whose first dimension is B or B * T
 # The taps of each stream's residual in a block, in order: as it enters each sub-layer, and as it leaves the block.
-CHAINS = (
-    ("attn1.stream", "attn2.stream", "audio_to_video_attn.stream", "ff.stream", "video"),
-    ("audio_attn1.stream", "audio_attn2.stream", "video_to_audio_attn.stream", "audio_ff.stream", "audio"),
+CHAINS = tuple(
+    (*(f"{layer}.stream" for layer in layers), end)
+    for layers, end in ((VIDEO_SUBLAYERS, "video"), (AUDIO_SUBLAYERS, "audio"))
 )
 
 
@@ -136,7 +136,7 @@ def least_lost(config: TransformerConfig, coords: Mapping[str, Tensor]) -> dict[
 class Truth:
     """A model's forward in float64.
 
-    `pure` holds its taps with float64 phases. `bounds` holds how far the phases may be off that have no budget:
+    `pure` holds its taps with float64 phases. `bounds` holds how far phases without a budget may be off:
     sinusoids, and tables made from float32 frequencies. `least` holds the smallest error that the other tables' budgets
     assume.
     """
@@ -219,30 +219,30 @@ def isolate(
     under exact arithmetic, where the same operations give the same bits.
     """
     taps: Taps = {
-        name: spread(name, x, reference_taps[name])
+        name: spread(name, x, reference_taps[name]).cpu()
         for name, x in candidate.items()
         if isinstance(x, Tensor) and name in reference_taps
     }
     taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}
-    reference, exact = run(model, inputs, taps), run(doubled(model), wide(inputs), taps)
+    reference, true = run(model, inputs, taps), run(doubled(model), wide(inputs), taps)
     chains = [
-        [name for part in chain if (name := f"transformer_blocks.{i}.{part}") in exact]
+        [name for part in chain if (name := f"transformer_blocks.{i}.{part}") in true]
         for i in range(len(model.transformer_blocks))
         for chain in CHAINS
     ]
     same_bits = {name: x for name, x in reference.items() if not any(name in names[1:] for names in chains)}
     for names in chains:
-        step(reference, exact, taps, names)
-    return Local(reference, exact, same_bits if exactly else None)
+        step(reference, true, taps, names)
+    return Local(reference, true, same_bits if exactly else None)
 
 
-def step(reference: Taps, exact: Taps, candidate: Taps, names: list[str]) -> None:
+def step(reference: Taps, true: Taps, candidate: Taps, names: list[str]) -> None:
     """Replace each residual in `names` by the candidate's previous residual plus what the reference's sub-layer added.
 
     Otherwise an error in the residual stream would count against every sub-layer that follows.
     """
-    plain = {name: exact[name] for name in names}
+    plain = {name: true[name] for name in names}
     for before, name in pairwise(names):
         if before in candidate:
-            exact[name] = candidate[before].double() + plain[name] - plain[before]
-            reference[name] = exact[name] + reference[name].double() - plain[name]
+            true[name] = candidate[before].double() + plain[name] - plain[before]
+            reference[name] = true[name] + reference[name].double() - plain[name]

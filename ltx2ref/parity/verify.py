@@ -14,9 +14,8 @@ recorded implementation's own tensor, bit for bit. Where a digest differs, the c
 is inconclusive, because there is nothing to judge that tap against.
 
 Exact arithmetic treats attention as one operation with float64 logits, which no kernel does. Next to a bias of
--10,000, a float32 logit is resolved to a thousandth only, and a bfloat16 logit is lost. So the budget
-of these cases is the error of the recorded operations with attention written out: logits and weights are in the model's
-dtype.
+-10,000, a float32 logit is resolved to a thousandth only, and a bfloat16 logit is lost. So the budget of these cases
+is the error of the recorded operations with attention written out: logits and weights are in the model's dtype.
 
 The truth depends on the phases of the side that is judged (see truth.py), and the verdicts are those of judge.py.
 """
@@ -118,7 +117,8 @@ def verify(
     Raises `RecordError` if there is no usable recording of the case.
     """
     forward = prepared(case, dtype, device)
-    judged, recorded_natively = arithmetic != "exact" and dtype in NATIVE_DTYPES, isinstance(case, Case) and case.native
+    judged = arithmetic != "exact" and dtype in NATIVE_DTYPES
+    recorded_natively = isinstance(case, Case) and case.native
     taps = run_on("exact", forward) if arithmetic != "native" or (judged and not recorded_natively) else {}
     exactly = compare_exactly(case, dtype, taps) if arithmetic != "native" else None
     natively = natively_judged(case, dtype, forward, taps, same_bits, machine) if judged else None
@@ -150,7 +150,7 @@ def natively_judged(
     """Run a case natively, or as a simulated machine, and judge it."""
     taps, again = run_on(machine, forward), run_on(machine, forward)
     if any(not torch.equal(taps[name], again[name]) for name in taps):
-        return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, "does not repeat itself")
+        return inconclusive("does not repeat itself")
     if isinstance(case, Case) and case.native:
         return compare_with_record(case, dtype, taps, same_bits)
     return compare_with_exact(case, dtype, taps, exact_taps, run_on(WRITTEN_OUT, forward))
@@ -185,9 +185,7 @@ def verify_all(runs: Sequence[tuple[Case | Kernel, str]], how: How) -> Iterator[
     if how.device.type == "cpu" and jobs > 1 and len(runs) >= MANY:
         with suppress(BrokenProcessPool, OSError), process_pool(jobs) as pool:
             with interrupts_ignored():  # the new processes inherit this
-                results = pool.map(
-                    partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(record.EXACT_DTYPES)
-                )
+                results = pool.map(partial(verify_one, how), *zip(*runs, strict=True), chunksize=len(EXACT_DTYPES))
             for result in results:
                 yield result
                 done += 1
@@ -302,19 +300,16 @@ def compare_with_exact(
     rows = explain_by_machines(rows, lambda: prepared(case, dtype, torch.device("cpu"))(), truth, taps, true)
     unknown = [name for name in recorded.digests if name not in known]
     if unknown and not any(row.verdict in (DIVERGED, SHAPE) for row in rows):
-        return NativeResult(
-            INCONCLUSIVE,
-            None,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            (
-                f"{len(unknown)} of {len(recorded.digests)} taps, the first is {unknown[0]}, are not the recorded ones "
-                "under exact arithmetic: there is nothing to judge them against"
-            ),
+        return inconclusive(
+            f"{len(unknown)} of {len(recorded.digests)} taps, the first is {unknown[0]}, are not the recorded ones "
+            "under exact arithmetic: there is nothing to judge them against"
         )
     return native_result(rows, False, None)
+
+
+def inconclusive(why: str) -> NativeResult:
+    """Return the result of a run that cannot be judged."""
+    return NativeResult(INCONCLUSIVE, None, 0.0, 0.0, 0.0, 0.0, why)
 
 
 def require_inputs(case: Case | Kernel, dtype: str, recorded: Record | ExactRecord) -> None:
@@ -329,6 +324,11 @@ def drifted(true: Taps, recorded: Record) -> str | None:
     return next((name for name, x in true.items() if not abs(norm(x) - norms[name]) <= DRIFT * norms[name]), None)
 
 
+def share_of_budget(row: TapRow) -> float:
+    """Return how much of its budget a tap takes: without end for another shape, and nothing where there is none."""
+    return math.inf if row.verdict == SHAPE else row.budget or 0.0
+
+
 def native_result(rows: list[TapRow], same_bits: bool, drift: str | None) -> NativeResult:
     """Return the result of a case from the verdicts on its taps.
 
@@ -336,8 +336,8 @@ def native_result(rows: list[TapRow], same_bits: bool, drift: str | None) -> Nat
     """
     first = next((row.name for row in rows if row.verdict != IDENTICAL), None)
     wrong = next((row.name for row in rows if row.verdict in (DIVERGED, SHAPE)), None)
-    shares = {row.name: math.inf if row.verdict == SHAPE else row.budget or 0.0 for row in rows}
-    most = max(shares, key=lambda name: shares[name])
+    worst = max(rows, key=share_of_budget)
+    share = share_of_budget(worst)
     if first is None and drift is None:
         verdict = IDENTICAL
     elif drift is not None or same_bits or wrong is not None:
@@ -345,16 +345,15 @@ def native_result(rows: list[TapRow], same_bits: bool, drift: str | None) -> Nat
     else:
         verdict = WITHIN
     note = "" if drift is None else f"the float64 truth of {drift} has changed since the recording"
-    if verdict == WITHIN and shares[most] > 1:
-        machine = next((row.machine for row in rows if row.machine is not None), None)
-        note = f"{most} takes {shares[most]:.2f} of its budget: rounded more often than the record" + (
-            "" if machine is None else f", and no more than on the simulated machine {machine}"
-        )
+    if verdict == WITHIN and share > 1:
+        note = f"{worst.name} takes {share:.2f} of its budget: rounded more often than the record"
+        if worst.machine is not None:
+            note += f", and no more than on the simulated machine {worst.machine}"
     outputs = [row for row in rows if row.name in (*OUTPUTS, OUTPUT)]
     return NativeResult(
         verdict,
         first,
-        shares[most],
+        share,
         largest(row.relative for row in rows),
         largest(row.error for row in outputs),
         largest(row.reference_error for row in outputs),

@@ -74,7 +74,7 @@ def explain_by_hints(
 def named(e: Evidence, hints: Sequence[Hint]) -> dict[str, str]:
     """Return the sentences of the hints that have one, by the hints' names and in their order."""
     seen = gathered(e)
-    # The hints of patterns.py are asked first, those of mistakes.py second; the report keeps the order of `hints`.
+    # Asked file by file, so that the path of an audit enters each file once; hints do not depend on one another.
     said = {hint: hint(seen) for hint in sorted(hints, key=lambda hint: hint.__module__, reverse=True)}
     return {hint.__name__: sentence for hint in hints if (sentence := said[hint]) is not None}
 

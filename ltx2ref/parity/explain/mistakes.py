@@ -7,6 +7,7 @@ the first divergence, the configuration and the inputs.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
 from math import log, pi
 from typing import NamedTuple
@@ -22,9 +23,13 @@ from ...interface import attention_bias, text_attention_mask
 from ...modulation import EPS, modulate, rms_norm
 from ...rope import apply_rope, audio_positions, rotate_interleaved, rotate_split, rotation, video_positions
 from ...sizes import StreamSizes
+from ..judge import dtype_name
+from ..trace.taps import AUDIO_SUBLAYERS, VIDEO_SUBLAYERS
 from ..truth import norm
 from .evidence import NONE, OTHER, Evidence, unflat
 from .patterns import UNEXPLAINED, Guess, gap, is_rather, rounding
+
+NARROW_DTYPES = torch.bfloat16, torch.float16
 
 
 def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | None:
@@ -52,11 +57,6 @@ def given(e: Evidence, name: str) -> Tensor | None:
     if not isinstance(theirs, Tensor) or (ours is not None and theirs.shape != ours.shape):
         return ours
     return theirs if ours is None else theirs.to(ours)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Return the name of a dtype, such as bfloat16."""
-    return str(dtype).removeprefix("torch.")
 
 
 # Noise levels: the sinusoid was made from another one.
@@ -89,8 +89,7 @@ def other_noise_level(e: Evidence) -> str | None:
     """Recognise the noise level of another argument, or a single one used for all tokens."""
     levels = noise_levels(e)
     reduced = (guess for name, x in levels.items() for guess in reductions(name, x))
-    ways = [(name, x) for name, x in (*levels.items(), *reduced) if level_fits(e, x)]
-    found = mistaken(e, lambda e: ((name, sines(e, x)) for name, x in ways))
+    found = level_mistake(e, ((name, x) for name, x in (*levels.items(), *reduced) if level_fits(e, x)))
     return None if found is None else f"the noise level {found}"
 
 
@@ -99,30 +98,28 @@ def other_sinusoid(e: Evidence) -> str | None:
 
     Other embedders do so under the options `flip_sin_to_cos` and `downscale_freq_shift`.
     """
-
-    def ways(level: Tensor) -> Iterator[Guess]:
-        phases = level.double()[..., None] * 10_000 ** -(torch.arange(128, dtype=torch.float64) / 127)
-        yield "", sines(e, level)
-        yield "sines before cosines", sines(e, level).roll(128, -1)
-        yield "frequencies of i / 127, not i / 128", torch.cat([phases.cos(), phases.sin()], -1).expand_as(e.reference)
-
-    found = (mistaken(e, lambda e, x=x: ways(x)) for x in noise_levels(e).values() if level_fits(e, x))  # type: ignore[misc]
+    found = (mistaken(e, partial(sinusoids, level=x)) for x in noise_levels(e).values() if level_fits(e, x))
     return next((what for what in found if what), None)
+
+
+def sinusoids(e: Evidence, level: Tensor) -> Iterator[Guess]:
+    """Yield other sinusoids of a noise level."""
+    phases = level.double()[..., None] * 10_000 ** -(torch.arange(128, dtype=torch.float64) / 127)
+    yield "", sines(e, level)
+    yield "sines before cosines", sines(e, level).roll(128, -1)
+    yield "frequencies of i / 127, not i / 128", torch.cat([phases.cos(), phases.sin()], -1).expand_as(e.reference)
 
 
 def by_level(e: Evidence, ways: Callable[[str, Tensor], Iterable[Guess]]) -> str | None:
     """Return the first mistake that a change of the right noise level explains."""
-    found = (
-        mistaken(
-            e,
-            lambda e, name=name, x=x: (  # type: ignore[misc]
-                (what, sines(e, level)) for what, level in ways(name, x)
-            ),
-        )
-        for name, x in noise_levels(e).items()
-        if level_fits(e, x)
-    )
+    found = (level_mistake(e, ways(name, x)) for name, x in noise_levels(e).items() if level_fits(e, x))
     return next((what for what in found if what), None)
+
+
+def level_mistake(e: Evidence, levels: Iterable[Guess]) -> str | None:
+    """Return the mistake of a sinusoid that was made from one of these noise levels."""
+    known = [*levels]
+    return mistaken(e, lambda e: ((what, sines(e, level)) for what, level in known))
 
 
 def noise_levels(e: Evidence) -> dict[str, Tensor]:
@@ -207,18 +204,16 @@ def wrong_positions(e: Evidence) -> str | None:
 def wrong_frequencies(e: Evidence) -> str | None:
     """Recognise a RoPE table with other frequencies or another range of positions."""
     table = own_table(e)
-    return (
-        None
-        if table is None
-        else mistaken(e, lambda e: ((what, x.make(e)) for what, x in (("", table), *mistuned(table))))
-    )
+    if table is None:
+        return None
+    return mistaken(e, lambda e: ((what, x.make(e)) for what, x in (("", table), *mistuned(table))))
 
 
 def misplaced(e: Evidence, stream: str, coords: Tensor) -> Iterator[Guess]:
     """Yield coordinates (B, P, T, 2), or positions (B, P, T), with one mistake each."""
-    for dtype in (torch.bfloat16, torch.float16):  # what follows is computed in that dtype, or in float32
-        yield f"positions rounded to {name_of(dtype)}", coords.to(dtype)
-        yield f"positions rounded to {name_of(dtype)}", coords.to(dtype).to(coords.dtype)
+    for dtype in NARROW_DTYPES:  # what follows is computed in that dtype, or in float32
+        yield f"positions rounded to {dtype_name(dtype)}", coords.to(dtype)
+        yield f"positions rounded to {dtype_name(dtype)}", coords.to(dtype).to(coords.dtype)
     if coords.ndim == 4:
         yield "the start of each patch in place of its middle", coords[..., 0]
         yield "the end of each patch in place of its middle", coords[..., 1]
@@ -342,8 +337,6 @@ def float32_angles(e: Evidence) -> str | None:
     return f"angles or frequencies computed in float32: off by up to {error:.1e} of the angle"
 
 
-NARROW_DTYPES = torch.bfloat16, torch.float16
-
 # Rotation and attention.
 
 # Attention: the RoPE tables of its queries and of its keys.
@@ -375,9 +368,9 @@ def rotations(e: Evidence) -> Iterator[Guess]:
         yield f"the {layout} rotation the other way", apply_rope(x, (cos, -sin), layout)
         for dtype in NARROW_DTYPES:
             c, s = cos.to(dtype), sin.to(dtype)
-            yield f"the {layout} rotation, computed in {name_of(dtype)},", rotate(x.to(dtype), c, s)
+            yield f"the {layout} rotation, computed in {dtype_name(dtype)},", rotate(x.to(dtype), c, s)
             yield (
-                f"the {layout} rotation with cosines and sines in {name_of(dtype)}",
+                f"the {layout} rotation with cosines and sines in {dtype_name(dtype)}",
                 apply_rope(x, (c.to(cos), s.to(sin)), layout),
             )
 
@@ -401,7 +394,7 @@ def attentions(e: Evidence) -> Iterator[Guess]:
     yield "logits scaled by 1 / head_dim: 1 / sqrt(head_dim) applied twice", attended(heads, own, 1 / q.shape[-1])
     for dtype in NARROW_DTYPES:
         if q.dtype != dtype:
-            yield f"attention in {name_of(dtype)}", attended([x.to(dtype) for x in heads], own)
+            yield f"attention in {dtype_name(dtype)}", attended([x.to(dtype) for x in heads], own)
 
 
 def attended(heads: Iterable[Tensor], mask: Tensor | None, scale: float | None = None) -> Tensor:
@@ -592,13 +585,9 @@ def sublayer_before(e: Evidence) -> str:
     block, layer, part = e.block, e.layer, e.part
     if part in ("video", "audio"):
         return f"{block}{layer}.{'ff' if part == 'video' else 'audio_ff'}"
-    chain = VIDEO_CHAIN if layer in VIDEO_CHAIN else AUDIO_CHAIN if layer in AUDIO_CHAIN else (layer,)
+    chain = next((x for x in (VIDEO_SUBLAYERS, AUDIO_SUBLAYERS) if layer in x), (layer,))
     there = [name for name in chain[: chain.index(layer)] if given(e, f"{block}{name}.stream") is not None]
     return block + there[-1] if there and part == "stream" else ""
-
-
-VIDEO_CHAIN = ("attn1", "attn2", "audio_to_video_attn", "ff")
-AUDIO_CHAIN = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
 
 
 # Activations and norms.
@@ -635,7 +624,7 @@ def last_norms(e: Evidence) -> Iterator[Guess]:
     yield "LayerNorm", F.layer_norm(x, x.shape[-1:], eps=EPS)
     yield "RMSNorm", rms_norm(x)
     for dtype in NARROW_DTYPES:
-        yield f"LayerNorm computed in {name_of(dtype)}", stepwise_norm(x.to(dtype))
+        yield f"LayerNorm computed in {dtype_name(dtype)}", stepwise_norm(x.to(dtype))
 
 
 def stepwise_norm(x: Tensor) -> Tensor:

@@ -112,11 +112,9 @@ def swapped_rows(e: Evidence) -> str | None:
     if e.reference.ndim != 4 or not e.name.endswith((".linear", "rows")):
         return None
     order = reordering(e, 2)
-    return (
-        None
-        if order is None
-        else f"modulation rows in another order, {order_in_words(order)}: shift, scale or gate swapped"
-    )
+    if order is None:
+        return None
+    return f"modulation rows in another order, {order_in_words(order)}: shift, scale or gate swapped"
 
 
 def unrow(x: Tensor, like: Tensor) -> Tensor:
@@ -161,31 +159,20 @@ def axis_major(e: Evidence) -> str | None:
     Planes that three axes do not divide evenly are padding without rotation, and stay first.
     """
     planes, pad = by_plane(e)
-    return (
-        None
-        if planes is None
-        else first_explaining(
-            e,
-            [
-                (
-                    "frequencies that are axis-major, (p f), in place of frequency-major, (f p)",
-                    torch.cat([planes[..., :pad], rearrange(planes[..., pad:], "b t (f p) -> b t (p f)", p=3)], -1),
-                )
-            ],
-        )
-    )
+    if planes is None:
+        return None
+    guess = torch.cat([planes[..., :pad], rearrange(planes[..., pad:], "b t (f p) -> b t (p f)", p=3)], -1)
+    what = "frequencies that are axis-major, (p f), in place of frequency-major, (f p)"
+    return first_explaining(e, [(what, guess)])
 
 
 def padding_side(e: Evidence) -> str | None:
     """Recognise planes without rotation at the end instead of at the beginning."""
     planes, pad = by_plane(e)
-    return (
-        None
-        if planes is None
-        else first_explaining(
-            e, [(f"the {pad} planes without rotation at the end in place of the beginning", planes.roll(-pad, -1))]
-        )
-    )
+    if planes is None:
+        return None
+    what = f"the {pad} planes without rotation at the end in place of the beginning"
+    return first_explaining(e, [(what, planes.roll(-pad, -1))])
 
 
 def by_plane(e: Evidence) -> tuple[Tensor | None, int]:

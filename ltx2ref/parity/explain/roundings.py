@@ -31,7 +31,11 @@ class InFloat64(Protocol):
 
 
 def explain_by_machines(
-    rows: Sequence[TapRow], forward: Callable[[], Taps], truth: InFloat64, theirs: Mapping[str, Any], true: Taps
+    rows: Sequence[TapRow],
+    forward: Callable[[], Taps],
+    truth: InFloat64,
+    theirs: Mapping[str, Any],
+    true: Mapping[str, Tensor],
 ) -> list[TapRow]:
     """Downgrade diverged taps to suspect if simulated machines explain all of them.
 

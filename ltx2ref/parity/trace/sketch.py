@@ -75,9 +75,8 @@ class Sketch:
         if not isinstance(other, Sketch):
             return NotImplemented
         mine, its = vars(self), vars(other)
-        return all(mine[name] == its[name] for name in mine if name != "buckets") and torch.equal(
-            self.buckets, other.buckets
-        )
+        same = all(mine[name] == its[name] for name in mine if name != "buckets")
+        return same and torch.equal(self.buckets, other.buckets)
 
     @property
     def strange(self) -> tuple[int, int, int]:
@@ -110,7 +109,7 @@ def sketch(x: Tensor) -> Sketch:
 
     This takes 40 MB of memory, and a copy of the tensor if it is not contiguous.
 
-    Raises `ValueError` for a dtype for which safetensors has no real number. Sketch a complex tensor as `view_as_real`.
+    Raises `ValueError` for a dtype that `SPELLING` lacks. Sketch a complex tensor as `view_as_real`.
     """
     if x.dtype not in SPELLING:
         raise ValueError(f"cannot sketch {x.dtype}, only {', '.join(map(str, SPELLING))}")

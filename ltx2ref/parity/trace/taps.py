@@ -11,7 +11,7 @@ Taps are named after diffusers' parameters. This is the order of the computation
     transformer_blocks.0. + attn1, audio_attn1 (self-attention), attn2, audio_attn2 (text attention),
     audio_to_video_attn, video_to_audio_attn (exchange), and ff, audio_ff (feed-forward):
         .stream                                             (B, T, D)        the residual as it enters the sub-layer
-        .rows, .context_rows                                (B * T|1, K, D)  table + offsets, in the legend's order
+        .rows, .context_rows                                (B * T|1, K, D)  table + offsets, as modulation.py has them
         .input, .context                                    (B, T|S, D)      modulated: for queries, for keys and values
         .norm_q, .norm_k, .to_v                             (B, T|S, H * d)
         .q, .k                                              (B, T|S, H, d)   after RoPE
@@ -43,6 +43,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...block import AUDIO_TO_VIDEO, EXCHANGE_GATE, VIDEO_TO_AUDIO
 from ...interface import LTX2VideoTransformer3DModel
 from ...modulation import rows
 from ...rope import audio_positions, video_positions
@@ -67,8 +68,9 @@ PHASES = (".cos", ".sin", ".sinusoid")  # taps that are judged against pure floa
 PROJECTED = {"sample": "proj_out", "audio_sample": "audio_proj_out"}
 ATTENTION_LAYERS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 FEED_FORWARDS = ("ff", "audio_ff")
-# The sub-layers for which this model's block normalises the residual, in the order of the block.
-NORMED = (*ATTENTION_LAYERS, *FEED_FORWARDS)
+SUBLAYERS = (*ATTENTION_LAYERS, *FEED_FORWARDS)  # in the order of the block, which normalises the residual for each
+VIDEO_SUBLAYERS = ("attn1", "attn2", "audio_to_video_attn", "ff")
+AUDIO_SUBLAYERS = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
 # The layers of an attention whose outputs are taps.
 ATTENTION_OUTPUTS = ("norm_q", "norm_k", "to_v", "to_gate_logits", "to_out")
 # How the rows of each sub-layer are put together, for its queries (rows) and for its keys and values (context_rows):
@@ -76,9 +78,7 @@ ATTENTION_OUTPUTS = ("norm_q", "norm_k", "to_v", "to_gate_logits", "to_out")
 RowRecipe = tuple[tuple[str, slice, str, slice], ...]
 CROSS_V, CROSS_A = "video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table"
 SHIFT_V, SHIFT_A = "av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"
-ROWS_OF_A2V = slice(0, 2)
-ROWS_OF_V2A = slice(2, 4)
-GATE, ONE, ALL = slice(4, 5), slice(0, 1), slice(0, 2)
+ONE, ALL = slice(0, 1), slice(0, 2)
 ROW_RECIPES: dict[str, RowRecipe] = {
     "attn1.rows": (("scale_shift_table", slice(0, 3), "time_embed", slice(0, 3)),),
     "audio_attn1.rows": (("audio_scale_shift_table", slice(0, 3), "audio_time_embed", slice(0, 3)),),
@@ -87,15 +87,15 @@ ROW_RECIPES: dict[str, RowRecipe] = {
     "audio_attn2.rows": (("audio_scale_shift_table", slice(6, 9), "audio_time_embed", slice(6, 9)),),
     "audio_attn2.context_rows": (("audio_prompt_scale_shift_table", ALL, "audio_prompt_adaln", ALL),),
     "audio_to_video_attn.rows": (
-        (CROSS_V, ROWS_OF_A2V, SHIFT_V, ROWS_OF_A2V),
-        (CROSS_V, GATE, "av_cross_attn_video_a2v_gate", ONE),
+        (CROSS_V, AUDIO_TO_VIDEO, SHIFT_V, AUDIO_TO_VIDEO),
+        (CROSS_V, EXCHANGE_GATE, "av_cross_attn_video_a2v_gate", ONE),
     ),
-    "audio_to_video_attn.context_rows": ((CROSS_A, ROWS_OF_A2V, SHIFT_A, ROWS_OF_A2V),),
+    "audio_to_video_attn.context_rows": ((CROSS_A, AUDIO_TO_VIDEO, SHIFT_A, AUDIO_TO_VIDEO),),
     "video_to_audio_attn.rows": (
-        (CROSS_A, ROWS_OF_V2A, SHIFT_A, ROWS_OF_V2A),
-        (CROSS_A, GATE, "av_cross_attn_audio_v2a_gate", ONE),
+        (CROSS_A, VIDEO_TO_AUDIO, SHIFT_A, VIDEO_TO_AUDIO),
+        (CROSS_A, EXCHANGE_GATE, "av_cross_attn_audio_v2a_gate", ONE),
     ),
-    "video_to_audio_attn.context_rows": ((CROSS_V, ROWS_OF_V2A, SHIFT_V, ROWS_OF_V2A),),
+    "video_to_audio_attn.context_rows": ((CROSS_V, VIDEO_TO_AUDIO, SHIFT_V, VIDEO_TO_AUDIO),),
     "ff.rows": (("scale_shift_table", slice(3, 6), "time_embed", slice(3, 6)),),
     "audio_ff.rows": (("audio_scale_shift_table", slice(3, 6), "audio_time_embed", slice(3, 6)),),
 }
@@ -128,6 +128,8 @@ class Recorder:
         x = x if given is None else given.to(x).reshape(x.shape)
         if name.endswith(".linear"):
             self.offsets[name.removesuffix(".linear")] = x
+        if name.endswith(".to_gate_logits"):
+            self(name.replace("to_gate_logits", "gate"), 2 * x.sigmoid())
         return x
 
     def returned(self, output: Any) -> None:
@@ -219,9 +221,10 @@ def trace(
     recorder = Recorder(keep, inject or {})
     with hooks() as on:
         layout.doors(model, recorder, on)
-        around(model, layout, recorder, on)
+        tap_hooks = TapHooks(model, layout, recorder, on)
+        around(tap_hooks)
         for i in range(len(model.get_submodule(layout.path("transformer_blocks")))):  # type: ignore[arg-type]
-            inside(model, layout, recorder, on, f"transformer_blocks.{i}.")
+            inside(tap_hooks, f"transformer_blocks.{i}.")
         with Functions(recorder):
             yield recorder.taps
 
@@ -268,7 +271,8 @@ class Functions(TorchFunctionMode):
 
     def attention(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run attention and record it; a sub-layer may call it once per chunk of queries, with the same keys."""
-        chunks, first = self.recorder.chunks, not self.recorder.chunks or self.recorder.chunks["k"][0] is not key
+        chunks = self.recorder.chunks
+        first = not chunks or chunks["k"][0] is not key
         if first:
             chunks.clear()
             chunks["k"] = [key]
@@ -286,79 +290,79 @@ class Functions(TorchFunctionMode):
         return tap("sdpa", func(query, key, value, *args, **kwargs))
 
 
-def around(model: nn.Module, layout: Layout, tap: Recorder, on: On) -> None:
+@dataclass(frozen=True)
+class TapHooks:
+    """Registers hooks by our names of modules and parameters. A module that the model lacks has no taps."""
+
+    model: nn.Module
+    layout: Layout
+    tap: Recorder
+    on: On
+
+    def find(self, path: str) -> Any:
+        """Return a module or a parameter, or None if the model has none at that path."""
+        return find_module(self.model, self.layout.path(path))
+
+    def required(self, path: str) -> nn.Module:
+        """Return a module, or raise `AttributeError` if the model has none at that path."""
+        return self.model.get_submodule(self.layout.path(path))
+
+    def given(self, path: str, name: str) -> None:
+        """Record the input of a module as the tap `name`."""
+        if (module := self.find(path)) is not None:
+            self.on(module.register_forward_pre_hook(lambda _, args: (self.tap(name, args[0]), *args[1:])))
+
+    def result(self, path: str, name: str) -> None:
+        """Record the output of a module as the tap `name`."""
+        if (module := self.find(path)) is not None:
+            self.on(module.register_forward_hook(lambda _, args, out: self.tap(name, out)))
+
+
+def around(hooks: TapHooks) -> None:
     """Register hooks on everything outside the blocks except coordinates and RoPE tables."""
-
-    def result(path: str, name: str) -> None:
-        if (module := find_module(model, layout.path(path))) is not None:
-            on(module.register_forward_hook(lambda _, args, out: tap(name, out)))
-
-    def given(path: str, name: str) -> None:
-        if (module := find_module(model, layout.path(path))) is not None:
-            on(module.register_forward_pre_hook(lambda _, args: (tap(name, args[0]), *args[1:])))
-
     for name in ("proj_in", "audio_proj_in", "caption_projection", "audio_caption_projection"):
-        result(name, name)
+        hooks.result(name, name)
     for name in ADALN_LAYERS:
-        given(f"{name}.emb.timestep_embedder.linear_1", f"{name}.sinusoid")
-        result(f"{name}.emb.timestep_embedder", f"{name}.emb")
-        result(f"{name}.linear", f"{name}.linear")
+        hooks.given(f"{name}.emb.timestep_embedder.linear_1", f"{name}.sinusoid")
+        hooks.result(f"{name}.emb.timestep_embedder", f"{name}.emb")
+        hooks.result(f"{name}.linear", f"{name}.linear")
     for name in PROJECTED.values():
-        given(name, f"{name}.input")
-        result(name, name)
-    on(model.register_forward_hook(lambda _, args, out: tap.returned(out)))
+        hooks.given(name, f"{name}.input")
+        hooks.result(name, name)
+    hooks.on(hooks.model.register_forward_hook(lambda _, args, out: hooks.tap.returned(out)))
 
 
-def inside(model: nn.Module, layout: Layout, tap: Recorder, on: On, block: str) -> None:
+def inside(hooks: TapHooks, block: str) -> None:
     """Register hooks on everything in one block.
 
     A hook on each sub-layer notes that it has begun, so that a call of attention can be attributed to it.
     """
-
-    def module(name: str) -> nn.Module | None:
-        return find_module(model, layout.path(block + name))
-
-    def table(name: str) -> Tensor | None:
-        path, _, leaf = layout.path(block + name).rpartition(".")
-        return getattr(model.get_submodule(path), leaf, None)
-
-    def enter(name: str) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            tap.entering(block + name)
-            for part in (f"{name}.rows", f"{name}.context_rows"):
-                if (derived := modulation(part, table, tap.offsets)) is not None:
-                    tap(block + part, derived)
-            return inputs(tap, block + name, args, kwargs)
-
-        return hook
-
-    for name in (*ATTENTION_LAYERS, *FEED_FORWARDS):
+    tap, layout, on = hooks.tap, hooks.layout, hooks.on
+    for name in SUBLAYERS:
         if name in layout.norms:
-            on(
-                model.get_submodule(layout.path(block + layout.norms[name])).register_forward_pre_hook(
-                    lambda _, args: tap.streams.append(args[0])
-                )
-            )
-        on(model.get_submodule(layout.path(block + name)).register_forward_pre_hook(enter(name), with_kwargs=True))
-    for name in ATTENTION_LAYERS:
+            norm = hooks.required(block + layout.norms[name])
+            on(norm.register_forward_pre_hook(lambda _, args: tap.streams.append(args[0])))
+        begin = partial(enter, hooks, block, name)
+        on(hooks.required(block + name).register_forward_pre_hook(begin, with_kwargs=True))
+    for at in (block + name for name in ATTENTION_LAYERS):
         for part in ATTENTION_OUTPUTS:
-            if (layer := module(f"{name}.{part}" + ".0" * (part == "to_out"))) is not None:
-                on(layer.register_forward_hook(lambda _, args, out, at=f"{block}{name}.{part}": put_out(tap, at, out)))
-    for name in FEED_FORWARDS:
-        at = block + name
-        on(
-            model.get_submodule(layout.path(f"{at}.net.0.proj")).register_forward_hook(
-                lambda _, args, out, at=at: tap(f"{at}.proj", out)
-            )
-        )
-        last = model.get_submodule(layout.path(f"{at}.net.2"))
-        on(last.register_forward_pre_hook(lambda _, args, at=at: (tap(f"{at}.activation", args[0]), *args[1:])))
-        on(last.register_forward_hook(lambda _, args, out, at=at: tap(f"{at}.output", out)))
-    on(
-        model.get_submodule(layout.path(block[:-1])).register_forward_hook(
-            lambda _, args, out: put_streams(tap, block, layout, out)
-        )
-    )
+            hooks.result(f"{at}.{part}" + ".0" * (part == "to_out"), f"{at}.{part}")
+    for at in (block + name for name in FEED_FORWARDS):
+        hooks.result(f"{at}.net.0.proj", f"{at}.proj")
+        hooks.given(f"{at}.net.2", f"{at}.activation")
+        hooks.result(f"{at}.net.2", f"{at}.output")
+    on(hooks.required(block[:-1]).register_forward_hook(lambda _, args, out: put_streams(tap, block, layout, out)))
+
+
+def enter(
+    hooks: TapHooks, block: str, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Note that a sub-layer begins, and record its rows and inputs."""
+    hooks.tap.entering(block + name)
+    for part in (f"{name}.rows", f"{name}.context_rows"):
+        if (derived := modulation(part, lambda table: hooks.find(block + table), hooks.tap.offsets)) is not None:
+            hooks.tap(block + part, derived)
+    return inputs(hooks.tap, block + name, args, kwargs)
 
 
 def inputs(tap: Recorder, at: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -380,14 +384,6 @@ def inputs(tap: Recorder, at: str, args: tuple[Any, ...], kwargs: dict[str, Any]
         else:
             values[1] = context
     return tuple(values), named
-
-
-def put_out(tap: Recorder, at: str, out: Tensor) -> Tensor:
-    """Record the output of an attention's layer; of gate logits, also the gate."""
-    result = tap(at, out)
-    if at.endswith("to_gate_logits"):
-        tap(at.replace("to_gate_logits", "gate"), 2 * result.sigmoid())
-    return result
 
 
 def put_streams(tap: Recorder, block: str, layout: Layout, out: Any) -> Any:
@@ -445,7 +441,7 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
     def ropes(_: nn.Module, args: tuple[Any, ...], block: str) -> tuple[Any, ...]:
         vx, ax, vc, ac, perturbation = args
         skipped = ATTENTION_LAYERS[4:] if perturbation.isolated else ()
-        tap.norms = iter([f"{block}.{name}.stream" for name in NORMED if name not in skipped])
+        tap.norms = iter([f"{block}.{name}.stream" for name in SUBLAYERS if name not in skipped])
         vc = vc._replace(
             rope=pair("rope", vc.rope, len(vx)), exchange_rope=pair("cross_attn_rope", vc.exchange_rope, len(vx))
         )
