@@ -409,7 +409,7 @@ def test_two_forwards_at_a_time_are_refused(tmp_path: Path) -> None:
 )
 def test_what_a_streamed_model_cannot_do_is_said(misuse: Callable[[Any, Path], None], tmp_path: Path) -> None:
     model = ltx2ref.stream(written(tmp_path))
-    with pytest.raises(TypeError, match="the blocks of a streamed model are in its file"):
+    with pytest.raises(TypeError, match="the blocks of a streamed model stay in its file"):
         misuse(model, tmp_path)
 
 
