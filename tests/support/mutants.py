@@ -67,6 +67,16 @@ def functional(module: Any, **changes: Any) -> list[Patch]:
     return [patch.object(module, "F", SimpleNamespace(**vars(F) | changes))]
 
 
+def with_text_bias(bias: Callable[[Tensor, torch.dtype], Tensor]) -> Patch:
+    """Change what text masks (B, S) add to the logits, and no other mask."""
+    right = ltx2ref.interface.text_attention_mask
+
+    def changed(mask: Tensor, dtype: torch.dtype, kind: str = "linear") -> Tensor:
+        return bias(mask, dtype)[:, None, None] if mask.ndim == 2 else right(mask, dtype, kind)
+
+    return patch.object(ltx2ref.interface, "text_attention_mask", changed)
+
+
 def with_rotation(change: Callable[..., Rope]) -> list[Patch]:
     return [patch.object(ltx2ref.model, "rotation", change)]
 
@@ -175,7 +185,7 @@ def _(model: Model) -> list[Patch]:
 
 @mutant("mask-as-bool")
 def _(model: Model) -> list[Patch]:
-    return [patch.object(ltx2ref.interface, "attention_bias", lambda mask, dtype, kind: mask.to(dtype))]
+    return [with_text_bias(lambda mask, dtype: mask.to(dtype))]
 
 
 @mutant("mask-ignored")
@@ -453,9 +463,7 @@ BENIGN: dict[str, Callable[[], Any]] = {
     "math attention": lambda: sdpa_kernel(SDPBackend.MATH),
     "flash attention": lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION),
     "rotation in the model's dtype": lambda: patch.object(ltx2ref.attention, "apply_rope", bfloat16_rotation),
-    "another mask fill": lambda: patch.object(
-        ltx2ref.interface, "attention_bias", lambda mask, dtype, *_: (1 - mask.to(dtype)) * torch.finfo(dtype).min
-    ),
+    "another mask fill": lambda: with_text_bias(lambda mask, dtype: (1 - mask.to(dtype)) * torch.finfo(dtype).min),
     "another order of sums": lambda: patch.object(torch.nn.Linear, "forward", split_matmul),
     "rounded partial sums": lambda: patch.object(torch.nn.Linear, "forward", rounded_partial_sums),
     "a more exact GELU": lambda: patch.object(
