@@ -610,11 +610,14 @@ def given(file: dict[str, Array], prefix: str) -> dict[str, Array]:
 def compute(case: dict[str, Any], file: dict[str, Array], dtype: str, level: str) -> dict[str, Array]:
     """Compute a case, and return every tap that the kit asks for."""
     TAPS.clear()
-    Numbers.dtype = dtype if level == "exact" else "float64"
     inputs = given(file, f"{dtype}/inputs/")
     if level == "exact":
         inputs |= given(file, f"{dtype}/exact/inputs/")
-    OPERATIONS[case["operation"]](case, given(file, f"{dtype}/weights/"), inputs)
+    Numbers.dtype = dtype if level == "exact" else "float64"
+    try:
+        OPERATIONS[case["operation"]](case, given(file, f"{dtype}/weights/"), inputs)
+    finally:
+        Numbers.dtype = "float64"
     names = case["exact"][dtype]["digests"] if level == "exact" else case["outputs"]
     # What has been rounded, to float32 or to fewer bits, a float32 holds as it is.
     return {name: np.ascontiguousarray(TAPS[name], "float32" if level == "exact" else "float64") for name in names}
