@@ -1,6 +1,7 @@
 """Making, checking, updating and patching a copy. A folder is changed as a whole or not at all."""
 
 import keyword
+import os
 import re
 import secrets
 import shutil
@@ -284,19 +285,19 @@ def replace_folder(target: Path, contents: Files) -> None:
             file = partial / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-        if target.exists():
-            target.rename(old)
         try:
+            if target.exists():
+                target.rename(old)
             partial.rename(target)
-        except OSError:
+        except BaseException:  # also Ctrl-C: the only copy of somebody's changes may be what was moved aside
             if old.exists():
                 old.rename(target)
             raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ValueError(f"{target}: cannot be written: {error}") from None
     finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- versions
@@ -319,7 +320,11 @@ def newest_offered() -> str | None:
     command = [sys.executable, "-m", "pip", "index", "versions", "ltx2ref", "--retries", "0", "--timeout", "10"]
     try:
         done = subprocess.run(
-            [*command, "--disable-pip-version-check", "--no-input"], capture_output=True, text=True, timeout=60
+            [*command, "--disable-pip-version-check", "--no-input"],
+            env={**os.environ, "PIP_QUIET": "0"},  # which would keep the answer back
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,6 +1,6 @@
 """A damaged, contradictory or hostile checkpoint is refused with a clear error, or loads to exactly what it says.
 
-pytest tests/checkpoint/test_bad_files.py -s                          # 250 mutations, and counts per kind
+pytest tests/checkpoint/test_bad_files.py -s                          # 125 mutations, and counts per kind
 LTX2REF_CORPUS=full pytest tests/checkpoint/test_bad_files.py -s      # 5,000
 """
 
@@ -48,7 +48,7 @@ from ltx2ref import CheckpointError
 pytestmark = pytest.mark.slow
 
 FULL = "full" in (os.environ.get("LTX2REF_CORPUS"), os.environ.get("HYPOTHESIS_PROFILE"))
-COUNT, RESIZED, EXAMPLES = (5000, 600, 3000) if FULL else (250, 60, 100)
+COUNT, RESIZED, EXAMPLES = (5000, 600, 3000) if FULL else (125, 30, 50)
 SEED, SECONDS, MEGABYTES = 0, 2.0, 200.0
 ERROR_TYPE = f"{CheckpointError.__module__}.{CheckpointError.__name__}"
 bounded = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)

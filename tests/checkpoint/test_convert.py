@@ -447,7 +447,8 @@ def test_an_interruption_leaves_nothing(
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from ltx2ref import cli
 from ltx2ref.checkpoint.storage import TensorFile
 read = TensorFile.read

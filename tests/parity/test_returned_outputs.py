@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import ltx2ref
 from ltx2ref import AudioVisualModelOutput, LTX2VideoTransformer3DModel, assert_parity, cli, compare, trace
 from ltx2ref.kit.cases import MODELS
+from ltx2ref.kit.export import case_tensors
 from ltx2ref.kit.recorded import RecordedModel
 from ltx2ref.parity import verify
 from ltx2ref.parity.audit import audit, candidate_named
@@ -182,8 +183,8 @@ def test_assert_parity_judges_what_a_module_returns(change: str, port: type[nn.M
     model = model_of(SMALL)
     candidate = built(port, SMALL.config.to_diffusers(), model.state_dict(), torch.float32)
     said = (
-        f"first divergence at sample ({WRONG[change][2]}), looks like a change after proj_out: what it put out is "
-        "right, what is returned is not; everything before it is identical"
+        f"first divergence at sample ({WRONG[change][2]}), looks like a change after proj_out: its output is "
+        "right, and what is returned is not; everything before it is identical"
     )
     with pytest.raises(AssertionError, match=f"^{re.escape(said)}"):
         assert_parity(model, candidate, SMALL.inputs())
@@ -195,7 +196,7 @@ def test_assert_parity_judges_what_a_subclass_of_this_model_returns(
     change: str, kind: type[LTX2VideoTransformer3DModel], case: Case
 ) -> None:
     model = model_of(case)
-    with pytest.raises(AssertionError, match=r"^first divergence at sample .* after proj_out: what it put out is"):
+    with pytest.raises(AssertionError, match=r"^first divergence at sample .* after proj_out: its output is right"):
         assert_parity(model, ours(model, kind), case.inputs())
 
 
@@ -325,7 +326,7 @@ def test_files_tell_it_too_and_those_without_the_projections_lack_nothing(
 def test_a_kit_asks_for_each_output_once_whatever_was_recorded() -> None:
     source = RecordedModel(MODELS[0], "float32")
     source.taps |= {projected: source.taps[name] for name, projected in PROJECTED.items()}
-    expected = source.tensors(MODELS[0])["expected"]
+    expected = case_tensors(source, MODELS[0])["expected"]
     assert PROJECTED.keys() <= expected.keys() and not expected.keys() & {*PROJECTED.values()}
 
 
