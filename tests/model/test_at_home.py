@@ -181,17 +181,13 @@ def test_the_output_is_a_tuple_that_unpacks() -> None:
 
 # ---------------------------------------------------------------- where it lives
 def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default they run with a smaller model, because that of the page has 4096 channels."""
     text = (Path(__file__).parents[2] / "docs" / "using.md").read_text(encoding="utf-8")
     block = text.partition("## What you know from diffusers")[2].partition("```python\n")[2].partition("```")[0]
-    assert "(num_layers=1)" in block
-    smaller = block.replace("(num_layers=1)", "(**sizes)")
-    config = tiny_config("2.3", num_layers=1)
     monkeypatch.chdir(tmp_path)
-    names = {"LTX2VideoTransformer3DModel": LTX2VideoTransformer3DModel, "torch": torch, "sizes": config}
-    exec(smaller, names)
+    names: dict[str, Any] = {"LTX2VideoTransformer3DModel": LTX2VideoTransformer3DModel, "torch": torch}
+    exec(block, names)
     assert isinstance(model := names["model"], LTX2VideoTransformer3DModel)
-    assert model.config == config and model.dtype == torch.bfloat16
+    assert model.config == TransformerConfig(**names["sizes"]) and model.dtype == torch.bfloat16
 
 
 def test_the_model_without_the_checkpoint_layer_has_all_of_this_but_files() -> None:
