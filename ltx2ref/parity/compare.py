@@ -7,9 +7,10 @@ difference counts as a divergence if it affects more than half of the digits of 
 above the square root of its epsilon). A smaller one is suspect.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +18,15 @@ from torch import Tensor
 from ..interface import LTX2VideoTransformer3DModel
 from .cases import Inputs
 from .exact import exact
+from .explain.causes import accepted, carried_together, causes, differences
 from .explain.conventions import explain_by_conventions
 from .explain.evidence import explain_by_hints
+from .explain.fingerprint import fingerprint
 from .explain.hints import HINTS
 from .explain.roundings import LARGE, explain_by_machines, machine_notes
 from .judge import AnyTaps, Standard, first_divergence, judge_taps, remarks, rounded_phases
 from .report.assemble import assemble
-from .report.rows import Report
+from .report.rows import Report, TapRow
 from .run import run
 from .trace.taps import Taps
 from .truth import Local, Truth, isolate, norm, unseen
@@ -53,40 +56,89 @@ def compare(
 
 
 def compare_forwards(
-    model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any], exactly: bool = False
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    ours: Taps,
+    theirs: Mapping[str, Any],
+    exactly: bool = False,
+    accept: Sequence[str] = (),
 ) -> Report:
     """Compare taps of this model with those that a candidate computed with its weights, here or elsewhere.
 
     `ours` and `theirs` are taps by our names, computed from the same `inputs`. `exactly` says that both were computed
-    under exact arithmetic. Returns the report, with hints, conventions and simulated machines that explain a
-    difference.
+    under exact arithmetic. Causes at the places `accept` are put into the reference, which goes on from there as the
+    candidate does. Returns the report, with causes, hints, conventions and simulated machines that explain a difference.
+
+    Raises `ValueError` if a place in `accept` is not that of a cause.
     """
     queries = unscaled(ours, theirs)
     theirs = {**theirs, **queries}
     if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
-        return compare(ours, theirs)
+        report = compare(ours, theirs)
+        return replace(report, conventions=fingerprint(model, inputs, ours, theirs, None))
 
-    truth = Truth(model, inputs)
+    judged = judge_forwards(model, inputs, ours, theirs, exactly, queries)
+    notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
+    if accept:
+        found = accepted(differences(judged.rows, HINTS, model, inputs, theirs, judged.local, exactly), accept)
+        deviations = carried_together(found)
+        with exact() if exactly else nullcontext():
+            moved = run(model, inputs, deviations=deviations)
+        ours = {name: moved[name] for name in ours}
+        judged = judge_forwards(model, inputs, ours, theirs, exactly, queries, deviations)
+        notes += [f"accepted: {cause.place}: {cause.hints[0] if cause.hints else 'unexplained'}" for cause in found]
+    rows = judged.rows
+    notes = [*remarks(rows, ours, theirs, judged.true), *notes]
+    if first_divergence(rows) is None:
+        return assemble(rows, notes)
+
+    if not exactly and sum(x.numel() for x in model.parameters()) <= LARGE:
+        rows = explain_by_machines(rows, lambda: run(model, inputs), judged.truth, theirs, judged.candidate_true)
+        notes += machine_notes(rows)
+    rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
+    found = differences(rows, HINTS, model, inputs, theirs, judged.local, exactly)
+    rows = explain_by_hints(rows, HINTS, ours, theirs, judged.true, model, inputs)
+    conventions = fingerprint(model, inputs, ours, theirs, judged.local)
+    return replace(
+        assemble(rows, [*notes, *said]),
+        causes=causes(found, model, inputs, judged.truth.pure, conventions),
+        conventions=conventions,
+    )
+
+
+class Judged(NamedTuple):
+    """The rows of a comparison, and everything that they were measured against."""
+
+    rows: list[TapRow]
+    truth: Truth
+    true: Taps  # in float64, given the reference's phases
+    candidate_true: Taps  # the same, given the candidate's
+    local: Local
+
+
+def judge_forwards(
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    ours: Taps,
+    theirs: Mapping[str, Any],
+    exactly: bool,
+    queries: Taps,
+    deviations: Taps | None = None,
+) -> Judged:
+    """Judge every tap, each against its own truth, and each stage alone.
+
+    `queries` were divided by the scale of attention, which costs a rounding. `deviations` are put into the reference.
+    """
+    truth = Truth(model, inputs, deviations)
     with exact() if exactly else nullcontext():
-        local = isolate(model, inputs, ours, theirs, exactly)
+        local = isolate(model, inputs, ours, theirs, exactly, deviations)
     slack = unseen(truth, ours, theirs) | {name: torch.finfo(x.dtype).eps * norm(x) for name, x in queries.items()}
-
     true = truth.of(ours)
     standard = Standard(true, bounds=truth.bounds, slack=slack, least=truth.least)
     if phases := rounded_phases(ours, theirs, standard):
         standard = standard._replace(candidate_true=truth.of(ours | phases))
     rows = judge_taps(ours, theirs, standard, local)
-    notes = remarks(rows, ours, theirs, true)
-    scaled = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
-    if first_divergence(rows) is None:
-        return assemble(rows, [*notes, *scaled])
-
-    if not exactly and sum(x.numel() for x in model.parameters()) <= LARGE:
-        rows = explain_by_machines(rows, lambda: run(model, inputs), truth, theirs, standard.candidate_true or true)
-        notes += machine_notes(rows)
-    rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
-    rows = explain_by_hints(rows, HINTS, ours, theirs, true, model.config, inputs)
-    return assemble(rows, [*notes, *scaled, *said])
+    return Judged(rows, truth, true, dict(standard.candidate_true or true), local)
 
 
 def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:

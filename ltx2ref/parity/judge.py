@@ -259,7 +259,12 @@ def locally(name: str, candidate: Tensor, local: Local, against: Against) -> dic
     same = None if local.same_bits is None else local.same_bits.get(name)
     passed_on = (budget is not None and budget <= 1) if same is None else torch.equal(same.cpu(), candidate)
     counts = {} if local.same_bits is None or passed_on else {"budget": budget}
-    return {"local_error": found["error"], "origin": PROPAGATED if passed_on else ORIGINATED, **counts}
+    return {
+        "local_error": found["error"],
+        "local_budget": budget,
+        "origin": PROPAGATED if passed_on else ORIGINATED,
+        **counts,
+    }
 
 
 def estimated(about: Mapping[str, Any], reference: Any, candidate: Any, true: Any) -> TapRow:

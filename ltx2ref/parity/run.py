@@ -31,12 +31,14 @@ def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
     return {name: walk(x) for name, x in inputs.items()}
 
 
-def run(model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None) -> Taps:
+def run(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None, deviations: Taps | None = None
+) -> Taps:
     """Run the model and return all taps, including the returned outputs, on the CPU.
 
-    Taps in `inject` are recorded, and then replaced for the rest of the forward. Raises `OutputError` if the model does
-    not return video and audio.
+    Taps in `inject` are recorded, and then replaced for the rest of the forward. `deviations` are added to taps before
+    they are recorded. Raises `OutputError` if the model does not return video and audio.
     """
-    with torch.no_grad(), trace(model, inject=inject) as taps:
+    with torch.no_grad(), trace(model, inject=inject, deviations=deviations) as taps:
         output = model(**inputs)
     return {name: x.cpu() for name, x in (taps | returned(output)).items()}

@@ -138,15 +138,16 @@ class Truth:
 
     `pure` holds its taps with float64 phases. `bounds` holds how far phases without a budget may be off:
     sinusoids, and tables made from float32 frequencies. `least` holds the smallest error that the other tables' budgets
-    assume.
+    assume. `deviations` are put in, as in `run`.
     """
 
-    def __init__(self, model: LTX2VideoTransformer3DModel, inputs: Inputs) -> None:
+    def __init__(self, model: LTX2VideoTransformer3DModel, inputs: Inputs, deviations: Taps | None = None) -> None:
         self.dtype, self.model, self.inputs = model.proj_in.weight.dtype, doubled(model), wide(inputs)
+        self.deviations = deviations or {}
         self.bounds: Taps = {}
         layers = {name: layer for name in ADALN_LAYERS if (layer := getattr(self.model, name)) is not None}
         hooks = [layer.register_forward_pre_hook(partial(self.bound, name)) for name, layer in layers.items()]
-        self.pure = run(self.model, self.inputs)
+        self.pure = run(self.model, self.inputs, deviations=self.deviations)
         for hook in hooks:
             hook.remove()
         self.least = least_lost(model.config, self.pure)
@@ -163,7 +164,8 @@ class Truth:
     def of(self, taps: Mapping[str, Any]) -> Taps:
         """Return every tap in float64, computed with the phases in `taps`; phases themselves are in pure float64."""
         given = phases(taps)
-        return (run(self.model, self.inputs, given) if given else self.pure) | phases(self.pure)
+        taps = run(self.model, self.inputs, given, self.deviations) if given else self.pure
+        return taps | phases(self.pure)
 
     def drawn(self, name: str, reference: Tensor, seed: int) -> Tensor:
         """Draw at random a phase that a candidate could have without being wrong.
@@ -212,11 +214,12 @@ def isolate(
     reference_taps: Taps,
     candidate: Mapping[str, Any],
     exactly: bool = False,
+    deviations: Taps | None = None,
 ) -> Local:
     """Run each stage of the reference on the candidate's taps.
 
     Taps that the candidate lacks, or has in another shape, stay the reference's own. `exactly` says that this runs
-    under exact arithmetic, where the same operations give the same bits.
+    under exact arithmetic, where the same operations give the same bits. `deviations` are put in, as in `run`.
     """
     taps: Taps = {
         name: spread(name, x, reference_taps[name]).cpu()
@@ -224,7 +227,7 @@ def isolate(
         if isinstance(x, Tensor) and name in reference_taps
     }
     taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}
-    reference, true = run(model, inputs, taps), run(doubled(model), wide(inputs), taps)
+    reference, true = run(model, inputs, taps, deviations), run(doubled(model), wide(inputs), taps, deviations)
     chains = [
         [name for part in chain if (name := f"transformer_blocks.{i}.{part}") in true]
         for i in range(len(model.transformer_blocks))

@@ -6,14 +6,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config import TransformerConfig
+from ...interface import LTX2VideoTransformer3DModel
 from ..cases import Inputs
 from ..judge import first_divergence
 from ..report.rows import TapRow
 from ..trace.taps import Taps
-from ..truth import spread
+from ..truth import Local, spread
 
 NONE: Mapping[str, Tensor] = MappingProxyType({})
 FLAT = (".sinusoid", ".emb", ".linear", "rows")  # taps of the shape (B * T|1, ...)
@@ -35,6 +36,7 @@ class Evidence(NamedTuple):
     candidate_taps: Mapping[str, Any] = NONE  # those before this one; only tensors are used
     config: TransformerConfig | None = None
     inputs: Mapping[str, Any] | None = None  # the documented arguments of the forward
+    model: nn.Module | None = None  # the reference, for its weights
     block: str = ""  # "transformer_blocks.0." if the name is transformer_blocks.0.attn1.q
     layer: str = ""  # "attn1"
     part: str = ""  # "q"
@@ -52,7 +54,7 @@ def explain_by_hints(
     ours: Taps,
     theirs: Mapping[str, Any],
     true: Taps,
-    config: TransformerConfig,
+    model: LTX2VideoTransformer3DModel,
     inputs: Inputs,
 ) -> list[TapRow]:
     """Add to the first divergence what it looks like: a known mistake, or a pattern in the numbers."""
@@ -66,9 +68,31 @@ def explain_by_hints(
         return rows
     before = list(ours)[: list(ours).index(name)]
     known = {name: theirs[name] for name in before if name in theirs}
-    evidence = Evidence(name, x, other, true.get(name), ours, known, config, inputs)
+    evidence = Evidence(name, x, other, true.get(name), ours, known, model.config, inputs, model)
     said = (*first.hints, *named(evidence, hints).values())
     return [replace(row, hints=said) if row is first else row for row in rows]
+
+
+def local_evidence(
+    name: str, model: LTX2VideoTransformer3DModel, inputs: Mapping[str, Any], theirs: Mapping[str, Any], local: Local
+) -> Evidence | None:
+    """Return the evidence on one stage alone: both sides have the candidate's own inputs. None without tensors."""
+    if not isinstance(theirs.get(name), Tensor) or name not in local.truth:
+        return None
+    own = local.reference[name]
+    other = spread(name, theirs[name], own).cpu()
+    if other.shape != own.shape:
+        return None
+    names = [*local.reference]
+    before = {
+        x: spread(x, theirs[x], local.reference[x]).cpu()
+        for x in names[: names.index(name)]
+        if isinstance(theirs.get(x), Tensor)
+    }
+    before = {x: y for x, y in before.items() if y.shape == local.reference[x].shape}
+    own = own.to(torch.promote_types(other.dtype, model.proj_in.weight.dtype))
+    taps = {**local.reference, **before, name: own}
+    return gathered(Evidence(name, own, other, local.truth[name], taps, before, model.config, inputs, model))
 
 
 def named(e: Evidence, hints: Sequence[Hint]) -> dict[str, str]:

@@ -1,15 +1,13 @@
 """List all hints on what a bug looks like, in the order of the report.
 
-A new hint is a function in mistakes.py or patterns.py, and a line here.
+A new hint is a function in levels.py, mistakes.py or patterns.py, and a line here.
 """
 
-from . import mistakes, patterns
+from . import levels, mistakes, patterns
 from .evidence import Hint
 
 HINTS: tuple[Hint, ...] = (  # the most specific first: mistakes by name, then places, numbers and sizes
-    mistakes.scaled_timestep,
-    mistakes.other_noise_level,
-    mistakes.rounded_timestep,
+    levels.wrong_level,
     mistakes.other_sinusoid,
     patterns.axis_major,
     patterns.padding_side,
@@ -24,6 +22,7 @@ HINTS: tuple[Hint, ...] = (  # the most specific first: mistakes by name, then p
     mistakes.wrong_projection,
     mistakes.other_activation,
     mistakes.wrong_norm,
+    mistakes.other_epsilon,
     patterns.swapped_rows,
     patterns.permuted_heads,
     patterns.swapped_halves,

@@ -1,6 +1,6 @@
 """Make known mistakes on purpose, from what the reference computed, and see whether the candidate made the same one.
 
-There are mistakes in noise levels, positions, RoPE tables, and the stages of a block. Each is made from the taps before
+There are mistakes in positions, RoPE tables, norms, and the stages of a block; those in noise levels are in levels.py. Each is made from the taps before
 the first divergence, the configuration and the inputs.
 """
 
@@ -24,12 +24,14 @@ from ...modulation import EPS, modulate, rms_norm
 from ...rope import apply_rope, audio_positions, rotate_interleaved, rotate_split, rotation, video_positions
 from ...sizes import StreamSizes
 from ..judge import dtype_name
-from ..trace.taps import AUDIO_SUBLAYERS, VIDEO_SUBLAYERS
+from ..trace.taps import AUDIO_SUBLAYERS, VIDEO_SUBLAYERS, find_module
 from ..truth import norm
 from .evidence import NONE, OTHER, Evidence, unflat
+from .levels import arguments, gate_factor
 from .patterns import UNEXPLAINED, Guess, gap, is_rather, rounding
 
 NARROW_DTYPES = torch.bfloat16, torch.float16
+EPSILONS = 0.0, 1e-12, 1e-8, 1e-7, 1e-5, 1e-4, 1e-3  # which ports have in place of 1e-6
 
 
 def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | None:
@@ -59,38 +61,7 @@ def given(e: Evidence, name: str) -> Tensor | None:
     return theirs if ours is None else theirs.to(ours)
 
 
-# Noise levels: the sinusoid was made from another one.
-
-
-def scaled_timestep(e: Evidence) -> str | None:
-    """Recognise a timestep multiplier that was applied twice or not at all."""
-    config = e.config or TransformerConfig()
-    multipliers = {1000.0, config.timestep_scale_multiplier, config.cross_attn_timestep_scale_multiplier}
-    factors = sorted({y for x in (*multipliers, gate_factor(e)) for y in (x, 1 / x)})
-    found = by_level(e, lambda name, x: ((name, x), *((f"{name} * {factor:g}", x * factor) for factor in factors)))
-    return None if found is None else f"{found}: a timestep multiplier applied twice, or not at all"
-
-
-def rounded_timestep(e: Evidence) -> str | None:
-    """Recognise a noise level that was rounded to a narrow dtype or to an integer."""
-    return by_level(
-        e,
-        lambda name, x: (
-            (name, x),
-            (f"{name} in bfloat16", x.bfloat16()),
-            (f"{name} in float16", x.half()),
-            (f"{name} rounded to an integer", x.round()),
-            (f"{name} truncated to an integer", x.floor()),
-        ),
-    )
-
-
-def other_noise_level(e: Evidence) -> str | None:
-    """Recognise the noise level of another argument, or a single one used for all tokens."""
-    levels = noise_levels(e)
-    reduced = (guess for name, x in levels.items() for guess in reductions(name, x))
-    found = level_mistake(e, ((name, x) for name, x in (*levels.items(), *reduced) if level_fits(e, x)))
-    return None if found is None else f"the noise level {found}"
+# Sinusoids. Wrong noise levels are in levels.py.
 
 
 def other_sinusoid(e: Evidence) -> str | None:
@@ -98,71 +69,21 @@ def other_sinusoid(e: Evidence) -> str | None:
 
     Other embedders do so under the options `flip_sin_to_cos` and `downscale_freq_shift`.
     """
-    found = (mistaken(e, partial(sinusoids, level=x)) for x in noise_levels(e).values() if level_fits(e, x))
+    if not e.name.endswith(".sinusoid"):
+        return None
+    levels = (x * gate_factor(e) for x in arguments(e).values())
+    fitting = (x for x in levels if len(x) == len(e.reference) and x.shape[1] in (1, e.reference.shape[1]))
+    found = (mistaken(e, partial(sinusoids, level=x)) for x in fitting)
     return next((what for what in found if what), None)
 
 
 def sinusoids(e: Evidence, level: Tensor) -> Iterator[Guess]:
     """Yield other sinusoids of a noise level."""
     phases = level.double()[..., None] * 10_000 ** -(torch.arange(128, dtype=torch.float64) / 127)
-    yield "", sines(e, level)
-    yield "sines before cosines", sines(e, level).roll(128, -1)
+    right = sinusoid(level, torch.float32).to(e.reference.dtype).expand_as(e.reference)
+    yield "", right
+    yield "sines before cosines", right.roll(128, -1)
     yield "frequencies of i / 127, not i / 128", torch.cat([phases.cos(), phases.sin()], -1).expand_as(e.reference)
-
-
-def by_level(e: Evidence, ways: Callable[[str, Tensor], Iterable[Guess]]) -> str | None:
-    """Return the first mistake that a change of the right noise level explains."""
-    found = (level_mistake(e, ways(name, x)) for name, x in noise_levels(e).items() if level_fits(e, x))
-    return next((what for what in found if what), None)
-
-
-def level_mistake(e: Evidence, levels: Iterable[Guess]) -> str | None:
-    """Return the mistake of a sinusoid that was made from one of these noise levels."""
-    known = [*levels]
-    return mistaken(e, lambda e: ((what, sines(e, level)) for what, level in known))
-
-
-def noise_levels(e: Evidence) -> dict[str, Tensor]:
-    """Return the forward's noise levels, (B, 1|T) each, scaled as the embedder of this tap takes them.
-
-    Arguments with equal values share an entry that has both names.
-    """
-    if not e.inputs or not e.name.endswith(".sinusoid"):
-        return {}
-    levels: dict[str, Tensor] = {}
-    for name in ("timestep", "audio_timestep", "sigma", "audio_sigma"):
-        if e.inputs.get(name) is not None:
-            x = e.inputs[name].reshape(len(e.inputs[name]), -1) * gate_factor(e)
-            same = next((other for other, y in levels.items() if torch.equal(x, y)), None)
-            levels[name if same is None else f"{same} (= {name})"] = x if same is None else levels.pop(same)
-    return levels
-
-
-def reductions(name: str, levels: Tensor) -> Iterator[Guess]:
-    """Yield ways of reducing noise levels per token to one for all tokens."""
-    if levels.shape[1] > 1:
-        yield f"mean of {name}", levels.mean(1, keepdim=True)
-        yield f"maximum of {name}", levels.amax(1, keepdim=True)
-        yield f"minimum of {name}", levels.amin(1, keepdim=True)
-        yield f"{name} of the first token", levels[:, :1]
-        yield f"{name} of the last token", levels[:, -1:]
-
-
-def level_fits(e: Evidence, level: Tensor) -> bool:
-    """Tell whether a noise level has the batch size and the tokens of this tap."""
-    return len(level) == len(e.reference) and level.shape[1] in (1, e.reference.shape[1])
-
-
-def gate_factor(e: Evidence) -> float:
-    """Return the factor by which an exchange's gate scales the noise level; 1 for other taps."""
-    if e.config is None or "gate" not in e.name:
-        return 1.0
-    return e.config.cross_attn_timestep_scale_multiplier / e.config.timestep_scale_multiplier
-
-
-def sines(e: Evidence, level: Tensor) -> Tensor:
-    """Return the sinusoid of a noise level, in the dtype and shape of the tap."""
-    return sinusoid(level, torch.float32).to(e.reference.dtype).expand_as(e.reference)
 
 
 # Positions and RoPE tables.
@@ -609,6 +530,60 @@ def activations(e: Evidence) -> Iterator[Guess]:
         yield "ReLU", F.relu(x)
 
 
+def other_epsilon(e: Evidence) -> str | None:
+    """Recognise another epsilon in a norm, or one that is added outside of the root."""
+    return mistaken(e, normed)
+
+
+def normed(e: Evidence) -> Iterator[Guess]:
+    """Yield the result of this tap's norm under each epsilon."""
+    x, after = before_norm(e)
+    if x is None:
+        return
+    square = x.double().square().mean(-1, keepdim=True)
+    yield "", after(x * (square + EPS).rsqrt())
+    for eps in EPSILONS:
+        yield f"an epsilon of {eps:g}", after(x * (square + eps).rsqrt())
+    yield f"an epsilon of {EPS:g} outside of the root", after(x / (square.sqrt() + EPS))
+
+
+def before_norm(e: Evidence) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]:
+    """Return what this tap's norm is given, in float64, and what makes the tap of the normalised tensor.
+
+    A norm of queries or keys has a weight. A norm of a stream is followed by the modulation.
+    """
+    attention = None if e.model is None else find_module(e.model, e.block + e.layer)
+    if e.part in ("norm_q", "norm_k") and attention is not None:
+        keys = e.part == "norm_k"
+        x = given(e, f"{e.block}{e.layer}.{'context' if keys else 'input'}")
+        x = given(e, f"{e.block}{e.layer}.input") if x is None else x  # keys of a self-attention
+        project, norm = getattr(attention, "to_k" if keys else "to_q"), getattr(attention, e.part)
+        if x is None or project.weight.is_meta:
+            return None, identity
+        bias = None if project.bias is None else project.bias.double()
+        return F.linear(x.double(), project.weight.double(), bias), lambda h: h * norm.weight.double()
+    x, h = modulated(e)
+    if x is None or h is None or h is x or (own := own_rows(e, x)) is None:
+        return None, identity
+    scale, shift = (row.double() for row in own)
+    return x.double(), lambda h: modulate(h, shift, scale)
+
+
+def own_rows(e: Evidence, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the scale and the shift of this tap, or None if it has no rows."""
+    context = "context_" if e.part == "context" else ""
+    rows = e.reference_taps.get(f"{e.block}{e.layer}.{context}rows")
+    if rows is None:
+        return None
+    by_token = unflat(rows, len(x))
+    first, second = by_token[:, :, 0], by_token[:, :, 1]
+    return (first, second) if e.layer in OTHER else (second, first)  # rows of the exchange are (scale, shift)
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
 def wrong_norm(e: Evidence) -> str | None:
     """Recognise another norm, or a norm in another dtype, after the last block."""
     return mistaken(e, last_norms)
@@ -623,6 +598,8 @@ def last_norms(e: Evidence) -> Iterator[Guess]:
         return
     yield "LayerNorm", F.layer_norm(x, x.shape[-1:], eps=EPS)
     yield "RMSNorm", rms_norm(x)
+    for eps in EPSILONS:
+        yield f"an epsilon of {eps:g}", F.layer_norm(x.double(), x.shape[-1:], eps=eps)
     for dtype in NARROW_DTYPES:
         yield f"LayerNorm computed in {dtype_name(dtype)}", stepwise_norm(x.to(dtype))
 

@@ -47,10 +47,39 @@ class TapRow:
     budget: float | None = None
     origin: str | None = None  # ORIGINATED or PROPAGATED, from a run on the candidate's own inputs
     local_error: float | None = None  # the candidate's error against float64 given its own inputs
+    local_budget: float | None = None  # that error divided by the budget of this stage alone
     amplification: float | None = None  # error / local error
     machine: str | None = None  # simulated machine on which the reference is as far from float64
     hints: tuple[str, ...] = ()
     estimated: bool = False  # the numbers come from sketches
+
+
+BUG, CONVENTION = "bug", "convention"  # verdicts on causes, beside ROUNDING
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that a candidate does differently, wherever it does it."""
+
+    place: str  # the first tap at which it shows, without the number of the block
+    verdict: str  # BUG, CONVENTION (the reference has a switch for it) or ROUNDING (explained by more roundings)
+    what: str | None  # what it looks like; None if nothing known fits
+    taps: tuple[str, ...]  # every tap at which it originates
+    blocks: int  # how many blocks the model has
+    size: float | None  # the largest difference that originates at one of them, relative (L2)
+    budget: float | None  # the same, divided by the budget of that stage
+    effect: float | None  # how far this difference alone moves the outputs, relative (L2); None if it is not known
+    hints: tuple[str, ...] = ()  # everything that it looks like
+
+    @property
+    def places(self) -> str:
+        """Return all taps, with a star for the number of the block."""
+        return joined_names([*self.taps], self.blocks, count=6)
+
+    def __str__(self) -> str:
+        looks = self.what or "nothing known looks like it"
+        effect = "unknown" if self.effect is None else f"{self.effect:.1e}"
+        return f"effect {effect}, {self.verdict} at {self.place}: {looks}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +97,8 @@ class Report:
     candidate: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     hints: tuple[str, ...] = ()  # what the first divergence looks like
+    causes: tuple[Cause, ...] = ()  # everything that the candidate does differently, by effect
+    conventions: dict[str, str] = field(default_factory=dict)  # which conventions it follows, as far as that shows
 
     @property
     def passed(self) -> bool:

@@ -105,11 +105,13 @@ ROW_RECIPES: dict[str, RowRecipe] = {
 class Recorder:
     """Records taps, and passes on the tensors that the model should use instead.
 
-    `keep` makes of each tap what is kept. A tap in `inject` is recorded and then replaced.
+    `keep` makes of each tap what is kept. What `deviations` has for a tap is added to it; then it is recorded, and, if
+    it is in `inject`, replaced.
     """
 
     keep: Callable[[Tensor], Any]
     inject: Mapping[str, Tensor]
+    deviations: Mapping[str, Tensor] = field(default_factory=dict)
     taps: dict[str, Any] = field(default_factory=dict)
     offsets: Taps = field(default_factory=dict)  # current outputs of the AdaLN layers, not detached
     streams: list[Tensor] = field(default_factory=list)  # residuals normalised since the last sub-layer began
@@ -123,6 +125,7 @@ class Recorder:
         """Record a tap and return the tensor that the model goes on with: `x`, or its replacement."""
         # In these taps B and T are two dimensions in some implementations, and one in others.
         flat = name.endswith((".sinusoid", ".emb", ".linear"))
+        x = self.deviated(name, x)
         self.taps[name] = self.keep(x.detach().flatten(0, -2) if flat else x.detach())
         given = self.inject.get(name)
         x = x if given is None else given.to(x).reshape(x.shape)
@@ -131,6 +134,16 @@ class Recorder:
         if name.endswith(".to_gate_logits"):
             self(name.replace("to_gate_logits", "gate"), 2 * x.sigmoid())
         return x
+
+    @property
+    def changes(self) -> bool:
+        """Tell whether the model may have to go on with other tensors than its own."""
+        return bool(self.inject or self.deviations)
+
+    def deviated(self, name: str, x: Tensor) -> Tensor:
+        """Return `x` with its deviation, added in float64, if it has one."""
+        added = self.deviations.get(name)
+        return x if added is None else (x.double() + added.to(x.device).reshape(x.shape)).to(x.dtype)
 
     def returned(self, output: Any) -> None:
         """Record the outputs of the forward."""
@@ -208,17 +221,19 @@ def trace(
     layout: Layout | None = None,
     inject: Mapping[str, Tensor] | None = None,
     keep: Callable[[Tensor], Any] = torch.clone,
+    deviations: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Taps]:
     """Record the taps of the last forward within the context; the model's output stays the same to the bit.
 
     Yields a dict that the forward fills. A tap in `inject` is recorded and then replaced: everything after it is
-    computed from the replacement. `sample` and `audio_sample` cannot be replaced, because nothing follows them. `keep`
-    makes of each tap what is kept, by default a copy. `layout` describes other implementations than this one.
+    computed from the replacement. `sample` and `audio_sample` cannot be replaced, because nothing follows them.
+    `deviations` are added to taps before they are recorded: the forward of a model that is wrong there by so much.
+    `keep` makes of each tap what is kept, by default a copy. `layout` describes other implementations than this one.
 
     Raises `OutputError` if a forward does not return video and audio.
     """
     layout = layout or OURS
-    recorder = Recorder(keep, inject or {})
+    recorder = Recorder(keep, inject or {}, deviations or {})
     with hooks() as on:
         layout.doors(model, recorder, on)
         tap_hooks = TapHooks(model, layout, recorder, on)
@@ -266,8 +281,9 @@ class Functions(TorchFunctionMode):
 
         Only the norm sees the replacement. The residual itself continues unchanged.
         """
-        given = self.recorder.inject.get(next(self.recorder.norms, ""))
-        return x if given is None else given.to(x)
+        name = next(self.recorder.norms, "")
+        given = self.recorder.inject.get(name)
+        return self.recorder.deviated(name, x) if given is None else given.to(x)
 
     def attention(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run attention and record it; a sub-layer may call it once per chunk of queries, with the same keys."""
@@ -391,7 +407,7 @@ def put_streams(tap: Recorder, block: str, layout: Layout, out: Any) -> Any:
     tap.streams, tap.earlier = [], []
     video, audio = layout.pair(out)
     injected = tap(f"{block}video", video), tap(f"{block}audio", audio)
-    return injected if isinstance(out, tuple) and tap.inject else None
+    return injected if isinstance(out, tuple) and tap.changes else None
 
 
 def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) -> Tensor | None:
@@ -455,7 +471,7 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
         cos, sin = (
             tap(name + part, x.expand(batch, *x.shape[1:])) for part, x in zip((".cos", ".sin"), rope, strict=True)
         )
-        return (cos, sin) if tap.inject else rope
+        return (cos, sin) if tap.changes else rope
 
     on(model.register_forward_pre_hook(coordinates, with_kwargs=True))
     for i, block in enumerate(model.transformer_blocks):

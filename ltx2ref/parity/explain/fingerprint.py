@@ -1,0 +1,259 @@
+"""Tell which conventions a candidate follows, from its numbers: each is told by the value that fits best.
+
+Bits are not needed. A value counts if it makes the candidate's tap up to rounding, from the candidate's own taps before
+it, and if all others are clearly farther away. Where a case cannot tell, nothing is said.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...interface import LTX2VideoTransformer3DModel, attention_bias, exchange_mode, text_attention_mask
+from ...rope import apply_rope
+from ..trace.taps import ADALN_LAYERS, Taps
+from ..truth import Local, norm
+from .evidence import Evidence, local_evidence
+from .levels import Level, levels
+from .mistakes import ROTATED, activations, attended, given, heard, misplaced, mistuned, normed, own_table
+from .patterns import Guess, gap, rounding
+
+CLOSER = 3.0  # the best value is closer to the candidate than any other by this factor
+TAPS = 4  # how many taps are looked at for each convention
+SWITCHES = {"float32", "model", "linear", "lowest", "log"}  # values that the fields of `Conventions` have
+NOISE = 0.25  # of an epsilon: two values that differ by less cannot be told apart
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One convention: the taps that show it, and the tap under each of its values, the reference's own first."""
+
+    name: str
+    taps: str  # a regular expression
+    ways: Callable[[Evidence], Iterable[Guess]]
+    switch: bool = False  # whether it is a field of `Conventions`
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def rotated_in(e: Evidence) -> Iterator[Guess]:
+    """Yield queries or keys rotated in float32, and in the model's dtype."""
+    if e.layer not in ROTATED or e.reference.dtype.itemsize > 2 or e.config is None:
+        return
+    x, table = given(e, f"{e.block}{e.layer}.norm_{e.part}"), ROTATED[e.layer][e.part == "k"]
+    cos, sin = (given(e, table + end) for end in (".cos", ".sin"))
+    if x is None or cos is None or sin is None:
+        return
+    x, narrow = x.unflatten(-1, (cos.shape[2], -1)), e.reference.dtype
+    yield "float32", apply_rope(x, (cos.float(), sin.float()), e.config.rope_type)
+    yield "model", apply_rope(x, (cos.to(narrow), sin.to(narrow)), e.config.rope_type)
+
+
+def positions_in(e: Evidence) -> Iterator[Guess]:
+    """Yield RoPE tables of positions in float32, and rounded to narrower dtypes."""
+    table = own_table(e)
+    if table is None:
+        return
+    yield "float32", table.make(e)
+    for what, coords in misplaced(e, "video", table.coords):
+        if what.startswith("positions rounded to ") and coords.dtype == table.coords.dtype:
+            yield what.removeprefix("positions rounded to "), table.moved(coords).make(e)
+
+
+def frequencies_in(e: Evidence) -> Iterator[Guess]:
+    """Yield RoPE tables of float64 and of float32 frequencies."""
+    table = own_table(e)
+    if table is None:
+        return
+    names = ("float64", "float32") if table.config.rope_double_precision else ("float32", "float64")
+    other = next(x for what, x in mistuned(table) if what.startswith("frequencies computed in "))
+    yield names[0], table.make(e)
+    yield names[1], other.make(e)
+
+
+def masked_by(e: Evidence) -> Iterator[Guess]:
+    """Yield text attention or self-attention under each bias for what is masked."""
+    q, k, v = (given(e, f"{e.block}{e.layer}.{name}") for name in ("q", "k", "to_v"))
+    x = e.inputs or {}
+    text = {"attn2": "encoder_attention_mask", "audio_attn2": "audio_encoder_attention_mask"}.get(e.layer)
+    mask = x.get(text) if text else e.kwargs.get("video_self_attention_mask") if e.layer == "attn1" else None
+    if mask is None or q is None or k is None or v is None or (text and mask.ndim == 3):
+        return
+    heads, dtype = (q, k, v.unflatten(-1, k.shape[2:])), e.reference.dtype
+    for kind in ("linear", "lowest") if text else ("linear", "log"):
+        made = text_attention_mask(mask, dtype, kind) if text else attention_bias(mask, dtype, kind)[:, None]
+        yield kind, attended(heads, made)
+    yield "ignored", attended(heads, None)
+
+
+def guided_by(e: Evidence) -> Iterator[Guess]:
+    """Yield the result of a perturbed self-attention: not perturbed, its own values, or nothing."""
+    inputs = e.inputs or {}
+    blocks, keep = inputs.get("spatio_temporal_guidance_blocks") or (), inputs.get("perturbation_mask")
+    out, v, gate = (given(e, f"{e.block}{e.layer}.{name}") for name in ("sdpa", "to_v", "gate"))
+    number = e.block.split(".")[1] if e.block else ""
+    if not number.isdigit() or int(number) not in blocks or out is None or v is None or e.model is None:
+        return
+    last = e.model.get_submodule(f"{e.block}{e.layer}.to_out.0")
+    values = v.unflatten(-1, out.shape[2:])
+    kept = torch.zeros(()) if keep is None else keep.reshape(-1, 1, 1, 1)
+
+    def result(x: Tensor) -> Tensor:
+        x = (x if gate is None else x * gate[..., None]).flatten(2)
+        return F.linear(x.to(out.dtype), last.weight, last.bias)  # type: ignore[arg-type]
+
+    yield "values", result(torch.lerp(values.float(), out.float(), kept.float()))
+    yield "ignored", result(out)
+    yield "removed", result(out * kept.to(out.dtype))
+
+
+def ordered(e: Evidence) -> Iterator[Guess]:
+    """Yield the context of an exchange from the other stream before and after its own change."""
+    for what, guess in heard(e):
+        yield ("both directions at once" if "before" in what else "one direction after the other"), guess
+
+
+def epsilons(e: Evidence) -> Iterator[Guess]:
+    """Yield normalised queries or keys under each epsilon."""
+    for what, guess in normed(e):
+        yield what.removeprefix("an epsilon of ") or "1e-06", guess
+
+
+def activated(e: Evidence) -> Iterator[Guess]:
+    """Yield the activation under each function."""
+    yield from activations(e)
+
+
+TRAITS = (
+    Trait("rotation_dtype", r"\.(attn1|audio_attn1)\.[qk]$", rotated_in, switch=True),
+    Trait("positions_dtype", r"^rope\.(cos|sin)$", positions_in, switch=True),
+    Trait("RoPE frequencies", r"rope\.(cos|sin)$", frequencies_in),
+    Trait("text_mask_bias", r"\.(audio_)?attn2\.sdpa$", masked_by, switch=True),
+    Trait("self_mask_bias", r"\.attn1\.sdpa$", masked_by, switch=True),
+    Trait("guidance", r"\.(audio_)?attn1\.to_out$", guided_by),
+    Trait("order of the exchange", r"\.(video_to_audio_attn|audio_to_video_attn)\.context$", ordered),
+    Trait("q/k norm eps", r"\.norm_[qk]$", epsilons),
+    Trait("activation", r"ff\.activation$", activated),
+)
+
+
+def fingerprint(
+    model: LTX2VideoTransformer3DModel,
+    inputs: Mapping[str, Any],
+    ours: Taps,
+    theirs: Mapping[str, Any],
+    local: Local | None,
+) -> dict[str, str]:
+    """Return the value of each convention that these taps tell.
+
+    `local` is the reference run on the candidate's taps; None if these are identical to `ours`.
+    """
+    local = local or Local(ours, ours)
+    found = noise_conventions(model, inputs, theirs, local)
+    for trait in TRAITS:
+        taps = [name for name in ours if re.search(trait.taps, name) and isinstance(theirs.get(name), Tensor)]
+        votes: set[str] | None = None
+        for name in taps[:TAPS]:
+            e = local_evidence(name, model, inputs, theirs, local)
+            fitting = None if e is None else vote(e, [*trait.ways(e)])
+            if fitting is not None:
+                votes = fitting if votes is None else votes & fitting
+        if votes and len(votes) == 1:
+            found[trait.name] = votes.pop()
+    return found
+
+
+def vote(e: Evidence, values: list[Guess]) -> set[str] | None:
+    """Return the values that one tap leaves possible; None if it tells nothing."""
+    if len(values) < 2:
+        return None
+    off = {
+        what: gap(x.reshape(e.candidate.shape), e.candidate) for what, x in values if x.numel() == e.candidate.numel()
+    }
+    best = min(off, key=lambda what: off[what], default=None)
+    if best is None or not off[best] <= rounding(e) * norm(e.candidate):
+        return None
+    least = NOISE * torch.finfo(e.candidate.dtype).eps * norm(e.candidate)
+    found = {what for what, far in off.items() if far <= max(CLOSER * off[best], least)}
+    return found if len(found) < len(off) else None
+
+
+def noise_conventions(
+    model: LTX2VideoTransformer3DModel, inputs: Mapping[str, Any], theirs: Mapping[str, Any], local: Local
+) -> dict[str, str]:
+    """Return which noise levels drive the exchange, and what else is done to noise levels."""
+    made: dict[str, Level] = {}
+    for layer in ADALN_LAYERS:
+        e = local_evidence(f"{layer}.sinusoid", model, inputs, theirs, local)
+        level = None if e is None else levels(e)[1]
+        if level is not None:
+            made[layer] = level
+    found = {}
+    parts = {
+        part: driver(made, inputs, *layers)
+        for part, layers in {
+            "shift": ("av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"),
+            "gate": ("av_cross_attn_video_a2v_gate", "av_cross_attn_audio_v2a_gate"),
+        }.items()
+    }
+    mode = {("own", "own"): "own", ("other", "other"): "other", ("own", "other"): "other_gate"}
+    if (drivers := (parts["shift"], parts["gate"])) in mode:
+        reductions = {level.reduction for name, level in made.items() if "av_cross" in name and level.reduction}
+        found["exchange"] = ", ".join([mode[drivers], *(x.format("level") for x in sorted(reductions))])
+    alone = ("audio_time_embed", "audio_prompt_adaln")
+    shared = [
+        name
+        for name in alone
+        if name in made and "audio" not in made[name].source and inputs.get("audio_timestep") is not None
+    ]
+    if shared:
+        found["noise levels"] = "one for both streams"
+    if roundings := {level.rounding for level in made.values() if level.rounding}:
+        found["noise level"] = ", ".join(sorted(roundings))
+    if factors := {level.factor for name, level in made.items() if "gate" in name and level.factor != 1}:
+        found["gate level"] = ", ".join(f"* {factor:.4g}" for factor in sorted(factors))
+    return found
+
+
+def driver(made: Mapping[str, Level], inputs: Mapping[str, Any], video: str, audio: str) -> str | None:
+    """Return "own" or "other": whose noise level drives both directions. None if this case cannot tell."""
+    found = {"own", "other"}
+    for layer, own, other in ((video, "timestep", "audio_sigma"), (audio, "audio_timestep", "sigma")):
+        if layer in made:
+            names = set(re.findall(r"\w+", made[layer].source))
+            own = own if inputs.get(own) is not None else own.removeprefix("audio_")
+            other = other if inputs.get(other) is not None else other.removeprefix("audio_")
+            found &= {what for what, name in (("own", own), ("other", other)) if name in names}
+    return found.pop() if len(found) == 1 and {video, audio} & made.keys() else None
+
+
+def switched_at(
+    found: Mapping[str, str],
+    model: LTX2VideoTransformer3DModel,
+    inputs: Mapping[str, Any],
+    taps: Iterable[str],
+    what: str,
+) -> str | None:
+    """Return the switch of the reference that explains a cause at these taps, such as "exchange = 'other'", or None."""
+    own = model.conventions
+    mode = exchange_mode(own, bool(inputs.get("use_cross_timestep")))
+    exchange = found.get("exchange", mode)
+    if exchange != mode and "," not in exchange and what.startswith("the noise level"):
+        if all(re.fullmatch(r"av_cross_attn_.*\.sinusoid", name) for name in taps):
+            return f"exchange = {exchange!r}"
+    for trait in TRAITS:
+        value = found.get(trait.name)
+        if trait.switch and value in SWITCHES and value != getattr(own, trait.name):
+            if all(re.search(trait.taps, name) for name in taps):
+                return f"{trait.name} = {value!r}"
+    return None
+
+
+def told(found: Mapping[str, str]) -> str:
+    """Return the conventions in one line."""
+    return ", ".join(f"{name} = {value}" for name, value in found.items())
