@@ -8,7 +8,7 @@ In a test, this fails and names the first divergence:
 
 import importlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,16 +84,18 @@ def audit(
     device: torch.device,
     reference: str = "ltx2ref",
     arithmetic: str = MADE_NATIVELY,
+    accept: Sequence[str] = (),
 ) -> Report:
     """Run one conformance case in both implementations and return the report on their taps.
 
     `arithmetic` is "native" for this machine's own, or "exact". `reference` is "ltx2ref", or "ltx2ref:NAME" to follow
     other conventions than diffusers'. In native arithmetic, a suspect result is checked again under exact arithmetic.
-    Under exact arithmetic in a narrow dtype, an unclear result is checked again in float32.
+    Under exact arithmetic in a narrow dtype, an unclear result is checked again in float32. Causes at the places
+    `accept` are put into the reference, so that only what else is wrong is reported.
 
-    Raises `ValueError` if the candidate has no equivalent of the case or if `reference` is unknown, and `NotExact` if
-    the candidate uses an operation that exact arithmetic does not define, or is a trace that was not made in exact
-    arithmetic.
+    Raises `ValueError` if the candidate cannot express the case, if `reference` is unknown, or if no cause is at some
+    place in `accept`; and `NotExact` if the candidate uses an operation that exact arithmetic does not define, or is a
+    trace that was not made in exact arithmetic.
     """
     about = fingerprint(device, dtype) | {"arithmetic": arithmetic}
     conventions = conventions_of(reference)
@@ -108,7 +110,7 @@ def audit(
         return candidate.run(Setup(case.config, state, inputs, dtype, device, coordinates))
 
     if arithmetic == MADE_NATIVELY:
-        report = audit_natively(model, inputs, theirs())
+        report = audit_natively(model, inputs, theirs(), accept)
         if report.verdict == SUSPECT and candidate.made_in is None:
             report = cleared(report, model, inputs, theirs)
     elif candidate.made_in not in (None, MADE_EXACTLY):
@@ -118,10 +120,10 @@ def audit(
         )
     else:
         with threads(1):  # the bits do not depend on it, and one thread is fastest for tensors this small
-            report = audit_exactly(model, inputs, theirs)
+            report = audit_exactly(model, inputs, theirs, accept)
         unclear = not report.failed and any(row.verdict in (ROUNDING, SUSPECT) for row in report.rows)
         if unclear and dtype != torch.float32 and candidate.made_in is None:
-            report = widened(report, audit(candidate, case, torch.float32, device, reference, arithmetic))
+            report = widened(report, audit(candidate, case, torch.float32, device, reference, arithmetic, accept))
     return replace(
         report,
         reference={"implementation": reference, **about},
@@ -129,16 +131,21 @@ def audit(
     )
 
 
-def audit_natively(model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any]) -> Report:
+def audit_natively(
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any], accept: Sequence[str] = ()
+) -> Report:
     """Compare taps that a candidate computed from this model's weights and inputs with the model's own."""
     ours, again = run(model, inputs), run(model, inputs)
     if any(not torch.equal(x, again[name]) for name, x in ours.items()):
         return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
-    return compared(model, inputs, ours, theirs)
+    return compared(model, inputs, ours, theirs, accept=accept)
 
 
 def audit_exactly(
-    model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Mapping[str, Any]]
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    theirs: Callable[[], Mapping[str, Any]],
+    accept: Sequence[str] = (),
 ) -> Report:
     """Run both implementations under exact arithmetic, where a difference in bits is a difference in operations.
 
@@ -160,15 +167,20 @@ def audit_exactly(
             f"the candidate does not repeat itself under exact arithmetic, at {changed[0]}: it computes "
             "with random numbers, or with uninitialised memory"
         )
-    return compared(model, inputs, ours, given, exactly=True)
+    return compared(model, inputs, ours, given, True, accept)
 
 
 def compared(
-    model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any], exactly: bool = False
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    ours: Taps,
+    theirs: Mapping[str, Any],
+    exactly: bool = False,
+    accept: Sequence[str] = (),
 ) -> Report:
     """Compare the taps that count, and note parameters without effect."""
     notes = without_effect(model)
-    report = compare_forwards(model, inputs, shown(ours, theirs, inputs), theirs, exactly)
+    report = compare_forwards(model, inputs, shown(ours, theirs, inputs), theirs, exactly, accept)
     return replace(report, notes=[*report.notes, *notes])
 
 
@@ -211,7 +223,9 @@ def widened(report: Report, wide: Report) -> Report:
     if wide.passed:
         rows = [replace(row, verdict=ROUNDING) if row.verdict == SUSPECT else row for row in report.rows]
         said = "the taps that are suspect in this dtype are within rounding in float32, so they count as rounding here"
-        return assemble(rows, [*report.notes, said]) if report.verdict == SUSPECT else report
+        if report.verdict != SUSPECT:
+            return report
+        return replace(assemble(rows, [*report.notes, said]), conventions=report.conventions)
     wrong = {row.name: row for row in wide.rows if row.verdict in (DIVERGED, SUSPECT) and row.origin != PROPAGATED}
     rows = [
         replace(row, verdict=wrong[row.name].verdict, hints=wrong[row.name].hints)
@@ -219,7 +233,9 @@ def widened(report: Report, wide: Report) -> Report:
         else row
         for row in report.rows
     ]
-    report = assemble(rows, report.notes)
+    report = replace(
+        assemble(rows, report.notes), causes=wide.causes, conventions=wide.conventions | report.conventions
+    )
     hidden = [
         f"{row.name}: {wrong[row.name].budget:.3g} times the budget in float32, which {row.dtype} hides"
         for row in report.rows

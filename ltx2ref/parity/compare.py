@@ -18,7 +18,7 @@ from torch import Tensor
 from ..interface import LTX2VideoTransformer3DModel
 from .cases import Inputs
 from .exact import exact
-from .explain.causes import accepted, carried_together, causes, differences
+from .explain.causes import accepted, causes, deviations_of, differences
 from .explain.conventions import explain_by_conventions
 from .explain.evidence import explain_by_hints
 from .explain.fingerprint import fingerprint
@@ -29,7 +29,7 @@ from .report.assemble import assemble
 from .report.rows import Report, TapRow
 from .run import run
 from .trace.taps import Taps
-from .truth import Local, Truth, isolate, norm, unseen
+from .truth import NO_DEVIATIONS, Deviations, Local, Truth, isolate, norm, unseen
 
 
 def compare(
@@ -67,7 +67,7 @@ def compare_forwards(
 
     `ours` and `theirs` are taps by our names, computed from the same `inputs`. `exactly` says that both were computed
     under exact arithmetic. Causes at the places `accept` are put into the reference, which goes on from there as the
-    candidate does. Returns the report, with causes, hints, conventions and simulated machines that explain a difference.
+    candidate does. Returns the report, with causes, hints, conventions, and machines that explain a difference.
 
     Raises `ValueError` if a place in `accept` is not that of a cause.
     """
@@ -80,10 +80,11 @@ def compare_forwards(
     judged = judge_forwards(model, inputs, ours, theirs, exactly, queries)
     notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
     if accept:
-        found = accepted(differences(judged.rows, HINTS, model, inputs, theirs, judged.local, exactly), accept)
-        deviations = carried_together(found)
+        every = differences(judged.rows, HINTS, model, inputs, theirs, judged.local, exactly)
+        found = accepted(every, accept)
+        deviations = deviations_of(found, every, ours, judged.truth.pure)
         with exact() if exactly else nullcontext():
-            moved = run(model, inputs, deviations=deviations)
+            moved = run(model, inputs, deviations=deviations.reference)
         ours = {name: moved[name] for name in ours}
         judged = judge_forwards(model, inputs, ours, theirs, exactly, queries, deviations)
         notes += [f"accepted: {cause.place}: {cause.hints[0] if cause.hints else 'unexplained'}" for cause in found]
@@ -101,7 +102,7 @@ def compare_forwards(
     conventions = fingerprint(model, inputs, ours, theirs, judged.local)
     return replace(
         assemble(rows, [*notes, *said]),
-        causes=causes(found, model, inputs, judged.truth.pure, conventions),
+        causes=causes(found, judged.truth, inputs, conventions),
         conventions=conventions,
     )
 
@@ -123,13 +124,13 @@ def judge_forwards(
     theirs: Mapping[str, Any],
     exactly: bool,
     queries: Taps,
-    deviations: Taps | None = None,
+    deviations: Deviations = NO_DEVIATIONS,
 ) -> Judged:
     """Judge every tap, each against its own truth, and each stage alone.
 
     `queries` were divided by the scale of attention, which costs a rounding. `deviations` are put into the reference.
     """
-    truth = Truth(model, inputs, deviations)
+    truth = Truth(model, inputs, deviations.truth)
     with exact() if exactly else nullcontext():
         local = isolate(model, inputs, ours, theirs, exactly, deviations)
     slack = unseen(truth, ours, theirs) | {name: torch.finfo(x.dtype).eps * norm(x) for name, x in queries.items()}

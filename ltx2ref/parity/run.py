@@ -1,6 +1,6 @@
 """Run this model once and return every tap; prepare the inputs for a dtype or device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +32,10 @@ def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def run(
-    model: LTX2VideoTransformer3DModel, inputs: Inputs, inject: Taps | None = None, deviations: Taps | None = None
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    inject: Taps | None = None,
+    deviations: Mapping[str, Tensor] | None = None,
 ) -> Taps:
     """Run the model and return all taps, including the returned outputs, on the CPU.
 

@@ -141,9 +141,11 @@ class Truth:
     assume. `deviations` are put in, as in `run`.
     """
 
-    def __init__(self, model: LTX2VideoTransformer3DModel, inputs: Inputs, deviations: Taps | None = None) -> None:
+    def __init__(
+        self, model: LTX2VideoTransformer3DModel, inputs: Inputs, deviations: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.dtype, self.model, self.inputs = model.proj_in.weight.dtype, doubled(model), wide(inputs)
-        self.deviations = deviations or {}
+        self.deviations = dict(deviations or {})
         self.bounds: Taps = {}
         layers = {name: layer for name in ADALN_LAYERS if (layer := getattr(self.model, name)) is not None}
         hooks = [layer.register_forward_pre_hook(partial(self.bound, name)) for name, layer in layers.items()]
@@ -166,6 +168,11 @@ class Truth:
         given = phases(taps)
         taps = run(self.model, self.inputs, given, self.deviations) if given else self.pure
         return taps | phases(self.pure)
+
+    def moved(self, added: Mapping[str, Tensor]) -> Taps:
+        """Return every tap, with float64 phases, if more deviations are put in."""
+        both = {name: self.deviations[name] + x if name in self.deviations else x for name, x in added.items()}
+        return run(self.model, self.inputs, deviations=self.deviations | both)
 
     def drawn(self, name: str, reference: Tensor, seed: int) -> Tensor:
         """Draw at random a phase that a candidate could have without being wrong.
@@ -199,6 +206,16 @@ def unseen(truth: Truth, ours: Taps, theirs: Mapping[str, Any]) -> dict[str, flo
     return {name: max(norm(x[name] - y) for x in drawn) for name, y in plain.items() if not name.endswith(PHASES)}
 
 
+class Deviations(NamedTuple):
+    """What is added to taps of the reference, in its own forward and in that in float64, so that it is wrong, too."""
+
+    reference: Mapping[str, Tensor]
+    truth: Mapping[str, Tensor]
+
+
+NO_DEVIATIONS = Deviations({}, {})
+
+
 class Local(NamedTuple):
     """The reference run on the candidate's own taps: in its own dtype, and in float64."""
 
@@ -214,7 +231,7 @@ def isolate(
     reference_taps: Taps,
     candidate: Mapping[str, Any],
     exactly: bool = False,
-    deviations: Taps | None = None,
+    deviations: Deviations = NO_DEVIATIONS,
 ) -> Local:
     """Run each stage of the reference on the candidate's taps.
 
@@ -227,7 +244,10 @@ def isolate(
         if isinstance(x, Tensor) and name in reference_taps
     }
     taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}
-    reference, true = run(model, inputs, taps, deviations), run(doubled(model), wide(inputs), taps, deviations)
+    reference, true = (
+        run(model, inputs, taps, deviations.reference),
+        run(doubled(model), wide(inputs), taps, deviations.truth),
+    )
     chains = [
         [name for part in chain if (name := f"transformer_blocks.{i}.{part}") in true]
         for i in range(len(model.transformer_blocks))

@@ -78,4 +78,5 @@ def one_after_the_other(video: Any, audio: Any, vx: Tensor, ax: Tensor, vc: Any,
 
     vh, ah = rms_norm(vx), rms_norm(ax)
     vx = vx + heard(video, audio, vh, ah, vc, ac, AUDIO_TO_VIDEO)
-    return vx, ax + heard(audio, video, ah, rms_norm(vx), ac, vc, VIDEO_TO_AUDIO)
+    ah, vh = rms_norm(ax), rms_norm(vx)  # `trace` takes what is normalised first for the stream of the queries
+    return vx, ax + heard(audio, video, ah, vh, ac, vc, VIDEO_TO_AUDIO)

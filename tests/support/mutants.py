@@ -390,10 +390,10 @@ TABLES = tuple(
     for part in ("cos", "sin")
 )
 FIRST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "gate-multiplier-1": (GATES, ("scaled_timestep",)),
-    "swapped-modality-sigma": (("av_cross_attn_video_scale_shift.sinusoid",), ("other_noise_level",)),
-    "unscaled-gate-timestep": (GATES, ("scaled_timestep",)),
-    "sigma-ignored": (("prompt_adaln.sinusoid",), ("other_noise_level",)),
+    "gate-multiplier-1": (GATES, ("wrong_level",)),
+    "swapped-modality-sigma": (("av_cross_attn_video_scale_shift.sinusoid",), ("wrong_level",)),
+    "unscaled-gate-timestep": (GATES, ("wrong_level",)),
+    "sigma-ignored": (("prompt_adaln.sinusoid",), ("wrong_level",)),
     "rope-float32-frequencies": (TABLES, ("wrong_frequencies", "float32_angles")),
     "rope-bf16-positions": (TABLES, ("wrong_positions",)),
     "rope-axis-major": (("rope.cos",), ("axis_major",)),
@@ -416,7 +416,7 @@ FIRST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "scale-shift-swapped": (("audio_to_video_attn.input",), ("wrong_rows",)),
     "a2v-v2a-swapped": (("audio_to_video_attn.input",), ("wrong_rows",)),
     "sequential-exchange": (("video_to_audio_attn.context",), ("sequential_exchange",)),
-    "per-token-timestep-averaged": (("time_embed.sinusoid", "audio_time_embed.sinusoid"), ("other_noise_level",)),
+    "per-token-timestep-averaged": (("time_embed.sinusoid", "audio_time_embed.sinusoid"), ("wrong_level",)),
     "fp8-scale-ignored": (("attn1.norm_q", "attn1.to_v"), ("scaled_weight", "constant_factor")),
     "prompt-adaln-unmapped": (("prompt_adaln.emb",), ()),
     "nvfp4-nibbles-swapped": (("attn1.norm_q",), ()),

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from ...interface import LTX2VideoTransformer3DModel
 from ..judge import CLEARLY
-from ..report.rows import BUG, CONVENTION, DIVERGED, ORIGINATED, ROUNDING, SHAPE, SUSPECT, Cause, TapRow
-from ..run import run
+from ..report.rows import BUG, CONVENTION, DIVERGED, ORIGINATED, ROUNDING, SHAPE, SUSPECT, Cause, TapRow, without_block
 from ..trace.taps import PHASES, PROJECTED, Taps
-from ..truth import CHAINS, Local, doubled, norm, spread, wide
-from .evidence import Evidence, Hint, local_evidence, named
+from ..truth import CHAINS, Deviations, Local, Truth, norm, spread
+from .evidence import Evidence, Hint, local_evidence, what_fits
 from .fingerprint import switched_at
 from .levels import levels, sines
 from .mistakes import own_table
@@ -37,23 +36,19 @@ EXCHANGE = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Difference:
     """A cause while it is gathered: where it is, what it looks like, and what it adds to each tap."""
 
     taps: list[TapRow] = field(default_factory=list)
     hints: tuple[str, ...] = ()
     added: Taps = field(default_factory=dict)  # in float64
+    whole: Taps = field(default_factory=dict)  # where several causes are at one tap: what all of them add together
 
     @property
     def place(self) -> str:
         """Return the first tap, without the number of its block."""
         return without_block(self.taps[0].name)
-
-
-def without_block(name: str) -> str:
-    """Return the name of a tap with a star in place of the block's number."""
-    return re.sub(r"^transformer_blocks\.\d+\.", "transformer_blocks.*.", name)
 
 
 def alike(name: str) -> str:
@@ -82,16 +77,17 @@ def differences(
     for row in wrong:
         e = local_evidence(row.name, model, inputs, theirs, local)
         if e is None:
-            found.setdefault(alike(row.name), Difference()).taps.append(row)
+            found.setdefault(alike(row.name), Difference(hints=row.hints)).taps.append(row)
         elif inherited(e):
             continue
         elif single := noise_levels(e):
             for what, added in single.items():
-                put(found, general(what, "audio" in row.name), row, (what,), added)
+                cause = put(found, general(what, "audio" in row.name), row, (what,), added)
+                cause.whole[row.name] = theirs_minus_truth(row.name, theirs, local)
         else:
             place = alike(row.name)
             if place not in known:
-                said = named(e, hints)
+                said = what_fits(e, hints)
                 first = next(iter(said), "")
                 known[place] = f"{first}: {said[first]}" if first in EVERYWHERE else place, tuple(said.values())
             key, said_here = known[place]
@@ -108,11 +104,12 @@ def originates(row: TapRow, exactly: bool) -> bool:
     return row.verdict in (DIVERGED, SUSPECT) and row.origin == ORIGINATED and beyond
 
 
-def put(found: dict[str, Difference], key: str, row: TapRow, hints: tuple[str, ...], added: Tensor) -> None:
-    """Add a tap to the cause with this key."""
+def put(found: dict[str, Difference], key: str, row: TapRow, hints: tuple[str, ...], added: Tensor) -> Difference:
+    """Add a tap to the cause with this key, and return that cause."""
     cause = found.setdefault(key, Difference(hints=hints))
     cause.taps.append(row)
     cause.added[row.name] = added
+    return cause
 
 
 def theirs_minus_truth(name: str, theirs: Mapping[str, Any], local: Local) -> Tensor:
@@ -145,21 +142,18 @@ def general(what: str, audio: bool) -> str:
     what = re.sub(r" \(= [^)]*\)", "", what)
     if " * " in what:  # a factor is one decision, whatever it is applied to
         return re.sub(r"\b(audio_)?(timestep|sigma)\b", "the level", what)
-    own, other = ("audio_", "") if audio else ("", "audio_")
+    own = "audio_" if audio else ""
     return re.sub(
         r"\b(audio_)?(timestep|sigma)\b", lambda x: f"{'own' if (x[1] or '') == own else 'other'} {x[2]}", what
     )
 
 
-def effect(model: LTX2VideoTransformer3DModel, inputs: Mapping[str, Any], pure: Taps, added: Taps) -> float | None:
-    """Return how far the outputs move if the reference, in float64, has this one deviation."""
+def effect(truth: Truth, added: Taps) -> float | None:
+    """Return how far the outputs move if the reference, in float64, has this one deviation more."""
     outputs = [name for name in PROJECTED if name in added]
-    moved = run(model, dict(inputs), deviations=carried(added)) if len(outputs) < len(added) else pure
-    changes = [
-        norm(moved[name] + added.get(name, torch.zeros(())) - pure[name]) / (norm(pure[name]) or 1.0)
-        for name in PROJECTED
-    ]
-    return max(changes)
+    pure = truth.pure
+    moved = truth.moved(carried(added)) if len(outputs) < len(added) else pure
+    return max(norm(moved[name] + added.get(name, 0.0) - pure[name]) / (norm(pure[name]) or 1.0) for name in PROJECTED)
 
 
 def carried(added: Taps) -> Taps:
@@ -174,31 +168,34 @@ def carried(added: Taps) -> Taps:
     return found
 
 
-def carried_together(found: Iterable[Difference]) -> Taps:
-    """Return the deviations of several causes at a time."""
+def deviations_of(chosen: Sequence[Difference], found: Sequence[Difference], ours: Taps, pure: Taps) -> Deviations:
+    """Return what puts the chosen causes, out of all that were found, into the reference.
+
+    `ours` are its taps and `pure` those in float64. Where a phase is changed, the reference gets the exact one: its own
+    error, that of another phase, would not do.
+    """
     added: Taps = {}
-    for cause in found:
+    for cause in chosen:
         for name, x in cause.added.items():
             added[name] = added[name] + x if name in added else x
-    return carried(added)
+            if name in cause.whole and all(other in chosen for other in found if name in other.added):
+                added[name] = cause.whole[name]
+    added = carried(added)
+    exact = {name: x + pure[name] - ours[name].double() for name, x in added.items() if name.endswith(PHASES)}
+    return Deviations(added | exact, added)
 
 
 def causes(
-    found: Iterable[Difference],
-    model: LTX2VideoTransformer3DModel,
-    inputs: Mapping[str, Any],
-    pure: Taps,
-    conventions: Mapping[str, str],
+    found: Iterable[Difference], truth: Truth, inputs: Mapping[str, Any], conventions: Mapping[str, str]
 ) -> tuple[Cause, ...]:
     """Return the causes by their effect on the outputs, the largest first.
 
     `conventions` are the candidate's (fingerprint.py). A cause is one of them if the reference has a switch for it.
     """
-    double, given = doubled(model), wide(dict(inputs))
     made = []
     for cause in found:
         convention = switched_at(
-            conventions, model, inputs, [row.name for row in cause.taps], (cause.hints or ("",))[0]
+            conventions, truth.model, inputs, [row.name for row in cause.taps], (cause.hints or ("",))[0]
         )
         explained = all(row.machine is not None for row in cause.taps)
         errors = [row.local_error for row in cause.taps if row.local_error is not None]
@@ -210,10 +207,10 @@ def causes(
                 verdict=ROUNDING if explained else BUG if convention is None else CONVENTION,
                 what=hints[0] if hints else None,
                 taps=tuple(row.name for row in cause.taps),
-                blocks=model.config.num_layers,
+                blocks=truth.model.config.num_layers,
                 size=max(errors, default=None),
                 budget=max(shares, default=None),
-                effect=effect(double, given, pure, cause.added) if cause.added else None,
+                effect=effect(truth, cause.added) if cause.added else None,
                 hints=hints,
             )
         )

@@ -97,7 +97,11 @@ def local_evidence(
 
 def named(e: Evidence, hints: Sequence[Hint]) -> dict[str, str]:
     """Return the sentences of the hints that have one, by the hints' names and in their order."""
-    seen = gathered(e)
+    return what_fits(gathered(e), hints)
+
+
+def what_fits(seen: Evidence, hints: Sequence[Hint]) -> dict[str, str]:
+    """Return the same for evidence that is gathered already."""
     # Asked file by file, so that the path of an audit enters each file once; hints do not depend on one another.
     said = {hint: hint(seen) for hint in sorted(hints, key=lambda hint: hint.__module__, reverse=True)}
     return {hint.__name__: sentence for hint in hints if (sentence := said[hint]) is not None}

@@ -25,6 +25,7 @@ from .patterns import Guess, gap, rounding
 CLOSER = 3.0  # the best value is closer to the candidate than any other by this factor
 TAPS = 4  # how many taps are looked at for each convention
 SWITCHES = {"float32", "model", "linear", "lowest", "log"}  # values that the fields of `Conventions` have
+EXCHANGED = re.compile(r"av_cross_attn_.*\.sinusoid")
 NOISE = 0.25  # of an epsilon: two values that differ by less cannot be told apart
 
 
@@ -243,15 +244,12 @@ def switched_at(
     own = model.conventions
     mode = exchange_mode(own, bool(inputs.get("use_cross_timestep")))
     exchange = found.get("exchange", mode)
-    if exchange != mode and "," not in exchange and what.startswith("the noise level"):
-        if all(re.fullmatch(r"av_cross_attn_.*\.sinusoid", name) for name in taps):
-            return f"exchange = {exchange!r}"
-    for trait in TRAITS:
-        value = found.get(trait.name)
-        if trait.switch and value in SWITCHES and value != getattr(own, trait.name):
-            if all(re.search(trait.taps, name) for name in taps):
-                return f"{trait.name} = {value!r}"
-    return None
+    names, of_levels = [*taps], what.startswith("the noise level")
+    if exchange != mode and "," not in exchange and of_levels and all(EXCHANGED.fullmatch(name) for name in names):
+        return f"exchange = {exchange!r}"
+    changed = (x for x in TRAITS if x.switch and found.get(x.name) in SWITCHES - {getattr(own, x.name)})
+    why = next((x for x in changed if all(re.search(x.taps, name) for name in names)), None)
+    return None if why is None else f"{why.name} = {found[why.name]!r}"
 
 
 def told(found: Mapping[str, str]) -> str:

@@ -29,7 +29,7 @@ class Level(NamedTuple):
 
     def __str__(self) -> str:
         text = self.reduction.format(self.source) if self.reduction else self.source
-        factor = "" if self.factor == 1 else f" * {self.factor:.4g}"
+        factor = "" if self.factor == 1 else f" * {self.factor:g}"
         return text + factor + (f" {self.rounding}" if self.rounding else "")
 
     @property
@@ -42,10 +42,12 @@ class Level(NamedTuple):
         found: dict[str, Level] = {}
         if (self.source, self.reduction) != (own.source, own.reduction):
             changed = own._replace(source=self.source, reduction=self.reduction)
-            found[f"the noise level {changed._replace(factor=1.0)} in place of {own._replace(factor=1.0)}"] = changed
+            here, there = (x._replace(factor=1.0, rounding=PLAIN) for x in (changed, own))
+            found[f"the noise level {here} in place of {there}"] = changed
         if self.factor != own.factor:
             changed = own._replace(factor=self.factor)
-            found[f"{changed} in place of {own}: a timestep multiplier applied twice, or not at all"] = changed
+            here, there = (x._replace(rounding=PLAIN) for x in (changed, own))
+            found[f"{here} in place of {there}: a timestep multiplier applied twice, or not at all"] = changed
         if self.rounding != own.rounding:
             found[f"a noise level {self.rounding}"] = own._replace(rounding=self.rounding)
         return found

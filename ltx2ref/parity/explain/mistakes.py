@@ -1,7 +1,7 @@
 """Make known mistakes on purpose, from what the reference computed, and see whether the candidate made the same one.
 
-There are mistakes in positions, RoPE tables, norms, and the stages of a block; those in noise levels are in levels.py. Each is made from the taps before
-the first divergence, the configuration and the inputs.
+There are mistakes in positions, RoPE tables, norms, and the stages of a block. Each is made from the taps before this
+one, the configuration and the inputs. Those in noise levels are in levels.py.
 """
 
 import re

@@ -71,16 +71,6 @@ class Cause:
     effect: float | None  # how far this difference alone moves the outputs, relative (L2); None if it is not known
     hints: tuple[str, ...] = ()  # everything that it looks like
 
-    @property
-    def places(self) -> str:
-        """Return all taps, with a star for the number of the block."""
-        return joined_names([*self.taps], self.blocks, count=6)
-
-    def __str__(self) -> str:
-        looks = self.what or "nothing known looks like it"
-        effect = "unknown" if self.effect is None else f"{self.effect:.1e}"
-        return f"effect {effect}, {self.verdict} at {self.place}: {looks}"
-
 
 @dataclass(frozen=True)
 class Report:
@@ -110,25 +100,38 @@ class Report:
         """Tell whether the candidate computes something else, or a tensor of another shape."""
         return self.verdict in (DIVERGED, SHAPE)
 
-    def details(self, count: int = 10) -> str:
-        """Return the sentence, the other hints, and up to `count` taps.
+    def details(self, count: int = 10, taps: bool | None = None) -> str:
+        """Return the sentence, the causes, what conventions the candidate follows, and up to `count` taps.
 
-        These are the taps beyond rounding, or the rounded ones if there are no others.
+        By default, taps are shown where there are no causes. These are the taps beyond rounding, failures first, or the
+        rounded ones if there are no others.
         """
-        beyond = sorted(
-            (row for row in self.rows if row.verdict not in (IDENTICAL, ROUNDING)),
-            key=lambda row: row.verdict == MISSING,
-        )
+        lines = [self.sentence, *(f"  {hint}" for hint in self.hints[1:])] if not self.causes else [self.sentence]
+        if self.causes:
+            many = "1 cause" if len(self.causes) == 1 else f"{len(self.causes)} causes"
+            lines.append(f"  {many}, by how far each alone moves the outputs (relative, L2):")
+            lines += [line for cause in self.causes for line in cause_lines(cause)]
+        if self.conventions:
+            lines.append(f"  follows {', '.join(f'{name} = {value}' for name, value in self.conventions.items())}")
+        return "\n".join([*lines, *(self.tap_lines(count) if taps or (taps is None and not self.causes) else ())])
+
+    def tap_lines(self, count: int) -> list[str]:
+        """Return a line for each of up to `count` taps: failures first, suspect ones next, missing ones counted."""
+        order = (DIVERGED, SHAPE, SUSPECT, ROUNDING)
+        beyond = [row for row in self.rows if row.verdict in order[:3]]
+        shown = sorted(beyond or self.rows, key=lambda row: row.origin == PROPAGATED or row.verdict == SUSPECT)
         lines = [
             f"  {row.name}: {row.verdict}{f' ({row.origin})' if row.origin else ''}"
             f"{f', {row.candidate_shape} in place of {row.shape}' if row.verdict == SHAPE else ''}"
             f"{f', relative difference {row.relative:.2e}' if row.relative is not None else ''}"
             f"{f', {row.budget:.3g} times the budget' if row.budget is not None else ''}"
-            for row in beyond or self.rows
-            if row.verdict != IDENTICAL
+            for row in shown
+            if row.verdict in order
         ]
+        missing = [row.name for row in self.rows if row.verdict == MISSING]
         more = [f"  and {len(lines) - count} more"] if len(lines) > count else []
-        return "\n".join([self.sentence, *(f"  {hint}" for hint in self.hints[1:]), *lines[:count], *more])
+        lacking = [f"  missing: {len(missing)} taps, such as {missing[0]}"] if missing else []
+        return [*lines[:count], *more, *lacking]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a dict of plain data, ready for `json.dumps`."""
@@ -136,6 +139,20 @@ class Report:
 
     def __str__(self) -> str:
         return self.sentence
+
+
+def cause_lines(cause: Cause) -> list[str]:
+    """Return what is printed about a cause: its effect, verdict and place, what it looks like, and its other taps."""
+    effect = "unknown" if cause.effect is None else f"{cause.effect:.1e}"
+    looks = cause.what or "like nothing known"
+    others = joined_names([x for x in cause.taps if without_block(x) != cause.place], cause.blocks, count=3)
+    also = [f"      also at {others}"] if others else []
+    return [f"    {effect}  {cause.verdict} at {cause.place}: {looks}", *also]
+
+
+def without_block(name: str) -> str:
+    """Return the name of a tap with a star in place of the number of its block."""
+    return re.sub(r"^transformer_blocks\.\d+\.", "transformer_blocks.*.", name)
 
 
 def joined_names(names: list[str], blocks: int, count: int = 12) -> str:

@@ -1,0 +1,127 @@
+"""One audit names everything that a port does differently, how much each difference matters, and its conventions.
+
+pytest tests/parity/test_causes.py
+"""
+
+from functools import cache, partial
+from typing import Any
+
+import five
+import pytest
+import torch
+
+from ltx2ref.parity.audit import MADE_EXACTLY, MADE_NATIVELY, Candidate, Setup, audit, candidate_named
+from ltx2ref.parity.cases import CASES
+from ltx2ref.parity.report.rows import BUG, CONVENTION, IDENTICAL, Cause, Report
+
+CPU = torch.device("cpu")
+BY_ID = {case.id: case for case in CASES}
+ALL = frozenset(five.DIFFERENCES)
+
+
+def computed(setup: Setup, *names: str) -> Any:
+    return five.run(setup.config.to_diffusers(), setup.state, setup.inputs, setup.dtype, *names)
+
+
+@cache
+def report(
+    *names: str,
+    case: str = "2.3/i2v",
+    dtype: torch.dtype = torch.float32,
+    arithmetic: str = MADE_NATIVELY,
+    accept: tuple[str, ...] = (),
+) -> Report:
+    candidate = Candidate("a synthetic port", None, partial(lambda names, setup: computed(setup, *names), names))
+    return audit(candidate, BY_ID[case], dtype, CPU, arithmetic=arithmetic, accept=accept)
+
+
+def named(cause: Cause) -> str | None:
+    """Return which of the five differences a cause is, by its place and its words."""
+    return next(
+        (
+            name
+            for name, (place, words) in five.DIFFERENCES.items()
+            if cause.place == place and words in (cause.what or "")
+        ),
+        None,
+    )
+
+
+@pytest.mark.parametrize("case", ["2.3/t2v", "2.3/i2v", "2.0/t2v"])
+def test_one_run_lists_five_causes_by_their_effect(case: str) -> None:
+    found = report(case=case).causes
+    assert sorted(map(str, map(named, found))) == sorted(ALL), [*map(str, found)]
+    effects = [cause.effect for cause in found]
+    assert all(x is not None and 0 < x < 1 for x in effects) and effects == sorted(effects, reverse=True)
+    assert all(cause.verdict == BUG for cause in found)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_alone_each_is_the_only_cause_and_its_effect_is_what_the_outputs_show(name: str) -> None:
+    found = report(name)
+    (cause,) = found.causes
+    assert named(cause) == name and cause.effect is not None
+    moved = max(row.relative or 0.0 for row in found.rows if row.name in ("sample", "audio_sample"))
+    assert 0.5 < cause.effect / moved < 2 or moved < 1e-5  # below that the outputs' own rounding counts, too
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_after_one_is_accepted_the_others_stay(name: str) -> None:
+    found = report(accept=(five.DIFFERENCES[name][0],))
+    assert {named(cause) for cause in found.causes} == ALL - {name}
+    assert found.failed and any(note.startswith(f"accepted: {five.DIFFERENCES[name][0]}") for note in found.notes)
+
+
+def test_after_all_are_accepted_nothing_is_left() -> None:
+    found = report(accept=tuple(place for place, _ in five.DIFFERENCES.values()))
+    assert found.passed and not found.causes, found.details()
+
+
+def test_a_place_without_a_cause_is_refused_with_the_places_that_have_one() -> None:
+    with pytest.raises(ValueError, match=r"^--accept ff\.proj: no cause there; there are causes at .*rope\.cos"):
+        report(accept=("ff.proj",))
+
+
+def test_exact_arithmetic_finds_the_same_causes() -> None:
+    found = report(arithmetic=MADE_EXACTLY)
+    assert {named(cause) for cause in found.causes} == ALL, [*map(str, found.causes)]
+
+
+def test_bfloat16_hides_small_causes_and_finds_the_large_ones() -> None:
+    found = {named(cause) for cause in report(dtype=torch.bfloat16).causes}
+    assert {"gate", "sigma", "sequential"} <= found <= ALL
+
+
+# ---------------------------------------------------------------- conventions
+def test_the_fingerprint_names_what_the_five_differences_are() -> None:
+    told = report(case="2.3/i2v").conventions
+    assert told["q/k norm eps"] == "1e-05" and told["RoPE frequencies"] == "float32"
+    assert told["noise level"] == "rounded to bfloat16" and told["gate level"] == "* 0.001"
+    assert told["exchange"] == "own"
+
+
+def follows(name: str, case: str, dtype: torch.dtype = torch.float32) -> Report:
+    return audit(candidate_named(name), BY_ID[case], dtype, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_identical_candidate_has_a_fingerprint_too(dtype: torch.dtype) -> None:
+    found = follows("ltx2ref", "2.3/i2v", dtype)
+    assert found.verdict == IDENTICAL and not found.causes
+    assert found.conventions["exchange"] == "own" and found.conventions["RoPE frequencies"] == "float64"
+    assert ("rotation_dtype" in found.conventions) == (dtype == torch.bfloat16)
+
+
+def test_other_conventions_are_causes_with_the_name_of_the_switch() -> None:
+    found = follows("ltx2ref:ltx-core-2026-08", "2.3/i2v")
+    assert [(cause.verdict, cause.place) for cause in found.causes] == [
+        (CONVENTION, "av_cross_attn_video_a2v_gate.sinusoid")
+    ]
+    assert found.causes[0].what == "another convention, exchange = 'other_gate'"
+    assert found.conventions["exchange"] == "other_gate"
+
+
+def test_another_mask_bias_shows_in_a_row_without_tokens() -> None:
+    found = follows("ltx2ref:ltx-core-2026-08", "2.0/empty-text-rows")
+    assert found.conventions["text_mask_bias"] == "lowest"
+    assert CONVENTION in {cause.verdict for cause in found.causes if "attn2.sdpa" in cause.place}
