@@ -18,10 +18,10 @@ from torch import Tensor
 from ..interface import LTX2VideoTransformer3DModel
 from .cases import Inputs
 from .exact import exact
-from .explain.causes import accepted, causes, deviations_of, differences
+from .explain.causes import accepted, causes, deviations_of, origins
 from .explain.conventions import explain_by_conventions
 from .explain.evidence import explain_by_hints
-from .explain.fingerprint import fingerprint
+from .explain.fingerprint import followed_conventions
 from .explain.hints import HINTS
 from .explain.roundings import LARGE, explain_by_machines, machine_notes
 from .judge import AnyTaps, Standard, first_divergence, judge_taps, remarks, rounded_phases
@@ -75,12 +75,12 @@ def compare_forwards(
     theirs = {**theirs, **queries}
     if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
         report = compare(ours, theirs)
-        return replace(report, conventions=fingerprint(model, inputs, ours, theirs, None))
+        return replace(report, conventions=followed_conventions(model, inputs, ours, theirs, None))
 
     judged = judge_forwards(model, inputs, ours, theirs, exactly, queries)
     notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
     if accept:
-        every = differences(judged.rows, HINTS, model, inputs, theirs, judged.local, exactly)
+        every = origins(judged.rows, HINTS, model, inputs, theirs, judged.local, exactly)
         found = accepted(every, accept)
         deviations = deviations_of(found, every, ours, judged.truth.pure)
         with exact() if exactly else nullcontext():
@@ -97,9 +97,9 @@ def compare_forwards(
         rows = explain_by_machines(rows, lambda: run(model, inputs), judged.truth, theirs, judged.candidate_true)
         notes += machine_notes(rows)
     rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
-    found = differences(rows, HINTS, model, inputs, theirs, judged.local, exactly)
+    found = origins(rows, HINTS, model, inputs, theirs, judged.local, exactly)
     rows = explain_by_hints(rows, HINTS, ours, theirs, judged.true, model, inputs)
-    conventions = fingerprint(model, inputs, ours, theirs, judged.local)
+    conventions = followed_conventions(model, inputs, ours, theirs, judged.local)
     return replace(
         assemble(rows, [*notes, *said]),
         causes=causes(found, judged.truth, inputs, conventions),

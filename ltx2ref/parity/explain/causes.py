@@ -61,7 +61,7 @@ def alike(name: str) -> str:
     return ".".join(parts)
 
 
-def differences(
+def origins(
     rows: Sequence[TapRow],
     hints: Sequence[Hint],
     model: LTX2VideoTransformer3DModel,
@@ -82,7 +82,7 @@ def differences(
             continue
         elif single := noise_levels(e):
             for what, added in single.items():
-                cause = put(found, general(what, "audio" in row.name), row, (what,), added)
+                cause = add_to(found, general(what, "audio" in row.name), row, (what,), added)
                 cause.whole[row.name] = theirs_minus_truth(row.name, theirs, local)
         else:
             place = alike(row.name)
@@ -91,7 +91,7 @@ def differences(
                 first = next(iter(said), "")
                 known[place] = f"{first}: {said[first]}" if first in EVERYWHERE else place, tuple(said.values())
             key, said_here = known[place]
-            put(found, key, row, said_here, theirs_minus_truth(row.name, theirs, local))
+            add_to(found, key, row, said_here, theirs_minus_truth(row.name, theirs, local))
     return [*found.values()]
 
 
@@ -104,7 +104,7 @@ def originates(row: TapRow, exactly: bool) -> bool:
     return row.verdict in (DIVERGED, SUSPECT) and row.origin == ORIGINATED and beyond
 
 
-def put(found: dict[str, Difference], key: str, row: TapRow, hints: tuple[str, ...], added: Tensor) -> Difference:
+def add_to(found: dict[str, Difference], key: str, row: TapRow, hints: tuple[str, ...], added: Tensor) -> Difference:
     """Add a tap to the cause with this key, and return that cause."""
     cause = found.setdefault(key, Difference(hints=hints))
     cause.taps.append(row)

@@ -143,7 +143,7 @@ TRAITS = (
 )
 
 
-def fingerprint(
+def followed_conventions(
     model: LTX2VideoTransformer3DModel,
     inputs: Mapping[str, Any],
     ours: Taps,

@@ -86,7 +86,7 @@ def levels(e: Evidence) -> tuple[Level | None, Level | None]:
     if not e.inputs or not e.name.endswith(".sinusoid") or e.config is None:
         return None, None
     own = fitting(e, e.reference)
-    found = own if own is not None and fits(e, made(e, own), e.candidate) else fitting(e, e.candidate, own)
+    found = own if own is not None and is_made_of(e, made(e, own), e.candidate) else fitting(e, e.candidate, own)
     return own, found
 
 
@@ -97,7 +97,7 @@ def fitting(e: Evidence, wanted: Tensor, own: Level | None = None) -> Level | No
     for steps in range(4):
         for source in [*first, *(name for name in known if name not in first)]:
             for level in ways(e, source, known[source]):
-                if level.steps == steps and fits(e, made(e, level), wanted):
+                if level.steps == steps and is_made_of(e, made(e, level), wanted):
                     return level
     return None
 
@@ -159,12 +159,12 @@ def gate_factor(e: Evidence) -> float:
     return e.config.cross_attn_timestep_scale_multiplier / e.config.timestep_scale_multiplier
 
 
-def fits(e: Evidence, values: list[Tensor], wanted: Tensor) -> bool:
+def is_made_of(e: Evidence, values: list[Tensor], wanted: Tensor) -> bool:
     """Tell whether a sinusoid of one of these levels is `wanted`, within the bound of a right sinusoid."""
-    return any(fits_one(x, wanted) for x in values)
+    return any(is_sinusoid_of(x, wanted) for x in values)
 
 
-def fits_one(x: Tensor, wanted: Tensor) -> bool:
+def is_sinusoid_of(x: Tensor, wanted: Tensor) -> bool:
     """Tell whether the sinusoid of the levels `x`, (B, 1|T), is `wanted`, (B, 1|T, 256)."""
     if len(x) != len(wanted) or x.shape[1] not in (1, wanted.shape[1]) or wanted.shape[-1] != 256:
         return False
@@ -176,5 +176,5 @@ def fits_one(x: Tensor, wanted: Tensor) -> bool:
 
 def sines(e: Evidence, level: Level) -> Tensor:
     """Return the sinusoid of a level in float64, in the shape of the tap by token."""
-    values = next((x for x in made(e, level) if fits_one(x, e.candidate)), made(e, level)[0])
+    values = next((x for x in made(e, level) if is_sinusoid_of(x, e.candidate)), made(e, level)[0])
     return sinusoid(values.double(), torch.float64).expand_as(e.reference)

@@ -559,12 +559,12 @@ def before_norm(e: Evidence) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]
         x = given(e, f"{e.block}{e.layer}.input") if x is None else x  # keys of a self-attention
         project, norm = getattr(attention, "to_k" if keys else "to_q"), getattr(attention, e.part)
         if x is None or project.weight.is_meta:
-            return None, identity
+            return None, unchanged
         bias = None if project.bias is None else project.bias.double()
         return F.linear(x.double(), project.weight.double(), bias), lambda h: h * norm.weight.double()
     x, h = modulated(e)
     if x is None or h is None or h is x or (own := own_rows(e, x)) is None:
-        return None, identity
+        return None, unchanged
     scale, shift = (row.double() for row in own)
     return x.double(), lambda h: modulate(h, shift, scale)
 
@@ -580,7 +580,7 @@ def own_rows(e: Evidence, x: Tensor) -> tuple[Tensor, Tensor] | None:
     return (first, second) if e.layer in OTHER else (second, first)  # rows of the exchange are (scale, shift)
 
 
-def identity(x: Tensor) -> Tensor:
+def unchanged(x: Tensor) -> Tensor:
     return x
 
 
