@@ -7,6 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 import five
+import mutants
 import pytest
 import torch
 
@@ -125,3 +126,20 @@ def test_another_mask_bias_shows_in_a_row_without_tokens() -> None:
     found = follows("ltx2ref:ltx-core-2026-08", "2.0/empty-text-rows")
     assert found.conventions["text_mask_bias"] == "lowest"
     assert CONVENTION in {cause.verdict for cause in found.causes if "attn2.sdpa" in cause.place}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["another order of sums", "math attention", "rounded partial sums"])
+def test_honest_rounding_has_no_cause_and_the_same_fingerprint(name: str, dtype: torch.dtype) -> None:
+    """Three ports whose arithmetic only rounds otherwise follow what the reference follows."""
+
+    def rounds_otherwise(setup: Setup) -> Any:
+        with mutants.BENIGN[name]():
+            return candidate_named("ltx2ref").run(setup)
+
+    for case in ("2.3/i2v", "2.0/empty-text-rows"):
+        found = audit(Candidate(name, None, rounds_otherwise), BY_ID[case], dtype, CPU)
+        assert not found.causes and not found.failed, found.details()
+        own = follows("ltx2ref", case, dtype).conventions
+        assert all(own[trait] == value for trait, value in found.conventions.items() if trait in own)
+        assert {"exchange"} <= found.conventions.keys() <= own.keys()

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ...interface import LTX2VideoTransformer3DModel, attention_bias, exchange_mode, text_attention_mask
 from ...rope import apply_rope
+from ..judge import dtype_name
 from ..trace.taps import ADALN_LAYERS, Taps
 from ..truth import Local, norm
 from .evidence import Evidence, local_evidence
 from .levels import Level, levels
-from .mistakes import ROTATED, activations, attended, given, heard, misplaced, mistuned, normed, own_table
+from .mistakes import NARROW_DTYPES, ROTATED, activations, attended, given, gridded, heard, mistuned, normed, own_table
 from .patterns import Guess, gap, rounding
 
 CLOSER = 3.0  # the best value is closer to the candidate than any other by this factor
@@ -43,27 +44,46 @@ class Trait:
 
 
 def rotated_in(e: Evidence) -> Iterator[Guess]:
-    """Yield queries or keys rotated in float32, and in the model's dtype."""
-    if e.layer not in ROTATED or e.reference.dtype.itemsize > 2 or e.config is None:
+    """Yield RoPE tables, queries or keys in float32, and in the model's narrower dtype."""
+    narrow = model_dtype(e)
+    if narrow.itemsize > 2 or e.config is None:
+        return
+    if e.part in ("cos", "sin"):  # its own numbers tell whether a table was rounded
+        yield "float32", e.candidate.float() * (1 + torch.finfo(narrow).eps / 3)
+        yield "model", e.candidate.to(narrow)
         return
     x, table = given(e, f"{e.block}{e.layer}.norm_{e.part}"), ROTATED[e.layer][e.part == "k"]
     cos, sin = (given(e, table + end) for end in (".cos", ".sin"))
     if x is None or cos is None or sin is None:
         return
-    x, narrow = x.unflatten(-1, (cos.shape[2], -1)), e.reference.dtype
+    x = x.unflatten(-1, (cos.shape[2], -1))
     yield "float32", apply_rope(x, (cos.float(), sin.float()), e.config.rope_type)
     yield "model", apply_rope(x, (cos.to(narrow), sin.to(narrow)), e.config.rope_type)
 
 
 def positions_in(e: Evidence) -> Iterator[Guess]:
-    """Yield RoPE tables of positions in float32, and rounded to narrower dtypes."""
-    table = own_table(e)
-    if table is None:
-        return
-    yield "float32", table.make(e)
-    for what, coords in misplaced(e, "video", table.coords):
-        if what.startswith("positions rounded to ") and coords.dtype == table.coords.dtype:
-            yield what.removeprefix("positions rounded to "), table.moved(coords).make(e)
+    """Yield coordinates or RoPE tables from positions in float32, and rounded to narrower dtypes."""
+    narrow, table = model_dtype(e), own_table(e)
+    if e.name == "video_coords":
+        if e.inputs and e.inputs.get("video_coords") is None and e.config is not None:
+            coords = gridded(e, "video", e.config, e.inputs.get("fps", 24.0)).movedim(2, 1).expand_as(e.reference)
+            yield "float32", coords.float()
+            yield from ((value, coords.to(dtype)) for value, dtype in narrowed(narrow))
+    elif table is not None:
+        yield "float32", table.make(e)
+        for value, dtype in narrowed(narrow):
+            yield value, table.moved(table.coords.to(dtype)).make(e)  # what follows is computed in that dtype
+            yield value, table.moved(table.coords.to(dtype).to(table.coords.dtype)).make(e)
+
+
+def narrowed(narrow: torch.dtype) -> list[tuple[str, torch.dtype]]:
+    """Return dtypes that positions may be rounded to: the model's own is called "model"."""
+    return [("model" if dtype == narrow else dtype_name(dtype), dtype) for dtype in NARROW_DTYPES]
+
+
+def model_dtype(e: Evidence) -> torch.dtype:
+    """Return the dtype of the reference's weights."""
+    return torch.float32 if e.model is None else next(e.model.parameters()).dtype
 
 
 def frequencies_in(e: Evidence) -> Iterator[Guess]:
@@ -127,12 +147,12 @@ def epsilons(e: Evidence) -> Iterator[Guess]:
 
 def activated(e: Evidence) -> Iterator[Guess]:
     """Yield the activation under each function."""
-    yield from activations(e)
+    yield from ((what.removeprefix("the "), guess) for what, guess in activations(e))
 
 
 TRAITS = (
-    Trait("rotation_dtype", r"\.(attn1|audio_attn1)\.[qk]$", rotated_in, switch=True),
-    Trait("positions_dtype", r"^rope\.(cos|sin)$", positions_in, switch=True),
+    Trait("rotation_dtype", r"^rope\.cos$|\.(attn1|audio_attn1)\.[qk]$", rotated_in, switch=True),
+    Trait("positions_dtype", r"^video_coords$|^rope\.(cos|sin)$", positions_in, switch=True),
     Trait("RoPE frequencies", r"rope\.(cos|sin)$", frequencies_in),
     Trait("text_mask_bias", r"\.(audio_)?attn2\.sdpa$", masked_by, switch=True),
     Trait("self_mask_bias", r"\.attn1\.sdpa$", masked_by, switch=True),
@@ -173,9 +193,12 @@ def vote(e: Evidence, values: list[Guess]) -> set[str] | None:
     """Return the values that one tap leaves possible; None if it tells nothing."""
     if len(values) < 2:
         return None
-    off = {
-        what: gap(x.reshape(e.candidate.shape), e.candidate) for what, x in values if x.numel() == e.candidate.numel()
-    }
+    off: dict[str, float] = {}
+    for what, x in values:
+        if x.numel() == e.candidate.numel():
+            x = x.reshape(e.candidate.shape)
+            far = gap(x if e.name.endswith("_coords") else x.to(e.candidate.dtype), e.candidate)
+            off[what] = min(far, off.get(what, far))
     best = min(off, key=lambda what: off[what], default=None)
     if best is None or not off[best] <= rounding(e) * norm(e.candidate):
         return None
