@@ -69,7 +69,7 @@ def positions_in(e: Evidence) -> Iterator[Guess]:
             coords = gridded(e, "video", e.config, e.inputs.get("fps", 24.0)).movedim(2, 1).expand_as(e.reference)
             yield "float32", coords.float()
             yield from ((value, coords.to(dtype)) for value, dtype in narrowed(narrow))
-    elif table is not None:
+    elif table is not None and "video_coords" not in e.candidate_taps:
         yield "float32", table.make(e)
         for value, dtype in narrowed(narrow):
             yield value, table.moved(table.coords.to(dtype)).make(e)  # what follows is computed in that dtype
