@@ -202,7 +202,8 @@ def vote(e: Evidence, values: list[Guess]) -> set[str] | None:
     best = min(off, key=lambda what: off[what], default=None)
     if best is None or not off[best] <= rounding(e) * norm(e.candidate):
         return None
-    least = NOISE * torch.finfo(e.candidate.dtype).eps * norm(e.candidate)
+    dtype = torch.float32 if e.name.endswith("_coords") else e.candidate.dtype  # coordinates are few and exact
+    least = NOISE * torch.finfo(dtype).eps * norm(e.candidate)
     found = {what for what, far in off.items() if far <= max(CLOSER * off[best], least)}
     return found if len(found) < len(off) else None
 
