@@ -80,7 +80,7 @@ def compare_forwards(
     judged = judge_forwards(model, inputs, ours, theirs, exactly, queries)
     notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
     if accept:
-        every = origins(judged.rows, HINTS, model, inputs, theirs, judged.local, exactly)
+        every = origins(judged.rows, HINTS, model, inputs, ours, theirs, judged.local, exactly)
         found = accepted(every, accept)
         deviations = deviations_of(found, every, ours, judged.truth.pure)
         with exact() if exactly else nullcontext():
@@ -97,7 +97,7 @@ def compare_forwards(
         rows = explain_by_machines(rows, lambda: run(model, inputs), judged.truth, theirs, judged.candidate_true)
         notes += machine_notes(rows)
     rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
-    found = origins(rows, HINTS, model, inputs, theirs, judged.local, exactly)
+    found = origins(rows, HINTS, model, inputs, ours, theirs, judged.local, exactly)
     rows = explain_by_hints(rows, HINTS, ours, theirs, judged.true, model, inputs)
     conventions = followed_conventions(model, inputs, ours, theirs, judged.local)
     return replace(

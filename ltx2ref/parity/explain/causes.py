@@ -66,6 +66,7 @@ def origins(
     hints: Sequence[Hint],
     model: LTX2VideoTransformer3DModel,
     inputs: Mapping[str, Any],
+    ours: Taps,
     theirs: Mapping[str, Any],
     local: Local,
     exactly: bool = False,
@@ -75,7 +76,7 @@ def origins(
     found: dict[str, Difference] = {}
     known: dict[str, tuple[str, tuple[str, ...]]] = {}  # by place: the key of its cause, and the hints
     for row in wrong:
-        e = local_evidence(row.name, model, inputs, theirs, local)
+        e = local_evidence(row.name, model, inputs, ours, theirs, local)
         if e is None:
             found.setdefault(alike(row.name), Difference(hints=row.hints)).taps.append(row)
         elif inherited(e):
@@ -88,11 +89,20 @@ def origins(
             place = alike(row.name)
             if place not in known:
                 said = what_fits(e, hints)
-                first = next(iter(said), "")
-                known[place] = f"{first}: {said[first]}" if first in EVERYWHERE else place, tuple(said.values())
+                known[place] = key_of(place, said), tuple(said.values())
             key, said_here = known[place]
             add_to(found, key, row, said_here, theirs_minus_truth(row.name, theirs, local))
     return [*found.values()]
+
+
+def key_of(place: str, said: Mapping[str, str]) -> str:
+    """Return what a cause at this place has in common with the same cause at others."""
+    hint = next(iter(said), "")
+    if hint == "factor_per_head":  # the factors differ
+        return f"{hint}: {said[hint].partition(': ')[2]}"
+    if hint == "wrong_rows" and said[hint].startswith("scale and shift swapped"):  # in queries and in the context
+        return f"{hint}: {place.rpartition('.')[0]}"
+    return f"{hint}: {said[hint]}" if hint in EVERYWHERE else place
 
 
 def originates(row: TapRow, exactly: bool) -> bool:

@@ -74,7 +74,12 @@ def explain_by_hints(
 
 
 def local_evidence(
-    name: str, model: LTX2VideoTransformer3DModel, inputs: Mapping[str, Any], theirs: Mapping[str, Any], local: Local
+    name: str,
+    model: LTX2VideoTransformer3DModel,
+    inputs: Mapping[str, Any],
+    ours: Taps,
+    theirs: Mapping[str, Any],
+    local: Local,
 ) -> Evidence | None:
     """Return the evidence on one stage alone: both sides have the candidate's own inputs. None without tensors."""
     if not isinstance(theirs.get(name), Tensor) or name not in local.truth:
@@ -84,15 +89,13 @@ def local_evidence(
     if other.shape != own.shape:
         return None
     names = [*local.reference]
-    before = {
-        x: spread(x, theirs[x], local.reference[x]).cpu()
-        for x in names[: names.index(name)]
-        if isinstance(theirs.get(x), Tensor)
-    }
-    before = {x: y for x, y in before.items() if y.shape == local.reference[x].shape}
+    earlier = names[: names.index(name)]
+    known = {x: spread(x, y, local.reference[x]).cpu() for x in earlier if isinstance(y := theirs.get(x), Tensor)}
+    known = {x: y for x, y in known.items() if y.shape == local.reference[x].shape}
     own = own.to(torch.promote_types(other.dtype, model.proj_in.weight.dtype))
-    taps = {**local.reference, **before, name: own}
-    return gathered(Evidence(name, own, other, local.truth[name], taps, before, model.config, inputs, model))
+    # Later taps are those of a right forward: in `local` they are made from the candidate's wrong one.
+    taps = {**ours, **{x: local.reference[x] for x in earlier}, **known, name: own}
+    return gathered(Evidence(name, own, other, local.truth[name], taps, known, model.config, inputs, model))
 
 
 def named(e: Evidence, hints: Sequence[Hint]) -> dict[str, str]:

@@ -175,12 +175,12 @@ def followed_conventions(
     `local` is the reference run on the candidate's taps; None if these are identical to `ours`.
     """
     local = local or Local(ours, ours)
-    found = noise_conventions(model, inputs, theirs, local)
+    found = noise_conventions(model, inputs, ours, theirs, local)
     for trait in TRAITS:
         taps = [name for name in ours if re.search(trait.taps, name) and isinstance(theirs.get(name), Tensor)]
         votes: set[str] | None = None
         for name in taps[:TAPS]:
-            e = local_evidence(name, model, inputs, theirs, local)
+            e = local_evidence(name, model, inputs, ours, theirs, local)
             fitting = None if e is None else vote(e, [*trait.ways(e)])
             if fitting is not None:
                 votes = fitting if votes is None else votes & fitting
@@ -209,12 +209,12 @@ def vote(e: Evidence, values: list[Guess]) -> set[str] | None:
 
 
 def noise_conventions(
-    model: LTX2VideoTransformer3DModel, inputs: Mapping[str, Any], theirs: Mapping[str, Any], local: Local
+    model: LTX2VideoTransformer3DModel, inputs: Mapping[str, Any], ours: Taps, theirs: Mapping[str, Any], local: Local
 ) -> dict[str, str]:
     """Return which noise levels drive the exchange, and what else is done to noise levels."""
     made: dict[str, Level] = {}
     for layer in ADALN_LAYERS:
-        e = local_evidence(f"{layer}.sinusoid", model, inputs, theirs, local)
+        e = local_evidence(f"{layer}.sinusoid", model, inputs, ours, theirs, local)
         level = None if e is None else levels(e)[1]
         if level is not None:
             made[layer] = level
