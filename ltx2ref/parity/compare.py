@@ -18,7 +18,7 @@ from torch import Tensor
 from ..interface import LTX2VideoTransformer3DModel
 from .cases import Inputs
 from .exact import exact
-from .explain.causes import accepted, causes, deviations_of, origins
+from .explain.causes import accepted, causes, deviations_of, origins, with_machines
 from .explain.conventions import explain_by_conventions
 from .explain.evidence import explain_by_hints
 from .explain.fingerprint import followed_conventions
@@ -26,7 +26,7 @@ from .explain.hints import HINTS
 from .explain.roundings import LARGE, explain_by_machines, machine_notes
 from .judge import AnyTaps, Standard, first_divergence, judge_taps, remarks, rounded_phases
 from .report.assemble import assemble
-from .report.rows import Report, TapRow
+from .report.rows import DIVERGED, Report, TapRow
 from .run import run
 from .trace.taps import Taps
 from .truth import NO_DEVIATIONS, Deviations, Local, Truth, isolate, norm, unseen
@@ -93,11 +93,14 @@ def compare_forwards(
     if first_divergence(rows) is None:
         return assemble(rows, notes)
 
-    if not exactly and sum(x.numel() for x in model.parameters()) <= LARGE:
+    machines = not exactly and sum(x.numel() for x in model.parameters()) <= LARGE
+    if machines:
         rows = explain_by_machines(rows, lambda: run(model, inputs), judged.truth, theirs, judged.candidate_true)
         notes += machine_notes(rows)
     rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
     found = origins(rows, HINTS, model, inputs, ours, theirs, judged.local, exactly)
+    if machines and not all(row.machine for row in rows if row.verdict == DIVERGED):
+        with_machines(found, model, inputs, ours, theirs, judged.local)
     rows = explain_by_hints(rows, HINTS, ours, theirs, judged.true, model, inputs)
     conventions = followed_conventions(model, inputs, ours, theirs, judged.local)
     return replace(

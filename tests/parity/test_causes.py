@@ -5,13 +5,14 @@ pytest tests/parity/test_causes.py
 
 from functools import cache, partial
 from typing import Any
+from unittest.mock import patch
 
 import five
 import mutants
 import pytest
 import torch
 
-from ltx2ref.parity.audit import MADE_EXACTLY, MADE_NATIVELY, Candidate, Setup, audit, candidate_named
+from ltx2ref.parity.audit import MADE_EXACTLY, MADE_NATIVELY, Candidate, Setup, audit, candidate_named, settled
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.report.rows import BUG, CONVENTION, IDENTICAL, Cause, Report
 
@@ -143,3 +144,33 @@ def test_honest_rounding_has_no_cause_and_the_same_fingerprint(name: str, dtype:
         own = follows("ltx2ref", case, dtype).conventions
         assert all(own[trait] == value for trait, value in found.conventions.items() if trait in own)
         assert {"exchange"} <= found.conventions.keys() <= own.keys()
+
+
+# ---------------------------------------------------------------- what remains
+def test_where_two_inputs_are_equal_the_next_case_tells_which_it_is() -> None:
+    port = Candidate("its gates", None, lambda setup: computed(setup, "gate"))
+    case = BY_ID["2.3/t2v"]
+    found = audit(port, case, torch.float32, CPU)
+    assert (found.causes[0].what or "").startswith("timestep (= sigma) * 0.001 in place of timestep (= sigma)")
+    told = settled(found, port, case, torch.float32, CPU)
+    assert told.causes[0].what == (
+        "timestep * 0.001 in place of timestep: a timestep multiplier applied twice, or not at all (told by 2.3/i2v)"
+    )
+
+
+@pytest.mark.slow
+def test_more_roundings_beside_a_bug_are_a_cause_of_their_own_kind() -> None:
+    """bfloat16 products in eighths are rounding, and do not hide the gates, nor look like a bug beside them."""
+
+    def both(setup: Setup) -> Any:
+        with patch.object(torch.nn.Linear, "forward", in_eighths):
+            return computed(setup, "gate")
+
+    found = audit(Candidate("eighths", None, both), BY_ID["2.3/i2v"], torch.bfloat16, CPU)
+    assert [named(cause) for cause in found.causes if cause.verdict == BUG] == ["gate"], found.details()
+
+
+def in_eighths(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    parts = zip(x.chunk(8, -1), self.weight.chunk(8, -1), strict=True)
+    total = sum((a @ b.t() for a, b in parts), torch.zeros((), dtype=x.dtype))
+    return total if self.bias is None else total + self.bias
