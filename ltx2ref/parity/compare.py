@@ -20,11 +20,11 @@ from .cases import Inputs
 from .exact import exact
 from .explain.causes import accepted, causes, deviations_of, origins, with_machines
 from .explain.conventions import explain_by_conventions
-from .explain.evidence import explain_by_hints
+from .explain.evidence import Evidence, stage_evidence, with_hints
 from .explain.fingerprint import followed_conventions
 from .explain.hints import HINTS
 from .explain.roundings import LARGE, explain_by_machines, machine_notes
-from .judge import AnyTaps, Standard, first_divergence, judge_taps, remarks, rounded_phases
+from .judge import AnyTaps, Standard, judge_taps, remarks, rounded_phases
 from .report.assemble import assemble
 from .report.rows import DIVERGED, Report, TapRow
 from .run import run
@@ -71,40 +71,38 @@ def compare_forwards(
 
     Raises `ValueError` if a place in `accept` is not that of a cause.
     """
-    queries = unscaled(ours, theirs)
-    theirs = {**theirs, **queries}
     if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
         report = compare(ours, theirs)
         return replace(report, conventions=followed_conventions(model, inputs, ours, theirs, None))
 
-    judged = judge_forwards(model, inputs, ours, theirs, exactly, queries)
-    notes = [f"q holds the scale of attention in {len(queries)} attentions: divided out"] if queries else []
+    judged = judge_forwards(model, inputs, ours, theirs, exactly)
+    theirs = {**theirs, **judged.queries}
+    notes = [f"q holds the scale of attention in {len(judged.queries)} attentions: divided out"] * bool(judged.queries)
     if accept:
-        every = origins(judged.rows, HINTS, model, inputs, ours, theirs, judged.local, exactly)
+        stages = judged.stages(model, inputs, ours, theirs, exactly)
+        every, _ = origins(judged.rows, HINTS, stages, theirs, judged.local, exactly)
         found = accepted(every, accept)
         deviations = deviations_of(found, every, ours, judged.truth.pure)
         with exact() if exactly else nullcontext():
             moved = run(model, inputs, deviations=deviations.reference)
         ours = {name: moved[name] for name in ours}
-        judged = judge_forwards(model, inputs, ours, theirs, exactly, queries, deviations)
+        judged = judge_forwards(model, inputs, ours, theirs, exactly, deviations)
         notes += [f"accepted: {cause.place}: {cause.hints[0] if cause.hints else 'unexplained'}" for cause in found]
     rows = judged.rows
     notes = [*remarks(rows, ours, theirs, judged.true), *notes]
-    if first_divergence(rows) is None:
-        return assemble(rows, notes)
-
     machines = not exactly and sum(x.numel() for x in model.parameters()) <= LARGE
     if machines:
         rows = explain_by_machines(rows, lambda: run(model, inputs), judged.truth, theirs, judged.candidate_true)
         notes += machine_notes(rows)
     rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
-    found = origins(rows, HINTS, model, inputs, ours, theirs, judged.local, exactly)
+    judged = judged._replace(rows=rows)
+    stages = judged.stages(model, inputs, ours, theirs, exactly)
+    found, hints = origins(rows, HINTS, stages, theirs, judged.local, exactly)
     if machines and not all(row.machine for row in rows if row.verdict == DIVERGED):
         with_machines(found, model, inputs, ours, theirs, judged.local)
-    rows = explain_by_hints(rows, HINTS, ours, theirs, judged.true, model, inputs)
     conventions = followed_conventions(model, inputs, ours, theirs, judged.local)
     return replace(
-        assemble(rows, [*notes, *said]),
+        assemble(with_hints(rows, hints), [*notes, *said]),
         causes=causes(found, judged.truth, inputs, conventions),
         conventions=conventions,
     )
@@ -118,6 +116,13 @@ class Judged(NamedTuple):
     true: Taps  # in float64, given the reference's phases
     candidate_true: Taps  # the same, given the candidate's
     local: Local
+    queries: Taps  # those of the candidate that held the scale of attention, without it
+
+    def stages(
+        self, model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any], exactly: bool
+    ) -> dict[str, Evidence]:
+        """Return the evidence on every stage in which something originated."""
+        return stage_evidence(self.rows, model, inputs, ours, theirs, self.true, self.local, exactly)
 
 
 def judge_forwards(
@@ -126,14 +131,12 @@ def judge_forwards(
     ours: Taps,
     theirs: Mapping[str, Any],
     exactly: bool,
-    queries: Taps,
     deviations: Deviations = NO_DEVIATIONS,
 ) -> Judged:
-    """Judge every tap, each against its own truth, and each stage alone.
-
-    `queries` were divided by the scale of attention, which costs a rounding. `deviations` are put into the reference.
-    """
+    """Judge every tap, each against its own truth, and each stage alone. `deviations` are put into the reference."""
     truth = Truth(model, inputs, deviations.truth)
+    queries = unscaled(ours, theirs)
+    theirs = {**theirs, **queries}
     with exact() if exactly else nullcontext():
         local = isolate(model, inputs, ours, theirs, exactly, deviations)
     slack = unseen(truth, ours, theirs) | {name: torch.finfo(x.dtype).eps * norm(x) for name, x in queries.items()}
@@ -142,7 +145,7 @@ def judge_forwards(
     if phases := rounded_phases(ours, theirs, standard):
         standard = standard._replace(candidate_true=truth.of(ours | phases))
     rows = judge_taps(ours, theirs, standard, local)
-    return Judged(rows, truth, true, dict(standard.candidate_true or true), local)
+    return Judged(rows, truth, true, dict(standard.candidate_true or true), local, queries)
 
 
 def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:

@@ -25,7 +25,7 @@ from ..interface import LTX2VideoTransformer3DModel
 from ..rope import rotation
 from .cases import Inputs
 from .run import moved, run
-from .trace.taps import ADALN_LAYERS, AUDIO_SUBLAYERS, PHASES, VIDEO_SUBLAYERS, Taps
+from .trace.taps import ADALN_LAYERS, AUDIO_SUBLAYERS, PHASES, PROJECTED, VIDEO_SUBLAYERS, Taps
 
 # A candidate's error may be SHARE times the reference's own error plus FLOOR times the truth's norm. See judge.py.
 SHARE, FLOOR = 1.5, 4 * 2.0**-23
@@ -169,10 +169,17 @@ class Truth:
         taps = run(self.model, self.inputs, given, self.deviations) if given else self.pure
         return taps | phases(self.pure)
 
-    def moved(self, added: Mapping[str, Tensor]) -> Taps:
-        """Return every tap, with float64 phases, if more deviations are put in."""
-        both = {name: self.deviations[name] + x if name in self.deviations else x for name, x in added.items()}
-        return run(self.model, self.inputs, deviations=self.deviations | both)
+    def effect(self, added: Mapping[str, Tensor]) -> float:
+        """Return how far the outputs move, relative to their L2 norms, if more deviations are put in."""
+        moved = self.pure
+        if any(name not in PROJECTED for name in added):
+            more = carried(added)
+            both = {name: self.deviations[name] + x if name in self.deviations else x for name, x in more.items()}
+            moved = run(self.model, self.inputs, deviations=self.deviations | both)
+        return max(
+            norm(moved[name] + added.get(name, 0.0) - self.pure[name]) / (norm(self.pure[name]) or 1.0)
+            for name in PROJECTED
+        )
 
     def drawn(self, name: str, reference: Tensor, seed: int) -> Tensor:
         """Draw at random a phase that a candidate could have without being wrong.
@@ -214,6 +221,18 @@ class Deviations(NamedTuple):
 
 
 NO_DEVIATIONS = Deviations({}, {})
+
+
+def carried(added: Mapping[str, Tensor]) -> Taps:
+    """Return deviations in which those of a residual go on through the rest of its block."""
+    found = dict(added)
+    for name, x in added.items():
+        block, _, rest = name.removeprefix("transformer_blocks.").partition(".")
+        for chain in CHAINS:
+            for _, later in pairwise(chain[chain.index(rest) :] if rest in chain else ()):
+                at = f"transformer_blocks.{block}.{later}"
+                found[at] = x + found[at] if at in found else x
+    return found
 
 
 class Local(NamedTuple):

@@ -49,7 +49,9 @@ def named(cause: Cause) -> str | None:
     )
 
 
-@pytest.mark.parametrize("case", ["2.3/t2v", "2.3/i2v", "2.0/t2v"])
+@pytest.mark.parametrize(
+    "case", ["2.3/i2v", *(pytest.param(x, marks=pytest.mark.slow) for x in ("2.3/t2v", "2.0/t2v"))]
+)
 def test_one_run_lists_five_causes_by_their_effect(case: str) -> None:
     found = report(case=case).causes
     assert sorted(map(str, map(named, found))) == sorted(ALL), [*map(str, found)]
@@ -58,6 +60,7 @@ def test_one_run_lists_five_causes_by_their_effect(case: str) -> None:
     assert all(cause.verdict == BUG for cause in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_alone_each_is_the_only_cause_and_its_effect_is_what_the_outputs_show(name: str) -> None:
     found = report(name)
@@ -67,6 +70,7 @@ def test_alone_each_is_the_only_cause_and_its_effect_is_what_the_outputs_show(na
     assert 0.5 < cause.effect / moved < 2 or moved < 1e-5  # below that the outputs' own rounding counts, too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_after_one_is_accepted_the_others_stay(name: str) -> None:
     found = report(accept=(five.DIFFERENCES[name][0],))
@@ -74,6 +78,7 @@ def test_after_one_is_accepted_the_others_stay(name: str) -> None:
     assert found.failed and any(note.startswith(f"accepted: {five.DIFFERENCES[name][0]}") for note in found.notes)
 
 
+@pytest.mark.slow
 def test_after_all_are_accepted_nothing_is_left() -> None:
     found = report(accept=tuple(place for place, _ in five.DIFFERENCES.values()))
     assert found.passed and not found.causes, found.details()
@@ -84,11 +89,13 @@ def test_a_place_without_a_cause_is_refused_with_the_places_that_have_one() -> N
         report(accept=("ff.proj",))
 
 
+@pytest.mark.slow
 def test_exact_arithmetic_finds_the_same_causes() -> None:
     found = report(arithmetic=MADE_EXACTLY)
     assert {named(cause) for cause in found.causes} == ALL, [*map(str, found.causes)]
 
 
+@pytest.mark.slow
 def test_bfloat16_hides_small_causes_and_finds_the_large_ones() -> None:
     found = {named(cause) for cause in report(dtype=torch.bfloat16).causes}
     assert {"gate", "sigma", "sequential"} <= found <= ALL
@@ -123,12 +130,14 @@ def test_other_conventions_are_causes_with_the_name_of_the_switch() -> None:
     assert found.conventions["exchange"] == "other_gate"
 
 
+@pytest.mark.slow
 def test_another_mask_bias_shows_in_a_row_without_tokens() -> None:
     found = follows("ltx2ref:ltx-core-2026-08", "2.0/empty-text-rows")
     assert found.conventions["text_mask_bias"] == "lowest"
     assert CONVENTION in {cause.verdict for cause in found.causes if "attn2.sdpa" in cause.place}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["another order of sums", "math attention", "rounded partial sums"])
 def test_honest_rounding_has_no_cause_and_the_same_fingerprint(name: str, dtype: torch.dtype) -> None:
@@ -147,6 +156,7 @@ def test_honest_rounding_has_no_cause_and_the_same_fingerprint(name: str, dtype:
 
 
 # ---------------------------------------------------------------- what remains
+@pytest.mark.slow
 def test_where_two_inputs_are_equal_the_next_case_tells_which_it_is() -> None:
     port = Candidate("its gates", None, lambda setup: computed(setup, "gate"))
     case = BY_ID["2.3/t2v"]

@@ -62,6 +62,7 @@ class Run:
             {k: theirs[k] for k in before if k in theirs},
             self.config,
             self.inputs,
+            self.model,
         )
 
 
@@ -772,6 +773,32 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
     ),
 ]
 ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
+    (
+        "epsilon of q",
+        "2.3/t2v",
+        BLOCK + "attn1.norm_q",
+        lambda run, x: F.rms_norm(
+            F.linear(
+                run.block("attn1.input"), run.weight(BLOCK + "attn1.to_q.weight"), run.weight(BLOCK + "attn1.to_q.bias")
+            ),
+            x.shape[-1:],
+            run.weight(BLOCK + "attn1.norm_q.weight"),
+            1e-4,
+        ),
+        "other_epsilon",
+        "an epsilon of 0.0001",
+    ),
+    (
+        "epsilon of a stream",
+        "2.3/t2v",
+        BLOCK + "attn1.input",
+        lambda run, x: modulate(
+            F.rms_norm(run.block("attn1.stream"), x.shape[-1:], eps=1e-3),
+            *(row[:, None] for row in run.block("attn1.rows")[:, :2].unbind(1)),
+        ),
+        "other_epsilon",
+        "an epsilon of 0.001",
+    ),
     (
         "bfloat16 matmul",
         "2.3/t2v",

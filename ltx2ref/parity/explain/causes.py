@@ -9,23 +9,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...interface import LTX2VideoTransformer3DModel
 from ..exact import exact
-from ..judge import CLEARLY
 from ..machines import machine
-from ..report.rows import BUG, CONVENTION, DIVERGED, ORIGINATED, ROUNDING, SHAPE, SUSPECT, Cause, TapRow, without_block
-from ..trace.taps import PHASES, PROJECTED, Taps
-from ..truth import CHAINS, FLOOR, SHARE, Deviations, Local, Truth, isolate, norm, spread
-from .evidence import Evidence, Hint, local_evidence, what_fits
+from ..report.rows import BUG, CONVENTION, ROUNDING, Cause, TapRow, without_block
+from ..trace.taps import PHASES, Taps
+from ..truth import FLOOR, SHARE, Deviations, Local, Truth, carried, isolate, norm, spread
+from .evidence import Evidence, Hint, originates, what_fits
 from .fingerprint import switched_at
-from .levels import levels, sines
-from .mistakes import own_table
+from .levels import single_differences
+from .mistakes import inherited_tables
 from .roundings import FAR, ROUND_MORE
 
 # Hints on what is one decision of a port, wherever it shows: the same class is used in all attentions and streams.
@@ -68,35 +65,32 @@ def alike(name: str) -> str:
 def origins(
     rows: Sequence[TapRow],
     hints: Sequence[Hint],
-    model: LTX2VideoTransformer3DModel,
-    inputs: Mapping[str, Any],
-    ours: Taps,
+    stages: Mapping[str, Evidence],
     theirs: Mapping[str, Any],
     local: Local,
     exactly: bool = False,
-) -> list[Difference]:
-    """Return everything that a candidate does differently, in the order of the computation."""
-    wrong = [row for row in rows if originates(row, exactly)]
+) -> tuple[list[Difference], dict[str, dict[str, str]]]:
+    """Return everything that a candidate does differently, in the order of the computation, and what the hints said.
+
+    `stages` has the evidence on everything that originated, and on the first divergence.
+    """
+    asked = {alike(name): name for name in reversed([*stages])}  # the first tap of each place
+    said = what_fits({name: stages[name] for name in stages if asked[alike(name)] == name}, hints)
+    inherited, levels = inherited_tables(stages), single_differences(stages)
     found: dict[str, Difference] = {}
-    known: dict[str, tuple[str, tuple[str, ...]]] = {}  # by place: the key of its cause, and the hints
-    for row in wrong:
-        e = local_evidence(row.name, model, inputs, ours, theirs, local)
-        if e is None:
-            found.setdefault(alike(row.name), Difference(hints=row.hints)).taps.append(row)
-        elif inherited(e):
+    for row in rows:
+        if not originates(row, exactly) or row.name in inherited:
             continue
-        elif single := noise_levels(e):
-            for what, added in single.items():
-                cause = add_to(found, general(what, "audio" in row.name), row, (what,), added)
-                cause.whole[row.name] = theirs_minus_truth(row.name, theirs, local)
-        else:
-            place = alike(row.name)
-            if place not in known:
-                said = what_fits(e, hints)
-                known[place] = key_of(place, said), tuple(said.values())
-            key, said_here = known[place]
-            add_to(found, key, row, said_here, theirs_minus_truth(row.name, theirs, local))
-    return [*found.values()]
+        if row.name not in stages:
+            found.setdefault(alike(row.name), Difference(hints=row.hints)).taps.append(row)
+            continue
+        whole = theirs_minus_truth(row.name, theirs, local)
+        for what, added in levels.get(row.name, {}).items():
+            add_to(found, general(what, "audio" in row.name), row, (what,), added).whole[row.name] = whole
+        if row.name not in levels:
+            known = said[asked[alike(row.name)]]
+            add_to(found, key_of(alike(row.name), known), row, tuple(known.values()), whole)
+    return [*found.values()], said
 
 
 def key_of(place: str, said: Mapping[str, str]) -> str:
@@ -107,15 +101,6 @@ def key_of(place: str, said: Mapping[str, str]) -> str:
     if hint == "wrong_rows" and said[hint].startswith("scale and shift swapped"):  # in queries and in the context
         return f"{hint}: {place.rpartition('.')[0]}"
     return f"{hint}: {said[hint]}" if hint in EVERYWHERE else place
-
-
-def originates(row: TapRow, exactly: bool) -> bool:
-    """Tell whether a cause begins at this tap: more than rounding went wrong in this stage alone."""
-    if row.verdict == SHAPE or (exactly and row.verdict == DIVERGED and row.origin == ORIGINATED):
-        return True
-    most = 1.0 if row.name.endswith(PHASES) else CLEARLY
-    beyond = row.local_budget is None or not row.local_budget <= most  # True for a NaN
-    return row.verdict in (DIVERGED, SUSPECT) and row.origin == ORIGINATED and beyond
 
 
 def add_to(found: dict[str, Difference], key: str, row: TapRow, hints: tuple[str, ...], added: Tensor) -> Difference:
@@ -132,25 +117,6 @@ def theirs_minus_truth(name: str, theirs: Mapping[str, Any], local: Local) -> Te
     return spread(name, theirs[name], true).cpu().double() - true
 
 
-def inherited(e: Evidence) -> bool:
-    """Tell whether a RoPE table is right for the candidate's own coordinates, which are the cause."""
-    table, coords = own_table(e), e.candidate_taps.get(f"{'audio' if 'audio' in e.name else 'video'}_coords")
-    if table is None or coords is None or torch.equal(coords, e.reference_taps.get(f"{e.name}", coords)):
-        return False
-    made = table.moved(coords.to(table.coords.dtype)).make(e)
-    far = norm(e.candidate.double() - e.reference.double())
-    return norm(made.double() - e.candidate.double()) < 0.1 * far
-
-
-def noise_levels(e: Evidence) -> dict[str, Tensor]:
-    """Return each single difference of a sinusoid's noise level in words, and what it adds to the sinusoid."""
-    own, found = levels(e)
-    if own is None or found is None:
-        return {}
-    right = sines(e, own)
-    return {what: (sines(e, level) - right).flatten(0, 1) for what, level in found.differences(own).items()}
-
-
 def general(what: str, audio: bool) -> str:
     """Return the words on a noise level as they are for the other stream, too: with video's and audio's swapped."""
     what = re.sub(r" \(= [^)]*\)", "", what)
@@ -160,26 +126,6 @@ def general(what: str, audio: bool) -> str:
     return re.sub(
         r"\b(audio_)?(timestep|sigma)\b", lambda x: f"{'own' if (x[1] or '') == own else 'other'} {x[2]}", what
     )
-
-
-def effect(truth: Truth, added: Taps) -> float | None:
-    """Return how far the outputs move if the reference, in float64, has this one deviation more."""
-    outputs = [name for name in PROJECTED if name in added]
-    pure = truth.pure
-    moved = truth.moved(carried(added)) if len(outputs) < len(added) else pure
-    return max(norm(moved[name] + added.get(name, 0.0) - pure[name]) / (norm(pure[name]) or 1.0) for name in PROJECTED)
-
-
-def carried(added: Taps) -> Taps:
-    """Return deviations in which those of a residual go on through the rest of its block."""
-    found = dict(added)
-    for name, x in added.items():
-        block, _, rest = name.removeprefix("transformer_blocks.").partition(".")
-        for chain in CHAINS:
-            for _, later in pairwise(chain[chain.index(rest) :] if rest in chain else ()):
-                at = f"transformer_blocks.{block}.{later}"
-                found[at] = x + found[at] if at in found else x
-    return found
 
 
 def deviations_of(chosen: Sequence[Difference], found: Sequence[Difference], ours: Taps, pure: Taps) -> Deviations:
@@ -254,7 +200,7 @@ def causes(
                 blocks=truth.model.config.num_layers,
                 size=max(errors, default=None),
                 budget=max(shares, default=None),
-                effect=effect(truth, cause.added) if cause.added else None,
+                effect=truth.effect(cause.added) if cause.added else None,
                 hints=hints,
             )
         )

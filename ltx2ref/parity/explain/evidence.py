@@ -1,4 +1,4 @@
-"""Gather evidence on the first tap where two implementations differ, and ask the hints what it looks like."""
+"""Gather evidence on the stages in which two implementations differ, and ask the hints what it looks like."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from ...config import TransformerConfig
 from ...interface import LTX2VideoTransformer3DModel
-from ..cases import Inputs
-from ..judge import first_divergence
-from ..report.rows import TapRow
-from ..trace.taps import Taps
+from ..judge import CLEARLY, first_divergence
+from ..report.rows import DIVERGED, ORIGINATED, SHAPE, SUSPECT, TapRow
+from ..trace.taps import PHASES, Taps
 from ..truth import Local, spread
 
 NONE: Mapping[str, Tensor] = MappingProxyType({})
@@ -23,7 +22,7 @@ KEY_TAPS = ("context", "context_rows", "norm_k", "to_v", "k")  # taps of an atte
 
 
 class Evidence(NamedTuple):
-    """Everything known about the first tap that differs.
+    """Everything known about one tap that differs.
 
     More taps make more hints possible, including the reference's later ones. `gathered` fills in the last six fields.
     """
@@ -48,29 +47,51 @@ class Evidence(NamedTuple):
 Hint = Callable[[Evidence], str | None]
 
 
-def explain_by_hints(
-    rows: list[TapRow],
-    hints: Sequence[Hint],
+def stage_evidence(
+    rows: Sequence[TapRow],
+    model: LTX2VideoTransformer3DModel,
+    inputs: Mapping[str, Any],
     ours: Taps,
     theirs: Mapping[str, Any],
     true: Taps,
-    model: LTX2VideoTransformer3DModel,
-    inputs: Inputs,
-) -> list[TapRow]:
-    """Add to the first divergence what it looks like: a known mistake, or a pattern in the numbers."""
-    first = first_divergence(rows)
-    other = None if first is None else theirs.get(first.name)
-    if first is None or not isinstance(other, Tensor):
-        return rows
-    name, x = first.name, ours[first.name]
-    other = spread(name, other, x).cpu()
+    local: Local,
+    exactly: bool,
+) -> dict[str, Evidence]:
+    """Return the evidence on every stage at which an error originated, and on the first divergence."""
+    found = {
+        row.name: e
+        for row in rows
+        if originates(row, exactly) and (e := local_evidence(row.name, model, inputs, ours, theirs, local))
+    }
+    first = first_divergence(list(rows))
+    if first is None or first.name in found or not isinstance(theirs.get(first.name), Tensor):
+        return found
+    x = ours[first.name]
+    other = spread(first.name, theirs[first.name], x).cpu()
     if other.shape != x.shape:
-        return rows
-    before = list(ours)[: list(ours).index(name)]
+        return found
+    before = list(ours)[: list(ours).index(first.name)]
     known = {name: theirs[name] for name in before if name in theirs}
-    evidence = Evidence(name, x, other, true.get(name), ours, known, model.config, inputs, model)
-    said = (*first.hints, *named(evidence, hints).values())
-    return [replace(row, hints=said) if row is first else row for row in rows]
+    e = Evidence(first.name, x, other, true.get(first.name), ours, known, model.config, inputs, model)
+    return {first.name: gathered(e), **found}
+
+
+def originates(row: TapRow, exactly: bool) -> bool:
+    """Tell whether a cause begins at this tap: more than rounding went wrong in this stage alone."""
+    if row.verdict == SHAPE or (exactly and row.verdict == DIVERGED and row.origin == ORIGINATED):
+        return True
+    most = 1.0 if row.name.endswith(PHASES) else CLEARLY
+    beyond = row.local_budget is None or not row.local_budget <= most  # True for a NaN
+    return row.verdict in (DIVERGED, SUSPECT) and row.origin == ORIGINATED and beyond
+
+
+def with_hints(rows: Sequence[TapRow], said: Mapping[str, Mapping[str, str]]) -> list[TapRow]:
+    """Add to the first divergence what it looks like: a known mistake, or a pattern in the numbers."""
+    first = first_divergence(list(rows))
+    return [
+        replace(row, hints=(*row.hints, *said[row.name].values())) if row is first and row.name in said else row
+        for row in rows
+    ]
 
 
 def local_evidence(
@@ -100,14 +121,18 @@ def local_evidence(
 
 def named(e: Evidence, hints: Sequence[Hint]) -> dict[str, str]:
     """Return the sentences of the hints that have one, by the hints' names and in their order."""
-    return what_fits(gathered(e), hints)
+    return what_fits({e.name: gathered(e)}, hints)[e.name]
 
 
-def what_fits(seen: Evidence, hints: Sequence[Hint]) -> dict[str, str]:
-    """Return the same for evidence that is gathered already."""
+def what_fits(stages: Mapping[str, Evidence], hints: Sequence[Hint]) -> dict[str, dict[str, str]]:
+    """Return what the hints say of each stage, by the hints' names and in their order."""
     # Asked file by file, so that the path of an audit enters each file once; hints do not depend on one another.
-    said = {hint: hint(seen) for hint in sorted(hints, key=lambda hint: hint.__module__, reverse=True)}
-    return {hint.__name__: sentence for hint in hints if (sentence := said[hint]) is not None}
+    by_file = sorted(hints, key=lambda hint: hint.__module__, reverse=True)
+    said = {hint: {name: hint(e) for name, e in stages.items()} for hint in by_file}
+    return {
+        name: {hint.__name__: sentence for hint in hints if (sentence := said[hint][name]) is not None}
+        for name in stages
+    }
 
 
 def gathered(e: Evidence) -> Evidence:

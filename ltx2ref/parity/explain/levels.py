@@ -4,7 +4,7 @@ Ports differ from the reference in one or several of these at the same time, so 
 first. Each single difference is one cause: a noise level in [0, 1] stays one, whatever else is wrong with it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import NamedTuple
 
@@ -88,6 +88,19 @@ def levels(e: Evidence) -> tuple[Level | None, Level | None]:
     own = fitting(e, e.reference)
     found = own if own is not None and is_made_of(e, made(e, own), e.candidate) else fitting(e, e.candidate, own)
     return own, found
+
+
+def single_differences(stages: Mapping[str, Evidence]) -> dict[str, dict[str, Tensor]]:
+    """Return each single difference of a stage's noise level in words, and what it adds to the sinusoid."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, e in stages.items():
+        own, other = levels(e)
+        if own is not None and other is not None and own != other:
+            right = sines(e, own)
+            found[name] = {
+                what: (sines(e, level) - right).flatten(0, 1) for what, level in other.differences(own).items()
+            }
+    return found
 
 
 def fitting(e: Evidence, wanted: Tensor, own: Level | None = None) -> Level | None:

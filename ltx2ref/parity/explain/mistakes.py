@@ -5,7 +5,7 @@ one, the configuration and the inputs. Those in noise levels are in levels.py.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -221,6 +221,18 @@ def coordinates(e: Evidence, stream: str) -> Tensor | None:
     if not e.inputs or e.inputs.get(name) is not None or e.config is None:
         return (e.inputs or {}).get(name)
     return gridded(e, stream, e.config, e.inputs.get("fps", 24.0))
+
+
+def inherited_tables(stages: Mapping[str, Evidence]) -> set[str]:
+    """Return which RoPE tables are right for the candidate's own coordinates, which are the cause."""
+    found = set()
+    for name, e in stages.items():
+        table, coords = own_table(e), e.candidate_taps.get(f"{'audio' if 'audio' in name else 'video'}_coords")
+        if table is not None and isinstance(coords, Tensor):
+            made = table.moved(coords.to(table.coords.dtype)).make(e)
+            if gap(made, e.candidate) < UNEXPLAINED * gap(e.candidate, e.reference):
+                found.add(name)
+    return found
 
 
 def in_time(coords: Tensor, factor: float) -> Tensor:

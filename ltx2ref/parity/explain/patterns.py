@@ -425,6 +425,8 @@ def factor_per_head(e: Evidence) -> str | None:
     factor = slope(h.reference, h.candidate, 3)
     if factor.shape[2] < 2 or not explains(h, factor * h.reference):
         return None
+    if (factor.amax(2) - factor.amin(2)).max() <= UNEXPLAINED * (factor - 1).abs().max():
+        return None  # the same for all heads: an epsilon
     # The mean square over the whole width is the mean of the heads' mean squares, whatever the weight is.
     per_head = abs((factor**-2).mean(2) - 1).max() <= 2 * rounding(e)
     what = "an RMSNorm over each head in place of the whole width" if per_head else "a gate or norm of its own"
