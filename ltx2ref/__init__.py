@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from .parity.audit import assert_parity
     from .parity.compare import compare
     from .parity.exact import exact
+    from .parity.trace.layouts import Layout
     from .parity.trace.taps import trace
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "ConfigError",
     "Conventions",
     "LTX2VideoTransformer3DModel",
+    "Layout",
     "TransformerConfig",
     "assert_parity",
     "compare",
@@ -65,6 +67,7 @@ HOMES = {
     "ConfigError": ".formats",
     "Conventions": ".interface",
     "LTX2VideoTransformer3DModel": ".checkpoint.loading",
+    "Layout": ".parity.trace.layouts",
     "TransformerConfig": ".config",
     "assert_parity": ".parity.audit",
     "compare": ".parity.compare",

@@ -40,8 +40,9 @@ from ltx2ref.parity.oracles.diffusers import build_diffusers, traced
 from ltx2ref.parity.oracles.ltx_core import LAYOUT as LTX_CORE_LAYOUT
 from ltx2ref.parity.oracles.ltx_core import LTXCore, build_ltx_core, run_ltx_core
 from ltx2ref.parity.run import cast
+from ltx2ref.parity.trace.layouts import ROPES
 from ltx2ref.parity.trace.probe import probe
-from ltx2ref.parity.trace.taps import ADALN_LAYERS, ROPES, Taps, returned, trace
+from ltx2ref.parity.trace.taps import ADALN_LAYERS, Taps, returned, trace
 from ltx2ref.parity.truth import norm
 from ltx2ref.parity.verify import truth_of
 from ltx2ref.progress import track

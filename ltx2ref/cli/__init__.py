@@ -16,6 +16,7 @@ from .convert import add_convert
 from .describe import add_describe
 from .inspect import add_inspect
 from .kit import add_kit
+from .trace import add_trace
 from .vendor import add_vendor
 from .verify import add_verify
 
@@ -76,6 +77,16 @@ def whole_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for add in (add_verify, add_audit, add_compare, add_kit, add_inspect, add_convert, add_describe, add_vendor):
+    for add in (
+        add_verify,
+        add_audit,
+        add_compare,
+        add_trace,
+        add_kit,
+        add_inspect,
+        add_convert,
+        add_describe,
+        add_vendor,
+    ):
         add(commands)
     return parser

@@ -13,6 +13,7 @@ from .command import (
     UNCLEAR,
     WRONG,
     add_case,
+    add_checkpoint,
     add_command,
     add_device,
     add_list,
@@ -79,6 +80,7 @@ def add_audit(commands: Any) -> None:
     command.add_argument("candidate", metavar="CANDIDATE", nargs="?", help=argparse.SUPPRESS)
     command.add_argument("--release", choices=RELEASE_NAMES, help="default: all")
     add_case(command)
+    add_checkpoint(command)
     command.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="default: float32; float16 only in exact arithmetic"
     )
@@ -123,6 +125,7 @@ def audited(options: argparse.Namespace) -> "tuple[dict[str, Report], dict[str, 
     from ..parity import record
     from ..parity.arithmetic import NotExact
     from ..parity.audit import audit, candidate_named, conventions_of
+    from ..parity.real import cases_to_audit
     from ..parity.trace.taps import OutputError
 
     if options.candidate is None:  # a single name is that of the candidate
@@ -135,7 +138,9 @@ def audited(options: argparse.Namespace) -> "tuple[dict[str, Report], dict[str, 
     dtype = record.EXACT_DTYPES[options.dtype]
     reports: dict[str, Report] = {}
     impossible: dict[str, str] = {}
-    for case in track(chosen_cases(options), f"auditing {candidate.name}"):
+    trace = None if candidate.made_in is None else (options.candidate, candidate.case)
+    cases = cases_to_audit(chosen_cases(options), trace, options.checkpoint, options.inputs)
+    for case in track(cases, f"auditing {candidate.name}"):
         try:
             reports[case.id] = audit(candidate, case, dtype, device, options.reference, options.arithmetic)
         except (NotExact, OutputError) as error:

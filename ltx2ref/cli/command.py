@@ -52,6 +52,12 @@ def add_case(command: argparse.ArgumentParser) -> None:
     command.add_argument("--case", default="*", metavar="GLOB", help="cases by RELEASE/NAME; default: all")
 
 
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    """Add the options that replace a case by real weights and real inputs."""
+    command.add_argument("--checkpoint", metavar="FILE", help="real weights in place of a case, with --inputs")
+    command.add_argument("--inputs", metavar="FILE", help="the arguments of one call (docs/trace-format.md)")
+
+
 def add_list(command: argparse.ArgumentParser) -> None:
     """Add the option that lists cases."""
     command.add_argument("--list", action="store_true", help="print the names of the cases and run none")

@@ -26,14 +26,15 @@ from .arithmetic import VERSION, NotExact
 from .cases import CASES, Case, Inputs
 from .compare import compare_forwards
 from .exact import exact
-from .generator import build
+from .real import RealCase, require_same_inputs
 from .report.assemble import assemble
 from .report.rows import BUG, DIVERGED, MISSING, PROPAGATED, ROUNDING, SUSPECT, Report, joined_names
 from .run import cast, moved, run
+from .trace.modules import taps_of_module
 from .trace.port import port_named
 from .trace.probe import threads
 from .trace.sketch import Sketch
-from .trace.taps import PROJECTED, OutputError, Taps, brief, returned
+from .trace.taps import PROJECTED, OutputError, Taps, brief, noted_in, returned
 from .trace.tracefile import load_trace
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
@@ -43,6 +44,8 @@ LEVEL = re.compile(r"\b(?:audio_)?(?:timestep|sigma)\b")
 # The two arithmetics, as the fingerprint of a trace file names them.
 MADE_NATIVELY = "native"
 MADE_EXACTLY = f"exact {VERSION}"
+# Implementations whose interface changes between versions.
+ONLY_VERSIONS = {"ltx-core": "1.0.0"}
 NAMED = {
     "ltx2ref": DIFFUSERS,
     "ltx2ref:diffusers": DIFFUSERS,
@@ -72,18 +75,19 @@ class Candidate(NamedTuple):
 
     `run` computes the taps of a setup, under our names, and raises `ValueError` if the implementation cannot express
     that setup. `made_in` is set for trace files only, which nobody can run again: it names the arithmetic they were
-    made in.
+    made in. `case` is the one that a trace says it is of.
     """
 
     name: str
     version: str | None
     run: Callable[[Setup], Mapping[str, Any]]
     made_in: str | None = None
+    case: str | None = None
 
 
 def audit(
     candidate: Candidate,
-    case: Case,
+    case: Case | RealCase,
     dtype: torch.dtype,
     device: torch.device,
     reference: str = "ltx2ref",
@@ -104,18 +108,21 @@ def audit(
     about = fingerprint(device, dtype) | {"arithmetic": arithmetic}
     conventions = conventions_of(reference)
     given = case.inputs()
-    model = build(case.config, dtype, conventions, case.scales).to(device)
+    model = case.model(dtype, conventions, device)
     inputs = moved(cast(given, dtype), lambda x: x.to(device))
     coords = {name: x for name, x in run(model, inputs).items() if name.endswith("_coords")}
 
+    heard: list[str] = []
+
     def theirs() -> Mapping[str, Any]:
-        state = {name: x.detach().clone() for name, x in model.state_dict().items()}
+        state = case.state(model)
         coordinates = {name: x.to(device) for name, x in coords.items()}
-        return candidate.run(Setup(case.config, state, inputs, dtype, device, coordinates))
+        with noted_in(heard):
+            return candidate.run(Setup(case.config, state, inputs, dtype, device, coordinates))
 
     if arithmetic == MADE_NATIVELY:
         report = audit_natively(model, inputs, theirs(), accept)
-        if report.verdict == SUSPECT and candidate.made_in is None:
+        if report.verdict == SUSPECT and candidate.made_in is None and case.small:
             report = cleared(report, model, inputs, theirs)
     elif candidate.made_in not in (None, MADE_EXACTLY):
         raise NotExact(
@@ -126,10 +133,11 @@ def audit(
         with threads(1):  # the bits do not depend on it, and one thread is fastest for tensors this small
             report = audit_exactly(model, inputs, theirs, accept)
         unclear = not report.failed and any(row.verdict in (ROUNDING, SUSPECT) for row in report.rows)
-        if unclear and dtype != torch.float32 and candidate.made_in is None:
+        if unclear and dtype != torch.float32 and candidate.made_in is None and case.small:
             report = widened(report, audit(candidate, case, torch.float32, device, reference, arithmetic, accept))
     return replace(
         report,
+        notes=[*report.notes, *heard],
         reference={"implementation": reference, **about},
         candidate={"implementation": candidate.name, "version": candidate.version, **about},
     )
@@ -342,7 +350,7 @@ def assert_parity(
     `candidate` has the same weights as `model`, and is called with `inputs`, the arguments of the documented forward.
     It is one of two things:
 
-    - A module with diffusers' parameter names. It is traced, and its outputs are what the call returned.
+    - A module. It is traced, if its layers are under names that are known, and its outputs are what the call returned.
     - A callable that returns the two outputs, or taps under our names or under those that `names` translates
       (`{"their name": "our name"}`).
 
@@ -352,9 +360,11 @@ def assert_parity(
     Returns the report. Raises `ValueError` for another `arithmetic`, `OutputError` if the candidate returns anything
     else, and `NotExact` if it uses an operation that exact arithmetic does not define.
     """
+    heard: list[str] = []
 
     def theirs() -> Mapping[str, Any]:
-        return {(names or {}).get(name, name): x for name, x in taps_of(candidate, inputs).items()}
+        with noted_in(heard):
+            return {(names or {}).get(name, name): x for name, x in taps_of(candidate, inputs).items()}
 
     if arithmetic not in (MADE_NATIVELY, "exact"):
         raise ValueError(f"arithmetic: expected 'native' or 'exact', got {arithmetic!r}")
@@ -362,6 +372,7 @@ def assert_parity(
         report = cleared(audit_natively(model, inputs, theirs()), model, inputs, theirs)
     else:
         report = audit_exactly(model, inputs, theirs)
+    report = replace(report, notes=[*report.notes, *heard])
     outputs = [row.verdict for row in report.rows if row.name in ("sample", "audio_sample")]
     if not report.passed and (report.verdict != MISSING or MISSING in outputs):
         raise AssertionError(report.details())
@@ -373,9 +384,7 @@ def taps_of(candidate: nn.Module | Callable[..., Outputs], inputs: Inputs) -> Ma
     if isinstance(candidate, LTX2VideoTransformer3DModel):
         return run(candidate, inputs)
     if isinstance(candidate, nn.Module):
-        from .oracles import diffusers
-
-        return diffusers.traced(candidate, inputs)
+        return taps_of_module(candidate, inputs)
     return as_taps(candidate(**inputs))
 
 
@@ -408,12 +417,13 @@ def candidate_named(name: str) -> Candidate:
         return oracle(name)
     if Path(name).exists() and not name.endswith(".py"):
         found = load_trace(name)
-        return Candidate(
-            found.implementation or name,
-            None,
-            lambda setup: found.taps,
-            str(found.fingerprint.get("arithmetic", MADE_NATIVELY)),
-        )
+
+        def matching(s: Setup) -> Mapping[str, Any]:
+            require_same_inputs(name, found, s.inputs, s.config, s.dtype)
+            return found.taps
+
+        made_in = str(found.fingerprint.get("arithmetic", MADE_NATIVELY))
+        return Candidate(found.implementation or name, None, matching, made_in, found.case)
     function = port_named(name)
     return Candidate(
         name,
@@ -446,8 +456,11 @@ def oracle(name: str) -> Candidate:
     Raises `ValueError` if it is not installed.
     """
     try:
+        installed = version(name)
+        if installed != ONLY_VERSIONS.get(name, installed):
+            raise ValueError(f"{name}: needs {name} {ONLY_VERSIONS[name]}, and {installed} is installed")
         module: Any = importlib.import_module(f".oracles.{name.replace('-', '_')}", __package__)
-        return Candidate(name, version(name), module.taps)
+        return Candidate(name, installed, module.taps)
     except (ImportError, PackageNotFoundError) as error:
         raise ValueError(f"{name} is not installed here: {error}") from None
 

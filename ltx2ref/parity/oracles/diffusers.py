@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel  # type: ignore[import-untyped, unused-ignore]
-from einops import rearrange
 from torch import Tensor, nn
 
-from ..trace.taps import ROPES, Layout, On, Recorder, Taps, returned, trace
+from ..trace.layouts import DIFFUSERS_LIKE
+from ..trace.modules import LIFTED_ARGUMENTS
+from ..trace.taps import Taps, returned, trace
 
 Config = Mapping[str, Any]
 Arguments = Mapping[str, Any]
-
-# The documentation passes these in `attention_kwargs`; diffusers 0.42.1 takes them as arguments of their own.
-LIFTED_ARGUMENTS = ("video_self_attention_mask", "video_keyframes_mask")
 
 
 def build_diffusers(config: Config, state: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
@@ -55,45 +53,7 @@ def without_private(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def planes(x: Tensor, heads: int) -> Tensor:
-    """Return a RoPE table as (B, T, H, R).
-
-    The split layout is (B, H, T, R). The interleaved one is (B, T, 2HR), with each number twice in a row.
-    """
-    if x.ndim == 4:
-        return rearrange(x, "b h t r -> b t h r")
-    return rearrange(x, "b t (h r two) -> two b t h r", h=heads, two=2)[0]
-
-
-def doors(model: Any, tap: Recorder, on: On) -> None:
-    """Record coordinates and RoPE tables.
-
-    diffusers has four RoPE modules that take coordinates and return tables. Those of the exchange take times only.
-    """
-
-    def tables(name: str, args: tuple[Any, ...], out: tuple[Tensor, Tensor]) -> None:
-        if not name.startswith("cross_attn_"):
-            tap("audio_coords" if name.startswith("audio_") else "video_coords", args[0])
-        for part, x in zip((".cos", ".sin"), out, strict=True):
-            tap(name + part, planes(x, model.config.num_attention_heads))
-
-    for name in ROPES:
-        on(getattr(model, name).register_forward_hook(lambda _, args, out, name=name: tables(name, args, out)))
-
-
-LAYOUT = Layout(
-    doors,
-    norms={
-        "attn1": "norm1",
-        "audio_attn1": "audio_norm1",
-        "attn2": "norm2",
-        "audio_attn2": "audio_norm2",
-        "audio_to_video_attn": "audio_to_video_norm",
-        "video_to_audio_attn": "video_to_audio_norm",
-        "ff": "norm3",
-        "audio_ff": "audio_norm3",
-    },
-)
+LAYOUT = DIFFUSERS_LIKE
 
 
 def taps(setup: Any) -> Taps:
@@ -108,4 +68,5 @@ def traced(model: nn.Module, inputs: Arguments) -> Taps:
     """
     with torch.no_grad(), trace(model, LAYOUT) as found:
         outputs = run_diffusers(model, inputs)
-    return found | returned(outputs)
+    found.update(returned(outputs))
+    return found

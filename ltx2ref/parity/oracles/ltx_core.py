@@ -26,26 +26,10 @@ from ltx_core.tools import AudioLatentTools, VideoLatentTools
 from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape
 from torch import Tensor, nn
 
-from ..trace.taps import Layout, On, Recorder, Taps, returned, trace
-from .diffusers import Arguments, Config, adopt, planes, without_private
-
-# Parts of parameter names in diffusers, and in the original files and ltx-core. All other parts are the same.
-ORIGINAL_NAMES = {
-    "proj_in": "patchify_proj",
-    "audio_proj_in": "audio_patchify_proj",
-    "time_embed": "adaln_single",
-    "audio_time_embed": "audio_adaln_single",
-    "prompt_adaln": "prompt_adaln_single",
-    "audio_prompt_adaln": "audio_prompt_adaln_single",
-    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single",
-    "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
-    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
-    "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
-    "video_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_video",
-    "audio_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_audio",
-    "norm_q": "q_norm",
-    "norm_k": "k_norm",
-}
+from ...checkpoint.names import to_lightricks
+from ..trace.layouts import LIGHTRICKS_LIKE
+from ..trace.taps import Taps, returned, trace
+from .diffusers import Arguments, Config, adopt, without_private
 
 # ltx-core 1.0.0 has one flag for both streams, and cannot express what is new in release 2.5.
 LTX_CORE_PAIRS = {"gated_attn": "audio_gated_attn", "cross_attn_mod": "audio_cross_attn_mod"}
@@ -93,7 +77,7 @@ def build_ltx_core(config: Config, state: Mapping[str, Tensor], dtype: torch.dty
     _check_ltx_core_config(full)
     with torch.device("meta"):
         model = LTXModel(**_ltx_core_arguments(full), **_caption_projections(full))
-    return LTXCore(adopt(model, {original_name(name): t for name, t in state.items()}, dtype), full)
+    return LTXCore(adopt(model, {to_lightricks(name): t for name, t in state.items()}, dtype), full)
 
 
 def run_ltx_core(model: LTXCore, inputs: Arguments) -> tuple[Tensor, Tensor]:
@@ -108,11 +92,6 @@ def run_ltx_core(model: LTXCore, inputs: Arguments) -> tuple[Tensor, Tensor]:
     audio = _modality(inputs, model.config, "audio_", None)
     out_video, out_audio = returned(model.model(video, audio, _perturbations(inputs))).values()
     return out_video, out_audio
-
-
-def original_name(name: str) -> str:
-    """Translate a parameter's name from diffusers' to that of the original checkpoints and ltx-core."""
-    return ".".join(ORIGINAL_NAMES.get(part, part) for part in name.split("."))
 
 
 def video_patches(inputs: Arguments, config: Config) -> Tensor:
@@ -274,32 +253,7 @@ def _skips(names: tuple[str, ...], blocks: list[int] | None) -> list[Perturbatio
     return [Perturbation(PerturbationType[f"SKIP_{name}"], blocks) for name in names]
 
 
-def doors(model: Any, tap: Recorder, on: On) -> None:
-    """Record coordinates from each modality, and RoPE tables from the arguments of the first block."""
-
-    def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for name, modality in zip(("video_coords", "audio_coords"), args, strict=False):
-            tap(name, modality.positions)
-
-    def tables(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for prefix, side in (("", "video"), ("audio_", "audio")):
-            for name, rope in (
-                (f"{prefix}rope", kwargs[side].positional_embeddings),
-                (f"cross_attn_{prefix}rope", kwargs[side].cross_positional_embeddings),
-            ):
-                for part, x in zip((".cos", ".sin"), rope, strict=True):
-                    tap(name + part, planes(x, model.num_attention_heads))
-
-    on(model.register_forward_pre_hook(coordinates, with_kwargs=True))
-    on(model.transformer_blocks[0].register_forward_pre_hook(tables, with_kwargs=True))
-
-
-def streams(out: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
-    """Return video and audio from a block's output."""
-    return out[0].x, out[1].x
-
-
-LAYOUT = Layout(doors, original_name, streams)
+LAYOUT = LIGHTRICKS_LIKE
 
 
 def taps(setup: Any) -> Taps:

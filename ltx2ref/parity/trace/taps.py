@@ -31,8 +31,10 @@ value of the traced module, not from a layer, so that a change between the last 
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -47,11 +49,15 @@ from ...block import AUDIO_TO_VIDEO, EXCHANGE_GATE, VIDEO_TO_AUDIO
 from ...interface import LTX2VideoTransformer3DModel
 from ...modulation import rows
 from ...rope import audio_positions, video_positions
+from ..arithmetic import NotExact
+from .flow import Flow
+from .layouts import KNOWN_PLACES, Layout, Place, both_streams, heads, layout_of, only, root_of
 
 Taps = dict[str, Tensor]
 FORWARD = inspect.signature(LTX2VideoTransformer3DModel.forward)  # a subclass may have (*args, **kwargs)
 On = Callable[[Any], None]
-ROPES = ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
+Before = Callable[[tuple[Any, ...], dict[str, Any]], Any]  # given arguments; returns others as (args, kwargs), or None
+After = Callable[[Any], Any]  # given a result; returns another one, or None
 ADALN_LAYERS = (
     "time_embed",
     "audio_time_embed",
@@ -101,6 +107,40 @@ ROW_RECIPES: dict[str, RowRecipe] = {
 }
 
 
+LISTENERS: ContextVar[tuple[list[str], ...]] = ContextVar("LISTENERS", default=())
+
+
+@contextmanager
+def noted_in(heard: list[str]) -> Iterator[None]:
+    """Add to a list what no trace within the context could read, each sentence once."""
+    token = LISTENERS.set((*LISTENERS.get(), heard))
+    try:
+        yield
+    finally:
+        LISTENERS.reset(token)
+
+
+def note(said: str) -> None:
+    """Add a sentence to the notes that are being listened to."""
+    for heard in LISTENERS.get():
+        if said not in heard:
+            heard.append(said)
+
+
+class Traced(dict[str, Any]):
+    """Taps by name, and notes on what could not be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, said: str) -> None:
+        """Note what could not be read, once."""
+        if said not in self.notes:
+            self.notes.append(said)
+            note(said)
+
+
 @dataclass
 class Recorder:
     """Records taps, and passes on the tensors that the model should use instead.
@@ -112,7 +152,7 @@ class Recorder:
     keep: Callable[[Tensor], Any]
     inject: Mapping[str, Tensor]
     deviations: Mapping[str, Tensor] = field(default_factory=dict)
-    taps: dict[str, Any] = field(default_factory=dict)
+    taps: Traced = field(default_factory=Traced)
     offsets: Taps = field(default_factory=dict)  # current outputs of the AdaLN layers, not detached
     streams: list[Tensor] = field(default_factory=list)  # residuals normalised since the last sub-layer began
     earlier: list[Tensor] = field(default_factory=list)  # the same for the sub-layer before
@@ -120,6 +160,8 @@ class Recorder:
     norms: Iterator[str] = field(default_factory=lambda: iter(()))  # residuals that a block has yet to normalise
     chunks: dict[str, list[Tensor]] = field(default_factory=dict)  # chunks of queries that an attention has seen so far
     outputs: int = 0  # how often the last norms have run: video's comes first
+    flow: Flow | None = None  # says whose norm a tensor is, in any model but ours
+    normalised: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # residuals that a layer has normalised
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """Record a tap and return the tensor that the model goes on with: `x`, or its replacement."""
@@ -149,17 +191,34 @@ class Recorder:
         """Record the outputs of the forward."""
         self.taps |= {name: self.keep(x.detach()) for name, x in returned(output).items()}
 
-    def entering(self, sublayer: str) -> None:
-        """Begin a sub-layer, and record its residual.
+    def entering(self, sublayer: str, x: Tensor | None) -> None:
+        """Begin a sub-layer, which is given `x`, and record its residual.
 
-        The residual is the first tensor that was normalised since the previous sub-layer began. An exchange normalises
-        both streams before its first direction, so its second direction finds its residual one sub-layer earlier.
+        In this model the residual is the first tensor that was normalised since the previous sub-layer began. The
+        exchange normalises both streams before its first direction, so its second direction finds its residual one
+        sub-layer earlier. In another module it is what a named layer has normalised for this sub-layer, or what `x` is
+        the norm of.
         """
         self.sublayer = sublayer
         self.chunks.clear()
-        if self.streams or self.earlier:
+        if self.flow is not None:
+            residual = self.residual_of(sublayer, x, self.flow)
+            if residual is not None:
+                self(f"{sublayer}.stream", residual)
+            self.flow.entered += 1
+        elif self.streams or self.earlier:
             self(f"{sublayer}.stream", self.streams[0] if self.streams else self.earlier[-1])
         self.earlier, self.streams = self.streams, []
+
+    def left(self) -> None:
+        """End a sub-layer: what computes attention from now on is none of it."""
+        self.sublayer = ""
+
+    def residual_of(self, sublayer: str, x: Tensor | None, flow: Flow) -> Tensor | None:
+        """Return the residual of a sub-layer in another module than ours, or None if it is not known."""
+        if (named := self.normalised.pop(sublayer, None)) is not None:
+            return named[0] if version_of(named[0]) == named[1] else None
+        return None if x is None else flow.residual(x)
 
 
 class OutputError(ValueError):
@@ -199,22 +258,6 @@ def brief(x: Any) -> str:
     return "None" if x is None else type(x).__name__
 
 
-Door = Callable[[nn.Module, Recorder, On], None]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where an implementation keeps the tensors that taps show.
-
-    `path` translates our names of modules and parameters to its own.
-    """
-
-    doors: Door  # hooks that record coordinates and RoPE tables
-    path: Callable[[str], str] = str
-    pair: Callable[[Any], tuple[Tensor, Tensor]] = tuple  # finds video and audio in a block's output
-    norms: Mapping[str, str] = field(default_factory=dict)  # sub-layer: the module that normalises its stream, if any
-
-
 @contextmanager
 def trace(
     model: nn.Module,
@@ -228,20 +271,44 @@ def trace(
     Yields a dict that the forward fills. A tap in `inject` is recorded and then replaced: everything after it is
     computed from the replacement. `sample` and `audio_sample` cannot be replaced, because nothing follows them.
     `deviations` are added to taps before they are recorded: the forward of a model that is wrong there by so much.
-    `keep` makes of each tap what is kept, by default a copy. `layout` describes other implementations than this one.
+    `keep` makes of each tap what is kept, by default a copy.
+
+    `layout` says under which names the layers of another implementation are; modules that are much like diffusers' or
+    Lightricks' need none. The module may be anywhere inside `model`. What cannot be read is missing, and the dict's
+    `notes` say why. Modules from `torch.compile` run without compilation within the context.
 
     Raises `OutputError` if a forward does not return video and audio.
     """
-    layout = layout or OURS
-    recorder = Recorder(keep, inject or {}, deviations or {})
-    with hooks() as on:
-        layout.doors(model, recorder, on)
-        tap_hooks = TapHooks(model, layout, recorder, on)
+    ours = layout is None and isinstance(model, LTX2VideoTransformer3DModel)
+    root, layout = (model, OURS) if ours else chosen(model, layout)
+    recorder = Recorder(keep, inject or {}, deviations or {}, flow=None if layout.ours else Flow())
+    with hooks() as on, uncompiled(model):
+        tap_hooks = TapHooks(root, layout, recorder, on)
+        layout.doors(tap_hooks)
         around(tap_hooks)
-        for i in range(len(model.get_submodule(layout.path("transformer_blocks")))):  # type: ignore[arg-type]
+        for i in range(tap_hooks.blocks()):
             inside(tap_hooks, f"transformer_blocks.{i}.")
+        on(model.register_forward_hook(lambda _, args, out: recorder.returned(out)))
         with Functions(recorder):
             yield recorder.taps
+
+
+def chosen(model: nn.Module, layout: Layout | None) -> tuple[Any, Layout]:
+    """Return the module inside a model whose layers have the names of a layout, and that layout, given or found."""
+    if layout is None:
+        root, found = layout_of(model)
+        return root, found or Layout()
+    return root_of(model, layout) or model, layout
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules as they were written, because hooks see nothing inside a compiled graph."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it takes seconds
+        yield
+    else:
+        with torch.compiler.set_stance("force_eager"):
+            yield
 
 
 @contextmanager
@@ -251,7 +318,7 @@ def hooks() -> Iterator[On]:
     try:
         yield handles.append
     finally:
-        for handle in handles:
+        for handle in reversed(handles):
             handle.remove()
 
 
@@ -264,8 +331,12 @@ class Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func is F.scaled_dot_product_attention and self.recorder.sublayer:
             return self.attention(func, *args, **kwargs)
+        if self.recorder.flow is not None:
+            result = func(*args, **kwargs)
+            self.recorder.flow.follow(func, args, kwargs, result)
+            return result
         weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
         if func is F.rms_norm and weight is None and args[0].ndim == 3:  # a residual, and not single heads
             self.recorder.streams.append(args[0])
@@ -308,44 +379,186 @@ class Functions(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class TapHooks:
-    """Registers hooks by our names of modules and parameters. A module that the model lacks has no taps."""
+    """Registers hooks by our names of layers and parameters. A layer that the model lacks has no taps."""
 
-    model: nn.Module
+    model: Any
     layout: Layout
     tap: Recorder
     on: On
 
+    def place(self, path: str) -> Place | None:
+        """Return where a layer or a parameter is, or None if the model has none at that path."""
+        if self.layout.ours:
+            found = find_module(self.model, path) if path else self.model
+            return None if found is None else Place(None, "", found)
+        return self.layout.find(self.model, path) if path else Place(None, "", self.model)
+
     def find(self, path: str) -> Any:
-        """Return a module or a parameter, or None if the model has none at that path."""
-        return find_module(self.model, self.layout.path(path))
+        """Return a layer or a parameter, or None if the model has none at that path."""
+        place = self.place(path)
+        return None if place is None else place.value
 
-    def required(self, path: str) -> nn.Module:
-        """Return a module, or raise `AttributeError` if the model has none at that path."""
-        return self.model.get_submodule(self.layout.path(path))
+    def blocks(self) -> int:
+        """Return how many blocks the model has."""
+        blocks = self.find("transformer_blocks")
+        return len(blocks) if hasattr(blocks, "__len__") else 0
 
-    def given(self, path: str, name: str) -> None:
-        """Record the input of a module as the tap `name`."""
-        if (module := self.find(path)) is not None:
-            self.on(module.register_forward_pre_hook(lambda _, args: (self.tap(name, args[0]), *args[1:])))
+    def call(self, path: str, before: Before | None = None, after: After | None = None) -> bool:
+        """Run `before` on the arguments of a layer's calls, and `after` on what they return.
 
-    def result(self, path: str, name: str) -> None:
-        """Record the output of a module as the tap `name`."""
-        if (module := self.find(path)) is not None:
-            self.on(module.register_forward_hook(lambda _, args, out: self.tap(name, out)))
+        Both return a replacement or None. Returns whether there is such a layer.
+        """
+        place = self.place(path)
+        if place is None or not callable(place.value):
+            return False
+        before, after = before and self.safely(path, before), after and self.safely(path, after)
+        try:
+            if not isinstance(place.value, nn.Module):
+                self.on(Patched(place, before, after))
+                return True
+            if before is not None:
+                begun = before
+                self.on(place.value.register_forward_pre_hook(lambda _, *given: begun(*given), with_kwargs=True))
+            if after is not None:
+                ended = after
+                self.on(place.value.register_forward_hook(lambda _, args, out: ended(out)))
+        except Exception as error:
+            self.failed(path, error)
+            return False
+        return True
+
+    def safely(self, path: str, read: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that reads taps and, in another model than ours, notes an error instead of raising it."""
+        if self.layout.ours:
+            return read
+
+        def reading(*given: Any) -> Any:
+            try:
+                return read(*given)
+            except NotExact:
+                raise
+            except Exception as error:
+                self.failed(path, error)
+                return None
+
+        return reading
+
+    def failed(self, path: str, error: Exception) -> None:
+        """Note once that a layer cannot be read, or raise the error if it is one of our own."""
+        if self.layout.ours:
+            raise error
+        said = f"{path}: not traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        self.tap.taps.note(said)
+
+    def given(self, path: str, name: str) -> bool:
+        """Record the input of a layer as the tap `name`."""
+
+        def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = only(args[0]) if args else next((x for x in kwargs.values() if isinstance(x, Tensor)), None)
+            if x is None:
+                return None
+            x = self.tap(name, x)
+            return ((x, *args[1:]), kwargs) if args and isinstance(args[0], Tensor) else None
+
+        return self.call(path, before=read)
+
+    def result(self, path: str, name: str) -> bool:
+        """Record the output of a layer as the tap `name`, of a pair of output and bias that of adding both."""
+
+        def read(out: Any) -> Any:
+            if isinstance(out, Tensor):
+                return self.tap(name, out)
+            if isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], Tensor):
+                if out[1] is None:
+                    self.tap(name, out[0])
+                elif is_bias(out[1], out[0]):
+                    self.tap(name, out[0] + out[1])
+            return None
+
+        return self.call(path, after=read)
+
+
+class Patched:
+    """A handle of a callable that is no module, which a wrapper replaces until the handle is removed."""
+
+    def __init__(self, place: Place, before: Before | None, after: After | None) -> None:
+        self.parent, self.key = place.parent, place.key
+        self.is_item = isinstance(self.parent, list)
+        # A method of a class, or one of a module's own attributes: what is not the instance's own is uncovered again.
+        self.was_own = self.is_item or self.key in vars(self.parent)
+        self.before = self.parent[int(self.key)] if self.is_item else getattr(self.parent, self.key)
+        self.put(wrapped(self.before, before, after))
+
+    def put(self, value: Any) -> None:
+        """Store a callable in place of the present one."""
+        if self.is_item:
+            self.parent[int(self.key)] = value
+        else:
+            setattr(self.parent, self.key, value)
+
+    def remove(self) -> None:
+        """Restore the callable that was there."""
+        if self.was_own:
+            self.put(self.before)
+        else:
+            delattr(self.parent, self.key)
+
+
+def wrapped(function: Callable[..., Any], before: Before | None, after: After | None) -> Callable[..., Any]:
+    """Return a function that calls `before` on its arguments and `after` on its result."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = (before and before(args, kwargs)) or (args, kwargs)
+        out = function(*args, **kwargs)
+        changed = after and after(out)
+        return out if changed is None else changed
+
+    return call
+
+
+def is_bias(x: Any, of: Tensor) -> bool:
+    """Tell whether `x` is a bias that a linear layer has returned for its caller to add to its result."""
+    return isinstance(x, Tensor) and x.shape == of.shape[-1:]
 
 
 def around(hooks: TapHooks) -> None:
     """Register hooks on everything outside the blocks except coordinates and RoPE tables."""
-    for name in ("proj_in", "audio_proj_in", "caption_projection", "audio_caption_projection"):
+    found = [hooks.result(name, name) for name in ("proj_in", "audio_proj_in")]
+    for name in ("caption_projection", "audio_caption_projection"):
         hooks.result(name, name)
     for name in ADALN_LAYERS:
         hooks.given(f"{name}.emb.timestep_embedder.linear_1", f"{name}.sinusoid")
         hooks.result(f"{name}.emb.timestep_embedder", f"{name}.emb")
         hooks.result(f"{name}.linear", f"{name}.linear")
     for name in PROJECTED.values():
+        norm = name.replace("proj", "norm")
+        if not hooks.layout.ours and not hooks.result(norm, norm):
+            hooks.call(name, before=partial(last_norm, hooks.tap, norm))
         hooks.given(name, f"{name}.input")
-        hooks.result(name, name)
-    hooks.on(hooks.model.register_forward_hook(lambda _, args, out: hooks.tap.returned(out)))
+        found.append(hooks.result(name, name))
+    if not hooks.layout.ours:
+        note_missing(hooks)
+
+
+def last_norm(tap: Recorder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Record the last norm of a stream, which the input of its projection was computed from."""
+    x = only(args[0]) if args else None
+    if x is not None and tap.flow is not None and (normed := tap.flow.last_norm(x)) is not None:
+        tap(name, normed)
+
+
+def note_missing(hooks: TapHooks) -> None:
+    """Note which layers that every implementation has were not found under the names of the layout."""
+    known = [*KNOWN_PLACES, *(f"transformer_blocks.0.{name}" for name in SUBLAYERS)]
+    missing = [path for path in known if hooks.find(path) is None]
+    kind = type(hooks.model).__name__
+    if len(missing) == len(known):
+        said = f"{kind} has no layers under known names, so only its outputs were read; ltx2ref.Layout maps names"
+    elif missing:
+        said = f"{kind} has no {', '.join(missing[:6])}{' and others' * (len(missing) > 6)}, so their taps are missing"
+    else:
+        return
+    hooks.tap.taps.note(said)
 
 
 def inside(hooks: TapHooks, block: str) -> None:
@@ -353,60 +566,104 @@ def inside(hooks: TapHooks, block: str) -> None:
 
     A hook on each sub-layer notes that it has begun, so that a call of attention can be attributed to it.
     """
-    tap, layout, on = hooks.tap, hooks.layout, hooks.on
+    tap = hooks.tap
     for name in SUBLAYERS:
-        if name in layout.norms:
-            norm = hooks.required(block + layout.norms[name])
-            on(norm.register_forward_pre_hook(lambda _, args: tap.streams.append(args[0])))
-        begin = partial(enter, hooks, block, name)
-        on(hooks.required(block + name).register_forward_pre_hook(begin, with_kwargs=True))
+        if not hooks.layout.ours and f"{name}.stream" in hooks.layout.names:
+            hooks.call(f"{block}{name}.stream", before=partial(normalising, tap, block + name))
+        hooks.call(block + name, partial(enter, hooks, block, name), lambda _: tap.left())
     for at in (block + name for name in ATTENTION_LAYERS):
         for part in ATTENTION_OUTPUTS:
             hooks.result(f"{at}.{part}" + ".0" * (part == "to_out"), f"{at}.{part}")
+        if "sdpa" in hooks.layout.names:
+            hooks.call(f"{at}.sdpa", partial(queries, hooks, at), partial(layer_attended, hooks, at))
     for at in (block + name for name in FEED_FORWARDS):
         hooks.result(f"{at}.net.0.proj", f"{at}.proj")
         hooks.given(f"{at}.net.2", f"{at}.activation")
         hooks.result(f"{at}.net.2", f"{at}.output")
-    on(hooks.required(block[:-1]).register_forward_hook(lambda _, args, out: put_streams(tap, block, layout, out)))
+    hooks.call(block[:-1], after=partial(put_streams, tap, block))
 
 
-def enter(
-    hooks: TapHooks, block: str, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Any]:
+def normalising(tap: Recorder, sublayer: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Note the residual that a layer normalises for a sub-layer."""
+    x = only(args[0]) if args else next((x for x in kwargs.values() if isinstance(x, Tensor)), None)
+    if x is not None:
+        tap.normalised[sublayer] = (x, version_of(x))
+
+
+def version_of(x: Tensor) -> int:
+    """Return how often a tensor was changed in place; a tensor of inference mode does not count it."""
+    return -1 if x.is_inference() else x._version
+
+
+def enter(hooks: TapHooks, block: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Note that a sub-layer begins, and record its rows and inputs."""
-    hooks.tap.entering(block + name)
+    x, context = sources(name, args, kwargs)
+    hooks.tap.entering(block + name, x)
     for part in (f"{name}.rows", f"{name}.context_rows"):
         if (derived := modulation(part, lambda table: hooks.find(block + table), hooks.tap.offsets)) is not None:
             hooks.tap(block + part, derived)
-    return inputs(hooks.tap, block + name, args, kwargs)
+    return inputs(hooks.tap, block + name, x, context, args, kwargs)
 
 
-def inputs(tap: Recorder, at: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Record the inputs of a sub-layer, and return its arguments with any replacements.
+def sources(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Return the inputs of a sub-layer: x and, in an attention, the input of keys and values, if it is another one.
 
-    These are x and, in an attention, the input of keys and values. They may be positional, or have any implementation's
-    names.
+    They may be positional, or have any implementation's names.
     """
-    named = dict(kwargs)
-    values = [*args, *(named.pop(name) for name in ("hidden_states", "x") if name in named)]
-    x, context = values[0], values[1] if len(values) > 1 else None
-    key = next((name for name in ("encoder_hidden_states", "context") if name in named), None)
-    context = named[key] if key else context
-    values[0] = tap(f"{at}.input", x)
+    named = [only(kwargs[key]) for key in ("hidden_states", "x") if key in kwargs]
+    values = [*map(only, args), *named]
+    x, context = values[0] if values else None, values[1] if len(values) > 1 else None
+    key = next((key for key in ("encoder_hidden_states", "context") if key in kwargs), None)
+    context = only(kwargs[key]) if key else context
+    is_self = name in ("attn1", "audio_attn1")
+    usable = context is not None and context is not x and not is_self and context.ndim == 3 and not name.endswith("ff")
+    return x, context if usable else None
+
+
+def inputs(
+    tap: Recorder, at: str, x: Tensor | None, context: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any] | None:
+    """Record the inputs of a sub-layer, and return its arguments with any replacements."""
+    if x is None:
+        return None
+    used = {id(x): tap(f"{at}.input", x)}
     if context is not None:
-        context = values[0] if context is x else tap(f"{at}.context", context)
-        if key:
-            named[key] = context
-        else:
-            values[1] = context
-    return tuple(values), named
+        used[id(context)] = tap(f"{at}.context", context)
+    if not tap.changes:
+        return None
+    return tuple(used.get(id(y), y) for y in args), {name: used.get(id(y), y) for name, y in kwargs.items()}
 
 
-def put_streams(tap: Recorder, block: str, layout: Layout, out: Any) -> Any:
+def queries(hooks: TapHooks, at: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Record the queries and keys that a layer is given which computes attention by other means than `F`'s."""
+    q, k = args[0] if args else kwargs["query"], args[1] if len(args) > 1 else kwargs["key"]
+    hooks.tap(f"{at}.q", in_heads(hooks, at, q))
+    hooks.tap(f"{at}.k", in_heads(hooks, at, k))
+    hooks.tap.sublayer = ""  # what it calls inside is no further attention
+
+
+def layer_attended(hooks: TapHooks, at: str, out: Any) -> None:
+    """Record what such a layer returned."""
+    hooks.tap.sublayer = at
+    hooks.tap(f"{at}.sdpa", in_heads(hooks, at, out[0] if isinstance(out, tuple | list) else out))
+
+
+def in_heads(hooks: TapHooks, at: str, x: Tensor) -> Tensor:
+    """Return queries, keys or values as (B, T, H, d), from (B, H, T, d) or (B, T, H * d) as well."""
+    layer = at.rpartition(".")[2]
+    count = heads(hooks.model, "audio_" if "audio" in layer else "")
+    if x.ndim == 3 and count is not None:
+        return rearrange(x, "b t (h d) -> b t h d", h=count)
+    return x.transpose(1, 2) if x.ndim == 4 and x.shape[1] == count != x.shape[2] else x
+
+
+def put_streams(tap: Recorder, block: str, out: Any) -> Any:
     """Record both streams after a block, and return replacements as the block's output if there are any."""
     tap.streams, tap.earlier = [], []
-    video, audio = layout.pair(out)
-    injected = tap(f"{block}video", video), tap(f"{block}audio", audio)
+    tap.normalised.clear()
+    if (pair := both_streams(out)) is None:
+        return None
+    injected = tap(f"{block}video", pair[0]), tap(f"{block}audio", pair[1])
     return injected if isinstance(out, tuple) and tap.changes else None
 
 
@@ -427,17 +684,18 @@ def modulation(part: str, table: Callable[[str], Tensor | None], offsets: Taps) 
     return torch.cat([x.repeat_interleave(size // len(x), 0) for x in found], 1) if found else None
 
 
-def find_module(model: nn.Module, path: str) -> nn.Module | None:
+def find_module(model: Any, path: str) -> Any:
     """Return a submodule, or None if the model has none at that path."""
     for part in path.split("."):
-        model = getattr(model, part, None)  # type: ignore[assignment]
+        model = getattr(model, part, None)
         if model is None:
             return None
     return model
 
 
-def our_doors(model: Any, tap: Recorder, on: On) -> None:
+def our_doors(hooks: TapHooks) -> None:
     """Record coordinates from the model's arguments, and RoPE tables from those of each block."""
+    model, tap, on = hooks.model, hooks.tap, hooks.on
 
     def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = FORWARD.bind(model, *args, **{name: x for name, x in kwargs.items() if name in FORWARD.parameters})
@@ -478,4 +736,4 @@ def our_doors(model: Any, tap: Recorder, on: On) -> None:
         on(block.register_forward_pre_hook(partial(ropes, block=f"transformer_blocks.{i}")))
 
 
-OURS = Layout(our_doors)
+OURS = Layout(doors=our_doors, ours=True)

@@ -5,8 +5,8 @@ or as a sketch: a row of the tensor "sketches", and an entry in the metadata. Th
 key is optional, and so is everything in it except the schema:
 
     {"schema": 1, "implementation": "...", "fingerprint": {}, "config": {}, "inputs": {"NAME": "SHA256"},
-     "taps": ["NAME"], "sketches": [{"name": "NAME", "shape": [], "dtype": "F32", "norm": 0, "min": 0, "max": 0,
-     "nan": 0, "inf": 0, "neg_inf": 0, "exponent": 0, "checksum": "0123456789abcdef"}]}
+     "case": "2.3/t2v", "conventions": {}, "taps": ["NAME"], "sketches": [{"name": "NAME", "shape": [], "dtype": "F32",
+     "norm": 0, "min": 0, "max": 0, "nan": 0, "inf": 0, "neg_inf": 0, "exponent": 0, "checksum": "0123456789abcdef"}]}
 """
 
 import json
@@ -51,6 +51,8 @@ class Trace(NamedTuple):
     config: dict[str, Any] | None  # in diffusers' format
     inputs: dict[str, str]  # sha256 by name
     schema: int | None  # None: the file holds tensors only, without the key "trace"
+    case: str | None = None  # the conformance case that was computed, such as "2.3/t2v"
+    conventions: dict[str, Any] | None = None  # fields of `Conventions`, if a model of ours was traced
 
 
 def save_trace(
@@ -61,11 +63,14 @@ def save_trace(
     fingerprint: Mapping[str, Any],
     config: Mapping[str, Any] | None = None,
     inputs: Mapping[str, str] | None = None,
+    case: str | None = None,
+    conventions: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a trace; `taps` are in the order of the computation.
 
-    `config` is in diffusers' format, and `inputs` holds the sha256 of each input by its name. An existing file is
-    replaced only when the new one is complete.
+    `config` is in diffusers' format, and `inputs` holds the sha256 of each input by its name. `case` names the
+    conformance case, if it is one, and `conventions` are those of one of our models. An existing file is replaced only
+    when the new one is complete.
 
     Raises `TraceError` for anything that a file cannot hold, and if the disk is full.
     """
@@ -85,6 +90,8 @@ def save_trace(
                     "fingerprint": fingerprint,
                     "config": config,
                     "inputs": inputs or {},
+                    **({} if case is None else {"case": case}),
+                    **({} if conventions is None else {"conventions": conventions}),
                     "taps": [*taps],
                     "sketches": [sketch_metadata(name, x) for name, x in sketches.items()],
                 }
@@ -118,6 +125,8 @@ def load_trace(path: str | Path) -> Trace:
             optional(said, "config", dict),
             optional(said, "inputs", dict) or {},
             said.get("schema"),
+            optional(said, "case", str),
+            optional(said, "conventions", dict),
         )
 
 
