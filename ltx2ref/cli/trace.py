@@ -10,7 +10,7 @@ from .output import print_json, print_line, print_names
 if TYPE_CHECKING:
     import torch
 
-    from ..interface import LTX2VideoTransformer3DModel
+    from ..interface import Conventions, LTX2VideoTransformer3DModel
     from ..parity.cases import Case
     from ..parity.real import RealCase
 
@@ -125,12 +125,12 @@ def write_traces(case: "Case | RealCase", device: "torch.device", options: argpa
 
     dtype = record.EXACT_DTYPES[options.dtype]
     conventions = conventions_of(f"ltx2ref:{options.conventions}")
-    model = case.model(dtype, conventions, device, bool(options.truth))
+    model = reference_model(case, dtype, conventions, device, bool(options.truth))
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
     exactly = options.arithmetic == "exact"
     keep = sketch if options.sketch else torch.clone
     with threads(1) if exactly else nullcontext(), exact() if exactly else nullcontext():
-        taps = traced(model, inputs, torch.clone if options.truth else keep)
+        taps = recorded_taps(model, inputs, torch.clone if options.truth else keep)
     about = {**about_trace(case, inputs, conventions)}
     made = fingerprint(device, dtype) | {"arithmetic": MADE_EXACTLY if exactly else MADE_NATIVELY}
 
@@ -148,7 +148,19 @@ def write_traces(case: "Case | RealCase", device: "torch.device", options: argpa
     return written
 
 
-def traced(model: "LTX2VideoTransformer3DModel", inputs: dict[str, Any], keep: Any) -> dict[str, Any]:
+def reference_model(
+    case: "Case | RealCase", dtype: "torch.dtype", conventions: "Conventions", device: "torch.device", truth: bool
+) -> "LTX2VideoTransformer3DModel":
+    """Build the model of a case, or load that of a checkpoint; `truth` says whether it will be copied in float64."""
+    from ..parity.generator import build
+    from ..parity.real import RealCase
+
+    if isinstance(case, RealCase):
+        return case.model(dtype, conventions, device, truth)
+    return build(case.config, dtype, conventions, case.scales).to(device)
+
+
+def recorded_taps(model: "LTX2VideoTransformer3DModel", inputs: dict[str, Any], keep: Any) -> dict[str, Any]:
     """Return every tap of one forward on the CPU, or the sketch of it if that is what `keep` makes."""
     import torch
 
@@ -174,7 +186,7 @@ def write_files(case: "Case | RealCase", dtype: "torch.dtype", folder: str) -> l
     inside = Path(folder)
     try:
         inside.mkdir(parents=True, exist_ok=True)
-        state = case.model(dtype, DIFFUSERS, torch.device("cpu"), False).state_dict()
+        state = reference_model(case, dtype, DIFFUSERS, torch.device("cpu"), False).state_dict()
         save_file(dict(state), inside / "weights.safetensors", {"format": "pt"})
         save_inputs(inside / "inputs.safetensors", cast(case.inputs(), dtype))
         (inside / "config.json").write_text(json.dumps(case.config.to_diffusers(), indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,8 @@ In a test, this fails and names the first divergence:
 import importlib
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
@@ -26,6 +27,7 @@ from .arithmetic import VERSION, NotExact
 from .cases import CASES, Case, Inputs
 from .compare import compare_forwards
 from .exact import exact
+from .generator import build
 from .real import RealCase, require_same_inputs
 from .report.assemble import assemble
 from .report.rows import BUG, DIVERGED, MISSING, PROPAGATED, ROUNDING, SUSPECT, Report, joined_names
@@ -34,7 +36,7 @@ from .trace.modules import taps_of_module
 from .trace.port import port_named
 from .trace.probe import threads
 from .trace.sketch import Sketch
-from .trace.taps import PROJECTED, OutputError, Taps, brief, noted_in, returned
+from .trace.taps import LISTENERS, PROJECTED, OutputError, Taps, brief, returned
 from .trace.tracefile import load_trace
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
@@ -108,14 +110,18 @@ def audit(
     about = fingerprint(device, dtype) | {"arithmetic": arithmetic}
     conventions = conventions_of(reference)
     given = case.inputs()
-    model = case.model(dtype, conventions, device)
+    if isinstance(case, Case):
+        model = build(case.config, dtype, conventions, case.scales).to(device)
+    else:
+        model = case.model(dtype, conventions, device)
     inputs = moved(cast(given, dtype), lambda x: x.to(device))
     coords = {name: x for name, x in run(model, inputs).items() if name.endswith("_coords")}
 
     heard: list[str] = []
 
     def theirs() -> Mapping[str, Any]:
-        state = case.state(model)
+        kept = model if isinstance(case, Case) else case.stored(model)
+        state = {name: x.detach().clone() for name, x in kept.state_dict().items()}
         coordinates = {name: x.to(device) for name, x in coords.items()}
         with noted_in(heard):
             return candidate.run(Setup(case.config, state, inputs, dtype, device, coordinates))
@@ -146,7 +152,7 @@ def audit(
 def settled(
     report: Report,
     candidate: Candidate,
-    case: Case,
+    case: Case | RealCase,
     dtype: torch.dtype,
     device: torch.device,
     reference: str = "ltx2ref",
@@ -158,7 +164,7 @@ def settled(
     the same level. The cause at the same place there says which explanation remains.
     """
     unclear = [cause for cause in report.causes if EQUAL in (cause.what or "") and cause.verdict == BUG]
-    if not unclear or candidate.made_in is not None:
+    if not unclear or candidate.made_in is not None or not isinstance(case, Case):
         return report
     arguments = {name for cause in unclear for name in LEVEL.findall(cause.what or "")}
     other = next((x for x in CASES if x.release == case.release and tells_apart(x, case, arguments)), None)
@@ -186,6 +192,16 @@ def tells_apart(other: Case, case: Case, names: set[str]) -> bool:
     found = [x[name].reshape(len(x[name]), -1) for name in sorted(names) if x.get(name) is not None]
     alike = x.get("use_cross_timestep") == own.get("use_cross_timestep") and other.config == case.config
     return alike and len(found) == len(names) and not any(torch.equal(a, b) for a, b in combinations(found, 2))
+
+
+@contextmanager
+def noted_in(heard: list[str]) -> Iterator[None]:
+    """Add to a list what no trace within the context could read, each sentence once."""
+    token = LISTENERS.set((*LISTENERS.get(), heard))
+    try:
+        yield
+    finally:
+        LISTENERS.reset(token)
 
 
 def audit_natively(

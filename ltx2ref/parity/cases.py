@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
-from ..interface import DIFFUSERS, LTX_CORE_2026_03, Conventions, LTX2VideoTransformer3DModel
+from ..interface import DIFFUSERS, LTX_CORE_2026_03, Conventions
 from ..rope import audio_positions, video_positions
-from .generator import SEED, Scales, build, uniform
+from .generator import SEED, Scales, uniform
 
 BATCH, TEXT_TOKENS, AUDIO_TOKENS = 2, 9, 11
 CASE_GRID = (3, 5, 7)
@@ -78,16 +78,6 @@ class Case:
         return {"config": self.config.to_diffusers(), "conventions": asdict(self.conventions)} | (
             {"scales": [list(x) for x in self.scales]} if self.scales else {}
         )
-
-    def model(
-        self, dtype: torch.dtype, conventions: Conventions, device: torch.device, with_truth: bool = True
-    ) -> LTX2VideoTransformer3DModel:
-        """Build the model with generated weights. It is small, so that its truth needs no room to be thought of."""
-        return build(self.config, dtype, conventions, self.scales).to(device)
-
-    def state(self, model: LTX2VideoTransformer3DModel) -> dict[str, Tensor]:
-        """Return a candidate's own copy of the parameters."""
-        return {name: x.detach().clone() for name, x in model.state_dict().items()}
 
     @property
     def small(self) -> bool:

@@ -18,7 +18,6 @@ from . import record
 from .cases import Case, Inputs
 from .run import cast, moved
 from .trace.inputfile import load_inputs
-from .trace.taps import Taps
 from .trace.tracefile import Trace, TraceError
 
 DOUBLE = 8  # bytes of a parameter in the float64 truth
@@ -53,11 +52,10 @@ class RealCase:
         read = load if needed < SHARE_OF_MEMORY * memory(device) else stream
         return read(self.checkpoint, dtype=dtype, device=device, conventions=conventions)
 
-    def state(self, model: LTX2VideoTransformer3DModel) -> Taps:
-        """Return a candidate's own parameters; those of a streamed model are read, or mapped, from its file."""
-        if isinstance(model, StreamedTransformer):
-            return dict(load(self.checkpoint, dtype=model.dtype, device=model.device).state_dict())
-        return {name: x.detach().clone() for name, x in model.state_dict().items()}
+    def stored(self, model: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
+        """Return a model with all parameters in memory, or mapped, where this one reads a block at a time."""
+        streamed = isinstance(model, StreamedTransformer)
+        return load(self.checkpoint, dtype=model.dtype, device=model.device) if streamed else model
 
 
 def memory(device: torch.device) -> int:
@@ -138,11 +136,11 @@ def require_same_inputs(path: str, trace: Trace, inputs: Inputs, config: Transfo
         if comparable and digest != ours[name]:
             raise TraceError(f"{path}: the trace was computed from another {name} (its sha256 differs)")
     for key, x in (trace.config or {}).items():
-        if key in config and plain(config[key]) != plain(x):
+        if key in config and config_value(config[key]) != listed(x):
             raise TraceError(f"{path}: the trace is of a model with {key} = {x}, expected {config[key]}")
 
 
-def plain(x: Any) -> Any:
+def config_value(x: Any) -> Any:
     """Return a value of a config as JSON has it."""
     return [*x] if isinstance(x, list | tuple) else x
 

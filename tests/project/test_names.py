@@ -18,7 +18,6 @@ ORACLES = ["parity/oracles/diffusers.py", "parity/oracles/ltx_core.py"]
 # For each name: the files in which it means the same thing, and the protocol that requires it.
 PROTOCOLS: dict[str, tuple[list[str], str]] = {
     "LAYOUT": (ORACLES, "`Layout` says where the taps of an implementation are"),
-    "doors": (ORACLES, "`Layout.doors`, the taps at the entrances of an implementation"),
     "__getattr__": (LAZY, "Python calls it for a name that a package does not have yet"),
     "taps": (ORACLES, "`audit` calls it to run an implementation"),
     "LTX2VideoTransformer3DModel": (

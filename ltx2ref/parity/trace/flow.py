@@ -69,7 +69,7 @@ class Flow:
         if func in (F.rms_norm, F.layer_norm):
             self.normed(args[0] if args else kwargs["input"], result, func is F.layer_norm)
         elif (name := getattr(func, "__name__", "")) in FOLLOWED:
-            given = tensors_in((*args, *kwargs.values()))
+            given = among((*args, *kwargs.values()))
             if name.endswith("_") or not any(x is result for x in given):  # a cast may have nothing to do
                 self.combined(name, given, result)
 
@@ -142,6 +142,6 @@ class Flow:
             del self.origins[x]
 
 
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+def among(values: Iterable[Any]) -> list[Tensor]:
     """Return the tensors among values."""
     return [x for x in values if isinstance(x, Tensor)]

@@ -25,7 +25,7 @@ from .tracefile import naming_file, of_tensor, read, replacing, to_json
 INPUTS_SCHEMA = 1
 INPUTS_KEY, NESTED = "inputs", "attention_kwargs"
 NESTED_MASKS = ("video_self_attention_mask", "video_keyframes_mask")  # what `attention_kwargs` may hold
-ARGUMENTS = {
+FORWARD_ARGUMENTS = {
     name: parameter
     for name, parameter in inspect.signature(LTX2VideoTransformer3DModel.forward).parameters.items()
     if name not in ("self", NESTED, "return_dict")
@@ -41,7 +41,7 @@ VALUES: dict[str, tuple[str, type]] = {
     "use_cross_timestep": ("true or false", bool),
     "spatio_temporal_guidance_blocks": ("a list of whole numbers", list),
 }
-REQUIRED = tuple(name for name, parameter in ARGUMENTS.items() if parameter.default is inspect.Parameter.empty)
+REQUIRED = tuple(name for name, parameter in FORWARD_ARGUMENTS.items() if parameter.default is inspect.Parameter.empty)
 
 
 def save_inputs(path: str | Path, inputs: Mapping[str, Any]) -> None:
@@ -119,7 +119,7 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         require(name in NESTED_MASKS, f"{NESTED}.{printable(name)}: expected {' or '.join(NESTED_MASKS)}")
         require(isinstance(x, Tensor), f"{NESTED}.{name}: expected a tensor, got {type(x).__name__}")
     for name, x in found.items():
-        require(name in ARGUMENTS, f"{printable(name)}: no argument of the forward{near(name)}")
+        require(name in FORWARD_ARGUMENTS, f"{printable(name)}: no argument of the forward{near(name)}")
         found[name] = checked_argument(name, x)
     return found | ({NESTED: nested} if nested else {})
 
@@ -142,5 +142,5 @@ def checked_argument(name: str, x: Any) -> Any:
 
 def near(name: str) -> str:
     """Return a question about the argument whose name is nearest to `name`, or nothing."""
-    found = get_close_matches(name, ARGUMENTS, 1)
+    found = get_close_matches(name, FORWARD_ARGUMENTS, 1)
     return f"; did you mean {found[0]}?" if found else ""

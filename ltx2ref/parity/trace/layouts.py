@@ -105,20 +105,6 @@ def original(module: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-def only(x: Any) -> Any:
-    """Return the tensor that a value stands for: itself, its `x`, or the only one in a list; or None."""
-    if isinstance(x, list | tuple) and len(x) == 1:
-        x = x[0]
-    x = x if isinstance(x, Tensor) else getattr(x, "x", None)
-    return x if isinstance(x, Tensor) else None
-
-
-def both_streams(out: Any) -> tuple[Tensor, Tensor] | None:
-    """Return video and audio from what a block returned: a pair, of tensors or of objects that hold them as `x`."""
-    found = [only(x) for x in out] if isinstance(out, list | tuple) else []
-    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
-
-
 # ---------------------------------------------------------------- coordinates and RoPE tables
 def heads(model: Any, prefix: str = "") -> int | None:
     """Return how many heads of video, or with the prefix "audio_" of audio, a module says that it has."""
@@ -139,7 +125,7 @@ def planes(x: Tensor, heads: int | None) -> Tensor | None:
     return rearrange(x, "b t (h r two) -> two b t h r", h=heads, two=2)[0]
 
 
-def tables(hooks: "TapHooks", name: str, pair: Any) -> None:
+def record_tables(hooks: "TapHooks", name: str, pair: Any) -> None:
     """Record a pair of RoPE tables."""
     for part, x in zip((".cos", ".sin"), pair, strict=True):
         if (table := planes(x, heads(hooks.model))) is not None:
@@ -157,7 +143,7 @@ def rope_layers(hooks: "TapHooks") -> None:
             hooks.tap("audio_coords" if name.startswith("audio_") else "video_coords", args[0])
 
     for name in ROPES:
-        hooks.call(name, partial(coordinates, name), partial(tables, hooks, name))
+        hooks.call(name, partial(coordinates, name), partial(record_tables, hooks, name))
 
 
 def modality_arguments(hooks: "TapHooks") -> None:
@@ -171,8 +157,8 @@ def modality_arguments(hooks: "TapHooks") -> None:
 
     def rotations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for prefix, side in (("", "video"), ("audio_", "audio")):
-            tables(hooks, f"{prefix}rope", kwargs[side].positional_embeddings)
-            tables(hooks, f"cross_attn_{prefix}rope", kwargs[side].cross_positional_embeddings)
+            record_tables(hooks, f"{prefix}rope", kwargs[side].positional_embeddings)
+            record_tables(hooks, f"cross_attn_{prefix}rope", kwargs[side].cross_positional_embeddings)
 
     hooks.call("", coordinates)
     hooks.call("transformer_blocks.0", rotations)

@@ -51,7 +51,7 @@ from ...modulation import rows
 from ...rope import audio_positions, video_positions
 from ..arithmetic import NotExact
 from .flow import Flow
-from .layouts import KNOWN_PLACES, Layout, Place, both_streams, heads, layout_of, only, root_of
+from .layouts import KNOWN_PLACES, Layout, Place, heads, layout_of, root_of
 
 Taps = dict[str, Tensor]
 FORWARD = inspect.signature(LTX2VideoTransformer3DModel.forward)  # a subclass may have (*args, **kwargs)
@@ -108,16 +108,6 @@ ROW_RECIPES: dict[str, RowRecipe] = {
 
 
 LISTENERS: ContextVar[tuple[list[str], ...]] = ContextVar("LISTENERS", default=())
-
-
-@contextmanager
-def noted_in(heard: list[str]) -> Iterator[None]:
-    """Add to a list what no trace within the context could read, each sentence once."""
-    token = LISTENERS.set((*LISTENERS.get(), heard))
-    try:
-        yield
-    finally:
-        LISTENERS.reset(token)
 
 
 def note(said: str) -> None:
@@ -280,7 +270,7 @@ def trace(
     Raises `OutputError` if a forward does not return video and audio.
     """
     ours = layout is None and isinstance(model, LTX2VideoTransformer3DModel)
-    root, layout = (model, OURS) if ours else chosen(model, layout)
+    root, layout = (model, OURS) if ours else root_and_layout(model, layout)
     recorder = Recorder(keep, inject or {}, deviations or {}, flow=None if layout.ours else Flow())
     with hooks() as on, uncompiled(model):
         tap_hooks = TapHooks(root, layout, recorder, on)
@@ -293,7 +283,7 @@ def trace(
             yield recorder.taps
 
 
-def chosen(model: nn.Module, layout: Layout | None) -> tuple[Any, Layout]:
+def root_and_layout(model: nn.Module, layout: Layout | None) -> tuple[Any, Layout]:
     """Return the module inside a model whose layers have the names of a layout, and that layout, given or found."""
     if layout is None:
         root, found = layout_of(model)
@@ -454,7 +444,7 @@ class TapHooks:
         """Record the input of a layer as the tap `name`."""
 
         def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            x = only(args[0]) if args else next((x for x in kwargs.values() if isinstance(x, Tensor)), None)
+            x = sole_tensor(args[0]) if args else next((x for x in kwargs.values() if isinstance(x, Tensor)), None)
             if x is None:
                 return None
             x = self.tap(name, x)
@@ -542,7 +532,7 @@ def around(hooks: TapHooks) -> None:
 
 def last_norm(tap: Recorder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Record the last norm of a stream, which the input of its projection was computed from."""
-    x = only(args[0]) if args else None
+    x = sole_tensor(args[0]) if args else None
     if x is not None and tap.flow is not None and (normed := tap.flow.last_norm(x)) is not None:
         tap(name, normed)
 
@@ -583,9 +573,23 @@ def inside(hooks: TapHooks, block: str) -> None:
     hooks.call(block[:-1], after=partial(put_streams, tap, block))
 
 
+def sole_tensor(x: Any) -> Any:
+    """Return the tensor that a value stands for: itself, its `x`, or the only one in a list; or None."""
+    if isinstance(x, list | tuple) and len(x) == 1:
+        x = x[0]
+    x = x if isinstance(x, Tensor) else getattr(x, "x", None)
+    return x if isinstance(x, Tensor) else None
+
+
+def both_streams(out: Any) -> tuple[Tensor, Tensor] | None:
+    """Return video and audio from what a block returned: a pair, of tensors or of objects that hold them as `x`."""
+    found = [sole_tensor(x) for x in out] if isinstance(out, list | tuple) else []
+    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
+
+
 def normalising(tap: Recorder, sublayer: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Note the residual that a layer normalises for a sub-layer."""
-    x = only(args[0]) if args else next((x for x in kwargs.values() if isinstance(x, Tensor)), None)
+    x = sole_tensor(args[0]) if args else next((x for x in kwargs.values() if isinstance(x, Tensor)), None)
     if x is not None:
         tap.normalised[sublayer] = (x, version_of(x))
 
@@ -610,11 +614,11 @@ def sources(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[T
 
     They may be positional, or have any implementation's names.
     """
-    named = [only(kwargs[key]) for key in ("hidden_states", "x") if key in kwargs]
-    values = [*map(only, args), *named]
+    named = [sole_tensor(kwargs[key]) for key in ("hidden_states", "x") if key in kwargs]
+    values = [*map(sole_tensor, args), *named]
     x, context = values[0] if values else None, values[1] if len(values) > 1 else None
     key = next((key for key in ("encoder_hidden_states", "context") if key in kwargs), None)
-    context = only(kwargs[key]) if key else context
+    context = sole_tensor(kwargs[key]) if key else context
     is_self = name in ("attn1", "audio_attn1")
     usable = context is not None and context is not x and not is_self and context.ndim == 3 and not name.endswith("ff")
     return x, context if usable else None
