@@ -138,8 +138,7 @@ def audited(options: argparse.Namespace) -> "tuple[dict[str, Report], dict[str, 
     dtype = record.EXACT_DTYPES[options.dtype]
     reports: dict[str, Report] = {}
     impossible: dict[str, str] = {}
-    trace = None if candidate.made_in is None else (options.candidate, candidate.case)
-    cases = cases_to_audit(chosen_cases(options), trace, options.checkpoint, options.inputs)
+    cases = cases_to_audit(chosen_cases(options), candidate.trace, options.checkpoint, options.inputs)
     for case in track(cases, f"auditing {candidate.name}"):
         try:
             reports[case.id] = audit(candidate, case, dtype, device, options.reference, options.arithmetic)

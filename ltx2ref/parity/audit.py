@@ -37,7 +37,7 @@ from .trace.port import port_named
 from .trace.probe import threads
 from .trace.sketch import Sketch
 from .trace.taps import LISTENERS, PROJECTED, OutputError, Taps, brief, returned
-from .trace.tracefile import load_trace
+from .trace.tracefile import Trace, load_trace
 
 Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
 Fingerprint = dict[str, Any]
@@ -77,14 +77,14 @@ class Candidate(NamedTuple):
 
     `run` computes the taps of a setup, under our names, and raises `ValueError` if the implementation cannot express
     that setup. `made_in` is set for trace files only, which nobody can run again: it names the arithmetic they were
-    made in. `case` is the one that a trace says it is of.
+    made in. `trace` is then the file, by its path.
     """
 
     name: str
     version: str | None
     run: Callable[[Setup], Mapping[str, Any]]
     made_in: str | None = None
-    case: str | None = None
+    trace: tuple[str, Trace] | None = None
 
 
 def audit(
@@ -115,6 +115,8 @@ def audit(
     else:
         model = case.model(dtype, conventions, device)
     inputs = moved(cast(given, dtype), lambda x: x.to(device))
+    if candidate.trace is not None:
+        require_same_inputs(*candidate.trace, inputs, case.config, dtype)
     coords = {name: x for name, x in run(model, inputs).items() if name.endswith("_coords")}
 
     heard: list[str] = []
@@ -433,13 +435,8 @@ def candidate_named(name: str) -> Candidate:
         return oracle(name)
     if Path(name).exists() and not name.endswith(".py"):
         found = load_trace(name)
-
-        def matching(s: Setup) -> Mapping[str, Any]:
-            require_same_inputs(name, found, s.inputs, s.config, s.dtype)
-            return found.taps
-
         made_in = str(found.fingerprint.get("arithmetic", MADE_NATIVELY))
-        return Candidate(found.implementation or name, None, matching, made_in, found.case)
+        return Candidate(found.implementation or name, None, lambda setup: found.taps, made_in, (name, found))
     function = port_named(name)
     return Candidate(
         name,

@@ -87,12 +87,12 @@ def real_case(checkpoint: str, file: str) -> RealCase:
 
 # ---------------------------------------------------------------- which cases are audited
 def cases_to_audit(
-    chosen: Sequence[Case], trace: tuple[str, str | None] | None, checkpoint: str | None, inputs: str | None
+    chosen: Sequence[Case], trace: tuple[str, Trace] | None, checkpoint: str | None, inputs: str | None
 ) -> "list[Case | RealCase]":
     """Return the cases that a candidate is audited in.
 
-    `chosen` are those that --case and --release select; `trace` is the name of a trace file, if the candidate is one,
-    with the case that it says it is of; `checkpoint` and `inputs` are files.
+    `chosen` are those that --case and --release select; `trace` is the candidate, if it is a trace file, by its
+    path; `checkpoint` and `inputs` are files.
 
     Raises `ValueError` unless a trace is of one case, and one that was asked for.
     """
@@ -101,10 +101,10 @@ def cases_to_audit(
         raise ValueError(f"{there}: only with {missing} FILE")
     if checkpoint is not None and inputs is not None:
         real = real_case(checkpoint, inputs)
-        if trace is not None and trace[1] is not None:
-            raise TraceError(f"{trace[0]}: the trace is of {trace[1]}, not of {real.id}")
+        if trace is not None and trace[1].case is not None:
+            raise TraceError(f"{trace[0]}: the trace is of {trace[1].case}, not of {real.id}")
         return [real]
-    return [*chosen] if trace is None else [case_of_trace(*trace, chosen)]
+    return [*chosen] if trace is None else [case_of_trace(trace[0], trace[1].case, chosen)]
 
 
 def case_of_trace(path: str, case: str | None, chosen: Sequence[Case]) -> Case:
@@ -136,7 +136,7 @@ def require_same_inputs(path: str, trace: Trace, inputs: Inputs, config: Transfo
         if comparable and digest != ours[name]:
             raise TraceError(f"{path}: the trace was computed from another {name} (its sha256 differs)")
     for key, x in (trace.config or {}).items():
-        if key in config and config_value(config[key]) != listed(x):
+        if key in config and config_value(config[key]) != config_value(x):
             raise TraceError(f"{path}: the trace is of a model with {key} = {x}, expected {config[key]}")
 
 
