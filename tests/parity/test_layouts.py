@@ -257,8 +257,6 @@ def test_a_compiled_module_gives_its_taps_and_the_outputs_of_the_compiled_one(
     assert torch.equal(found["sample"], ours["sample"] * 1.5) and torch.equal(
         found["audio_sample"], ours["audio_sample"]
     )
-    with pytest.raises(AssertionError, match=r"(?s)sample.*diverged"):
-        assert_parity(model, compiled, INPUTS)
 
 
 # ---------------------------------------------------------------- ready layouts
