@@ -90,4 +90,5 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that is he
 
 def __dir__() -> list[str]:
     special = {name for name in globals() if name.startswith("__")}
-    return sorted(special | {*__all__} | {module.name for module in iter_modules(__path__)})
+    modules = {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}
+    return sorted(special | {*__all__} | modules)

@@ -94,12 +94,15 @@ def lengths(
     """Return the number of tokens of a video whose size is in pixels.
 
     The audio lasts as long as the video if `seconds` is None. Raises `ValueError` for sizes that are not whole numbers
-    of latent frames, rows and columns.
+    of latent frames, rows and columns, and unless `fps` and `seconds` are positive and finite.
     """
     (t, y, x), offset = config.vae_scale_factors, config.causal_offset
     for name, size, scale, first in (("frames", frames, t, offset), ("height", height, y, 0), ("width", width, x, 0)):
         if size < 1 or (size - first) % scale:
             raise ValueError(f"{name}: expected a multiple of {scale}{f' and {first} more' * bool(first)}, got {size}")
+    for name, value in (("seconds", seconds), ("fps", fps)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a positive finite number, got {value}")
     per_second = config.audio_sampling_rate / config.audio_hop_length / config.audio_scale_factor
     audio = round((frames / fps if seconds is None else seconds) * per_second)
     return Lengths(math.ceil(frames / t) * (height // y) * (width // x), audio, text, batch)

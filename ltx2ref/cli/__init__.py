@@ -6,6 +6,7 @@ torch is imported inside the functions that run a command, so that help and usag
 import argparse
 import os
 import sys
+from contextlib import suppress
 
 from .. import __version__
 from ..printable import printable_lines
@@ -45,12 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards what is still in the buffer
+        discard_output()
         return BROKEN_PIPE
+    except OSError as error:  # standard output cannot be written, as on a full disk
+        discard_output()
+        return report_error(error)
 
 
 def run_command(arguments: list[str] | None) -> int:
-    """Parse the arguments and run the command. Input that raises `ValueError` is reported in one line."""
+    """Parse the arguments and run the command. Errors of the input are reported without a traceback."""
     parser = whole_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
@@ -59,9 +63,25 @@ def run_command(arguments: list[str] | None) -> int:
     try:
         status: int = options.run(options)
         return status
-    except ValueError as error:
-        print(f"ltx2ref: {printable_lines(str(error))}", file=sys.stderr)
-        return UNCLEAR
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        return report_error(error)
+
+
+def report_error(error: ValueError | OSError) -> int:
+    """Print an error to standard error, and return the exit status that it means."""
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    print(f"ltx2ref: {printable_lines(said)}", file=sys.stderr)
+    return UNCLEAR
+
+
+def discard_output() -> None:
+    """Discard what is still in the buffer of standard output, which Python would try to write when it ends."""
+    with suppress(OSError):  # there is no file behind it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def whole_parser() -> argparse.ArgumentParser:

@@ -75,9 +75,9 @@ def run_describe(options: argparse.Namespace) -> int:
 
 def config_named(what: str) -> "TransformerConfig":
     """Return the config of a release, a checkpoint or a config.json. Raises `ValueError` if `what` is none of these."""
-    from ..checkpoint.header import parse_json
     from ..checkpoint.match import make_plan
     from ..checkpoint.resolve_config import RELEASES
+    from ..checkpoint.source import read_json
     from ..config import TransformerConfig
 
     if what in RELEASES:
@@ -85,7 +85,7 @@ def config_named(what: str) -> "TransformerConfig":
     if not Path(what).exists():
         raise ValueError(f"{what}: expected one of the releases {', '.join(RELEASES)}, or a file or folder")
     if what.endswith(".json"):
-        return TransformerConfig.from_diffusers(parse_json(Path(what).read_bytes()))
+        return TransformerConfig.from_diffusers(read_json(Path(what)))
     plan = make_plan(what)
     plan.check()
     return plan.config

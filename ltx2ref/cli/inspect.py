@@ -135,7 +135,7 @@ def print_published(d: "Description") -> None:
         tensors = f", published with {entry.tensors:,} tensors" if entry.tensors else ""
         print_line(f"published, by its {entry.by}: {entry.repository}/{entry.name} {entry.revision or ''}{tensors}")
     if not d.manifest:
-        print_line("published: no file of this size is in the manifest")
+        print_line("published: the manifest has no such file")
 
 
 def print_suspicious(stats: Sequence[dict[str, Any]]) -> None:

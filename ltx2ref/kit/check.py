@@ -30,7 +30,7 @@ from .export import export
 from .identity import identity
 from .reading import KitEntry, read_kit, read_results, read_tensors, tensors_under
 from .recorded import ComponentRun, RecordedModel
-from .verdict import EXACT_LEVEL, NATIVE_LEVEL, Result, Verdict
+from .verdict import EXACT_LEVEL, LEVELS, NATIVE_LEVEL, Result, Verdict
 
 LIFTED = ("video_self_attention_mask", "video_keyframes_mask")  # arguments that travel in attention_kwargs
 
@@ -41,8 +41,11 @@ def check_results(
     """Judge a folder of results on one level, "native" or "exact".
 
     `kit` is the folder of a kit, by default the one that this version exports. `partial` says that missing results were
-    left out on purpose. Raises `ValueError` if a folder is no kit or holds no results, and if results cannot be read.
+    left out on purpose. Raises `ValueError` for another level, if a folder is no kit or holds no results, and if
+    results cannot be read.
     """
+    if level not in LEVELS:
+        raise ValueError(f"level = {level!r}: expected {' or '.join(LEVELS)}")
     folder = Path(results)
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of results")

@@ -4,6 +4,7 @@ pytest tests/cli/test_command_line.py
 """
 
 import ast
+import errno
 import json
 import os
 import pydoc
@@ -103,6 +104,7 @@ def test_unknown_names_are_attribute_errors_and_known_ones_are_listed() -> None:
     with pytest.raises(AttributeError, match="module 'ltx2ref' has no attribute 'nonsense'"):
         ltx2ref.nonsense  # noqa: B018
     assert {*ltx2ref.__all__, "interop", "kit", "__version__"} <= {*dir(ltx2ref)}
+    assert "__main__" not in dir(ltx2ref)
     text = pydoc.plain(pydoc.render_doc(ltx2ref))
     assert [name for name in ltx2ref.__all__ if name not in text] == []
 
@@ -240,6 +242,39 @@ def test_a_closed_pipe_is_141_without_a_traceback(words: str) -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "there"), "there: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("of a library"), "of a library"),
+    ],
+)
+def test_a_file_that_cannot_be_read_or_written_is_2_in_one_line(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.verify, "chosen", refused)
+    assert cli.main(["verify", "--list"]) == 2
+    assert capsys.readouterr().err == f"ltx2ref: {said}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full, as Linux has")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_2_in_one_line(unbuffered: str) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ltx2ref", "verify", "--list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert (done.returncode, done.stderr) == (2, "ltx2ref: No space left on device\n")
 
 
 def test_ctrl_c_is_130_without_a_traceback() -> None:

@@ -4,6 +4,7 @@ pytest tests/cli/test_describe.py
 """
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,9 @@ def test_sizes_are_pixels_frames_and_seconds() -> None:
     for wrong in ({"frames": 120}, {"height": 700}, {"width": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected a multiple of"):
             lengths(LTX_2_3, **{"frames": 121, "height": 704, "width": 1280} | wrong)
+    for name, number in (("fps", 0.0), ("fps", math.nan), ("seconds", -1.0), ("seconds", 0.0), ("seconds", math.inf)):
+        with pytest.raises(ValueError, match=f"{name}: expected a positive finite number, got {number}"):
+            lengths(LTX_2_3, 121, 704, 1280, **{name: number})
     with pytest.raises(ValueError, match="audio: expected a positive number, got 0"):
         describe(LTX_2_3, Lengths(6, 0, 1))
 
@@ -127,7 +131,11 @@ def test_the_command_reads_configs_and_checkpoints(tmp_path: Path, capsys: pytes
     [
         (["2.4"], "expected one of the releases 2.0, 2.3, 2.5, or a file or folder"),
         (["--frames", "120"], "frames: expected a multiple of 8 and 1 more, got 120"),
+        (["--fps", "0"], "fps: expected a positive finite number, got 0.0"),
+        (["--seconds", "inf"], "seconds: expected a positive finite number, got inf"),
         (["lora.safetensors"], "no LTX-2 transformer in it"),
+        (["broken.json"], "broken.json: not JSON: Expecting value at byte 0"),
+        (["folder.json"], "folder.json: cannot be read: Is a directory"),
         (["--tokens", "0", "1", "1"], "video: expected a positive number, got 0"),
     ],
 )
@@ -136,6 +144,8 @@ def test_unusable_input_is_one_line_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_file({"x": torch.zeros(1)}, "lora.safetensors")
+    Path("broken.json").write_text("nothing", encoding="utf-8")
+    Path("folder.json").mkdir()
     assert main(["describe", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("ltx2ref: ")
