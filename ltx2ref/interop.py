@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checkpoint.match import without_values
 from .config import TransformerConfig
 from .interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 from .rope import audio_positions, video_positions
@@ -82,7 +83,6 @@ class PipelineTransformer(LTX2VideoTransformer3DModel):
 
 def for_diffusers(model: LTX2VideoTransformer3DModel) -> PipelineTransformer:
     """Return the model for a diffusers pipeline. Parameters are shared, not copied."""
-    with torch.device("meta"):
-        shell = PipelineTransformer(model.config, model.conventions)
+    shell = without_values(PipelineTransformer, model.config, model.conventions)
     shell.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return shell.train(model.training)

@@ -1,4 +1,4 @@
-"""The keywords of diffusers' `from_pretrained` and `save_pretrained` that mean nothing here, each with the reason."""
+"""Keywords of diffusers' `from_pretrained` and `save_pretrained` that are refused here, each with the reason."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -79,6 +79,7 @@ def one_device(device: Device | None, device_map: Device | Mapping[str, Device] 
 
 
 def as_device(name: str, device: Device) -> torch.device:
+    """Return the device that an argument names. Raises `ValueError` if there is none of that name."""
     try:
         return torch.device(device)
     except (RuntimeError, TypeError):

@@ -18,17 +18,17 @@ from ..progress import track
 from .hub import local_folder
 from .keywords import LOADING, SAVING, Device, one_device, refuse_keywords
 from .lora import Lora, merged, read_lora, require_strengths
-from .match import Plan, make_plan
+from .match import Plan, make_plan, without_values
 from .quantised import Nibbles
 from .save import FILE, save
-from .source import INDEX, read_json
-from .storage import TORCH, CheckpointError
+from .source import read_json
+from .storage import TORCH, CheckpointError, require_unchanged
 
 log = logging.getLogger("ltx2ref")
 
 
 class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
-    """The LTX-2 audio-video diffusion transformer, releases 2.0, 2.3 and 2.5, under diffusers' names."""
+    """The documented class (interface.py) with `from_pretrained` and `save_pretrained`: what `load` returns."""
 
     @classmethod
     def from_pretrained(
@@ -50,9 +50,10 @@ class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
         """Load a model from a local file or folder, or from a repository on the Hugging Face hub.
 
         This is `load` under the name that diffusers documents. Without a dtype the file's own dtype is kept, whereas
-        diffusers converts to float32. `variant` chooses among weights that lie in one folder: "fp16" stands for the
-        files whose names say so. `revision` is a branch, a tag or a commit on the hub. The other keywords of diffusers
-        (`others`) are refused where they ask for anything that is not done.
+        diffusers converts to float32. `variant` chooses among several weights in one folder: "fp16" means the file
+        diffusion_pytorch_model.fp16.safetensors, or the index of shards with "fp16" in its name. `revision` is a
+        branch, a tag or a commit on the hub. The other keywords of diffusers (`others`) are refused where they ask for
+        anything that is not done.
 
         Raises `CheckpointError` as `load` does and for a repository that cannot be fetched, and `ValueError` for a
         refused keyword, for a `device_map` that is not one device, and if `torch_dtype` and `dtype`, or `device` and
@@ -83,8 +84,8 @@ def chosen_weights(path: Path, variant: str | None) -> tuple[Path, TransformerCo
     """Return the weights of a variant in a folder and the folder's config; without a variant, `path` and None."""
     if variant is None:
         return path, None
-    index = path / FILE.format("").replace(".safetensors", INDEX.removesuffix("json") + f"{variant}.json")
     file = path / FILE.format(f".{variant}")
+    index = path / (FILE.format("") + f".index.{variant}.json")
     found = [x for x in (file, index) if x.is_file()]
     if len(found) != 1:
         raise CheckpointError(path, [f"variant = {variant!r}: expected {file.name} or {index.name} in it"])
@@ -118,8 +119,7 @@ def load(
     """
     recipe = prepare(path, dtype, config, nibbles, lora, conventions)
     state = read_state(recipe, torch.device(device))
-    with torch.device("meta"):
-        result = LTX2VideoTransformer3DModel(recipe.plan.config, conventions)
+    result = without_values(LTX2VideoTransformer3DModel, recipe.plan.config, conventions)
     result.load_state_dict(state, strict=True, assign=True)
     return result.eval()
 
@@ -163,8 +163,7 @@ def read_state(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
         name: merged(name, plan.weights[name], loras, dtype).to(device)
         for name in track(list(plan.weights), f"loading {plan.source.path.name}")
     }
-    for file in plan.source.files:
-        file.open().close()  # raises if the file changed, because mapped tensors then hold other values
+    require_unchanged(plan.source.files)  # mapped tensors of a file that changed hold other values
     return state
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from ..config import TransformerConfig
-from ..interface import LTX2VideoTransformer3DModel
+from ..interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 from .header import parse_json
 from .names import OPENINGS, PREFIXES, Dialect, dialects
 from .quantised import COMPANIONS, MARKED, Nibbles, Weight, identify
@@ -23,6 +23,7 @@ FILE_MARKER = "scaled_fp8"  # a tensor of old ComfyUI files, named after the pre
 QUANTISATION = "_quantization_metadata"  # key of the metadata that lists the formats of layers
 FIRST_BLOCK = "transformer_blocks.0."
 Shapes = dict[str, tuple[int, ...]]
+Built = TypeVar("Built", bound=LTX2VideoTransformer3DModel)
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,18 @@ def the_dialect(source: CheckpointFiles) -> Dialect:
         return found.pop()
     if found:
         speakers = {str(dialect): [name for name in source.tensors if dialect in dialects([name])] for dialect in found}
-        raise CheckpointError(
-            source.path,
-            [
-                "names of several dialects: "
-                + "; ".join(
-                    f"{len(names)} have {dialect}, such as {names[0]}"
-                    for dialect, names in sorted(speakers.items(), key=lambda item: len(item[1]))
-                )
-            ],
+        counts = "; ".join(
+            f"{len(names)} have {dialect}, such as {names[0]}"
+            for dialect, names in sorted(speakers.items(), key=lambda item: len(item[1]))
         )
+        raise CheckpointError(source.path, [f"names of several dialects: {counts}"])
     example = ", ".join(list(source.tensors)[:3]) or "none at all"
     openings = " or ".join(names[0] for names in OPENINGS.values())
-    path = source.path if len(source.files) > 1 else source.files[0].path
-    raise CheckpointError(
-        path,
-        [
-            f"no LTX-2 transformer in it: no tensor begins with {openings} etc., bare or after "
-            f"{' or '.join(filter(None, PREFIXES))}; its {len(source.tensors)} tensors: {example}"
-        ],
+    problem = (
+        f"no LTX-2 transformer in it: no tensor begins with {openings} etc., bare or after "
+        f"{' or '.join(filter(None, PREFIXES))}; its {len(source.tensors)} tensors: {example}"
     )
+    raise CheckpointError(source.path if len(source.files) > 1 else source.files[0].path, [problem])
 
 
 def find_owner(name: str, own: Mapping[str, Stored]) -> tuple[str, str] | None:
@@ -158,14 +151,19 @@ def match_weights(
 @cache
 def parameter_shapes(config: TransformerConfig) -> Shapes:
     """Return the shapes of all parameters by name. All blocks are alike, so only one is built."""
-    with torch.device("meta"), WithoutValues():
-        model = LTX2VideoTransformer3DModel(replace(config, num_layers=1))
+    model = without_values(LTX2VideoTransformer3DModel, replace(config, num_layers=1))
     first = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     block = {name.removeprefix(FIRST_BLOCK): shape for name, shape in first.items() if name.startswith(FIRST_BLOCK)}
     outside = {name: shape for name, shape in first.items() if not name.startswith(FIRST_BLOCK)}
     return outside | {
         f"transformer_blocks.{i}.{name}": shape for i in range(config.num_layers) for name, shape in block.items()
     }
+
+
+def without_values(kind: type[Built], config: TransformerConfig, conventions: Conventions = DIFFUSERS) -> Built:
+    """Build a model on the meta device, where its parameters have shapes but no values."""
+    with torch.device("meta"), WithoutValues():
+        return kind(config, conventions)
 
 
 class WithoutValues(TorchFunctionMode):

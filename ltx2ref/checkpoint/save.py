@@ -16,7 +16,7 @@ from .match import parameter_shapes
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT, PREFIXES, Dialect
 from .quantised import CHUNK, PLAIN_DTYPES
 from .resolve_config import DIFFUSERS_CLASS
-from .storage import TORCH, CheckpointError, TensorFile
+from .storage import TORCH, CheckpointError, TensorFile, require_unchanged
 from .writer import TensorEntry, header, pieces, put, require_new, staged
 
 TARGETS = {
@@ -63,7 +63,7 @@ def save(
         for name, x in state.items()
     }
     problems = [
-        f"{name}: the model has {has.get(name, 'none')}, its config {wanted.get(name, 'none')}"
+        f"{name}: the model has {has.get(name, 'none')}, its config expects {wanted.get(name, 'none')}"
         for name in wanted | has
         if has.get(name) != wanted.get(name)
     ]
@@ -132,8 +132,7 @@ def write_contents(path: Path, contents: Contents, limit: int | None, sources: S
             put(folder / name, pieces(part, metadata, f"writing {name}"))
         for name, text in ({} if single else texts(contents, files)).items():
             put(folder / name, [bytearray(json.dumps(text, indent=2, sort_keys=True) + "\n", "utf-8")])
-        for file in sources:
-            file.open().close()  # raises if the file changed
+        require_unchanged(sources)
     return sum(sizes)
 
 

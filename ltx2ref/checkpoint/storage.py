@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -82,6 +82,12 @@ class TensorFile:
                 raise CheckpointError(self.path, [f"{name}: cannot be read: {error.strerror}"]) from None
         if done < len(memory):
             raise CheckpointError(self.path, [f"{name}: ends at byte {start + done}, expected {stop}"])
+
+
+def require_unchanged(files: Iterable[TensorFile]) -> None:
+    """Raise `CheckpointError` if a file is gone or has changed since its header was read."""
+    for file in files:
+        file.open().close()
 
 
 class Stored(NamedTuple):

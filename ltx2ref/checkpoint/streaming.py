@@ -19,7 +19,9 @@ from ..interface import DIFFUSERS, Conventions
 from ..progress import track
 from .loading import LTX2VideoTransformer3DModel, Recipe, prepare
 from .lora import merged_into
+from .match import without_values
 from .quantised import Nibbles
+from .storage import require_unchanged
 
 BLOCKS_PREFIX = "transformer_blocks."
 Room = dict[str, nn.Parameter]  # the memory of one block, by its parameters' names inside the block
@@ -53,7 +55,7 @@ def stream(
     }
     for name in track(list(outside), f"loading {recipe.plan.source.path.name} outside its blocks"):
         merged_into(outside[name], name, recipe.plan.weights[name], recipe.loras)
-    require_unchanged(recipe)
+    require_unchanged(recipe.plan.source.files)
     return assemble_streamed(outside, BlockReader(recipe, recipe.dtype, torch.device(device)), conventions)
 
 
@@ -90,8 +92,7 @@ def assemble_streamed(
     outside: dict[str, Tensor], reader: "BlockReader", conventions: Conventions
 ) -> StreamedTransformer:
     """Build the model from its weights outside the blocks, and put the reader's hooks on the blocks."""
-    with torch.device("meta"):
-        model = StreamedTransformer(reader.recipe.plan.config, conventions).requires_grad_(False)
+    model = without_values(StreamedTransformer, reader.recipe.plan.config, conventions).requires_grad_(False)
     nn.Module.load_state_dict(model, outside, strict=False, assign=True)
     model.reader = reader
     for i, block in enumerate(model.transformer_blocks):
@@ -177,7 +178,7 @@ class BlockReader:
             )
         for name, _ in sorted(stored, key=lambda item: (item[1].tensor.file.path, item[1].tensor.start)):
             self.fill(room[name.removeprefix(block)], name)
-        require_unchanged(self.recipe)
+        require_unchanged(self.recipe.plan.source.files)
         drop_cached(self.recipe)
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
@@ -194,12 +195,6 @@ class BlockReader:
     def convert(self, dtype: torch.dtype) -> None:
         """Make the blocks from now on have this dtype."""
         self.dtype, self.rooms, self.ahead = dtype, ({}, {}), None
-
-
-def require_unchanged(recipe: Recipe) -> None:
-    """Raise `CheckpointError` if a file has changed since its header was read."""
-    for file in recipe.plan.source.files:
-        file.open().close()
 
 
 def drop_cached(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Writing safetensors files piece by piece, at a place on the disk that is filled as a whole or not at all."""
+"""Writing safetensors files piece by piece, and places on the disk that are filled as a whole or not at all."""
 
 import json
 import os
@@ -64,14 +64,44 @@ def staged(path: Path, inside: str) -> Iterator[Path]:
 
     If anything fails, nothing is left on the disk. Raises `CheckpointError` if the disk refuses.
     """
-    folder = path.parent / f".ltx2ref-{secrets.token_hex(4)}.partial"
-    try:
-        folder.mkdir()
+    with temporary_folder(path.parent, path) as folder:
         yield folder
         sync(folder)
         require_new(path)
         (folder / inside).rename(path)
         sync(path.parent)
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder, whose files are on success those of `path`, a new or empty folder.
+
+    If anything fails, no file is left on the disk. Raises `CheckpointError` if the disk refuses.
+    """
+    if not path.is_dir():
+        with staged(path, "") as folder:
+            yield folder
+        return
+    with temporary_folder(path, path) as folder:  # a folder that somebody stands in must not be replaced
+        yield folder
+        moved = [path / file.name for file in folder.iterdir()]
+        try:
+            for file in moved:
+                (folder / file.name).rename(file)
+        except BaseException:
+            for file in moved:
+                file.unlink(missing_ok=True)
+            raise
+        sync(path)
+
+
+@contextmanager
+def temporary_folder(parent: Path, path: Path) -> Iterator[Path]:
+    """Yield a hidden folder, which is removed in any case. Raises `CheckpointError` for `path` if the disk refuses."""
+    folder = parent / f".ltx2ref-{secrets.token_hex(4)}.partial"
+    try:
+        folder.mkdir()
+        yield folder
     except OSError as error:
         raise CheckpointError(path, [f"cannot be written: {error.strerror or error}"]) from None
     finally:

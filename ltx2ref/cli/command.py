@@ -4,8 +4,11 @@ Names in help texts are literals, because importing the lists of them would impo
 """
 
 import argparse
+import signal
+import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -94,6 +97,16 @@ def device_named(name: str) -> "torch.device":
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Make SIGTERM raise `SystemExit`, as Ctrl-C raises `KeyboardInterrupt`, so that nothing half-written is left."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def worst(statuses: Iterable[int]) -> int:

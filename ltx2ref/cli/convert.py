@@ -1,13 +1,9 @@
 """`ltx2ref convert`: write the transformer of a checkpoint in another dialect or dtype."""
 
 import argparse
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, DTYPES, add_command
+from .command import DONE, DTYPES, add_command, sigterm_raises
 from .output import print_json, print_line
 
 if TYPE_CHECKING:
@@ -52,7 +48,7 @@ def run_convert(options: argparse.Namespace) -> int:
 
     from ..checkpoint.convert import convert
 
-    with ended_by_exceptions():
+    with sigterm_raises():
         report = convert(
             options.source,
             options.destination,
@@ -65,16 +61,6 @@ def run_convert(options: argparse.Namespace) -> int:
     else:
         print_conversion(report)
     return DONE
-
-
-@contextmanager
-def ended_by_exceptions() -> Iterator[None]:
-    """Make SIGTERM raise an exception, as Ctrl-C does, so that nothing half-written is left."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def print_conversion(report: "Conversion") -> None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -165,10 +166,11 @@ def narrowed(columns: Sequence[Column], width: int) -> list[int]:
 
 def row_lines(row: Iterable[str], columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
     """Return the lines of one row. There are several if a cell is wrapped."""
-    cells = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
-    aligned = [
-        [line.rjust(width) if column.is_number else line.ljust(width) for line in [*cell, *[""] * height]][:height]
-        for height in [max(1, *map(len, cells))]
-        for cell, column, width in zip(cells, columns, widths, strict=True)
+    cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)]
+    return [
+        GAP.join(
+            part.rjust(width) if column.is_number else part.ljust(width)
+            for part, column, width in zip(line, columns, widths, strict=True)
+        ).rstrip()
+        for line in zip_longest(*cells, fillvalue="")
     ]
-    return [GAP.join(line).rstrip() for line in zip(*aligned, strict=True)]

@@ -75,7 +75,7 @@ def run_verify(options: argparse.Namespace) -> int:
     probed = {} if options.arithmetic == "exact" else probed_here(device, recording["threads"])
     differing = [name for name, digest in recording["probe"].items() if probed and probed[name] != digest]
     same_bits = not (differing or options.machine)
-    how = How(device, same_bits, options.arithmetic, options.machine, recording["threads"])
+    how = How(device, same_bits, arithmetic_of(options), options.machine, recording["threads"])
     results = list(track(verify_all(runs, how), "verifying", len(runs)))
     if options.json:
         print_json(as_json(results, recording, probed, differing))
@@ -114,7 +114,12 @@ def require_consistent(options: argparse.Namespace) -> None:
         raise ValueError(f"--machine: a simulated machine has a native verdict, on the CPU; leave out {conflict}")
     if options.machine not in machines():
         raise ValueError(f"--machine {options.machine}: no such machine; --list machines names them")
-    options.arithmetic = "native"
+
+
+def arithmetic_of(options: argparse.Namespace) -> str | None:
+    """Return the arithmetic to verify in, or None for both. A simulated machine has only a native verdict."""
+    arithmetic: str | None = "native" if options.machine else options.arithmetic
+    return arithmetic
 
 
 def runs_of(cases: "Sequence[Case | Kernel]", options: argparse.Namespace) -> "list[tuple[Case | Kernel, str]]":
@@ -124,7 +129,7 @@ def runs_of(cases: "Sequence[Case | Kernel]", options: argparse.Namespace) -> "l
     """
     from ..parity import record
 
-    dtypes = record.NATIVE_DTYPES if options.arithmetic == "native" else record.EXACT_DTYPES
+    dtypes = record.NATIVE_DTYPES if arithmetic_of(options) == "native" else record.EXACT_DTYPES
     if options.dtype and options.dtype not in dtypes:
         raise ValueError(f"--dtype {options.dtype}: recorded under exact arithmetic only, not natively")
     return [(case, dtype) for case in cases for dtype in dtypes if dtype == (options.dtype or dtype)]
@@ -174,8 +179,8 @@ def print_results(results: "Sequence[CaseResult]") -> None:
     """
     from ..parity.verify import FAILED, INCONCLUSIVE
 
-    cases = [*dict.fromkeys(f"{result.release}/{result.case}" for result in results)]
-    cells = {(f"{result.release}/{result.case}", result.dtype): result for result in results}
+    cases = [*dict.fromkeys(result.id for result in results)]
+    cells = {(result.id, result.dtype): result for result in results}
     columns = [Column("case", cases)]
     for dtype in DTYPES:
         found = [cells.get((case, dtype)) for case in cases]
@@ -183,7 +188,7 @@ def print_results(results: "Sequence[CaseResult]") -> None:
         native = [native_cell(result.native) if result and result.native else "" for result in found]
         columns += [Column(dtype, exact)] if any(exact) else []
         columns += [Column("native" if any(exact) else f"{dtype} native", native, any(exact))] if any(native) else []
-    bad = {f"{x.release}/{x.case}" for x in results if x.verdicts & {FAILED, INCONCLUSIVE}}
+    bad = {result.id for result in results if result.verdicts & {FAILED, INCONCLUSIVE}}
     print_table(columns, alarming=[case in bad for case in cases])
 
 
@@ -199,7 +204,7 @@ def print_failures(results: "Sequence[CaseResult]") -> None:
     from ..parity.verify import FAILED, INCONCLUSIVE
 
     for result in results:
-        at, exact, native = f"{result.release}/{result.case} {result.dtype}", result.exact, result.native
+        at, exact, native = f"{result.id} {result.dtype}", result.exact, result.native
         if exact and exact.verdict == FAILED:
             far = f", about {exact.distance:.1e} apart" if exact.distance is not None else ""
             counts = f"{exact.differing} of {exact.taps} taps differ"

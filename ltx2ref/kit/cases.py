@@ -101,12 +101,12 @@ def positions_component(name: str, case: Case) -> Component:
     """Return the component that computes the bounds of patches from the size of a stream's grid."""
     keys = ("num_frames", "height", "width", "fps") if name == "video" else ("audio_num_frames",)
     return Component(
-        "positions",
-        name,
-        case,
-        f"{name}_coords",
-        (),
-        (f"{name}_coords",),
+        operation="positions",
+        name=name,
+        case=case,
+        module=f"{name}_coords",
+        given=(),
+        outputs=(f"{name}_coords",),
         arguments=lambda config, x: {"batch": len(x["hidden_states"]), **{key: x[key] for key in keys}},
     )
 
@@ -118,30 +118,51 @@ def rope_component(name: str, case: Case) -> Component:
     """
     prefix = "audio_" if name.startswith("audio") else ""
     return Component(
-        "rope",
-        name,
-        case,
-        f"{prefix}rope",
-        (f"{prefix or 'video_'}coords",),
-        (*cos_and_sin(f"{prefix}rope"), *cos_and_sin(f"cross_attn_{prefix}rope")),
+        operation="rope",
+        name=name,
+        case=case,
+        module=f"{prefix}rope",
+        given=(f"{prefix or 'video_'}coords",),
+        outputs=(*cos_and_sin(f"{prefix}rope"), *cos_and_sin(f"cross_attn_{prefix}rope")),
     )
 
 
 def rotation_component(name: str, case: Case, at: str, table: str) -> Component:
     """Return the component that rotates the normalised queries of one attention by a table."""
-    return Component("rotation", name, case, f"{at}.q", (f"{at}.norm_q", *cos_and_sin(table)), (f"{at}.q",))
+    return Component(
+        operation="rotation",
+        name=name,
+        case=case,
+        module=f"{at}.q",
+        given=(f"{at}.norm_q", *cos_and_sin(table)),
+        outputs=(f"{at}.q",),
+    )
 
 
 def adaln_component(name: str) -> Component:
     """Return the component that computes an AdaLN layer from its sinusoid."""
     return Component(
-        "timestep embedding",
-        name.replace("_", "-"),
-        I2V,
-        name,
-        (f"{name}.sinusoid",),
-        below(name, "emb", "linear"),
-        (f"{name}.",),
+        operation="timestep embedding",
+        name=name.replace("_", "-"),
+        case=I2V,
+        module=name,
+        given=(f"{name}.sinusoid",),
+        outputs=below(name, "emb", "linear"),
+        weights=(f"{name}.",),
+    )
+
+
+def text_projection_component(name: str, prefix: str) -> Component:
+    """Return the component that projects a stream's text features to the width of the stream."""
+    return Component(
+        operation="text projection",
+        name=name,
+        case=OLDEST,
+        module=f"{prefix}caption_projection",
+        given=(),
+        outputs=(f"{prefix}caption_projection",),
+        weights=(f"{prefix}caption_projection.",),
+        raw=(f"{prefix}encoder_hidden_states",),
     )
 
 
@@ -155,13 +176,13 @@ def rows_component(name: str, tap: str, *sources: tuple[str, tuple[int, int], st
         for table, chosen, layer, of_layer in sources
     ]
     return Component(
-        "rows",
-        name,
-        I2V,
-        f"{BLOCK_0}{tap}",
-        tuple(f"{layer}.linear" for _, _, layer, _ in sources),
-        (f"{BLOCK_0}{tap}",),
-        tuple(f"{BLOCK_0}{table}" for table, *_ in sources),
+        operation="rows",
+        name=name,
+        case=I2V,
+        module=f"{BLOCK_0}{tap}",
+        given=tuple(f"{layer}.linear" for _, _, layer, _ in sources),
+        outputs=(f"{BLOCK_0}{tap}",),
+        weights=tuple(f"{BLOCK_0}{table}" for table, *_ in sources),
         arguments=lambda config, x: {"sources": described},
     )
 
@@ -179,22 +200,28 @@ def attention_component(
         + (f"{at}.to_out",)
     )
     return Component(
-        "attention",
-        name,
-        case,
-        at,
-        (f"{at}.input", *context, *tables),
-        outputs,
-        (f"{at}.",),
-        (*raw, *((mask,) if mask else ())),
-        lambda config, x: {"ropes": ropes, "mask": mask},
+        operation="attention",
+        name=name,
+        case=case,
+        module=at,
+        given=(f"{at}.input", *context, *tables),
+        outputs=outputs,
+        weights=(f"{at}.",),
+        raw=(*raw, *((mask,) if mask else ())),
+        arguments=lambda config, x: {"ropes": ropes, "mask": mask},
     )
 
 
 def feed_forward_component(name: str, case: Case, at: str) -> Component:
     """Return the component that computes one feed-forward."""
     return Component(
-        "feed-forward", name, case, at, (f"{at}.input",), below(at, "proj", "activation", "output"), (f"{at}.",)
+        operation="feed-forward",
+        name=name,
+        case=case,
+        module=at,
+        given=(f"{at}.input",),
+        outputs=below(at, "proj", "activation", "output"),
+        weights=(f"{at}.",),
     )
 
 
@@ -202,13 +229,13 @@ def output_component(name: str, case: Case, prefix: str) -> Component:
     """Return the component that computes the end of a stream: the last norm, its modulation and the projection."""
     last = f"transformer_blocks.{case.config.num_layers - 1}.{name}"
     return Component(
-        "output",
-        name,
-        case,
-        f"{prefix}proj_out",
-        (last, f"{prefix}time_embed.emb"),
-        (f"{prefix}norm_out", f"{prefix}proj_out.input", f"{prefix}sample"),
-        (f"{prefix}scale_shift_table", f"{prefix}proj_out."),
+        operation="output",
+        name=name,
+        case=case,
+        module=f"{prefix}proj_out",
+        given=(last, f"{prefix}time_embed.emb"),
+        outputs=(f"{prefix}norm_out", f"{prefix}proj_out.input", f"{prefix}sample"),
+        weights=(f"{prefix}scale_shift_table", f"{prefix}proj_out."),
     )
 
 
@@ -235,39 +262,29 @@ COMPONENTS = (
     rotation_component("split", I2V, f"{BLOCK_0}attn1", "rope"),
     rotation_component("interleaved", NEWEST, f"{BLOCK_0}attn1", "rope"),
     rotation_component("exchange", I2V, f"{BLOCK_0}{V}", SIDES[0][0]),
-    Component("sinusoid", "per-token", I2V, "time_embed", (), ("time_embed.sinusoid",), raw=("timestep",)),
+    Component(
+        operation="sinusoid",
+        name="per-token",
+        case=I2V,
+        module="time_embed",
+        given=(),
+        outputs=("time_embed.sinusoid",),
+        raw=("timestep",),
+    ),
     adaln_component("time_embed"),
     adaln_component("audio_prompt_adaln"),
     Component(
-        "tokens",
-        "keyframes",
-        NEWEST,
-        f"{BLOCK_0}attn1.stream",
-        (),
-        (f"{BLOCK_0}attn1.stream",),
-        ("proj_in.", "keyframes_abs_pos_embedding"),
-        ("hidden_states", "video_keyframes_mask"),
+        operation="tokens",
+        name="keyframes",
+        case=NEWEST,
+        module=f"{BLOCK_0}attn1.stream",
+        given=(),
+        outputs=(f"{BLOCK_0}attn1.stream",),
+        weights=("proj_in.", "keyframes_abs_pos_embedding"),
+        raw=("hidden_states", "video_keyframes_mask"),
     ),
-    Component(
-        "text projection",
-        "video",
-        OLDEST,
-        "caption_projection",
-        (),
-        ("caption_projection",),
-        ("caption_projection.",),
-        ("encoder_hidden_states",),
-    ),
-    Component(
-        "text projection",
-        "audio",
-        OLDEST,
-        "audio_caption_projection",
-        (),
-        ("audio_caption_projection",),
-        ("audio_caption_projection.",),
-        ("audio_encoder_hidden_states",),
-    ),
+    text_projection_component("video", ""),
+    text_projection_component("audio", "audio_"),
     rows_component("self-attention", "attn1.rows", ("scale_shift_table", (0, 3), "time_embed", (0, 3))),
     rows_component("feed-forward", "ff.rows", ("scale_shift_table", (3, 6), "time_embed", (3, 6))),
     rows_component("text-queries", "attn2.rows", ("scale_shift_table", (6, 9), "time_embed", (6, 9))),
@@ -306,35 +323,35 @@ COMPONENTS = (
     feed_forward_component("audio", T2V, f"{BLOCK_0}audio_ff"),
     feed_forward_component("no-biases", NEWEST, f"{BLOCK_0}ff"),
     Component(
-        "exchange",
-        "both",
-        I2V,
-        BLOCK_0,
-        (f"{BLOCK_0}{V}.stream", f"{BLOCK_0}{A}.stream", *EXCHANGE_OFFSETS, *ALL_ROPES),
-        (
+        operation="exchange",
+        name="both",
+        case=I2V,
+        module=BLOCK_0,
+        given=(f"{BLOCK_0}{V}.stream", f"{BLOCK_0}{A}.stream", *EXCHANGE_OFFSETS, *ALL_ROPES),
+        outputs=(
             *below(f"{BLOCK_0}{V}", "input", "context", "to_out"),
             *below(f"{BLOCK_0}{A}", "input", "context", "to_out"),
             f"{BLOCK_0}ff.stream",
             f"{BLOCK_0}audio_ff.stream",
         ),
-        (f"{BLOCK_0}{V}.", f"{BLOCK_0}{A}.", *(f"{BLOCK_0}{table}" for table in TABLES)),
+        weights=(f"{BLOCK_0}{V}.", f"{BLOCK_0}{A}.", *(f"{BLOCK_0}{table}" for table in TABLES)),
         chain=((f"{BLOCK_0}{V}.stream", f"{BLOCK_0}ff.stream"), (f"{BLOCK_0}{A}.stream", f"{BLOCK_0}audio_ff.stream")),
     ),
     Component(
-        "block",
-        "second",
-        T2V,
-        BLOCK_1,
-        (f"{BLOCK_0}video", f"{BLOCK_0}audio", *OFFSETS, *EXCHANGE_OFFSETS, *ALL_ROPES),
-        (f"{BLOCK_1}video", f"{BLOCK_1}audio"),
-        (BLOCK_1,),
-        (
+        operation="block",
+        name="second",
+        case=T2V,
+        module=BLOCK_1,
+        given=(f"{BLOCK_0}video", f"{BLOCK_0}audio", *OFFSETS, *EXCHANGE_OFFSETS, *ALL_ROPES),
+        outputs=(f"{BLOCK_1}video", f"{BLOCK_1}audio"),
+        weights=(BLOCK_1,),
+        raw=(
             "encoder_hidden_states",
             "audio_encoder_hidden_states",
             "encoder_attention_mask",
             "audio_encoder_attention_mask",
         ),
-        lambda config, x: {"block": 1},
+        arguments=lambda config, x: {"block": 1},
     ),
     output_component("video", I2V, ""),
     output_component("audio", I2V, "audio_"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint.match import without_values
 from ..config import TransformerConfig
 from ..interface import LTX2VideoTransformer3DModel
 from ..parity.cases import Inputs
@@ -64,7 +65,9 @@ def judge_all(folder: Path, kit: Path, level: str) -> list[Result]:
     """Judge each case of a kit in each dtype. Raises `ValueError` for a file that is the result of no case."""
     cases = read_kit(kit)
     known = {folder / name for case in cases for name in result_files(case, level).values()}
-    strange = sorted({path for name in known for path in name.parent.glob("*.safetensors")} - known)
+    strange = sorted(
+        {path for parent in {name.parent for name in known} for path in parent.glob("*.safetensors")} - known
+    )
     if strange:
         raise ValueError(
             f"{strange[0].parent}: {strange[0].name} is the result of no case of the kit ({len(strange)} such files)"
@@ -110,7 +113,8 @@ def judge_by_digests(case: KitEntry, dtype: str, file: Taps, given: Taps) -> Rep
 
 def judge_natively(case: KitEntry, dtype: str, file: Taps, given: Taps) -> Report:
     """Judge the results of a case on the native level."""
-    expected = {name: tensors_under(file, f"{dtype}/expected/")[name] for name in case["outputs"]}
+    recorded = tensors_under(file, f"{dtype}/expected/")
+    expected = {name: recorded[name] for name in case["outputs"]}
     if case["operation"] == "model":
         return noted(compare_forwards(*model_of(case, dtype, file), expected, given))
     return noted(judge_component(case, dtype, file, expected, given))
@@ -129,7 +133,7 @@ def judge_component(case: KitEntry, dtype: str, file: Taps, expected: Taps, give
     config = TransformerConfig.from_diffusers(case["config"])
     least = {name: x for name, x in least_lost(config, inputs).items() if name in expected}
     report = compare(expected, given, true, bounds=bounds, least=least)
-    component = component_of(case, dtype, file)
+    component = component_of(case, dtype, file) if report.failed else None
     if component is None:
         return report
     rows = explain_by_machines(report.rows, component.forward, component, given, true)
@@ -176,8 +180,7 @@ def noted(report: Report) -> Report:
 
 def model_of(case: KitEntry, dtype: str, file: Taps) -> tuple[LTX2VideoTransformer3DModel, Inputs]:
     """Build a model with the kit's weights, and return it together with its inputs."""
-    with torch.device("meta"):
-        model = LTX2VideoTransformer3DModel(TransformerConfig.from_diffusers(case["config"]))
+    model = without_values(LTX2VideoTransformer3DModel, TransformerConfig.from_diffusers(case["config"]))
     model.load_state_dict(tensors_under(file, f"{dtype}/weights/"), assign=True)
     inputs: Inputs = tensors_under(file, f"{dtype}/inputs/") | case["arguments"]
     lifted = {name: inputs.pop(name) for name in LIFTED if name in inputs}

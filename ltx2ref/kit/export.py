@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
+from ..checkpoint.writer import staged_folder
 from ..parity import record
 from ..parity.arithmetic import VERSION
 from ..parity.cases import Case
@@ -48,13 +49,19 @@ ABOUT = {
 def export(directory: str | Path) -> dict[str, Any]:
     """Write the kit into a new or empty folder, and return the contents of its kit.json.
 
-    Raises `ValueError` if the folder holds anything. Raises `RecordError` if a recording is missing, or differs from
-    what this package's model computes under exact arithmetic.
+    If anything fails, no file is left. Raises `ValueError` if the folder holds anything. Raises `RecordError` if a
+    recording is missing, or differs from what this package's model computes under exact arithmetic.
     """
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with staged_folder(folder) as partial:
+        return write_kit(partial)
+
+
+def write_kit(folder: Path) -> dict[str, Any]:
+    """Write the files of the kit, and return the contents of its kit.json."""
     cases = []
     for about, tensors in everything():
         save_file(tensors, folder / about["file"])

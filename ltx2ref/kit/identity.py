@@ -23,15 +23,14 @@ def identity(digests: Mapping[str, str], outputs: list[str], given: Taps, expect
     """
     other = [name for name, x in given.items() if not has(x, digests[name])]
     tensors = {name: x for name, x in expected().items() if has(x, digests[name])} if other else {}
-    rows = [
-        TapRow(name, MISSING)
-        if name not in given
-        else TapRow(name, IDENTICAL)
-        if name not in other
-        else differing_row(name, given[name], tensors.get(name), digests[name])
-        for name in digests
-        if name in given or name in outputs
-    ]
+    rows = []
+    for name, wanted in digests.items():
+        if name in other:
+            rows.append(differing_row(name, given[name], tensors.get(name), wanted))
+        elif name in given:
+            rows.append(TapRow(name, IDENTICAL))
+        elif name in outputs:
+            rows.append(TapRow(name, MISSING))
     return verdict(rows)
 
 

@@ -96,6 +96,11 @@ class CaseResult:
     native: NativeResult | None
 
     @property
+    def id(self) -> str:
+        """Return the name of the case, as `--case` selects it."""
+        return f"{self.release}/{self.case}"
+
+    @property
     def verdicts(self) -> set[str]:
         """Return the verdicts of the results that there are."""
         return {result.verdict for result in (self.exact, self.native) if result is not None}

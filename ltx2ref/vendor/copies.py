@@ -107,7 +107,7 @@ def update_copy(target: str | Path, *, dry_run: bool = False) -> Written:
     if changed := differing(origin.files, digests_of(there)):
         raise ValueError(
             f"{target}: not replaced, because it was changed after it was written: {listed(changed)}; "
-            "--save-patch NAME keeps the changes as a patch"
+            "--save-patch WHY keeps the changes as a patch"
         )
     if precedence(origin.version) > precedence(__version__):
         raise ValueError(f"{target}: is a copy of ltx2ref {origin.version}, which is newer than this {__version__}")
@@ -115,15 +115,15 @@ def update_copy(target: str | Path, *, dry_run: bool = False) -> Written:
     return put_copy(target, origin.model_only, upstream, patches_in(target), origin.version, there, dry_run)
 
 
-def save_patch(target: str | Path, name: str, *, dry_run: bool = False) -> Written:
-    """Save the changes made in a copy as its next patch, PATCHES/NUMBER-`name`.patch, which updates apply again.
+def save_patch(target: str | Path, why: str, *, dry_run: bool = False) -> Written:
+    """Save the changes made in a copy as its next patch, patches/NUMBER-`why`.patch, which updates apply again.
 
     Raises `ValueError` if nothing was changed, and if this package is not the one that the copy was made from.
     """
     target = Path(target)
     origin, there, patches = read_record(target), files_in(target), patches_in(target)
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"--save-patch {name}: expected letters, digits, '-', '.' and '_', to name a file")
+    if not re.fullmatch(r"\w[\w.-]*", why):
+        raise ValueError(f"--save-patch {why}: expected letters, digits, '-', '.' and '_', because a file is named so")
     upstream = contents_of(origin.model_only)
     if digests_of(upstream) != origin.upstream:
         raise ValueError(
@@ -138,7 +138,7 @@ def save_patch(target: str | Path, name: str, *, dry_run: bool = False) -> Writt
     if not (text := write_patch(before, after)):
         raise ValueError(f"{target}: has no changes to save")
     number = 1 + max((int(found[0]) for x in patches if (found := re.match(r"\d+", x))), default=0)
-    patches = {**patches, f"{number:04}-{name.removesuffix('.patch')}.patch": text.encode()}
+    patches = {**patches, f"{number:04}-{why.removesuffix('.patch')}.patch": text.encode()}
     return put_copy(target, origin.model_only, upstream, patches, origin.version, there, dry_run)
 
 

@@ -9,14 +9,13 @@ def copy_report(copy: Copy, asked: bool = False) -> list[str]:
     `asked` says whether the package index was asked for the newest version.
     """
     is_newer = precedence(copy.version) > precedence(copy.installed)
-    known = {version for version in (copy.installed, copy.offered) if version == copy.newest}
     lines = [headline(copy)]
     if copy.changed:
-        lines.append(f"changed there: {listed(copy.changed)}; --save-patch NAME keeps this as a patch")
+        lines.append(f"changed there: {listed(copy.changed)}; --save-patch WHY keeps this as a patch")
     if copy.unapplied:
         lines.append(f"patches that were changed there: {listed(copy.unapplied)}; --update applies them")
     if precedence(copy.newest) > precedence(copy.version):
-        if copy.installed in known:
+        if copy.installed == copy.newest:
             lines.append(f"newer version {copy.newest} is installed and differs in: {listed(copy.outdated)}")
         else:
             lines.append(f"newer version {copy.newest} is available: install it, then --update")

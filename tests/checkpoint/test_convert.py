@@ -263,11 +263,11 @@ def broken(what: str) -> LTX2VideoTransformer3DModel:
 @pytest.mark.parametrize(
     "what, said",
     [
-        ("missing", "proj_in.bias: the model has none, its config [52]"),
-        ("unknown", "proj_in.extra: the model has [3], its config none"),
-        ("resized", "proj_in.bias: the model has [3], its config [52]"),
-        ("float8", "proj_in.bias: the model has torch.float8_e4m3fn on cpu, its config [52]"),
-        ("meta", "proj_in.bias: the model has torch.float32 on meta, its config [52]"),
+        ("missing", "proj_in.bias: the model has none, its config expects [52]"),
+        ("unknown", "proj_in.extra: the model has [3], its config expects none"),
+        ("resized", "proj_in.bias: the model has [3], its config expects [52]"),
+        ("float8", "proj_in.bias: the model has torch.float8_e4m3fn on cpu, its config expects [52]"),
+        ("meta", "proj_in.bias: the model has torch.float32 on meta, its config expects [52]"),
     ],
 )
 def test_a_model_that_could_not_be_loaded_is_not_saved(what: str, said: str, tmp_path: Path) -> None:
