@@ -54,7 +54,7 @@ __all__ = [
     "trace",
 ]
 
-# Where each of them is, as above.
+# The module that defines each of these names, as in the imports above.
 HOMES = {
     "DIFFUSERS": ".interface",
     "LTX_2_0": ".config",
@@ -78,10 +78,10 @@ HOMES = {
     "trace": ".parity.trace.taps",
 }
 
-if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+if not TYPE_CHECKING:  # with this function, type checkers would accept any name, also a misspelt one
 
     def __getattr__(name: str) -> Any:
-        """Import a public name, or a module, as in `ltx2ref.interop.for_diffusers`."""
+        """Import a public name when it is first used, or a module, such as `interop` in `ltx2ref.interop`."""
         home = HOMES.get(name)
         value = submodule(__name__, name) if home is None else getattr(import_module(home, __name__), name)
         globals()[name] = value

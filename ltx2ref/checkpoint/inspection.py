@@ -240,10 +240,10 @@ def sha256_of(source: CheckpointFiles) -> str | None:
 
 
 def statistics(plan: Plan) -> list[dict[str, Any]]:
-    """Return a row for each tensor that looks damaged.
+    """Return a row for each tensor that looks damaged or is an outlier.
 
-    A tensor looks damaged if it has values that are not finite, if it is all zero, or if its RMS differs by a factor of
-    `OUTLIER` from the median over the blocks.
+    A tensor looks damaged if it has values that are not finite, or if it is all zero. It is an outlier if its RMS
+    differs by a factor of `OUTLIER` from the median over the blocks.
     """
     measured = {name: weight_statistics(weight) for name, weight in track([*plan.weights.items()], "reading tensors")}
     alike: dict[str, list[float]] = {}

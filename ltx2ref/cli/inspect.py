@@ -21,11 +21,14 @@ INSPECT_EXAMPLES = """examples:
   ltx2ref inspect model.safetensors --sha256 --stats
       read it all: compare its digest, and look for damaged tensors
 
+With --stats, tensors far larger or smaller than in other blocks are listed as
+well. Healthy checkpoints have some, so they do not change the exit status.
+
 exit status:
   0  understood; with --stats, no tensor looks damaged
   1  a file with problems, for which it would not be loaded; with --stats,
      values that are not finite
-  2  unusable input; with --stats, tensors that are suspicious"""
+  2  unusable input; with --stats, tensors that are all zero"""
 
 
 def add_inspect(commands: Any) -> None:
@@ -55,14 +58,15 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 
 def inspect_status(d: "Description") -> int:
-    """Return the exit status for one checkpoint. Tensors that are merely suspicious leave it undecided."""
+    """Return the exit status for one checkpoint. Tensors that are all zero leave it undecided; outliers do not."""
     from ..checkpoint.inspection import UNREADABLE
 
     if d.kind == UNREADABLE:
         return UNCLEAR
-    if d.problems or any(row["nonfinite"] for row in d.stats or ()):
+    stats = d.stats or []
+    if d.problems or any(row["nonfinite"] for row in stats):
         return WRONG
-    return UNCLEAR if d.stats else DONE
+    return UNCLEAR if any(row["all_zero"] for row in stats) else DONE
 
 
 def print_descriptions(found: "Sequence[Description]") -> None:
@@ -82,9 +86,7 @@ def print_descriptions(found: "Sequence[Description]") -> None:
             more = f" (and {len(d.problems) - 1} more)" if len(d.problems) > 1 else ""
             print_line(f"{Path(d.path).name}: {problem}{more}")
         if d.stats:
-            print_line(
-                f"{Path(d.path).name}: {len(d.stats)} suspicious tensors; inspect the file alone for their names"
-            )
+            print_line(f"{Path(d.path).name}: {len(d.stats)} tensors stand out; inspect the file alone for their names")
 
 
 def print_description(d: "Description") -> None:
@@ -101,7 +103,7 @@ def print_description(d: "Description") -> None:
         for line in lines:
             print_line(f"{title}: {line}")
     if d.stats is not None:
-        print_suspicious(d.stats)
+        print_stats(d.stats)
 
 
 def print_transformer(d: "Description") -> None:
@@ -138,15 +140,21 @@ def print_published(d: "Description") -> None:
         print_line("published: the manifest has no such file")
 
 
-def print_suspicious(stats: Sequence[dict[str, Any]]) -> None:
-    """Print a line for each tensor that looks damaged."""
-    print_line(f"suspicious tensors: {len(stats)}")
-    for row in stats:
-        print_line(f"  {row['name']}: {suspicion(row)}")
+def print_stats(stats: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each tensor that looks damaged, and then for each that is merely an outlier."""
+    damaged = [row for row in stats if row["nonfinite"] or row["all_zero"]]
+    outliers = [row for row in stats if row not in damaged]
+    print_line(f"damaged tensors: {len(damaged)}")
+    for row in damaged:
+        print_line(f"  {row['name']}: {finding(row)}")
+    if outliers:
+        print_line(f"note: outliers, of which healthy checkpoints have some: {len(outliers)}")
+    for row in outliers:
+        print_line(f"  {row['name']}: {finding(row)}")
 
 
-def suspicion(row: dict[str, Any]) -> str:
-    """Return in words why a tensor looks damaged."""
+def finding(row: dict[str, Any]) -> str:
+    """Return in words what is unusual about a tensor."""
     if row["nonfinite"]:
         return f"{row['nonfinite']:,} values are not finite"
     if row["all_zero"]:

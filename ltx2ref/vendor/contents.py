@@ -8,7 +8,7 @@ from .. import __version__
 from .record import PATCHES, RECORD
 
 PACKAGE = Path(__file__).parents[1]
-BESIDE = ("LICENSE", "weights_manifest.json")  # in an installed package, or at the top of a checkout
+BESIDE = ("LICENSE", "weights_manifest.json")  # inside an installed package, and beside the package in a checkout
 PUBLIC = (  # the names that a copy of the model exports
     "LTX_2_0",
     "LTX_2_3",
@@ -31,7 +31,7 @@ def package_contents() -> dict[str, bytes]:
 
 
 def model_contents() -> dict[str, bytes]:
-    """Return the files of the model, its config and its self-test, with everything that they import."""
+    """Return the files of the model, of its config and of its self-test, and all that these import."""
     public = {name: defined_in(name) for name in PUBLIC}
     modules = imported_by([*public.values(), SELFTEST])
     folders = {parent.as_posix() for path in modules for parent in Path(path).parents} - {"."}

@@ -99,8 +99,8 @@ def vendor(
 def update_copy(target: str | Path, *, dry_run: bool = False) -> Written:
     """Replace a copy by this version of the package, and apply its patches again.
 
-    Raises `ValueError` if there is no copy, if it was changed after it was written, or if it has a newer version.
-    Raises `PatchConflict` if a patch does not fit. In all these cases, and with `dry_run`, nothing is written.
+    Raises `ValueError` if there is no copy, if it was changed after it was written, or if its version is newer than
+    this one. Raises `PatchConflict` if a patch does not fit. In all these cases, and with `dry_run`, nothing is written.
     """
     target = Path(target)
     origin, there = read_record(target), files_in(target)
@@ -143,7 +143,7 @@ def save_patch(target: str | Path, why: str, *, dry_run: bool = False) -> Writte
 
 
 def check_copy(target: str | Path, *, ask_index: bool = False) -> Copy:
-    """Compare a copy with its record and with this package. Raises `ValueError` if there is none.
+    """Compare a copy with its record and with this package. Raises `ValueError` if there is no copy.
 
     With `ask_index`, the newest version in the package index counts as well, unless the index cannot be reached.
     """
@@ -177,13 +177,15 @@ def survey(target: Path, origin: Origin, files: Files, patches: Files, offered: 
 def contents_of(model_only: bool) -> Files:
     """Return the files of a new copy of this package, or of its model."""
     if (PACKAGE / RECORD).is_file() and read_record(PACKAGE).patches:
-        raise ValueError(f"{PACKAGE}: is a copy with patches, and nothing to copy from: use an installed ltx2ref")
+        raise ValueError(
+            f"{PACKAGE}: is itself a copy with patches, of which no copies are made: use an installed ltx2ref"
+        )
     return model_contents() if model_only else package_contents()
 
 
 def digests_here(model_only: bool) -> dict[str, str]:
-    """Return the digests of the files of a new copy."""
-    if (PACKAGE / RECORD).is_file() and not model_only:  # a copy that checks itself
+    """Return the digests that the files of a new copy would have."""
+    if (PACKAGE / RECORD).is_file() and not model_only:  # this is a copy, and its record has ltx2ref's own digests
         return read_record(PACKAGE).upstream
     return digests_of(contents_of(model_only))
 

@@ -21,13 +21,13 @@ KIND = "ltx2ref:copy-of"
 
 @dataclass(frozen=True)
 class Origin:
-    """The version that a copy was made from, and the SHA-256 of its files."""
+    """What a copy was made from: a version of ltx2ref, and the SHA-256 of every file there and here."""
 
     version: str
     commit: str | None
     model_only: bool
-    files: dict[str, str]  # digests of the files in the copy
-    upstream: dict[str, str]  # digests of the same files in ltx2ref
+    files: dict[str, str]  # digests of the files in the copy, by path
+    upstream: dict[str, str]  # digests of the files of ltx2ref from which they were made
     patches: dict[str, str]  # digests of the patches, in the order in which they are applied
 
 

@@ -311,19 +311,24 @@ def test_something_wrong_outweighs_what_is_not_decided() -> None:
     assert [command.worst(x) for x in ([], [0, 0], [0, 2], [2, 1, 0])] == [0, 0, 2, 1]
 
 
-@pytest.mark.parametrize(("value", "status"), [(None, 0), (float("nan"), 1), (0.0, 2)])
-def test_damaged_tensors_are_1_and_suspicious_ones_2(
-    value: float | None, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("factor", "status", "damaged", "outliers"),
+    [(1.0, 0, 0, 0), (float("nan"), 1, 1, 0), (0.0, 2, 1, 0), (100.0, 0, 0, 1), (0.01, 0, 0, 1)],
+)
+def test_values_that_are_not_finite_are_1_zeros_2_and_outliers_only_a_note(
+    factor: float, status: int, damaged: int, outliers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "a.safetensors"
-    model = random_model(tiny_config("2.3"))
-    if value is not None:
-        with torch.no_grad():
-            model.proj_out.weight.fill_(value)
+    model = random_model(tiny_config("2.3", num_layers=3))
+    with torch.no_grad():
+        model.transformer_blocks[1].attn1.to_q.weight.mul_(factor)
     save(model, file, dialect="lightricks")
     assert cli.main(["inspect", str(file)]) == 0
     assert cli.main(["inspect", str(file), "--stats"]) == status
-    assert f"suspicious tensors: {int(value is not None)}\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"damaged tensors: {damaged}\n" in printed
+    assert ("note: outliers, of which healthy checkpoints have some: 1\n" in printed) == bool(outliers)
+    assert ("  transformer_blocks.1.attn1.to_q.weight: " in printed) == (damaged + outliers > 0)
 
 
 def test_a_folder_with_several_checkpoints_has_a_line_for_each(

@@ -1,11 +1,15 @@
 """The kit: a NumPy port passes it on both levels, a broken one is told where, and everything in it bears load.
 
 pytest tests/kit/test_kit.py
+LTX2REF_CORPUS=full pytest tests/kit/test_kit.py    # broken ports in all cases and both dtypes
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +24,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+import ltx2ref
 from ltx2ref import cli, exact
 from ltx2ref.kit import check as checking
 from ltx2ref.kit.cases import COMPONENTS, MASKED, MODELS, NEWEST, T2V
@@ -45,6 +50,7 @@ from ltx2ref.parity.truth import Truth
 pytestmark = pytest.mark.slow
 
 PORT = Path(numpy_port.__file__)
+FULL = os.environ.get("LTX2REF_CORPUS") == "full"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,6 +59,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_another_level_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="level = 'exactly': expected native or exact"):
+        check_results(tmp_path, level="exactly")
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +206,60 @@ def test_a_recording_with_another_digest_is_not_exported(
         export(tmp_path / "kit")
     assert cli.main(["kit", "export", str(tmp_path / "other")]) == 2
     assert capsys.readouterr().err == f"ltx2ref: {said}\n" and not [*tmp_path.rglob("*.*")]
+
+
+INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from ltx2ref import cli
+from ltx2ref.kit import export
+def first_case_and_then_a_signal():
+    yield {"file": "a.safetensors"}, {}
+    assert os.path.exists(sys.argv[3]), "otherwise the test shows nothing"
+    os.kill(os.getpid(), int(sys.argv[1]))
+    yield {"file": "b.safetensors"}, {}
+export.everything = first_case_and_then_a_signal
+from ltx2ref.checkpoint import writer
+writer.secrets.token_hex = lambda size: "x"
+sys.exit(cli.main(["kit", "export", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_export_leaves_no_file(number: signal.Signals, there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "kit"
+    if there:
+        folder.mkdir()
+    partial = (folder if there else tmp_path) / ".ltx2ref-x.partial" / "a.safetensors"
+    command = [sys.executable, "-c", INTERRUPTED, str(int(number)), str(folder), str(partial)]
+    done = subprocess.run(command, cwd=Path(ltx2ref.__file__).parents[1], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + number, "")
+    assert [*tmp_path.rglob("*")] == ([folder] if there else [])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_kit_that_cannot_be_put_in_its_place_leaves_no_file(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "kit", Path.rename
+    if there:
+        folder.mkdir()
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == "README.md" or path.suffix == ".partial":
+            raise OSError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr("ltx2ref.kit.export.everything", lambda: iter([({"file": "a.safetensors"}, {})]))
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(ValueError, match="kit: cannot be written: Permission denied"):
+        export(folder)
+    assert [*tmp_path.rglob("*")] == ([folder] if there else [])
+    monkeypatch.undo()
+    monkeypatch.setattr("ltx2ref.kit.export.everything", lambda: iter([({"file": "a.safetensors"}, {})]))
+    export(folder)
+    assert {path.name for path in tmp_path.rglob("*")} == {"kit", "README.md", "a.safetensors", "kit.json"}
 
 
 def test_a_self_mask_bears_load_in_bfloat16_too() -> None:
@@ -417,9 +482,14 @@ def bias_after_the_gate(w: Any, name: str, x: Any, linear: Any = numpy_port.line
 def test_a_broken_port_is_told_where(
     broken: str, change: Any, first: str, components: set[str], kit: Path, tmp_path: Path
 ) -> None:
+    """Run the components and one model in float32, in which a mistake shows most."""
     with patch.object(numpy_port, broken, change):
-        run_port(kit, tmp_path)
-    verdict = check_results(tmp_path, kit)
+        for case in cases(kit):
+            if FULL or case["operation"] != "model" or case["id"] == "2.3/kit-t2v":
+                for dtype in NATIVE_DTYPES if FULL else ["float32"]:
+                    taps = numpy_port.compute(case, load_file(kit / case["file"]), dtype, NATIVE_LEVEL)
+                    save_file(taps, tmp_path / case["results"][dtype])
+    verdict = check_results(tmp_path, kit, partial=True)
     wrong = verdict.failures
     assert verdict.status == 1 and wrong["2.3/kit-t2v float32"].first == first
     assert {name.split("/")[0] for name in wrong if not name.startswith("2.")} <= components

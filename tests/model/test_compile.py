@@ -1,8 +1,10 @@
 """The forward compiles and exports as one graph for any number of tokens, which computes eager's bits.
 
 pytest tests/model/test_compile.py
+LTX2REF_CORPUS=full pytest tests/model/test_compile.py    # also what differs least from what else is here
 """
 
+import os
 from typing import Any
 
 import pytest
@@ -22,10 +24,12 @@ SIZES: list[dict[str, Any]] = [
     {"grid": (5, 4, 3), "audio_frames": 31, "text_tokens": (6, 3)},
 ]
 COUNTS = "num_frames", "height", "width", "audio_num_frames"
-# Releases, and the dtype of coordinates, or None for COUNTS in their place. Compiling takes long. So 2.3, which is 2.5
-# with one more bias and without keyframes, is only exported, and 2.0 is only traced to a graph.
-COMPILED = [("2.0", torch.float32, "eager"), ("2.5", None, "aot_eager")]
-EXPORTED = [("2.0", None), ("2.3", torch.float32), ("2.5", torch.float32)]
+# Releases, and the dtype of coordinates, or None for COUNTS in their place. Compiling takes long. So 2.5, which has the
+# most code, is compiled with COUNTS and exported with coordinates, and 2.0, whose text is projected, is exported. 2.3 is
+# 2.5 with one more bias and without keyframes.
+FULL = os.environ.get("LTX2REF_CORPUS") == "full"
+COMPILED = [("2.5", None, "aot_eager"), *([("2.0", torch.float32, "eager")] if FULL else [])]
+EXPORTED = [("2.0", None), ("2.5", torch.float32), *([("2.3", torch.float32)] if FULL else [])]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*no effect"),  # 2.0 has no STG, and releases before 2.5 have no keyframes
@@ -81,7 +85,7 @@ def test_all_blocks_share_one_compiled_graph() -> None:
     expected = outputs(model, inputs)
     torch._dynamo.reset()
     for block in model.transformer_blocks:
-        block.compile(fullgraph=True, backend="aot_eager")
+        block.compile(fullgraph=True, backend="eager")
     before = graphs()
     assert all(map(torch.equal, outputs(model, inputs), expected))
     assert graphs() - before == 1
