@@ -100,7 +100,7 @@ def update_copy(target: str | Path, *, dry_run: bool = False) -> Written:
     """Replace a copy by this version of the package, and apply its patches again.
 
     Raises `ValueError` if there is no copy, if it was changed after it was written, or if its version is newer than
-    this one. Raises `PatchConflict` if a patch does not fit. In all these cases, and with `dry_run`, nothing is written.
+    this one. Raises `PatchConflict` if a patch does not fit. In these cases, and with `dry_run`, nothing is written.
     """
     target = Path(target)
     origin, there = read_record(target), files_in(target)

@@ -700,7 +700,7 @@ def test_the_licence_of_the_project_around_a_copy_is_not_taken_for_its_own(tmp_p
     for module in (contents, copies):
         monkeypatch.setattr(module, "PACKAGE", tmp_path / NAME)
     assert vendor.check_copy(tmp_path / NAME).current  # a copy of itself
-    with pytest.raises(ValueError, match="a copy with patches, and nothing to copy from"):
+    with pytest.raises(ValueError, match="is itself a copy with patches, of which no copies are made"):
         vendor.vendor(tmp_path / "more", "other")
 
 

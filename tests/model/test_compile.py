@@ -25,8 +25,8 @@ SIZES: list[dict[str, Any]] = [
 ]
 COUNTS = "num_frames", "height", "width", "audio_num_frames"
 # Releases, and the dtype of coordinates, or None for COUNTS in their place. Compiling takes long. So 2.5, which has the
-# most code, is compiled with COUNTS and exported with coordinates, and 2.0, whose text is projected, is exported. 2.3 is
-# 2.5 with one more bias and without keyframes.
+# most code, is compiled with COUNTS and exported with coordinates, and 2.0, whose text is projected, is exported.
+# 2.3 is 2.5 with one more bias and without keyframes.
 FULL = os.environ.get("LTX2REF_CORPUS") == "full"
 COMPILED = [("2.5", None, "aot_eager"), *([("2.0", torch.float32, "eager")] if FULL else [])]
 EXPORTED = [("2.0", None), ("2.5", torch.float32), *([("2.3", torch.float32)] if FULL else [])]
