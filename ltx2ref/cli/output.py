@@ -145,7 +145,7 @@ def least_width(columns: Sequence[Column]) -> int:
 
 def part_lines(columns: Sequence[Column], width: int, alarming: Sequence[bool]) -> list[str]:
     """Return the lines of one table."""
-    widths = narrowed(columns, width)
+    widths = narrowed_widths(columns, width)
     rows = [[column.name for column in columns], *zip(*(column.cells for column in columns), strict=True)]
     lines: list[str] = []
     for i, row in enumerate(rows):
@@ -154,7 +154,7 @@ def part_lines(columns: Sequence[Column], width: int, alarming: Sequence[bool]) 
     return lines
 
 
-def narrowed(columns: Sequence[Column], width: int) -> list[int]:
+def narrowed_widths(columns: Sequence[Column], width: int) -> list[int]:
     """Return the width of each column. Columns of text are narrowed, the widest first, until the table fits."""
     widths = [column.width for column in columns]
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
