@@ -218,42 +218,44 @@ def noise_conventions(
         level = None if e is None else levels(e)[1]
         if level is not None:
             made[layer] = level
-    found = {}
-    parts = {
-        part: driver(made, inputs, *layers)
-        for part, layers in {
-            "shift": ("av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"),
-            "gate": ("av_cross_attn_video_a2v_gate", "av_cross_attn_audio_v2a_gate"),
-        }.items()
-    }
-    mode = {("own", "own"): "own", ("other", "other"): "other", ("own", "other"): "other_gate"}
-    if (drivers := (parts["shift"], parts["gate"])) in mode:
-        reductions = {level.reduction for name, level in made.items() if "av_cross" in name and level.reduction}
-        found["exchange"] = ", ".join([mode[drivers], *(x.format("level") for x in sorted(reductions))])
+    found: dict[str, str] = {}
     alone = ("audio_time_embed", "audio_prompt_adaln")
-    shared = [
-        name
-        for name in alone
-        if name in made and "audio" not in made[name].source and inputs.get("audio_timestep") is not None
+    own_levels = inputs.get("audio_timestep") is not None or inputs.get("audio_sigma") is not None
+    shared = own_levels and any("audio" not in made[name].source for name in alone if name in made)
+    parts = [
+        driver(made, inputs, shared, *layers)
+        for layers in (
+            ("av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"),
+            ("av_cross_attn_video_a2v_gate", "av_cross_attn_audio_v2a_gate"),
+        )
     ]
+    modes = {("own", "own"): "own", ("other", "other"): "other", ("own", "other"): "other_gate"}
+    mode = next((mode for drivers, mode in modes.items() if [*drivers] == parts), None)
+    if mode is not None:
+        reductions = {level.reduction for name, level in made.items() if "av_cross" in name and level.reduction}
+        found["exchange"] = ", ".join([mode, *(x.format("level") for x in sorted(reductions))])
     if shared:
         found["noise levels"] = "one for both streams"
     if roundings := {level.rounding for level in made.values() if level.rounding}:
         found["noise level"] = ", ".join(sorted(roundings))
     if factors := {level.factor for name, level in made.items() if "gate" in name and level.factor != 1}:
-        found["gate level"] = ", ".join(f"* {factor:.4g}" for factor in sorted(factors))
+        found["gate level"] = ", ".join(f"* {factor:g}" for factor in sorted(factors))
     return found
 
 
-def driver(made: Mapping[str, Level], inputs: Mapping[str, Any], video: str, audio: str) -> str | None:
-    """Return "own" or "other": whose noise level drives both directions. None if this case cannot tell."""
+def driver(made: Mapping[str, Level], inputs: Mapping[str, Any], shared: bool, video: str, audio: str) -> str | None:
+    """Return "own" or "other": whose noise level drives both directions. None if this case cannot tell.
+
+    `shared` says that both streams have video's sigma.
+    """
     found = {"own", "other"}
     for layer, own, other in ((video, "timestep", "audio_sigma"), (audio, "audio_timestep", "sigma")):
         if layer in made:
             names = set(re.findall(r"\w+", made[layer].source))
             own = own if inputs.get(own) is not None else own.removeprefix("audio_")
-            other = other if inputs.get(other) is not None else other.removeprefix("audio_")
-            found &= {what for what, name in (("own", own), ("other", other)) if name in names}
+            other = "sigma" if shared or inputs.get(other) is None else other
+            here = {what for what, name in (("own", own), ("other", other)) if name in names}
+            found &= here or {"own", "other"} if shared else here
     return found.pop() if len(found) == 1 and {video, audio} & made.keys() else None
 
 

@@ -47,7 +47,7 @@ def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | 
     found = next((what for what, guess in ways(e) if is_rather(e, guess, e.candidate, right)), None)
     if own is None or not found:
         return None
-    return f"{found} in place of {own}" if own else found
+    return None if found == own else f"{found} in place of {own}" if own else found
 
 
 def given(e: Evidence, name: str) -> Tensor | None:
@@ -250,8 +250,10 @@ def float32_angles(e: Evidence) -> str | None:
     A relative error of the angles changes each column of a RoPE table in proportion to that column's angles.
     """
     table = own_table(e)
-    if table is None:
-        return None
+    if table is None or (e.truth is not None and gap(e.candidate, e.truth) < 1.25 * gap(e.reference, e.truth)):
+        return (
+            None  # positions in float64, or divided by multiplying with a reciprocal, are no worse than they are here
+        )
     # theta ** x multiplies the rounding error of x by ln(theta); the product with the position rounds once more.
     error = (1 + log(table.config.rope_theta)) * 2.0**-23
     middle = table.coords.double().mean(-1) if table.coords.ndim == 4 else table.coords.double()

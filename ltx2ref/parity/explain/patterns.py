@@ -4,7 +4,7 @@ A hint is given only if it explains the difference: it repeats a mistake on the 
 reproduce the candidate's (see `explains`). Its sentence says what the candidate has, with the number that was found.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 
 import torch
@@ -447,6 +447,12 @@ def tokens(e: Evidence) -> int:
 # Rounding. A number rounded to n significant bits is off by at most 2**-n of itself.
 
 SIGNIFICANT_BITS = {"bfloat16": 8, "float16 or TF32": 11, "float32": 24}
+NARROW: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # significant bits, and rounding to them
+    "bfloat16": (8, lambda x: to_bits(x, 8)),
+    "float16": (11, lambda x: x.half().double()),  # fewer bits below 2**-14, and nothing above 65504
+    "TF32": (11, lambda x: to_bits(x, 11)),
+    "float32": (24, lambda x: to_bits(x, 24)),
+}
 
 
 def rounded(e: Evidence) -> str | None:
@@ -454,9 +460,8 @@ def rounded(e: Evidence) -> str | None:
 
     The candidate may keep them in a wider one.
     """
-    return first_explaining(
-        e, ((f"the reference rounded to {name}", to_bits(e.reference, bits)) for name, bits in SIGNIFICANT_BITS.items())
-    )
+    found = [name for name, (_, narrow) in NARROW.items() if explains(e, narrow(e.reference))]
+    return f"the reference rounded to {' or '.join(found)}" if found else None
 
 
 def narrow_numbers(e: Evidence) -> str | None:
@@ -464,13 +469,14 @@ def narrow_numbers(e: Evidence) -> str | None:
 
     The step that made them was computed in that dtype, or was given inputs in it.
     """
-    for name, bits in SIGNIFICANT_BITS.items():
-        if not torch.equal(to_bits(e.candidate, bits), e.candidate.double()):
-            continue
-        own = torch.equal(to_bits(e.reference, bits), e.reference.double())
-        close = gap(e.reference, e.candidate) <= SIZE[1] * 2 * 2.0**-bits * norm(e.reference)
-        return f"a step computed in {name}: no number has more bits" if close and not own else None
-    return None
+    fitting = [name for name, (_, narrow) in NARROW.items() if torch.equal(narrow(e.candidate), e.candidate.double())]
+    if not fitting:
+        return None
+    bits, narrow = NARROW[fitting[0]]
+    same = [name for name in fitting if NARROW[name][0] == bits]  # what fits bfloat16 fits the wider ones, too
+    own = torch.equal(narrow(e.reference), e.reference.double())
+    close = gap(e.reference, e.candidate) <= SIZE[1] * 2 * 2.0**-bits * norm(e.reference)
+    return f"a step computed in {' or '.join(same)}: no number has more bits" if close and not own else None
 
 
 # The root mean square of a uniform error of up to half a unit in the last place is 0.2 units, averaged over all
