@@ -13,14 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from ltx2ref.parity.trace.layouts import LIGHTRICKS_LIKE
 from torch import Tensor
 
-from ltx2ref import trace
-
-Unsupported = ValueError
+from ltx2ref import Unsupported, trace
 from ltx2ref.checkpoint.names import to_lightricks
 from ltx2ref.config import TransformerConfig
-from ltx2ref.parity.trace.layouts import LIGHTRICKS_LIKE
 from ltx2ref.rope import audio_positions, video_positions
 
 # DiffSynth has no argument for these.

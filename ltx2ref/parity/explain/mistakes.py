@@ -250,10 +250,8 @@ def float32_angles(e: Evidence) -> str | None:
     A relative error of the angles changes each column of a RoPE table in proportion to that column's angles.
     """
     table = own_table(e)
-    if table is None or (e.truth is not None and gap(e.candidate, e.truth) < 1.25 * gap(e.reference, e.truth)):
-        return (
-            None  # positions in float64, or divided by multiplying with a reciprocal, are no worse than they are here
-        )
+    if table is None or (e.truth is not None and gap(e.candidate, e.truth) < gap(e.reference, e.truth)):
+        return None  # positions in float64, or by a reciprocal that happens to be exact
     # theta ** x multiplies the rounding error of x by ln(theta); the product with the position rounds once more.
     error = (1 + log(table.config.rope_theta)) * 2.0**-23
     middle = table.coords.double().mean(-1) if table.coords.ndim == 4 else table.coords.double()
