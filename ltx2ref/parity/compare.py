@@ -134,8 +134,8 @@ def judge_forwards(
     deviations: Deviations = NO_DEVIATIONS,
 ) -> Judged:
     """Judge every tap, each against its own truth, and each stage alone. `deviations` are put into the reference."""
-    truth = Truth(model, inputs, deviations.truth)
     queries = unscaled(ours, theirs)
+    truth = Truth(model, inputs, deviations.truth)
     theirs = {**theirs, **queries}
     with exact() if exactly else nullcontext():
         local = isolate(model, inputs, ours, theirs, exactly, deviations)

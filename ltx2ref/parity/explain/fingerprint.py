@@ -68,15 +68,15 @@ def positions_in(e: Evidence) -> Iterator[Guess]:
         if e.inputs and e.inputs.get("video_coords") is None and e.config is not None:
             coords = gridded(e, "video", e.config, e.inputs.get("fps", 24.0)).movedim(2, 1).expand_as(e.reference)
             yield "float32", coords.float()
-            yield from ((value, coords.to(dtype)) for value, dtype in narrowed(narrow))
+            yield from ((value, coords.to(dtype)) for value, dtype in other_dtypes(narrow))
     elif table is not None and "video_coords" not in e.candidate_taps:
         yield "float32", table.make(e)
-        for value, dtype in narrowed(narrow):
+        for value, dtype in other_dtypes(narrow):
             yield value, table.moved(table.coords.to(dtype)).make(e)  # what follows is computed in that dtype
             yield value, table.moved(table.coords.to(dtype).to(table.coords.dtype)).make(e)
 
 
-def narrowed(narrow: torch.dtype) -> list[tuple[str, torch.dtype]]:
+def other_dtypes(narrow: torch.dtype) -> list[tuple[str, torch.dtype]]:
     """Return dtypes that positions may be rounded to: the model's own is called "model"."""
     return [("model" if dtype == narrow else dtype_name(dtype), dtype) for dtype in NARROW_DTYPES]
 

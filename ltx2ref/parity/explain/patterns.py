@@ -447,7 +447,7 @@ def tokens(e: Evidence) -> int:
 # Rounding. A number rounded to n significant bits is off by at most 2**-n of itself.
 
 SIGNIFICANT_BITS = {"bfloat16": 8, "float16 or TF32": 11, "float32": 24}
-NARROW: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # significant bits, and rounding to them
+ROUND_TO: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # significant bits, and rounding to them
     "bfloat16": (8, lambda x: to_bits(x, 8)),
     "float16": (11, lambda x: x.half().double()),  # fewer bits below 2**-14, and nothing above 65504
     "TF32": (11, lambda x: to_bits(x, 11)),
@@ -460,7 +460,7 @@ def rounded(e: Evidence) -> str | None:
 
     The candidate may keep them in a wider one.
     """
-    found = [name for name, (_, narrow) in NARROW.items() if explains(e, narrow(e.reference))]
+    found = [name for name, (_, narrow) in ROUND_TO.items() if explains(e, narrow(e.reference))]
     return f"the reference rounded to {' or '.join(found)}" if found else None
 
 
@@ -469,11 +469,11 @@ def narrow_numbers(e: Evidence) -> str | None:
 
     The step that made them was computed in that dtype, or was given inputs in it.
     """
-    fitting = [name for name, (_, narrow) in NARROW.items() if torch.equal(narrow(e.candidate), e.candidate.double())]
+    fitting = [name for name, (_, narrow) in ROUND_TO.items() if torch.equal(narrow(e.candidate), e.candidate.double())]
     if not fitting:
         return None
-    bits, narrow = NARROW[fitting[0]]
-    same = [name for name in fitting if NARROW[name][0] == bits]  # what fits bfloat16 fits the wider ones, too
+    bits, narrow = ROUND_TO[fitting[0]]
+    same = [name for name in fitting if ROUND_TO[name][0] == bits]  # what fits bfloat16 fits the wider ones, too
     own = torch.equal(narrow(e.reference), e.reference.double())
     close = gap(e.reference, e.candidate) <= SIZE[1] * 2 * 2.0**-bits * norm(e.reference)
     return f"a step computed in {' or '.join(same)}: no number has more bits" if close and not own else None
