@@ -18,7 +18,7 @@ from torch import Tensor
 from ..interface import LTX2VideoTransformer3DModel
 from .cases import Inputs
 from .exact import exact
-from .explain.causes import accepted, causes, deviations_of, origins, with_machines
+from .explain.causes import accepted, causes, deviations_of, origins, with_machines, with_switches
 from .explain.conventions import explain_by_conventions
 from .explain.evidence import Evidence, stage_evidence, with_hints
 from .explain.fingerprint import followed_conventions
@@ -81,6 +81,7 @@ def compare_forwards(
     if accept:
         stages = judged.stages(model, inputs, ours, theirs, exactly)
         every, _ = origins(judged.rows, HINTS, stages, theirs, judged.local, exactly)
+        every = with_switches(every, model, inputs, followed_conventions(model, inputs, ours, theirs, judged.local))
         found = accepted(every, accept)
         deviations = deviations_of(found, every, ours, judged.truth.pure)
         with exact() if exactly else nullcontext():
@@ -103,7 +104,7 @@ def compare_forwards(
     conventions = followed_conventions(model, inputs, ours, theirs, judged.local)
     return replace(
         assemble(with_hints(rows, hints), [*notes, *said]),
-        causes=causes(found, judged.truth, inputs, conventions),
+        causes=causes(with_switches(found, model, inputs, conventions), judged.truth),
         conventions=conventions,
     )
 

@@ -4,6 +4,7 @@ pytest tests/parity/test_causes.py
 """
 
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -184,3 +185,25 @@ def in_eighths(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
     parts = zip(x.chunk(8, -1), self.weight.chunk(8, -1), strict=True)
     total = sum((a @ b.t() for a, b in parts), torch.zeros((), dtype=x.dtype))
     return total if self.bias is None else total + self.bias
+
+
+# ---------------------------------------------------------------- a port of the field
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "exchange"), [("2.0/i2v", "other"), ("2.3/i2v", "other"), ("2.5/keyframes", "other_gate")]
+)
+def test_diffsynth_follows_its_own_conventions(case: str, exchange: str) -> None:
+    """DiffSynth 2.1.12 has one sigma for both streams; whose level drives the exchange depends on the release."""
+    for dtype in (torch.float32, torch.bfloat16):
+        found = follows(str(Path(__file__).parents[1] / "support" / "diffsynth_port.py:run"), case, dtype)
+        told = found.conventions
+        assert told["exchange"] == exchange and told["noise levels"] == "one for both streams", told
+        assert {cause.verdict for cause in found.causes if cause.place.startswith("av_cross")} == {CONVENTION}
+
+
+def test_a_convention_is_accepted_as_a_whole() -> None:
+    place = "av_cross_attn_video_scale_shift.sinusoid"
+    found = audit(
+        candidate_named("ltx2ref:ltx-core-2026-03"), BY_ID["2.0/empty-text-rows"], torch.float32, CPU, accept=(place,)
+    )
+    assert [cause.what for cause in found.causes] == ["another convention, text_mask_bias = 'lowest'"], found.details()

@@ -13,20 +13,23 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from ltx2ref.parity.trace.layouts import LIGHTRICKS_LIKE
 from torch import Tensor
 
-from ltx2ref import Unsupported, trace
+from ltx2ref import trace
 from ltx2ref.checkpoint.names import to_lightricks
 from ltx2ref.config import TransformerConfig
+from ltx2ref.parity.trace.layouts import LIGHTRICKS_LIKE
 from ltx2ref.rope import audio_positions, video_positions
 
+MODEL = "diffsynth.models.ltx2_dit"
 # DiffSynth has no argument for these.
 REFUSED = ("encoder_attention_mask", "audio_encoder_attention_mask", "spatio_temporal_guidance_blocks")
 
 
 def model_file() -> Any:
     """Return the module that has the model."""
+    if MODEL in sys.modules:
+        return sys.modules[MODEL]
     found = find_spec("diffsynth")
     assert found is not None and found.submodule_search_locations
     for name in ("diffsynth", "diffsynth.core", "diffsynth.models"):
@@ -35,7 +38,7 @@ def model_file() -> Any:
             package.__path__ = [f"{x}/{name.partition('.')[2]}" for x in found.submodule_search_locations]
     gradient = importlib.import_module("diffsynth.core.gradient.gradient_checkpoint")
     sys.modules["diffsynth.core"].gradient_checkpoint_forward = gradient.gradient_checkpoint_forward  # type: ignore[attr-defined]
-    return importlib.import_module("diffsynth.models.ltx2_dit")
+    return importlib.import_module(MODEL)
 
 
 def run(
@@ -46,7 +49,7 @@ def run(
     given = [name for name in REFUSED if inputs.get(name) is not None]
     kwargs = inputs.get("attention_kwargs") or {}
     if given or inputs.get("isolate_modalities") or "video_self_attention_mask" in kwargs:
-        raise Unsupported(f"DiffSynth has no argument for {', '.join(given) or 'this'}")
+        raise ValueError(f"DiffSynth has no argument for {', '.join(given) or 'this'}")
     port = model_file()
     with torch.device("meta"):
         model = port.LTXModel(**arguments(c, port))
@@ -110,5 +113,6 @@ def arguments(c: TransformerConfig, port: Any) -> dict[str, Any]:
         "use_prompt_adaln_single": c.use_prompt_adaln_single,
         "ff_bias": c.ff_bias,
         "audio_ff_bias": c.audio_ff_bias,
+        "use_tokenwise_av_ca_scale_shift": c.use_keyframes_abs_pos_embedding,  # in 2.5
         "use_keyframes_abs_pos_embedding": c.use_keyframes_abs_pos_embedding,
     }

@@ -43,6 +43,7 @@ class Difference:
     taps: list[TapRow] = field(default_factory=list)
     hints: tuple[str, ...] = ()
     added: Taps = field(default_factory=dict)  # in float64
+    switch: str | None = None  # the convention of the reference that it is, such as "exchange = 'other'"
     machine: str | None = None  # the simulated machine on which the reference loses as much in these stages
     whole: Taps = field(default_factory=dict)  # where several causes are at one tap: what all of them add together
 
@@ -174,27 +175,45 @@ def within(error: Tensor, there: Tensor, true: Tensor) -> bool:
     return norm(error) <= SHARE * norm(there.double() - true) + FLOOR * norm(true)
 
 
-def causes(
-    found: Iterable[Difference], truth: Truth, inputs: Mapping[str, Any], conventions: Mapping[str, str]
-) -> tuple[Cause, ...]:
-    """Return the causes by their effect on the outputs, the largest first.
+def with_switches(
+    found: Iterable[Difference],
+    model: LTX2VideoTransformer3DModel,
+    inputs: Mapping[str, Any],
+    conventions: Mapping[str, str],
+) -> list[Difference]:
+    """Note which causes are a switch of the reference, and return them as one cause for each switch.
 
-    `conventions` are the candidate's (fingerprint.py). A cause is one of them if the reference has a switch for it.
+    `conventions` are the candidate's (fingerprint.py).
     """
+    result: list[Difference] = []
+    for cause in found:
+        hint = cause.hints[0] if cause.hints else ""
+        cause.switch = switched_at(conventions, model, inputs, [row.name for row in cause.taps], hint)
+        other = next((x for x in result if cause.switch and x.switch == cause.switch), None)
+        if other is None:
+            result.append(cause)
+        else:
+            other.taps += cause.taps
+            other.added |= cause.added
+            other.whole |= cause.whole
+    return result
+
+
+def causes(found: Iterable[Difference], truth: Truth) -> tuple[Cause, ...]:
+    """Return the causes by their effect on the outputs, the largest first."""
     made = []
     for cause in found:
-        convention = switched_at(
-            conventions, truth.model, inputs, [row.name for row in cause.taps], (cause.hints or ("",))[0]
-        )
         errors = [row.local_error for row in cause.taps if row.local_error is not None]
         shares = [row.local_budget for row in cause.taps if row.local_budget is not None]
-        hints = cause.hints if convention is None else (f"another convention, {convention}", *cause.hints)
+        hints = cause.hints
+        if cause.switch:
+            hints = (f"another convention, {cause.switch}", *hints)
         if cause.machine:
             hints = (f"no more than ltx2ref loses on a simulated machine, {cause.machine}", *hints)
         made.append(
             Cause(
                 place=cause.place,
-                verdict=ROUNDING if cause.machine else BUG if convention is None else CONVENTION,
+                verdict=ROUNDING if cause.machine else CONVENTION if cause.switch else BUG,
                 what=hints[0] if hints else None,
                 taps=tuple(row.name for row in cause.taps),
                 blocks=truth.model.config.num_layers,

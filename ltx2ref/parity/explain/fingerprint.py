@@ -221,7 +221,11 @@ def noise_conventions(
     found: dict[str, str] = {}
     alone = ("audio_time_embed", "audio_prompt_adaln")
     own_levels = inputs.get("audio_timestep") is not None or inputs.get("audio_sigma") is not None
-    shared = own_levels and any("audio" not in made[name].source for name in alone if name in made)
+    exchanged = made.get("av_cross_attn_video_a2v_gate")
+    shared = own_levels and (
+        any("audio" not in made[name].source for name in alone if name in made)
+        or (exchanged is not None and exchanged.source == "sigma")  # video's own, where only audio's can be meant
+    )
     parts = [
         driver(made, inputs, shared, *layers)
         for layers in (
