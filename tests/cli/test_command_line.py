@@ -33,7 +33,18 @@ from ltx2ref.parity.machines import MACHINES
 from ltx2ref.parity.report.rows import DIVERGED, MISSING, ROUNDING, SUSPECT, Report
 from ltx2ref.parity.verify import FAILED, CaseResult, ExactResult, NativeResult
 
-COMMANDS = ["verify", "audit", "compare", "kit export", "kit check", "inspect", "convert", "describe", "vendor"]
+COMMANDS = [
+    "verify",
+    "audit",
+    "compare",
+    "trace",
+    "kit export",
+    "kit check",
+    "inspect",
+    "convert",
+    "describe",
+    "vendor",
+]
 ROOT = Path(ltx2ref.__file__).parents[1]
 
 
@@ -140,6 +151,7 @@ def test_the_version_has_the_name(capsys: pytest.CaptureFixture[str]) -> None:
         ("verify --list machines", [*MACHINES]),
         ("audit --list", [case.id for case in cases.CASES]),
         ("audit --list --release 2.5", [case.id for case in cases.CASES if case.release == "2.5"]),
+        ("trace --list", [case.id for case in cases.CASES]),
         ("kit export --list", [case.id for case in (*kit_cases.COMPONENTS, *kit_cases.MODELS)]),
         ("kit check --list", [case.id for case in (*kit_cases.COMPONENTS, *kit_cases.MODELS)]),
     ],

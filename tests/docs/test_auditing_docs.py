@@ -6,10 +6,12 @@ pytest tests/docs/test_auditing_docs.py
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ltx2ref import cli
 from ltx2ref.parity.cases import CASES
@@ -17,6 +19,7 @@ from ltx2ref.parity.generator import build
 from ltx2ref.parity.report import rows as report
 from ltx2ref.parity.run import run
 from ltx2ref.parity.trace import taps
+from ltx2ref.parity.trace.inputfile import load_inputs
 from ltx2ref.parity.truth import FLOOR, SHARE
 
 pytestmark = pytest.mark.slow
@@ -96,16 +99,6 @@ def test_the_readme_s_port_needs_no_more_than_a_model(
     assert cli.main(["audit", "readme_port:run", "--case", "2.3/t2v"]) == 1
 
 
-def test_the_setup_for_other_languages_is_the_case_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(CODE["setup.py"], {})
-    weights, model = load_file("weights.safetensors"), build(CASE.config, torch.float32)
-    assert weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
-    inputs = load_file("inputs.safetensors")
-    assert all(torch.equal(x, inputs[name]) for name, x in CASE.inputs().items() if isinstance(x, torch.Tensor))
-
-
 def test_a_file_of_some_taps_is_at_best_inconclusive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(build(CASE.config, torch.float32), CASE.inputs())
     file = str(tmp_path / "port.safetensors")
@@ -118,13 +111,36 @@ def test_the_truth_of_the_docs_gives_compare_a_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(CODE["truth.py"], {})
+    (command,) = [line for line in DOC.splitlines() if line.startswith("ltx2ref trace") and "--truth" in line]
+    assert cli.main(command.split()[1:]) == 0
     port = load_file("reference.safetensors")
     port["sample"] = port["sample"] * 1.0001
     save_file(port, "port.safetensors")
     assert cli.main(["compare", "reference.safetensors", "port.safetensors"]) == 2
     assert cli.main(["compare", "reference.safetensors", "port.safetensors", "--truth", "float64.safetensors"]) == 1
     assert "first divergence at sample (diverged)" in capsys.readouterr().out
+
+
+def test_the_layout_of_the_docs_renames_a_ready_one() -> None:
+    names: dict[str, Any] = {}
+    exec(CODE["my_layout.py"], names)
+    layers = nn.ModuleDict({"self_attn": nn.ModuleDict({"o_proj": nn.Linear(1, 1)}), "input_norm": nn.Identity()})
+    module = nn.ModuleDict({"layers": nn.ModuleList([layers])})
+    for ours, theirs in {"attn1.to_out.0": "self_attn.o_proj", "attn1.stream": "input_norm"}.items():
+        found = names["LAYOUT"].find(module, f"transformer_blocks.0.{ours}")
+        assert found is not None and found.value is layers.get_submodule(theirs)
+
+
+def test_the_hook_of_the_docs_writes_a_call_that_an_audit_reads(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(CODE["dump.py"], names)
+    model = build(CASE.config, torch.float32)
+    hook = names["dump"](model, tmp_path / "call.safetensors")
+    with torch.no_grad():
+        model(**CASE.inputs(), attention_kwargs=None, return_dict=False)
+    hook.remove()
+    found = load_inputs(tmp_path / "call.safetensors")
+    assert found.keys() == CASE.inputs().keys() and torch.equal(found["sigma"], CASE.inputs()["sigma"])
 
 
 @pytest.mark.diffusers
