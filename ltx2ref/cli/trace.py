@@ -21,8 +21,8 @@ TRACE_EXAMPLES = """examples:
       every tap of a case, and the same in float64, for `ltx2ref compare`
   ltx2ref trace --case 2.3/t2v --files port/
       the case's weights, inputs and config, for a port in any language
-  ltx2ref trace --checkpoint ltx-2.3.safetensors --inputs call.safetensors \\
-      --dtype bfloat16 --sketch -o reference.safetensors
+  ltx2ref trace --checkpoint ltx-2.3-22b-dev.safetensors \\
+      --inputs call.safetensors --dtype bfloat16 --sketch -o ref.safetensors
       real weights, and the arguments of one call (docs/trace-format.md)
   ltx2ref trace --list
       the names of the cases

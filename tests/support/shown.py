@@ -10,12 +10,14 @@ import numpy_port
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import random_model
+from tiny import random_inputs, random_model
 from writers import quantisable_config, write_diffusers, write_fp8_scaled, write_single_file
 
+from ltx2ref import cli
 from ltx2ref.kit import cases as kit_cases
 from ltx2ref.kit import export
 from ltx2ref.kit.verdict import LEVELS
+from ltx2ref.parity.trace.inputfile import save_inputs
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ltx2ref" / "kit" / "README.md"]
@@ -67,7 +69,7 @@ def command(line: str) -> str:
     """Return the command on a line, or "" for a line that has none or only mentions one."""
     line = re.split(r" {2,}| #", re.sub(r"\s*\n\s*", " ", line))[0].strip()
     is_one = re.match(r"(\w+=\S+ )?(ltx2ref|python3?|pytest|pip) [-\w./'*{<]", line)
-    return line if is_one and not re.fullmatch("ltx2ref (audit|compare|inspect)", line) else ""
+    return line if is_one and not re.fullmatch("ltx2ref (audit|compare|inspect|trace)", line) else ""
 
 
 def runs_elsewhere(line: str) -> bool:
@@ -95,7 +97,10 @@ def write_files(folder: Path) -> None:
     (folder / "myproject").mkdir()
     with pytest.MonkeyPatch.context() as here, small_kit():
         here.chdir(folder)
-        exec(code["# truth.py"], {})
+        assert (
+            cli.main(["trace", "--case", "2.3/t2v", "-o", "reference.safetensors", "--truth", "float64.safetensors"])
+            == 0
+        )
         save_file(load_file("reference.safetensors"), "port.safetensors")
         export.export("kit")
         for level in LEVELS:
@@ -111,6 +116,7 @@ def write_checkpoints(folder: Path) -> None:
     write_fp8_scaled(folder / "ltx-2.3-22b-dev-fp8.safetensors", state, config)
     (folder / "transformer").mkdir()
     write_diffusers(folder / "transformer", state, config)
+    save_inputs(folder / "call.safetensors", random_inputs(config))
     rows, columns = state["proj_in.weight"].shape
     save_file(
         {
