@@ -51,7 +51,11 @@ def add_trace(commands: Any) -> None:
     )
     command.add_argument("--arithmetic", choices=["native", "exact"], default="native", help="default: native")
     command.add_argument(
-        "--conventions", choices=CONVENTION_NAMES, default="diffusers", help="of another implementation than diffusers"
+        "--conventions",
+        choices=CONVENTION_NAMES,
+        default="diffusers",
+        metavar="NAME",
+        help="diffusers, ltx-core-2026-03 or ltx-core-2026-08; default: diffusers",
     )
     add_device(command)
     command.add_argument("-o", "--output", metavar="FILE", help="the trace")
