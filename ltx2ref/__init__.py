@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from .parity.audit import assert_parity
     from .parity.compare import compare
     from .parity.exact import exact
+    from .parity.guard import Unsupported
     from .parity.trace.layouts import Layout
     from .parity.trace.taps import trace
 
@@ -45,6 +46,7 @@ __all__ = [
     "LTX2VideoTransformer3DModel",
     "Layout",
     "TransformerConfig",
+    "Unsupported",
     "assert_parity",
     "compare",
     "exact",
@@ -72,6 +74,7 @@ HOMES = {
     "assert_parity": ".parity.audit",
     "compare": ".parity.compare",
     "exact": ".parity.exact",
+    "Unsupported": ".parity.guard",
     "load": ".checkpoint.loading",
     "save": ".checkpoint.save",
     "stream": ".checkpoint.streaming",

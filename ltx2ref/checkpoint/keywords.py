@@ -9,49 +9,55 @@ Device = str | int | torch.device
 SHARING_OUT = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps of accelerate
 
 
-class Unsupported(NamedTuple):
+class UnsupportedKeyword(NamedTuple):
     """A keyword that is refused, unless it asks for what is done in any case."""
 
     harmless: tuple[Any, ...]  # values that ask for that; None always does
     reason: str
 
 
-ONE_DEVICE = Unsupported(
+ONE_DEVICE = UnsupportedKeyword(
     (False,), "the whole model goes to one device; `ltx2ref.stream` runs a model that is larger than the memory"
 )
-NO_FLASHPACK = Unsupported((False, {}), "only .safetensors and .gguf files are read and written")
+NO_FLASHPACK = UnsupportedKeyword((False, {}), "only .safetensors and .gguf files are read and written")
 LOADING = {
-    "disable_mmap": Unsupported((False,), "weights that are stored in the wanted dtype stay mapped on the CPU"),
+    "disable_mmap": UnsupportedKeyword((False,), "weights that are stored in the wanted dtype stay mapped on the CPU"),
     "flashpack_kwargs": NO_FLASHPACK,
-    "force_download": Unsupported(
+    "force_download": UnsupportedKeyword(
         (False,), "a repository is fetched once; to fetch it again, delete it from the cache"
     ),
-    "ignore_mismatched_sizes": Unsupported((False,), "a checkpoint is loaded whole, or not at all"),
-    "low_cpu_mem_usage": Unsupported((True,), "weights always go from the file into an empty model, one by one"),
+    "ignore_mismatched_sizes": UnsupportedKeyword((False,), "a checkpoint is loaded whole, or not at all"),
+    "low_cpu_mem_usage": UnsupportedKeyword((True,), "weights always go from the file into an empty model, one by one"),
     "max_memory": ONE_DEVICE,
     "offload_folder": ONE_DEVICE,
     "offload_state_dict": ONE_DEVICE,
-    "output_loading_info": Unsupported((False,), "no key is missing or left over: that would be an error"),
-    "parallel_config": Unsupported(
+    "output_loading_info": UnsupportedKeyword((False,), "no key is missing or left over: that would be an error"),
+    "parallel_config": UnsupportedKeyword(
         (), "a loaded model can be sharded by PyTorch's own means, as docs/sharding.md says"
     ),
-    "proxies": Unsupported((), "the hub's library takes them from HTTP_PROXY and HTTPS_PROXY"),
-    "quantization_config": Unsupported((), "files that are quantised load without it, and are decoded to `dtype`"),
-    "token": Unsupported((True,), "the hub's library has its own, from `hf auth login` or HF_TOKEN"),
+    "proxies": UnsupportedKeyword((), "the hub's library takes them from HTTP_PROXY and HTTPS_PROXY"),
+    "quantization_config": UnsupportedKeyword(
+        (), "files that are quantised load without it, and are decoded to `dtype`"
+    ),
+    "token": UnsupportedKeyword((True,), "the hub's library has its own, from `hf auth login` or HF_TOKEN"),
     "use_flashpack": NO_FLASHPACK,
-    "use_safetensors": Unsupported((True,), "weights in pickles are never read"),
+    "use_safetensors": UnsupportedKeyword((True,), "weights in pickles are never read"),
 }
 SAVING = {
-    "is_main_process": Unsupported((True,), "call it in one process"),
-    "push_to_hub": Unsupported((False,), "nothing is uploaded; `hf upload` does it"),
-    "safe_serialization": Unsupported((True,), "pickles are never written"),
-    "save_function": Unsupported((), "files are written by `ltx2ref.save`"),
+    "is_main_process": UnsupportedKeyword((True,), "call it in one process"),
+    "push_to_hub": UnsupportedKeyword((False,), "nothing is uploaded; `hf upload` does it"),
+    "safe_serialization": UnsupportedKeyword((True,), "pickles are never written"),
+    "save_function": UnsupportedKeyword((), "files are written by `ltx2ref.save`"),
     "use_flashpack": NO_FLASHPACK,
-    "variant": Unsupported((), "the files have diffusers' plain names; save each variant to a folder of its own"),
+    "variant": UnsupportedKeyword(
+        (), "the files have diffusers' plain names; save each variant to a folder of its own"
+    ),
 }
 
 
-def refuse_keywords(given: Mapping[str, Any], unsupported: Mapping[str, Unsupported], taken: Iterable[str]) -> None:
+def refuse_keywords(
+    given: Mapping[str, Any], unsupported: Mapping[str, UnsupportedKeyword], taken: Iterable[str]
+) -> None:
     """Raise for keywords that are unknown (`TypeError`), or that ask for what is not done (`ValueError`)."""
     for name, value in given.items():
         if name not in unsupported:

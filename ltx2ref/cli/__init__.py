@@ -32,6 +32,7 @@ exit status of every command:
   0    done, and nothing is wrong
   1    something is wrong: a difference beyond rounding, a damaged file
   2    undecided: unusable input, or something suspect or missing
+  3    audit: the port raised an exception, or returned no tensors
   130  interrupted with Ctrl-C
   141  whoever reads the output has stopped, as after `| head -1`"""
 

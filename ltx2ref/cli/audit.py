@@ -1,14 +1,20 @@
 """`ltx2ref audit`: run another implementation with the same weights and inputs."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..progress import track
 from .command import (
     DONE,
     DTYPES,
+    INTERRUPTED,
+    RAISED,
     RELEASE_NAMES,
     UNCLEAR,
     WRONG,
@@ -17,12 +23,15 @@ from .command import (
     add_command,
     add_device,
     add_list,
+    add_names,
     add_page,
     add_partial,
     device_named,
+    names_in,
     required,
+    worst,
 )
-from .output import print_json, print_line, print_names, print_text, write_page
+from .output import page_path, print_error, print_json, print_line, print_names, print_text, stdout_kept, write_page
 
 if TYPE_CHECKING:
     from ..parity.cases import Case
@@ -63,7 +72,29 @@ exit status:
   0  identical, or nothing but rounding
   1  diverged
   2  unusable input, or undecided: something suspect, or (without --partial)
-     missing taps, or cases that the candidate cannot express"""
+     missing outputs, or cases that the candidate cannot express
+  3  the candidate raised an exception, or returned no tensors"""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a case has no verdict: one line, the status that it is worth, and where an exception came from."""
+
+    said: str
+    status: int
+    exception: str | None = None
+    at: str | None = None
+    traceback: str | None = None
+
+
+@dataclass
+class Audited:
+    """What became of each case: a report, the reason why the candidate cannot express it, or a failure."""
+
+    reports: "dict[str, Report]" = field(default_factory=dict)
+    impossible: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    interrupted: str | None = None  # the case in which the user stopped the audit
 
 
 def add_audit(commands: Any) -> None:
@@ -91,6 +122,7 @@ def add_audit(commands: Any) -> None:
         help="exact: differences are then in operations, not in rounding; default: native",
     )
     add_device(command)
+    add_names(command)
     add_partial(command)
     add_page(command, "the first case that differs, or the first,")
     add_list(command)
@@ -98,55 +130,105 @@ def add_audit(commands: Any) -> None:
 
 def run_audit(options: argparse.Namespace) -> int:
     """Audit the candidate in the chosen cases, and print a verdict for each."""
+    cases = chosen_cases(options)
     if options.list:
-        print_names([case.id for case in chosen_cases(options)], options.json)
+        print_names([case.id for case in cases], options.json)
         return DONE
-    reports, impossible = audited(options)
-    if not reports:
-        reasons = "; ".join(sorted(set(impossible.values()))) or f"--case {options.case}: no such case; see --list"
-        raise ValueError(f"nothing was compared: {reasons}")
-    show_reports(reports, impossible, options)
-    return audit_status(reports.values(), impossible, options.partial)
+    if options.candidate is None:  # a single name is that of the candidate
+        options.reference, options.candidate = DEFAULT_REFERENCE, options.reference
+    required(options, "candidate", "CANDIDATE")
+    options.html = options.html and page_path(options.html)
+    from ..parity.guard import PortFailed
+
+    try:
+        with stdout_kept():
+            found = audited(cases, options)
+    except PortFailed as error:
+        print_error(str(error))
+        return RAISED
+    failed = [failure.status for failure in found.failures.values()]
+    if not found.reports and RAISED not in failed and not found.interrupted:
+        reasons = {**found.impossible, **{case: failure.said for case, failure in found.failures.items()}}
+        raise ValueError(f"nothing was compared: {'; '.join(sorted(set(reasons.values())))}")
+    show_reports(found.reports, found.impossible, options, found.failures, found.interrupted)
+    return finished([audit_status(found.reports.values(), found.impossible, options.partial), *failed], found, options)
 
 
 def chosen_cases(options: argparse.Namespace) -> "list[Case]":
-    """Return the cases that --case and --release select."""
+    """Return the cases that --case and --release select. Raises `ValueError` if there are none."""
     from ..parity.cases import CASES
 
     release = options.release or "*"
-    return [case for case in CASES if fnmatch(case.id, options.case) and fnmatch(case.release, release)]
+    found = [case for case in CASES if fnmatch(case.id, options.case) and fnmatch(case.release, release)]
+    if not found:
+        of = f" of release {options.release}" if options.release else ""
+        raise ValueError(f"--case {options.case}: no such case{of}; `ltx2ref audit --list` names them")
+    return found
 
 
-def audited(options: argparse.Namespace) -> "tuple[dict[str, Report], dict[str, str]]":
-    """Return a report for each case, and the reason for each case that the candidate cannot express.
+def audited(chosen: "list[Case]", options: argparse.Namespace) -> Audited:
+    """Audit the candidate in each case. What it does in one case does not keep the others from being audited.
 
     Raises `ValueError` for an error that would be the same in all cases.
     """
     from ..parity import record
-    from ..parity.arithmetic import NotExact
     from ..parity.audit import audit, candidate_named, conventions_of
     from ..parity.real import cases_to_audit
-    from ..parity.trace.taps import OutputError
+    from ..parity.trace.given import renamed_taps
 
-    if options.candidate is None:  # a single name is that of the candidate
-        options.reference, options.candidate = DEFAULT_REFERENCE, options.reference
-    required(options, "candidate", "CANDIDATE")
-    candidate, device = candidate_named(options.candidate), device_named(options.device)
+    names, device = names_in(options.names), device_named(options.device)
     conventions_of(options.reference)
     if options.arithmetic == "native" and options.dtype not in record.NATIVE_DTYPES:
         raise ValueError(f"--dtype {options.dtype}: under exact arithmetic only; add --arithmetic exact")
     dtype = record.EXACT_DTYPES[options.dtype]
-    reports: dict[str, Report] = {}
-    impossible: dict[str, str] = {}
-    cases = cases_to_audit(chosen_cases(options), candidate.trace, options.checkpoint, options.inputs)
+    candidate = candidate_named(options.candidate)
+    renamed = candidate._replace(run=lambda setup: renamed_taps(candidate.run(setup), names))
+    found = Audited()
+    given = (dtype, device, options.reference, options.arithmetic)
+    cases = cases_to_audit(chosen, candidate.trace, options.checkpoint, options.inputs)
     for case in track(cases, f"auditing {candidate.name}"):
         try:
-            reports[case.id] = audit(candidate, case, dtype, device, options.reference, options.arithmetic)
-        except (NotExact, OutputError) as error:
-            raise ValueError(f"{case.id}: {error}") from None
+            settle(found, case.id, partial(audit, renamed, case, *given))
+        except KeyboardInterrupt:
+            found.interrupted = case.id
+            break
+    return found
+
+
+def settle(found: Audited, case: str, audit: "Callable[[], Report]") -> None:
+    """Audit one case, and enter what became of it."""
+    from ..parity.guard import PortFailed, Unsupported, described
+    from ..parity.trace.taps import OutputError
+
+    try:
+        found.reports[case] = audit()
+    except Unsupported as error:
+        found.impossible[case] = str(error)
+    except PortFailed as error:
+        found.failures[case] = Failure(str(error), RAISED, error.exception, error.at, error.traceback)
+    except OutputError as error:
+        found.failures[case] = Failure(str(error), RAISED)
+    except ValueError as error:  # the audit's own: nothing in common, or nothing that exact arithmetic could see
+        found.failures[case] = Failure(str(error), UNCLEAR)
+    except Exception as error:
+        said = f"ltx2ref itself {described(error)}: please report it, with what the port returned"
+        found.failures[case] = Failure(said, UNCLEAR, type(error).__name__, None, traceback.format_exc())
+
+
+def finished(statuses: Iterable[int], found: Audited, options: argparse.Namespace) -> int:
+    """Write the page that --html asks for, of the first report that does not pass, or else of the first.
+
+    Returns the exit status. A page that cannot be written takes nothing from what was printed.
+    """
+    status = worst(statuses)
+    failed = (report for report in found.reports.values() if not report.passed)
+    if options.html and found.reports:
+        try:
+            write_page(options.html, next(failed, next(iter(found.reports.values()))))
         except ValueError as error:
-            impossible[case.id] = str(error)
-    return reports, impossible
+            print_error(str(error))
+            status = worst([status, UNCLEAR])
+    return INTERRUPTED if found.interrupted else status
 
 
 def audit_status(reports: "Iterable[Report]", impossible: Mapping[str, str], partial: bool) -> int:
@@ -159,21 +241,32 @@ def audit_status(reports: "Iterable[Report]", impossible: Mapping[str, str], par
     return UNCLEAR if verdicts & ({SUSPECT} if partial else {SUSPECT, MISSING}) else DONE
 
 
-def show_reports(reports: "Mapping[str, Report]", impossible: Mapping[str, str], options: argparse.Namespace) -> None:
-    """Print the reports, and write the page that --html asks for.
-
-    The page shows the first report that does not pass, or else the first report.
-    """
-    if options.html:
-        failed = (report for report in reports.values() if not report.passed)
-        write_page(options.html, next(failed, next(iter(reports.values()))))
+def show_reports(
+    reports: "Mapping[str, Report]",
+    impossible: Mapping[str, str],
+    options: argparse.Namespace,
+    failures: Mapping[str, Failure] = MappingProxyType({}),
+    interrupted: str | None = None,
+) -> None:
+    """Print the reports, and what became of the other cases."""
     if options.json:
         found = {name: report.to_json() for name, report in reports.items()}
-        print_json({"reports": found, "not_expressible": impossible})
+        why = {name: asdict(failure) for name, failure in failures.items()}
+        print_json({"reports": found, "not_expressible": impossible, "failures": why, "interrupted": interrupted})
         return
     for name, report in reports.items():
         print_text(f"{name}: {report.verdict}: {report.details() if len(reports) == 1 else report.sentence}")
-        for note in report.notes if len(reports) == 1 else ():
-            print_line(f"  {note}")
+    for note in common_notes(reports.values()):
+        print_line(f"  {note}")
     for name, reason in impossible.items():
         print_line(f"{name}: not compared: {reason}")
+    for name, failure in failures.items():
+        print_line(f"{name}: {'failed' if failure.status == RAISED else 'not compared'}: {failure.said}")
+    if interrupted:
+        print_line(f"{interrupted}: interrupted; this case and those after it were not compared")
+
+
+def common_notes(reports: "Iterable[Report]") -> list[str]:
+    """Return the notes that all reports have."""
+    first, *others = [report.notes for report in reports] or [[]]
+    return [note for note in first if all(note in notes for notes in others)]

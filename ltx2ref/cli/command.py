@@ -4,9 +4,11 @@ Names in help texts are literals, because importing the lists of them would impo
 """
 
 import argparse
+import json
 import signal
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 # Exit statuses of all commands. docs/command-line.md has the table.
-DONE, WRONG, UNCLEAR = 0, 1, 2
+DONE, WRONG, UNCLEAR, RAISED = 0, 1, 2, 3
+WORST_FIRST = (WRONG, RAISED, UNCLEAR)  # what was found to be wrong stays wrong, whatever raised elsewhere
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the number of the signal: SIGINT, SIGPIPE, SIGTERM
 
 RELEASE_NAMES = ("2.0", "2.3", "2.5")
@@ -81,6 +84,33 @@ def add_partial(command: argparse.ArgumentParser) -> None:
     command.add_argument("--partial", action="store_true", help="what is missing was left out on purpose")
 
 
+def add_names(command: argparse.ArgumentParser) -> None:
+    """Add the option that translates names of taps."""
+    command.add_argument("--names", metavar="FILE", help='the candidate\'s names: JSON, {"their name": "our name"}')
+
+
+def names_in(path: str | None) -> dict[str, str]:
+    """Return the names in the file of --names, {"their name": "our name"}; none without a file.
+
+    Raises `ValueError` for a file that is no such map.
+    """
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except OSError as error:
+        raise ValueError(f"--names {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"--names {path}: not JSON: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
+        raise ValueError(f'--names {path}: expected a JSON object, {{"their name": "our name"}}')
+    twice = [ours for ours, count in Counter(found.values()).items() if count > 1 and "*" not in ours]
+    if twice:
+        raise ValueError(f"--names {path}: several names would become {twice[0]}")
+    return found
+
+
 def required(options: argparse.Namespace, argument: str, metavar: str) -> None:
     """Exit with a usage error unless a positional argument, which only --list can do without, is given."""
     if getattr(options, argument) is None:
@@ -110,5 +140,6 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def worst(statuses: Iterable[int]) -> int:
-    """Return the exit status for several results: something wrong outweighs something undecided."""
-    return min((status for status in statuses if status != DONE), default=DONE)
+    """Return the exit status for several results: the worst counts, a failure being worse than what is undecided."""
+    found = set(statuses)
+    return next((status for status in WORST_FIRST if status in found), DONE)

@@ -7,7 +7,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,6 +63,11 @@ def print_text(text: str) -> None:
     print(printable_lines(text))
 
 
+def print_error(text: str) -> None:
+    """Print a line to standard error, as `main` does for an error of the command line."""
+    print(f"ltx2ref: {printable_lines(text)}", file=sys.stderr)
+
+
 def print_names(names: Sequence[str], as_json: bool) -> None:
     """Print names, one to a line."""
     if as_json:
@@ -80,6 +86,42 @@ def print_table(columns: Sequence[Column], keys: int = 1, alarming: Sequence[boo
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     shown = [column._replace(cells=[printable(cell) for cell in column.cells]) for column in columns]
     print("\n".join(table_lines(shown, width, keys, alarming if coloured else ())))
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Send to standard error what others' code prints, so that standard output has the results alone.
+
+    This is also done below Python, for processes that a port starts and for libraries that write by themselves.
+    """
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # there is none, as in some notebooks
+        kept = None
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def page_path(path: str) -> str:
+    """Return where a page will be written, wherever the current folder is by then.
+
+    Raises `ValueError` if nothing can be written there.
+    """
+    page = Path(path).absolute()
+    if page.is_dir() or not page.parent.is_dir():
+        raise ValueError(
+            f"--html {path}: {'this is a folder' if page.is_dir() else f'there is no folder {page.parent}'}"
+        )
+    if not os.access(page if page.exists() else page.parent, os.W_OK):
+        raise ValueError(f"--html {path}: Permission denied")
+    return str(page)
 
 
 def write_page(path: str, report: "Report") -> None:

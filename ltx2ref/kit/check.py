@@ -93,8 +93,10 @@ def judge_one(case: KitEntry, dtype: str, path: Path, kit: Path, level: str) -> 
         return Result(case["id"], dtype, None)
     file = read_tensors(kit / case["file"])
     given = read_results(path, case["exact"][dtype]["digests"] if level == EXACT_LEVEL else case["outputs"])
+    if not given:
+        return Result(case["id"], dtype, None)
     report = (judge_by_digests if level == EXACT_LEVEL else judge_natively)(case, dtype, file, given)
-    return Result(case["id"], dtype, replace(report, candidate={"implementation": path.name}) if given else None)
+    return Result(case["id"], dtype, replace(report, candidate={"implementation": path.name}))
 
 
 def judge_by_digests(case: KitEntry, dtype: str, file: Taps, given: Taps) -> Report:

@@ -28,18 +28,19 @@ from .cases import CASES, Case, Inputs
 from .compare import compare_forwards
 from .exact import exact
 from .generator import build
+from .guard import PortFailed, called, copied_inputs, flat_inputs, overwritten, separately
 from .real import RealCase, require_same_inputs
 from .report.assemble import assemble
 from .report.rows import BUG, DIVERGED, MISSING, PROPAGATED, ROUNDING, SUSPECT, Report, joined_names
 from .run import cast, moved, run
+from .trace.given import as_taps, renamed_taps, taps_to_compare
 from .trace.modules import taps_of_module
 from .trace.port import port_named
 from .trace.probe import threads
-from .trace.sketch import Sketch
-from .trace.taps import LISTENERS, PROJECTED, OutputError, Taps, brief, returned
+from .trace.taps import LISTENERS, Taps
 from .trace.tracefile import Trace, load_trace
 
-Outputs = Mapping[str, Any] | tuple[Tensor, Tensor]
+Outputs = Mapping[str, Any] | tuple[Any, Any]
 Fingerprint = dict[str, Any]
 EQUAL = "(= "  # how levels.py names an argument that equals another one
 LEVEL = re.compile(r"\b(?:audio_)?(?:timestep|sigma)\b")
@@ -75,7 +76,7 @@ class Setup(NamedTuple):
 class Candidate(NamedTuple):
     """An implementation to be audited.
 
-    `run` computes the taps of a setup, under our names, and raises `ValueError` if the implementation cannot express
+    `run` computes the taps of a setup, under our names, and raises `Unsupported` if the implementation cannot express
     that setup. `made_in` is set for trace files only, which nobody can run again: it names the arithmetic they were
     made in. `trace` is then the file, by its path.
     """
@@ -103,9 +104,10 @@ def audit(
     Under exact arithmetic in a narrow dtype, an unclear result is checked again in float32. Causes at the places
     `accept` are put into the reference, so that only what else is wrong is reported.
 
-    Raises `ValueError` if the candidate cannot express the case, if `reference` is unknown, or if no cause is at some
-    place in `accept`; and `NotExact` if the candidate uses an operation that exact arithmetic does not define, or is a
-    trace that was not made in exact arithmetic.
+    Raises `Unsupported` if the candidate has no equivalent of the case, `PortFailed` if it raises anything else,
+    `OutputError` if it returns no tensors, `ValueError` if these have no names in common with ours, if `reference` is
+    unknown, or if no cause is at some place in `accept`, and `NotExact` if the candidate uses an operation that exact
+    arithmetic does not define, or is a trace that was not made in exact arithmetic.
     """
     about = fingerprint(device, dtype) | {"arithmetic": arithmetic}
     conventions = conventions_of(reference)
@@ -117,19 +119,23 @@ def audit(
     inputs = moved(cast(given, dtype), lambda x: x.to(device))
     if candidate.trace is not None:
         require_same_inputs(*candidate.trace, inputs, case.config, dtype)
-    coords = {name: x for name, x in run(model, inputs).items() if name.endswith("_coords")}
-
+    before = run(model, inputs)
     heard: list[str] = []
+    written: list[str] = []  # inputs that the candidate changed
 
-    def theirs() -> Mapping[str, Any]:
+    def theirs() -> Any:
         kept = model if isinstance(case, Case) else case.stored(model)
         state = {name: x.detach().clone() for name, x in kept.state_dict().items()}
-        coordinates = {name: x.to(device) for name, x in coords.items()}
+        coordinates = {name: x.to(device, copy=True) for name, x in before.items() if name.endswith("_coords")}
+        arguments = copied_inputs(inputs)
+        handed = flat_inputs(arguments)
         with noted_in(heard):
-            return candidate.run(Setup(case.config, state, inputs, dtype, device, coordinates))
+            given = called(candidate.run, Setup(case.config, state, arguments, dtype, device, coordinates))
+        written.extend(overwritten(flat_inputs(inputs), handed))
+        return given
 
     if arithmetic == MADE_NATIVELY:
-        report = audit_natively(model, inputs, theirs(), accept)
+        report = audit_natively(model, inputs, theirs(), accept, before)
         if report.verdict == SUSPECT and candidate.made_in is None and case.small:
             report = cleared(report, model, inputs, theirs)
     elif candidate.made_in not in (None, MADE_EXACTLY):
@@ -145,7 +151,11 @@ def audit(
             report = widened(report, audit(candidate, case, torch.float32, device, reference, arithmetic, accept))
     return replace(
         report,
-        notes=[*report.notes, *heard],
+        notes=[
+            *report.notes,
+            *heard,
+            *(f"the port changed its input `{name}` in place" for name in dict.fromkeys(written)),
+        ],
         reference={"implementation": reference, **about},
         candidate={"implementation": candidate.name, "version": candidate.version, **about},
     )
@@ -174,7 +184,7 @@ def settled(
         return report
     try:
         told = audit(candidate, other, dtype, device, reference, arithmetic)
-    except ValueError:
+    except (ValueError, PortFailed):
         return report
     there = {cause.place: cause.what for cause in told.causes if cause.what and EQUAL not in cause.what}
     return replace(
@@ -207,20 +217,35 @@ def noted_in(heard: list[str]) -> Iterator[None]:
 
 
 def audit_natively(
-    model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Mapping[str, Any], accept: Sequence[str] = ()
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    theirs: Any,
+    accept: Sequence[str] = (),
+    before: Taps | None = None,
 ) -> Report:
-    """Compare taps that a candidate computed from this model's weights and inputs with the model's own."""
-    ours, again = run(model, inputs), run(model, inputs)
-    if any(not torch.equal(x, again[name]) for name, x in ours.items()):
-        return Report(SUSPECT, "inconclusive: the reference does not repeat itself", None, [])
-    return compared(model, inputs, ours, theirs, accept=accept)
+    """Compare taps that a candidate computed from this model's weights and inputs with the model's own.
+
+    `before` holds the model's own taps from before the candidate ran.
+    """
+    ours = run(model, inputs)
+    if first_unlike(ours, before or run(model, inputs)) is None:
+        return compared(model, inputs, ours, theirs, accept=accept)
+    changed = before is not None and first_unlike(ours, run(model, inputs)) is None
+    said = (
+        "the candidate changed the reference's results: a weight that they share, or a function or setting of torch"
+        if changed
+        else "the reference does not repeat itself"
+    )
+    return Report(SUSPECT, f"inconclusive: {said}", None, [])
+
+
+def first_unlike(taps: Taps, others: Taps) -> str | None:
+    """Return the first tap that has other bits in another forward of the same model, or None."""
+    return next((name for name, x in taps.items() if not torch.equal(x, others[name])), None)
 
 
 def audit_exactly(
-    model: LTX2VideoTransformer3DModel,
-    inputs: Inputs,
-    theirs: Callable[[], Mapping[str, Any]],
-    accept: Sequence[str] = (),
+    model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Any], accept: Sequence[str] = ()
 ) -> Report:
     """Run both implementations under exact arithmetic, where a difference in bits is a difference in operations.
 
@@ -233,9 +258,11 @@ def audit_exactly(
     with exact():
         ours = run(model, inputs)
     with torch.random.fork_rng(devices=[]), exact(random=True):
-        given, second = theirs(), theirs()
+        given, second = (as_taps(x, exactly=True) for x in (theirs(), theirs()))
     changed = [
-        name for name, x in given.items() if isinstance(x, Tensor) and record.digest(x) != record.digest(second[name])
+        name
+        for name, x in given.items()
+        if name not in second or (isinstance(x, Tensor) and record.digest(x) != record.digest(second[name]))
     ]
     if changed:
         raise NotExact(
@@ -249,28 +276,21 @@ def compared(
     model: LTX2VideoTransformer3DModel,
     inputs: Inputs,
     ours: Taps,
-    theirs: Mapping[str, Any],
+    theirs: Any,
     exactly: bool = False,
     accept: Sequence[str] = (),
 ) -> Report:
-    """Compare the taps that count, and note parameters without effect."""
+    """Compare the taps that count, and note what is not localised, what is cut, and parameters without effect.
+
+    Raises `ValueError` if the candidate has no tap under one of our names.
+    """
     notes = without_effect(model)
-    report = compare_forwards(model, inputs, shown(ours, theirs, inputs), theirs, exactly, accept)
-    return replace(report, notes=[*report.notes, *notes])
+    compared_taps, theirs, said = taps_to_compare(ours, theirs, inputs, exactly)
+    report = compare_forwards(model, inputs, compared_taps, theirs, exactly, accept)
+    return replace(report, notes=[*report.notes, *said, *notes])
 
 
-def shown(ours: Taps, theirs: Mapping[str, Any], inputs: Inputs) -> Taps:
-    """Return those of our taps that are compared: the candidate has them, or should have them."""
-    return {
-        name: x
-        for name, x in ours.items()
-        if name in theirs or not (unused(name, inputs) or name in PROJECTED.values())
-    }
-
-
-def cleared(
-    report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Mapping[str, Any]]
-) -> Report:
+def cleared(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Any]) -> Report:
     """Judge a suspect report again under exact arithmetic, and call it rounding if the operations are the same.
 
     Other reports are returned as they are.
@@ -339,23 +359,6 @@ def without_effect(model: nn.Module) -> list[str]:
     ]
 
 
-def unused(name: str, inputs: Inputs) -> bool:
-    """Tell whether a tap cannot affect the output, so that a candidate may lack it.
-
-    In a self-attention that is perturbed for the whole batch only the values matter, and diffusers skips the rest.
-    """
-    block, _, tap = name.removeprefix("transformer_blocks.").partition(".")
-    mask = inputs.get("perturbation_mask")
-    perturbed = int(block) in (inputs.get("spatio_temporal_guidance_blocks") or ()) if block.isdigit() else False
-    attention, _, part = tap.partition(".")
-    return (
-        perturbed
-        and (mask is None or not mask.any())
-        and attention in ("attn1", "audio_attn1")
-        and part in ("norm_q", "norm_k", "q", "k", "sdpa")
-    )
-
-
 def assert_parity(
     model: LTX2VideoTransformer3DModel,
     candidate: nn.Module | Callable[..., Outputs],
@@ -372,51 +375,40 @@ def assert_parity(
     - A callable that returns the two outputs, or taps under our names or under those that `names` translates
       (`{"their name": "our name"}`).
 
-    Missing taps are no failure, but missing outputs are. `arithmetic` is "native" or "exact". Unlike `audit`, this runs
-    the models in their own dtype only, so an error that bfloat16 rounding hides is found with float32 models alone.
+    Missing taps are no failure, but missing outputs are. What the candidate raises is raised. `arithmetic` is "native"
+    or "exact". Unlike `audit`, this runs the models in their own dtype only, so an error that bfloat16 rounding hides
+    is found with float32 models alone.
 
-    Returns the report. Raises `ValueError` for another `arithmetic`, `OutputError` if the candidate returns anything
-    else, and `NotExact` if it uses an operation that exact arithmetic does not define.
+    Returns the report. Raises `ValueError` for another `arithmetic` or if the candidate has no tap under our names,
+    `OutputError` if it returns anything else, and `NotExact` if it uses an operation that exact arithmetic does not
+    define.
     """
     heard: list[str] = []
 
-    def theirs() -> Mapping[str, Any]:
-        with noted_in(heard):
-            return {(names or {}).get(name, name): x for name, x in taps_of(candidate, inputs).items()}
+    def theirs() -> Any:
+        with noted_in(heard), separately({}):
+            return renamed_taps(taps_of(candidate, copied_inputs(inputs)), names or {})
 
     if arithmetic not in (MADE_NATIVELY, "exact"):
         raise ValueError(f"arithmetic: expected 'native' or 'exact', got {arithmetic!r}")
     if arithmetic == MADE_NATIVELY:
-        report = cleared(audit_natively(model, inputs, theirs()), model, inputs, theirs)
+        before = run(model, inputs)
+        report = cleared(audit_natively(model, inputs, theirs(), before=before), model, inputs, theirs)
     else:
         report = audit_exactly(model, inputs, theirs)
     report = replace(report, notes=[*report.notes, *heard])
-    outputs = [row.verdict for row in report.rows if row.name in ("sample", "audio_sample")]
-    if not report.passed and (report.verdict != MISSING or MISSING in outputs):
+    if not report.passed:
         raise AssertionError(report.details())
     return report
 
 
-def taps_of(candidate: nn.Module | Callable[..., Outputs], inputs: Inputs) -> Mapping[str, Any]:
-    """Run a candidate of any supported kind on `inputs` and return its taps."""
+def taps_of(candidate: nn.Module | Callable[..., Outputs], inputs: Inputs) -> Any:
+    """Run a candidate of any supported kind on `inputs` and return its taps, or both outputs."""
     if isinstance(candidate, LTX2VideoTransformer3DModel):
         return run(candidate, inputs)
     if isinstance(candidate, nn.Module):
         return taps_of_module(candidate, inputs)
-    return as_taps(candidate(**inputs))
-
-
-def as_taps(given: Outputs) -> Mapping[str, Any]:
-    """Return what a callable returned as taps: a mapping is taken as it is, a pair as the two outputs.
-
-    Raises `OutputError` for anything else, and for values that are not floating-point tensors.
-    """
-    if isinstance(given, Mapping):
-        for name, x in given.items():
-            if not isinstance(x, Tensor | Sketch) or not x.dtype.is_floating_point:
-                raise OutputError(f"{name}: expected a floating-point tensor, got {brief(x)}")
-        return given
-    return returned(given)
+    return candidate(**inputs)
 
 
 def candidate_named(name: str) -> Candidate:
@@ -439,9 +431,7 @@ def candidate_named(name: str) -> Candidate:
         return Candidate(found.implementation or name, None, lambda setup: found.taps, made_in, (name, found))
     function = port_named(name)
     return Candidate(
-        name,
-        None,
-        lambda s: as_taps(function(config=s.config.to_diffusers(), state=s.state, inputs=s.inputs, dtype=s.dtype)),
+        name, None, lambda s: function(config=s.config.to_diffusers(), state=s.state, inputs=s.inputs, dtype=s.dtype)
     )
 
 

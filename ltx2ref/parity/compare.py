@@ -28,6 +28,7 @@ from .judge import AnyTaps, Standard, judge_taps, remarks, rounded_phases
 from .report.assemble import assemble
 from .report.rows import DIVERGED, Report, TapRow
 from .run import run
+from .trace.given import require_common
 from .trace.taps import Taps
 from .truth import NO_DEVIATIONS, Deviations, Local, Truth, isolate, norm, unseen
 
@@ -49,7 +50,10 @@ def compare(
     hold the permitted error of each element of a sinusoid, or of a RoPE table made from float32 frequencies; `least`
     the smallest error that the other RoPE tables' budgets assume (see truth.py). `slack` is added to a tap's budget.
     `least` and `slack` are L2 norms.
+
+    Raises `ValueError` if both sides have no tap in common.
     """
+    require_common(reference, candidate)
     standard = Standard(truth or {}, candidate_truth or {}, bounds or {}, slack or {}, least=least or {})
     rows = judge_taps(reference, candidate, standard, local)
     return assemble(rows, remarks(rows, reference, candidate, truth))

@@ -231,7 +231,7 @@ def test_no_command_s_table_cuts_a_cell(
 def test_the_page_has_every_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     documented = {int(x) for x in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
-    assert documented == {command.DONE, command.WRONG, command.UNCLEAR, 130, 141, 143}
+    assert documented == {command.DONE, command.WRONG, command.UNCLEAR, command.RAISED, 130, 141, 143}
     assert (command.INTERRUPTED, command.BROKEN_PIPE, command.TERMINATED) == (
         128 + signal.SIGINT,
         128 + signal.SIGPIPE,
@@ -321,6 +321,7 @@ def test_something_missing_is_2_unless_it_was_left_out_on_purpose(
 
 def test_something_wrong_outweighs_what_is_not_decided() -> None:
     assert [command.worst(x) for x in ([], [0, 0], [0, 2], [2, 1, 0])] == [0, 0, 2, 1]
+    assert [command.worst(x) for x in ([3, 0], [2, 3], [3, 1])] == [3, 3, 1], "what is wrong stays wrong"
 
 
 @pytest.mark.parametrize(

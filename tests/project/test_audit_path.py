@@ -40,8 +40,8 @@ def test_a_helper_in_another_room_is_one_place_more(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = len(places_of(capsys))
-    shown = audit.shown
-    monkeypatch.setattr(audit, "shown", lambda *given: (truth.norm(next(iter(given[0].values()))), shown(*given))[1])
+    given = audit.taps_to_compare
+    monkeypatch.setattr(audit, "taps_to_compare", lambda *x: (truth.norm(next(iter(x[0].values()))), given(*x))[1])
     assert len(places_of(capsys)) > before
 
 

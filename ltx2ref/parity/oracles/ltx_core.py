@@ -27,6 +27,7 @@ from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLa
 from torch import Tensor, nn
 
 from ...checkpoint.names import to_lightricks
+from ..guard import Unsupported
 from ..trace.layouts import LIGHTRICKS_LIKE
 from ..trace.taps import Taps, returned, trace
 from .diffusers import Arguments, Config, adopt, without_private
@@ -70,7 +71,7 @@ class LTXCore(nn.Module):
 def build_ltx_core(config: Config, state: Mapping[str, Tensor], dtype: torch.dtype) -> LTXCore:
     """Build ltx-core's model around the given parameters, shared as in `build_diffusers`.
 
-    `config` is diffusers', for release 2.0 or 2.3. Raises `ValueError` for what ltx-core 1.0.0 cannot express: release
+    `config` is diffusers', for release 2.0 or 2.3. Raises `Unsupported` for what ltx-core 1.0.0 cannot express: release
     2.5, and flags that differ between the streams.
     """
     full = _with_defaults(config)
@@ -83,7 +84,7 @@ def build_ltx_core(config: Config, state: Mapping[str, Tensor], dtype: torch.dty
 def run_ltx_core(model: LTXCore, inputs: Arguments) -> tuple[Tensor, Tensor]:
     """Return the velocities of video (B, Tv, C) and audio (B, Ta, C) for the documented arguments.
 
-    ltx-core 1.0.0 always conditions the exchange on the other stream's sigma. So this raises `ValueError` unless the
+    ltx-core 1.0.0 always conditions the exchange on the other stream's sigma. So this raises `Unsupported` unless the
     inputs contain `use_cross_timestep=True` and `sigma`, and for everything else that ltx-core has no equivalent of.
     """
     _check_ltx_core_inputs(inputs)
@@ -141,10 +142,10 @@ def _with_defaults(config: Config) -> dict[str, Any]:
 def _check_ltx_core_config(config: Config) -> None:
     for ours, theirs in LTX_CORE_PAIRS.items():
         if config[ours] != config[theirs]:
-            raise ValueError(f"ltx-core has one flag for {ours}={config[ours]} and {theirs}={config[theirs]}")
+            raise Unsupported(f"ltx-core has one flag for {ours}={config[ours]} and {theirs}={config[theirs]}")
     for key, value in LTX_CORE_CONSTANTS.items():
         if config[key] != value:
-            raise ValueError(f"ltx-core 1.0.0 runs releases 2.0 and 2.3: {key}={config[key]}, expected {value}")
+            raise Unsupported(f"ltx-core 1.0.0 runs releases 2.0 and 2.3: {key}={config[key]}, expected {value}")
 
 
 def _ltx_core_arguments(config: Config) -> dict[str, Any]:
@@ -173,9 +174,9 @@ def _caption_projections(config: Config) -> dict[str, nn.Module]:
 
 def _check_ltx_core_inputs(inputs: Arguments) -> None:
     if not inputs.get("use_cross_timestep") or inputs.get("sigma") is None:
-        raise ValueError("ltx-core 1.0.0 computes use_cross_timestep=True only, and needs sigma")
+        raise Unsupported("ltx-core 1.0.0 computes use_cross_timestep=True only, and needs sigma")
     if (inputs.get("attention_kwargs") or {}).get("video_keyframes_mask") is not None:
-        raise ValueError("ltx-core 1.0.0 has no video_keyframes_mask")
+        raise Unsupported("ltx-core 1.0.0 has no video_keyframes_mask")
 
 
 def _modality(inputs: Arguments, config: Config, side: str, attention_mask: Tensor | None) -> Modality:
@@ -227,7 +228,7 @@ def _text_mask(mask: Tensor | None) -> Tensor | None:
     if mask is None or (mask.ndim == 3 and mask.is_floating_point()):
         return mask
     if mask.ndim != 2 or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
+        raise Unsupported(
             "ltx-core needs a text mask (B, S) of zeros and ones, or a bias (B, 1|T, S), "
             f"got {tuple(mask.shape)} {mask.dtype}"
         )
@@ -243,7 +244,7 @@ def _perturbations(inputs: Arguments) -> BatchedPerturbationConfig:
     mask = inputs.get("perturbation_mask")
     kept = [0.0] * batch if mask is None else [x.item() for x in mask.flatten()]
     if blocks and not set(kept) <= {0.0, 1.0}:
-        raise ValueError(f"ltx-core perturbs a batch element wholly or not at all: perturbation_mask {kept}")
+        raise Unsupported(f"ltx-core perturbs a batch element wholly or not at all: perturbation_mask {kept}")
     isolated = _skips(("A2V_CROSS_ATTN", "V2A_CROSS_ATTN"), None) if inputs.get("isolate_modalities") else []
     skipped = _skips(("VIDEO_SELF_ATTN", "AUDIO_SELF_ATTN"), blocks) if blocks else []
     return BatchedPerturbationConfig([PerturbationConfig(isolated + (skipped if k == 0 else [])) for k in kept])

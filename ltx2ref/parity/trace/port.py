@@ -7,12 +7,13 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
+
+from ..guard import PortFailed, described, raised_at, separately
 
 PARAMETERS = ("config", "state", "inputs", "dtype")  # the keyword arguments that a port's function is called with
 
@@ -23,8 +24,8 @@ def port_named(name: str) -> Callable[..., Any]:
     "Beside it" means the current folder for a module, where a console script does not look by itself, and the file's
     own folder for a file.
 
-    Raises `ValueError`, in one line, if there is no such function, if importing it fails, or if it does not take
-    `PARAMETERS`.
+    Raises `PortError`, in one line, if there is no such function or if it does not take `PARAMETERS`, and `PortFailed`
+    if importing it raises an exception. What it changes in torch's settings holds while it runs, and no longer.
     """
     where, _, attribute = name.rpartition(":")  # the last colon: there are two in C:\ports\my_port.py:run
     if not where or not attribute.isidentifier():
@@ -36,12 +37,13 @@ def port_named(name: str) -> Callable[..., Any]:
         )
     file = Path(where).absolute() if where.endswith(".py") else None
     folder = Path.cwd() if file is None else file.parent
-    with importable(folder), one_line(name, where):
+    settings: dict[str, Any] = {}
+    with importable(folder), separately(settings, keep=True), one_line(name, where):
         module = importlib.import_module(checked(where, name)) if file is None else module_of(file, name)
     function = attribute_of(module, attribute, name, where)
 
     def run(**given: Any) -> Any:
-        with importable(folder):
+        with importable(folder), separately(settings):
             return function(**given)
 
     return run
@@ -61,51 +63,24 @@ def importable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_line(name: str, where: str) -> Iterator[None]:
-    """Turn anything that an import raises into one `PortError` of one line.
-
-    It distinguishes a port that is not there from one that is broken.
-    """
+    """Turn what an import raises into one line: `PortError` for no such port, `PortFailed` for a broken one."""
     try:
         yield
-    except PortError:
+    except (PortError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
         if error.name is None:
-            failed(name, where, error)
+            raise PortFailed(error, f"{name}: importing {where} {described(error)}") from None
         if not where.endswith(".py") and f"{where}.".startswith(f"{error.name}."):
             raise PortError(f"{name}: there is no module {error.name} in {Path.cwd()}, nor is one installed") from None
-        raise PortError(f"{name}: {where} imports {error.name}, which is not installed{raised_at(error)}") from None
-    except (Exception, SystemExit) as error:  # SystemExit comes from a script without a `__main__` guard
-        failed(name, where, error)
+        said = f"{name}: {where} imports {error.name}, which is not installed ({raised_at(error)})"
+        raise PortFailed(error, said) from None
+    except BaseException as error:  # SystemExit comes from a script without a `__main__` guard
+        raise PortFailed(error, f"{name}: importing {where} {described(error)}") from None
 
 
 class PortError(ValueError):
     """A port cannot be called; the message says why."""
-
-
-def failed(name: str, where: str, error: BaseException) -> NoReturn:
-    """Raise the error of an import that failed, with the place in the port where it did."""
-    said = error.msg if isinstance(error, SyntaxError) else str(error)
-    what = ": ".join(x for x in (type(error).__name__, (said.splitlines() or [""])[0]) if x)
-    raise PortError(f"{name}: importing {where} failed with {what}{raised_at(error)}") from None
-
-
-def raised_at(error: BaseException) -> str:
-    """Return " (FILE, line N)" for the last line of the port's own files that an error passed through."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({Path(error.filename).name}, line {error.lineno})"
-    machinery = (__file__, importlib.__file__, "<frozen importlib")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(machinery)]
-    if not frames:
-        return ""
-    folder = Path(frames[0].filename).parent
-    own = [
-        frame
-        for frame in frames
-        if Path(frame.filename).is_relative_to(folder)
-        and "site-packages" not in Path(frame.filename).relative_to(folder).parts
-    ]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 
 
 def checked(where: str, name: str) -> str:
