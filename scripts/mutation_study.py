@@ -361,8 +361,9 @@ def ordered(mutants: list[Mutant], seed: int) -> list[Mutant]:
 class Results:
     """Results in a file, a line of JSON each, and the workers that add to them."""
 
-    def __init__(self, path: Path, workers: int) -> None:
+    def __init__(self, path: Path, workers: int, minutes: float | None = None) -> None:
         self.path, self.workers = path, workers
+        self.until = float("inf") if minutes is None else time.monotonic() + 60 * minutes
         self.found: dict[str, Found] = {}
         if path.exists():
             for line in path.read_text().splitlines():
@@ -378,7 +379,14 @@ class Results:
         self.pool = self.pool or ProcessPoolExecutor(self.workers, get_context("spawn"))
         started, shown = time.monotonic(), 0.0
         with self.path.open("a") as file:
-            for i, future in enumerate(as_completed([self.pool.submit(done, task) for task in left]), 1):
+            futures = [self.pool.submit(done, task) for task in left]
+            for i, future in enumerate(as_completed(futures), 1):
+                if time.monotonic() > self.until:
+                    stopped = sum(x.cancel() for x in futures)
+                    if stopped:
+                        print(f"{what}: no time left for {stopped} of {len(left)}", file=sys.stderr, flush=True)
+                if future.cancelled():
+                    continue
                 one = future.result()
                 self.found[one["key"]] = one
                 file.write(json.dumps(one) + "\n")
@@ -568,24 +576,26 @@ def main() -> int:
     arguments.add_argument("--dtype", action="append", choices=[*DTYPES], help="may be given more than once; all three")
     arguments.add_argument("--operators", help="only these operators, with commas in between")
     arguments.add_argument("--functions", help="only these functions, with commas in between")
-    arguments.add_argument("--only", choices=("mutants", "rewrites"), help="leave out the other part")
+    arguments.add_argument("--only", choices=("probes", "mutants", "rewrites"), help="leave out the other parts")
     arguments.add_argument("--exact-limit", type=int, help="how many live mutants to audit under exact arithmetic")
     arguments.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one for each core)")
+    arguments.add_argument("--minutes", type=float, help="start nothing after this time")
+    arguments.add_argument("--rewrite-cases", type=int, default=1, help="cases for each rewrite, 1 to 3")
     arguments.add_argument("--table", action="store_true", help="run nothing, and report what the file holds")
     arguments.add_argument("--write", action="store_true", help="also write the table into docs/mutation-study.md")
     arguments.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments.add_argument("--misses", action="store_true", help="list what was not found, and hints to be read")
     given = arguments.parse_args()
-    results = Results(given.results, given.workers)
+    results = Results(given.results, given.workers, given.minutes)
     dtypes = given.dtype or [*DTYPES]
     if not given.table:
         if given.only != "rewrites":
             study(results, given, dtypes)
-        if given.only != "mutants":
+        if given.only in (None, "rewrites"):
             tasks = [
                 Task("rewrite", name, dtype, (case,))
                 for dtype in dtypes
-                for case in REWRITTEN_IN
+                for case in REWRITTEN_IN[: given.rewrite_cases]
                 for name in rewrites.REWRITES
             ]
             results.do(tasks, "honest rewrites")
@@ -612,7 +622,7 @@ def study(results: Results, given: argparse.Namespace, dtypes: list[str]) -> Non
     ]
     print(f"{len(wanted)} mutants can be made of the lines that {len(LOOKED_AT)} cases reach", file=sys.stderr)
     live = results.live(ordered(wanted, given.seed), cases, given.limit)
-    for dtype in dtypes:
+    for dtype in dtypes if given.only != "probes" else ():
         tasks = []
         for mutant in live[: given.exact_limit] if dtype == EXACT else live:
             one = results.found[Task("probe", mutant.id).key]

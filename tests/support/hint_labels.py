@@ -1,9 +1,300 @@
-"""Say whether a hint about a mutant of diffusers is right."""
+"""Say whether a hint about a mutant of diffusers is right, by what was changed and where.
 
-from typing import Any
+A hint makes a claim: of a rounding, a factor, a norm, a mask, and so on. The table says for each claim which operators
+make it true, or which words must be in what was changed. A claim of something else is wrong. What the table does not
+know is unclear, and is listed to be read.
+"""
 
-from ast_mutants import Mutant
+import ast
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ast_mutants import OPERATORS, Mutant, Scope, definition
+
+Verdict = bool | None  # None is unclear
 
 
+class Changed(NamedTuple):
+    """What a mutant changed: its operator, words of the code there, and the tap at which it shows first."""
+
+    operator: str
+    variant: str
+    function: str
+    words: frozenset[str]
+    tap: str
+    hint: str
+
+    def about(self, pattern: str) -> bool:
+        """Tell whether a word of the code, or the function's name, has this pattern."""
+        return any(re.search(pattern, word) for word in (*self.words, self.function))
+
+
+Claim = Callable[[Changed], Verdict]
+CLAIMS: list[tuple[str, Claim]] = []
+
+
+def claim(pattern: str) -> Callable[[Claim], Claim]:
+    def add(test: Claim) -> Claim:
+        CLAIMS.append((pattern, test))
+        return test
+
+    return add
+
+
+MOVED = (
+    "rolled value",
+    "swapped arguments",
+    "swapped elements",
+    "other name",
+    "shifted loop",
+    "moved slice",
+    "constant",
+)
+RECAST = ("rounded value", "other dtype", "other call", "dropped call", "dropped keyword", "dropped statement")
+REPLACED = (
+    "other name",
+    "dropped term",
+    "dropped call",
+    "dropped statement",
+    "swapped arguments",
+    "swapped elements",
+    "swapped statements",
+    "taken branch",
+    "flipped condition",
+    "other comparison",
+    "word",
+    "argument none",
+    "dropped keyword",
+    "moved slice",
+    "constant",
+    "other call",
+    "other operator",
+    "shifted loop",
+)
+NARROW = {"bfloat16": ("bfloat16",), "float16": ("float16", "half"), "TF32": ("float16", "half")}
+
+
+# ---------------------------------------------------------------- the most particular claims come first
+@claim(r"another convention")
+def _(it: Changed) -> Verdict:
+    return it.about("timestep|sigma|rotary|dtype|mask|gate|multiplier")
+
+
+@claim(r"in its place")
+def _(it: Changed) -> Verdict:
+    return it.operator in REPLACED
+
+
+@claim(r"another order|a shift by one token|halves|heads|neighbouring pairs|components|being the same|earlier|later")
+def _(it: Changed) -> Verdict:
+    return it.operator in (*MOVED, *REPLACED)
+
+
+@claim(r"more exact")
+def _(it: Changed) -> Verdict:
+    return it.operator in RECAST and it.variant not in ("bfloat16", "float16", "half")
+
+
+@claim(r"rounded to|rounding to|computed in (bfloat16|float16)|in bfloat16|in float16|no number has more bits")
+def _(it: Changed) -> Verdict:
+    if it.operator not in RECAST:
+        return False
+    named = [kinds for name, kinds in NARROW.items() if name in it.hint]
+    if named:
+        return any(it.variant in kinds for kinds in named) or (None if it.operator.startswith("dropped") else False)
+    return it.variant not in ("bfloat16", "float16", "half")
+
+
+@claim(r"epsilon|eps\b")
+def _(it: Changed) -> Verdict:
+    return it.about(r"eps") or (it.operator == "dropped term" and it.about("norm|variance"))
+
+
+@claim(r"the 2 of a gate|half the gate|gate, 2")
+def _(it: Changed) -> Verdict:
+    if it.tap.endswith((".to_out", ".gate", ".to_gate_logits")):
+        return True if it.about("gate|sigmoid") else None
+    return False
+
+
+@claim(r"head_dim")
+def _(it: Changed) -> Verdict:
+    return it.about("scale|head")
+
+
+@claim(r"multiplier")
+def _(it: Changed) -> Verdict:
+    return it.about("multiplier|factor|timestep|sigma")
+
+
+@claim(r"a weight without its scale")
+def _(it: Changed) -> Verdict:
+    return "input" in it.hint
+
+
+@claim(r"a constant factor|constant factor")
+def _(it: Changed) -> Verdict:
+    return True  # a number that was measured
+
+
+@claim(r"a factor for each (head|channel)")
+def _(it: Changed) -> Verdict:
+    return it.about("gate|norm|weight|scale") and not it.about("eps")
+
+
+@claim(r"added to every token|missing from every token")
+def _(it: Changed) -> Verdict:
+    return it.operator in ("shifted value", "dropped term", "other operator", "dropped statement", "constant", "sign")
+
+
+@claim(r"noise level|timestep|sigma")
+def _(it: Changed) -> Verdict:
+    return it.about("timestep|sigma|batch|time_proj|emb")
+
+
+@claim(r"sines before cosines|sinusoid|frequencies of i / 127")
+def _(it: Changed) -> Verdict:
+    return it.about("get_timestep_embedding|Timesteps|flip_sin|downscale|emb")
+
+
+@claim(r"mask")
+def _(it: Changed) -> Verdict:
+    return it.about("mask|bias")
+
+
+@claim(r"no norm|LayerNorm|RMSNorm|norm over|norm in")
+def _(it: Changed) -> Verdict:
+    return it.about("norm|variance|rsqrt|RMS")
+
+
+@claim(r"residual|gate = |without a gate|without the gate")
+def _(it: Changed) -> Verdict:
+    return it.about("gate|attn|ff|hidden")
+
+
+@claim(r"scale, shift|shift, scale|modulation|rows?\[|x \* scale|shift|offsets|table alone")
+def _(it: Changed) -> Verdict:
+    return it.about("scale|shift|gate|ada|mod_params|table|temb|emb|norm")
+
+
+@claim(r"exchange|the other stream")
+def _(it: Changed) -> Verdict:
+    return it.about("a2v|v2a|cross|ca_|audio|video|hidden|norm|swapped|timestep|sigma")
+
+
+@claim(r"GELU|SiLU|ReLU|activation|sigmoid\(1.702")
+def _(it: Changed) -> Verdict:
+    return it.about("gelu|GELU|act|silu|approximate|net|activation")
+
+
+@claim(r"rotation|rotated")
+def _(it: Changed) -> Verdict:
+    return it.about("rotary|rope|sin|cos|freqs")
+
+
+@claim(r"logits|attention|values|softmax over|scaled by")
+def _(it: Changed) -> Verdict:
+    return True if "finite" in it.hint else it.about("attn|attention|query|key|value|scale|causal|heads|perturb|gate")
+
+
+@claim(r"position|time in|frames per second|latent frame|causal offset|patch|axis|height and width|seconds")
+def _(it: Changed) -> Verdict:
+    return it.about(
+        "coord|frame|fps|height|width|patch|grid|scale_factor|causal|hop|sampling|latent|positions|pos|Rotary"
+    )
+
+
+@claim(r"frequenc|angles|planes|phase|cosines|sines")
+def _(it: Changed) -> Verdict:
+    return it.about("freq|theta|pow|Rotary|rotary|emb|exponent|period|cos|sin|dim|double|precision|rope")
+
+
+@claim(r"batch")
+def _(it: Changed) -> Verdict:
+    return it.operator in (*MOVED, *REPLACED)
+
+
+@claim(r"a difference (at|only|on)|difference only")
+def _(it: Changed) -> Verdict:
+    return True  # what was measured
+
+
+@claim(r"not finite")
+def _(it: Changed) -> Verdict:
+    return True
+
+
+@claim(r"a change after")
+def _(it: Changed) -> Verdict:
+    return it.about("output|proj|return")
+
+
+@claim(r"never computed|left out|missing")
+def _(it: Changed) -> Verdict:
+    return it.operator in REPLACED
+
+
+# ---------------------------------------------------------------- what was changed
 def label(mutant: Mutant, one: dict[str, Any]) -> str:
-    return "unclear" if one["hints"] else "none"
+    """Return "right", "wrong", "unclear", or "none" if there is no hint. One wrong hint is enough to be wrong."""
+    said = [judged(hint, mutant, one.get("first") or "") for hint in one["hints"]]
+    if not said:
+        return "none"
+    return "wrong" if False in said else "right" if True in said else "unclear"
+
+
+def judged(hint: str, mutant: Mutant, tap: str) -> Verdict:
+    """Judge one hint by the first claim that it makes."""
+    it = Changed(mutant.operator, mutant.variant, mutant.function, words(mutant), tap, hint)
+    test = next((test for pattern, test in CLAIMS if re.search(pattern, hint)), None)
+    return None if test is None else test(it)
+
+
+@lru_cache(maxsize=4096)
+def words(mutant: Mutant) -> frozenset[str]:
+    """Return the words of the code that a mutant changed: of the node before and after, and of what it is assigned to.
+
+    A short statement counts as a whole. Of a long call, only the arguments that changed count.
+    """
+    tree = definition(mutant.function)
+    nodes, scope = [*ast.walk(tree)], Scope(tree)
+    node = nodes[mutant.node]
+    new = next(x for name, x in OPERATORS[mutant.operator](node, scope) if name == mutant.variant)
+    before, after = [*named(node)], [*named(new)]
+    found = {*before, *after}
+    if len(found) > 12 and isinstance(node, ast.Call):
+        old = {ast.dump(x) for x in (*node.args, *node.keywords)}
+        made = {ast.dump(x) for x in (*getattr(new, "args", []), *getattr(new, "keywords", []))}
+        found = {
+            word
+            for call in (node, new)
+            for x in (*getattr(call, "args", []), *getattr(call, "keywords", []))
+            if ast.dump(x) not in old & made
+            for word in named(x)
+        }
+    statement = scope.statement(node) if node is not tree and node in scope.parents else None
+    if statement is None:
+        return frozenset(found | default_argument(tree, node))
+    whole = {*named(statement)}
+    targets = {word for target in getattr(statement, "targets", []) for word in named(target)}
+    keyword = scope.parents.get(node)
+    found |= {keyword.arg} if isinstance(keyword, ast.keyword) and keyword.arg else set()
+    return frozenset(found | targets | (whole if len(whole) <= 12 else set()))
+
+
+def named(node: ast.AST) -> Iterator[str]:
+    """Yield all names, attributes, keywords and words in a node."""
+    for x in ast.walk(node):
+        for field in ("id", "attr", "arg", "name"):
+            if isinstance(found := getattr(x, field, None), str):
+                yield found
+        if isinstance(x, ast.Constant) and isinstance(x.value, str):
+            yield x.value
+
+
+def default_argument(tree: ast.FunctionDef, node: ast.AST) -> set[str]:
+    """Return the name of the argument whose default is changed."""
+    arguments = tree.args.args[len(tree.args.args) - len(tree.args.defaults) :]
+    return {x.arg for x, value in zip(arguments, tree.args.defaults, strict=True) if node in [*ast.walk(value)]}
