@@ -6,8 +6,8 @@ first case that it changes, and in the next one if the first finds nothing. Hone
 compute the same function in another way, and must pass.
 
     detected       the verdict is "diverged", "suspect" or "shape"
-    localised      the first tap that the audit names is the first that the mutant changes. Which one that is, is found
-                   without the audit, by comparing the bits of diffusers' taps with and without the mutation
+    localised      the first tap that the audit names, or a tap of a cause, is the first that the mutant changes. Which
+                   one that is, is found without the audit, by the bits of diffusers' taps with and without the mutation
     hinted         there is a hint; it is right or wrong by the table of tests/support/hint_labels.py
     false alarm    the verdict on an honest rewrite is "diverged", "suspect" or "shape"
 
@@ -290,24 +290,28 @@ def changed(same: Unchanged, theirs: Mapping[str, Any]) -> list[str]:
 
 def summary(report: Report, label: list[str]) -> Found:
     """Return what is kept of a report. `label` lists the taps that really changed."""
-    rows = {row.name: row for row in report.rows}
-    originated = [x.name for x in report.rows if x.verdict in BEYOND and x.origin not in (None, "propagated")]
-    causes = getattr(report, "causes", ())
+    rows, first = {row.name: row for row in report.rows}, label[0] if label else None
+    causes = [
+        {
+            "place": cause.place,
+            "verdict": cause.verdict,
+            "effect": cause.effect,
+            "has label": first in cause.taps,
+            "hints": [*cause.hints],
+        }
+        for cause in report.causes
+    ]
+    about = next((cause["hints"] for cause in causes if cause["has label"]), [])
     return {
         "verdict": report.verdict,
         "first": report.first,
-        "label": label[0] if label else None,
-        "at label": rows[label[0]].verdict if label and label[0] in rows else None,
-        "originated": originated[:12],
-        "causes": [cause_in_words(x) for x in causes],
-        "hints": [*report.hints] or next((list(x.hints) for x in report.rows if x.hints), []),
+        "label": first,
+        "at label": rows[first].verdict if first in rows else None,
+        "causes": causes,
+        "hints": [*dict.fromkeys([*report.hints, *about])],
         "sentence": report.sentence,
         "missing": sum(x.verdict == "missing" for x in report.rows),
     }
-
-
-def cause_in_words(cause: Any) -> str:
-    return str(cause)
 
 
 def rewritten(task: Task) -> Found:
@@ -427,6 +431,12 @@ def near(first: str | None, label: str | None) -> str:
     return "stage" if stage(first) == stage(label) else "elsewhere"
 
 
+def where(x: Found) -> str:
+    """Tell where the audit points: as `near`, or "cause" if the first tap that changed is one of a cause's."""
+    place = near(x["first"], x["label"])
+    return "cause" if place != "at" and any(cause["has label"] for cause in x["causes"]) else place
+
+
 def stage(tap: str) -> str:
     """Return the sub-layer or module that a tap belongs to."""
     found = re.match(r"(transformer_blocks\.\d+\.[a-z_0-9]+)|([a-z_0-9]+)", tap)
@@ -440,7 +450,7 @@ def counted(results: Results, dtype: str) -> Found:
     large = [x for x in ran if x["effect"] > LARGE_EFFECT]
     detected = [x for x in ran if x["verdict"] in BEYOND]
     labels = [hint_labels.label(mutant_of(x), x) for x in detected]
-    places = [near(x["first"], x["label"]) for x in detected]
+    places = [where(x) for x in detected]
     return {
         "audited": len(ran),
         "could not be audited": len(audits) - len(ran),
@@ -449,7 +459,8 @@ def counted(results: Results, dtype: str) -> Found:
         "of these not, and no worse than before": sum(undetected(x) and better(x) for x in large),
         "detected": len(detected),
         "localised": places.count("at"),
-        "in the same stage": places.count("stage"),
+        "or a cause is there": places.count("cause"),
+        "or in the same stage": places.count("stage"),
         "hinted": sum(bool(x["hints"]) for x in detected),
         "hinted right": labels.count("right"),
         "hinted wrong": labels.count("wrong"),
@@ -501,7 +512,7 @@ def groups(results: Results, dtype: str) -> list[Found]:
             "operator": name,
             "live": len(some),
             "detected": sum(x["verdict"] in BEYOND for x in some),
-            "localised": sum(x["verdict"] in BEYOND and near(x["first"], x["label"]) == "at" for x in some),
+            "localised": sum(x["verdict"] in BEYOND and where(x) in ("at", "cause") for x in some),
             "hinted": sum(x["verdict"] in BEYOND and bool(x["hints"]) for x in some),
             "right": sum(x["verdict"] in BEYOND and hint_labels.label(mutant_of(x), x) == "right" for x in some),
             "wrong": sum(x["verdict"] in BEYOND and hint_labels.label(mutant_of(x), x) == "wrong" for x in some),
@@ -561,8 +572,8 @@ def misses(results: Results) -> list[str]:
                 f"{'UNDETECTED' if x['effect'] > LARGE_EFFECT else 'undetected, small'} | {what} | {x['verdict']}"
             )
             continue
-        if near(x["first"], x["label"]) != "at":
-            lines.append(f"elsewhere ({near(x['first'], x['label'])}) | {what} | {x['at label']} there")
+        if where(x) != "at":
+            lines.append(f"elsewhere ({where(x)}) | {what} | {x['at label']} there")
         if label in ("wrong", "unclear", "none"):
             lines.append(f"hint {label} | {what} | {'; '.join(x['hints'])}")
     return sorted(lines)
@@ -589,16 +600,13 @@ def main() -> int:
     results = Results(given.results, given.workers, given.minutes)
     dtypes = given.dtype or [*DTYPES]
     if not given.table:
-        if given.only != "rewrites":
-            study(results, given, dtypes)
-        if given.only in (None, "rewrites"):
-            tasks = [
-                Task("rewrite", name, dtype, (case,))
-                for dtype in dtypes
-                for case in REWRITTEN_IN[: given.rewrite_cases]
-                for name in rewrites.REWRITES
-            ]
-            results.do(tasks, "honest rewrites")
+        live = [] if given.only == "rewrites" else drawn(results, given)
+        for dtype in dtypes if given.only != "probes" else ():
+            if given.only != "mutants":
+                cases = REWRITTEN_IN[: given.rewrite_cases]
+                tasks = [Task("rewrite", name, dtype, (case,)) for case in cases for name in rewrites.REWRITES]
+                results.do(tasks, f"rewrites in {dtype}")
+            study(results, live[: given.exact_limit] if dtype == EXACT else live, dtype)
     found = numbers(results)
     if given.json:
         print(json.dumps(found, indent=2))
@@ -611,8 +619,8 @@ def main() -> int:
     return 0
 
 
-def study(results: Results, given: argparse.Namespace, dtypes: list[str]) -> None:
-    """Probe mutants until there are enough live ones, and audit those."""
+def drawn(results: Results, given: argparse.Namespace) -> list[Mutant]:
+    """Probe mutants until there are enough live ones, and return those."""
     cases = reaching()
     wanted = [
         x
@@ -621,14 +629,17 @@ def study(results: Results, given: argparse.Namespace, dtypes: list[str]) -> Non
         and (not given.functions or x.function in given.functions.split(","))
     ]
     print(f"{len(wanted)} mutants can be made of the lines that {len(LOOKED_AT)} cases reach", file=sys.stderr)
-    live = results.live(ordered(wanted, given.seed), cases, given.limit)
-    for dtype in dtypes if given.only != "probes" else ():
-        tasks = []
-        for mutant in live[: given.exact_limit] if dtype == EXACT else live:
-            one = results.found[Task("probe", mutant.id).key]
-            if one["in"] == "float32" or dtype == "bfloat16":
-                tasks.append(Task("mutant", mutant.id, dtype, tuple(one["lives"])))
-        results.do(tasks, f"audits in {dtype}")
+    return results.live(ordered(wanted, given.seed), cases, given.limit)
+
+
+def study(results: Results, live: list[Mutant], dtype: str) -> None:
+    """Audit mutants. One that lives in bfloat16 alone is left out elsewhere."""
+    tasks = []
+    for mutant in live:
+        one = results.found[Task("probe", mutant.id).key]
+        if one["in"] == "float32" or dtype == "bfloat16":
+            tasks.append(Task("mutant", mutant.id, dtype, tuple(one["lives"])))
+    results.do(tasks, f"mutants in {dtype}")
 
 
 def shown(found: Found) -> str:
@@ -655,8 +666,8 @@ Written by `python scripts/mutation_study.py {given} --table --write`; the tests
 - *Effect*: how far the mutant's outputs are from those without the mutation, relative to their L2 norm.
 - *Detected*: the verdict is "diverged", "suspect" or "shape", in the first case whose outputs the mutant changes, or in
   the next one.
-- *Localised*: the first tap that the audit names is the first that the mutation changes. That one is found without the
-  audit: both versions of diffusers are traced, and the bits of their taps compared.
+- *Localised*: the first tap that the audit names is the first that the mutation changes, *or a cause* has it. That tap
+  is found without the audit: both versions of diffusers are traced, and the bits of their taps compared.
 - *Hinted right*, *wrong*: by the table of what may be said of each operator and place. Some hints cannot be judged so.
 - *No worse than before*: not detected, and the outputs are closer to float64 than without the mutation.
 """

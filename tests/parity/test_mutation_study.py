@@ -115,6 +115,7 @@ def test_what_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "dtype": "float32",
         "error": 2.0,
         "own error": 1.0,
+        "causes": [],
         "at label": "diverged",
         "case": "2.3/t2v",
     }
@@ -143,7 +144,7 @@ def test_what_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file.write_text("".join(json.dumps(base | {"key": str(i), "name": str(i)} | x) + "\n" for i, x in enumerate(lines)))
     found = counted(Results(file, 1), "float32")
     assert (found["audited"], found["effect above 1e-5"], found["of these detected"]) == (5, 4, 3)
-    assert (found["localised"], found["in the same stage"]) == (1, 1)
+    assert (found["localised"], found["or in the same stage"]) == (1, 1)
     assert (found["hinted"], found["hinted right"], found["hinted wrong"]) == (2, 1, 1)
 
 
