@@ -59,7 +59,11 @@ def as_taps(given: Any, exactly: bool = False) -> dict[str, Any]:
     pair = given if isinstance(given, tuple | list) else [getattr(given, name, None) for name in PROJECTED]
     if len(pair) != 2 or any(x is None for x in pair) or isinstance(given, Tensor):
         return returned(given)  # which says what is wrong
-    return {name: as_tensor(name, x, exactly) for name, x in zip(PROJECTED, pair, strict=True)}
+    try:
+        return {name: as_tensor(name, x, exactly) for name, x in zip(PROJECTED, pair, strict=True)}
+    except OutputError:
+        returned(given)  # whose error describes both
+        raise
 
 
 def as_tensor(name: str, x: Any, exactly: bool = False) -> Tensor | Sketch:
