@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import random_model, tiny_config
 
 from ltx2ref import cli, save
+from ltx2ref.cli.trace import CONVENTION_NAMES
 from ltx2ref.parity import real
-from ltx2ref.parity.audit import audit, candidate_named, oracle
+from ltx2ref.parity.audit import NAMED, audit, candidate_named, oracle
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.generator import build
 from ltx2ref.parity.real import real_case
@@ -130,6 +131,10 @@ def test_a_command_line_without_one_source_and_one_destination_is_refused(
     with pytest.raises(SystemExit) as ended:
         done("trace", *words.split())
     assert ended.value.code == 2 and "usage: ltx2ref trace" in capsys.readouterr().err
+
+
+def test_the_names_of_conventions_are_those_of_an_audit() -> None:
+    assert {f"ltx2ref:{name}" for name in CONVENTION_NAMES} == NAMED.keys() - {"ltx2ref"}
 
 
 # ---------------------------------------------------------------- a trace belongs to one case

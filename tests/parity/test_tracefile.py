@@ -430,9 +430,10 @@ def test_a_trace_comes_back_as_it_was_in_its_order(tmp_path: Path) -> None:
         'äöü "quoted"': normal(2),
         "grad": normal(2).requires_grad_(),
     }
-    found = saved(tmp_path / "trace", taps, config=config, inputs=inputs)
+    more = {"case": "2.3/t2v", "conventions": {"exchange": "other"}}
+    found = saved(tmp_path / "trace", taps, config=config, inputs=inputs, **more)
     assert list(found.taps) == list(taps) and all(same(found.taps[name], x) for name, x in taps.items())
-    assert found[1:] == ("mine", FINGERPRINT, json.loads(json.dumps(config)), inputs, TRACE_SCHEMA)
+    assert found[1:] == ("mine", FINGERPRINT, json.loads(json.dumps(config)), inputs, TRACE_SCHEMA, *more.values())
     with safe_open(tmp_path / "trace", "pt") as file:
         assert all(same(file.get_tensor(name), x) for name, x in taps.items())
 
@@ -517,7 +518,7 @@ def test_tensors_without_any_metadata_are_a_trace(tmp_path: Path) -> None:
     save_file(x, tmp_path / "port.safetensors")
     found = load_trace(tmp_path / "port.safetensors")
     assert found.taps.keys() == x.keys() and all(same(found.taps[name], y) for name, y in x.items())
-    assert found[1:] == ("port", {}, None, {}, None)
+    assert found[1:] == ("port", {}, None, {}, None, None, None)
     save_file(x, tmp_path / "port.safetensors", {"format": "pt", "trace": '{"schema": 1}'})
     assert load_trace(tmp_path / "port.safetensors")[1:] == ("port", {}, None, {}, 1)
 
