@@ -520,7 +520,7 @@ def test_tensors_without_any_metadata_are_a_trace(tmp_path: Path) -> None:
     assert found.taps.keys() == x.keys() and all(same(found.taps[name], y) for name, y in x.items())
     assert found[1:] == ("port", {}, None, {}, None, None, None)
     save_file(x, tmp_path / "port.safetensors", {"format": "pt", "trace": '{"schema": 1}'})
-    assert load_trace(tmp_path / "port.safetensors")[1:] == ("port", {}, None, {}, 1)
+    assert load_trace(tmp_path / "port.safetensors")[1:] == ("port", {}, None, {}, 1, None, None)
 
 
 LEAST = {"name": "x", "shape": [3], "dtype": "F32", "norm": 5}
