@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..config import TransformerConfig
 from ..interface import DIFFUSERS, LTX_CORE_2026_03, LTX_CORE_2026_08, Conventions, LTX2VideoTransformer3DModel
 from . import record
@@ -156,7 +157,8 @@ def audit(
             *heard,
             *(f"the port changed its input `{name}` in place" for name in dict.fromkeys(written)),
         ],
-        reference={"implementation": reference, **about},
+        case=case.id,
+        reference={"implementation": reference, "version": __version__, **about},
         candidate={"implementation": candidate.name, "version": candidate.version, **about},
     )
 
@@ -422,7 +424,7 @@ def candidate_named(name: str) -> Candidate:
     """
     if name.partition(":")[0] == "ltx2ref":
         conventions = conventions_of(name)
-        return Candidate(name, None, lambda s: run(ours(s, conventions), s.inputs))
+        return Candidate(name, __version__, lambda s: run(ours(s, conventions), s.inputs))
     if name in ("diffusers", "ltx-core"):
         return oracle(name)
     if Path(name).exists() and not name.endswith(".py"):

@@ -141,7 +141,8 @@ def assert_found(report: Report, change: str, case: Case, located: bool) -> None
     assert wrong.keys() <= PROJECTED.keys()
     assert all(row.origin == (ORIGINATED if row.verdict == DIVERGED else None) for row in wrong.values())
     said = f"looks like a change after {PROJECTED[tap]}: its output is right, and what is returned is not"
-    assert (said in report.sentence) == located and "; everything before it is identical" in report.sentence
+    before = "everything before it is identical" if located else "nothing before it was compared"
+    assert (said in report.sentence) == located and f"; {before}" in report.sentence
 
 
 # ---------------------------------------------------------------- each entry point

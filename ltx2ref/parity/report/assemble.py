@@ -1,8 +1,43 @@
 """Assemble the report from judged and explained taps: one verdict on the whole, and a sentence that states it."""
 
+from typing import NamedTuple
+
 from ..judge import first_divergence
 from ..trace.taps import PROJECTED
 from .rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, Report, TapRow
+
+
+class Finding(NamedTuple):
+    """What a report's sentence says, in parts: the place, what it looks like, what came before, and what is missing."""
+
+    first: TapRow | None  # the tap that the report is about
+    other: TapRow | None  # the first one that is not identical
+    missing: int
+    of: int  # how many taps the reference has
+    unseen: bool  # there are taps before it, and the candidate has none of them
+
+    @property
+    def kind(self) -> str:
+        """Return in words how far the tap differs that the report is about."""
+        if self.first is None:
+            return IDENTICAL
+        return undecided(self.first) if self.first.verdict == SUSPECT else self.first.verdict
+
+    @property
+    def rounded_from(self) -> str | None:
+        """Return the first of the taps before it that are rounded; None if all of them are identical."""
+        return None if self.other is None or self.other is self.first else self.other.name
+
+    def __str__(self) -> str:
+        lacking = f"; {self.missing} of {self.of} taps are missing from the candidate" if self.missing else ""
+        if self.first is None:
+            every = f"all of {self.of - self.missing} taps" if self.missing else "every tap"
+            return f"identical at {every}{lacking}"
+        looks = f", looks like {self.first.hints[0]}" if self.first.hints else ""
+        before = "nothing before it was compared" if self.unseen else "everything before it is identical"
+        if self.rounded_from:
+            before = f"before it there is only rounding, from {self.rounded_from} on"
+        return f"first divergence at {self.first.name} ({self.kind}){looks}; {before}{lacking}"
 
 
 def assemble(rows: list[TapRow], notes: list[str]) -> Report:
@@ -10,38 +45,22 @@ def assemble(rows: list[TapRow], notes: list[str]) -> Report:
 
     Missing taps count only where an output is missing, too: with both outputs the end result was compared.
     """
-    found, first = {row.verdict for row in rows}, first_divergence(rows)
+    found, finding = {row.verdict for row in rows}, finding_in(rows)
+    first = finding.first
     if {row.name for row in rows if row.verdict != MISSING} >= PROJECTED.keys():
         found -= {MISSING}
-    other = next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
     verdict = next(v for v in (DIVERGED, SHAPE, SUSPECT, MISSING, ROUNDING, IDENTICAL) if v in found or v == IDENTICAL)
     return Report(
-        verdict,
-        sentence(verdict, first, other, rows),
-        first.name if first else None,
-        rows,
-        notes=notes,
-        hints=first.hints if first else (),
+        verdict, str(finding), first.name if first else None, rows, notes=notes, hints=first.hints if first else ()
     )
 
 
-def sentence(verdict: str, first: TapRow | None, other: TapRow | None, rows: list[TapRow]) -> str:
-    """Return the sentence that says where two implementations differ.
-
-    `first` is the tap that the report is about, and `other` the first one that is not identical.
-    """
-    missing = sum(row.verdict == MISSING for row in rows)
-    lacking = f"; {missing} of {len(rows)} taps are missing from the candidate" if missing else ""
-    if first is None:
-        compared = len(rows) - missing
-        return f"identical at {'every tap' if not missing else f'all of {compared} taps'}{lacking}"
-    looks = f", looks like {first.hints[0]}" if first.hints else ""
-    if other is None or other.name == first.name:
-        before = "everything before it is identical"
-    else:
-        before = f"before it there is only rounding, from {other.name} on"
-    kind = undecided(first) if first.verdict == SUSPECT else first.verdict
-    return f"first divergence at {first.name} ({kind}){looks}; {before}{lacking}"
+def finding_in(rows: list[TapRow]) -> Finding:
+    """Return where two implementations differ first, and what came before that."""
+    other = next((row for row in rows if row.verdict not in (IDENTICAL, MISSING)), None)
+    first = first_divergence(rows)
+    before = {row.verdict for row in rows[: rows.index(first)]} if first else set()
+    return Finding(first, other, sum(row.verdict == MISSING for row in rows), len(rows), before == {MISSING})
 
 
 def undecided(row: TapRow) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
+from ..trace.taps import PROJECTED
 from ..truth import FLOOR, SHARE
-from .markup import number, tag
-from .rows import DIVERGED, IDENTICAL, ROUNDING, SUSPECT, Report, TapRow
+from .markup import breakable, number, power_of_ten, tag
+from .rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SUSPECT, Report, TapRow, joined_names
 
 STREAMS = ("video", "audio")
 ENTRANCE = -1.0  # the depth before the first block; a block's depth is its number
@@ -24,7 +25,6 @@ BLOCK_TAP = re.compile(r"transformer_blocks\.([0-9]{1,4})\.(.+)")
 WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 60, 16, 34, 52  # margins
 MOST_DECADES = 18
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = {  # the shapes differ, so that nobody depends on colours
     IDENTICAL: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z",
     ROUNDING: "M-3,0a3,3 0 1 0 6,0a3,3 0 1 0 -6,0z",
@@ -43,6 +43,11 @@ class Point:
     tap: TapRow
     value: float | None  # the candidate's error, or without a truth its difference from the reference
     reference: float | None  # the reference's own error
+
+    @property
+    def inside(self) -> bool:
+        """Tell whether the point was compared, and is not just the output."""
+        return self.depth != EXIT and self.tap.verdict != MISSING
 
     @property
     def allowed(self) -> float | None:
@@ -93,20 +98,68 @@ def stage_of(name: str) -> tuple[str, float] | None:
 
 
 def chart(report: Report) -> str:
-    """Return the drawings of both streams, or a sentence if no block's output was recorded."""
+    """Return the section with the drawings of both streams, or a sentence on what was not recorded.
+
+    A report in which every stage is identical has nothing to draw.
+    """
     truth = any(tap.error is not None for tap in report.rows)
     streams: dict[str, list[Point]] = {stream: [] for stream in STREAMS}
     for line, tap in enumerate(report.rows):
         if where := stage_of(tap.name):
             point = Point(where[1], line, tap, tap.error if truth else tap.relative, tap.reference_error)
             streams[where[0]].append(point)
-    scale, mark = scale_of([*streams["video"], *streams["audio"]]), first_depth(report)
+    drawn = {stream: points for stream, points in streams.items() if any(p.inside for p in points)}
+    every = [p for points in drawn.values() for p in points]
+    if every and all(p.value == 0 for p in every):
+        return ""
+    scale, mark = scale_of(every), first_depth(report)
     subject = "error against float64" if truth else "difference from the reference"
-    return "".join(
-        figure(stream, sorted(points, key=lambda p: p.depth), scale, mark, subject)
-        for stream, points in streams.items()
-        if points
-    ) or tag("p", "No block's output was recorded.", class_="muted")
+    figures = [
+        figure(stream, sorted(points, key=lambda p: p.depth), scale, mark, subject) for stream, points in drawn.items()
+    ]
+    title = f"{subject.capitalize()} (relative, L2), by depth" if drawn else "What could not be localised"
+    parts = [tag("div", *figures, class_="chart"), key(truth)] if drawn else []
+    if len(drawn) < len(STREAMS):
+        parts.append(tag("p", undrawn(report, [*drawn])))
+    return tag("section", tag("h2", title, id="depth"), *parts, aria_labelledby="depth")
+
+
+def key(truth: bool) -> str:
+    """Return what the lines and marks of the drawings mean."""
+
+    def swatch(kind: str, path: str, text: str) -> str:
+        return tag("span", tag("svg", tag("path", d=path, class_=kind), viewBox="0 0 28 12"), text)
+
+    lines = [swatch("candidate", "M0,6H28", "candidate")]
+    if truth:
+        lines.append(swatch("own", "M0,6H28", "the reference's own error, in the same dtype"))
+        lines.append(swatch("band", "M0,0H28V12H0z", "budget: what rounding explains"))
+    marks = ("● identical or rounding", "■ suspect", "◆ diverged", "\N{MULTIPLICATION SIGN} nothing to compare")
+    return tag("p", *lines, *(tag("span", mark) for mark in marks), class_="key muted", aria_hidden="true")
+
+
+def outputs_alone(report: Report) -> bool:
+    """Tell whether only outputs were compared."""
+    given = {tap.name for tap in report.rows if tap.verdict != MISSING}
+    return bool(given) and given <= {*PROJECTED, *PROJECTED.values()}
+
+
+def undrawn(report: Report, drawn: list[str]) -> str:
+    """Return a sentence on the streams that are not drawn: what was not recorded, and so cannot be localised."""
+    if drawn:
+        (other,) = {*STREAMS} - {*drawn}
+        return f"The {other} stream is not drawn: no block's {other} output was compared."
+    if outputs_alone(report):
+        taps = " and ".join(tag("code", breakable(f"transformer_blocks.0.{stream}")) for stream in STREAMS)
+        return (
+            "Only the outputs were given. They show whether something differs, but not in which block, stream or stage "
+            f"it begins. For that, let the port return taps as well, such as {taps}."
+        )
+    given = [tap.name for tap in report.rows if tap.verdict != MISSING]
+    if not given:
+        return "Nothing was compared."
+    names = breakable(joined_names(given, 0, 6))
+    return f"No block's output was compared, so nothing is drawn by depth. What was given: {names}."
 
 
 def scale_of(points: list[Point]) -> Scale:
@@ -154,7 +207,7 @@ def axes(scale: Scale) -> list[str]:
     """Draw a line for each power of ten, and label the depths."""
     out = []
     for decade in range(scale.low, scale.high + 1, math.ceil((scale.high - scale.low) / 6)):
-        out += level(scale.y(10.0**decade), f"10{str(decade).translate(SUPERSCRIPT)}")
+        out += level(scale.y(10.0**decade), power_of_ten(decade))
     if scale.zeros:
         out += level(scale.y(0), "0")
     step = 2 ** max(0, math.ceil(math.log2(scale.layers / 8)))

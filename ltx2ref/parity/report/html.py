@@ -10,33 +10,37 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from ..truth import SHARE
 from .chart import chart, stage_of
-from .markup import number, tag
-from .rows import DIVERGED, IDENTICAL, MISSING, ROUNDING, SHAPE, SUSPECT, VERDICTS, Report, TapRow
+from .effects import cause_list
+from .lead import MEANING, about, bullets, conventions, flat, page_title, story
+from .markup import breakable, explained, number, tag
+from .rows import DIVERGED, IDENTICAL, MISSING, PROPAGATED, ROUNDING, SHAPE, SUSPECT, VERDICTS, Report, TapRow
 
-MEANING = {
-    IDENTICAL: "the same bits",
-    ROUNDING: "within the budget, or equal after rounding to the coarser of the two dtypes",
-    SUSPECT: "beyond rounding, but too small, or too uncertain, to be called a bug",
-    DIVERGED: "another computation",
-    SHAPE: "the candidate's tensor has another shape",
-    MISSING: "the candidate has no such tap",
+COLUMNS = {  # the table's columns after name and verdict, each with a few words below it
+    "Differs by": ("relative", "relative, L2"),
+    "Largest": ("max_abs", "absolute"),
+    "ULP": ("ulp_max", "largest, in steps"),
+    "Error": ("error", "against float64"),
+    "Ref. error": ("reference_error", "against float64"),
+    "Budget used": ("budget", "up to 1: rounding"),
+    "Origin": ("origin", "of the error"),
 }
-COLUMNS = {  # the table's columns after name and verdict
-    "Differs by": "relative",
-    "Largest": "max_abs",
-    "ULP": "ulp_max",
-    "Error": "error",
-    "Ref. error": "reference_error",
-    "Budget used": "budget",
-    "Origin": "origin",
+MEANING_OF_COLUMN = {
+    "Differs by": "the relative difference: the norm (L2) of candidate minus reference, divided by the reference's",
+    "Largest": "the largest difference of one element",
+    "ULP": "the same in units in the last place: how many steps between neighbouring numbers of the coarser dtype",
+    "Error": "how far the candidate is from the same computation in float64, relative as above; beside it, the same of "
+    "the reference",
+    "Budget used": f"the candidate's error divided by its budget, which is {number(SHARE)} times the reference's error "
+    "and a little more: up to 1, rounding explains it",
+    "Origin": "whether the error begins in this stage, given the candidate's own inputs, or only came in with them",
 }
+SEVERITY = {DIVERGED: 0, SHAPE: 0, SUSPECT: 2, ROUNDING: 3, IDENTICAL: 4, MISSING: 5}  # in the order of the table
 DETAILS = {
     "Difference from the reference": {
         "relative (L2)": "relative",
@@ -73,21 +77,26 @@ def html(report: Report) -> str:
     It loads nothing, so it can be mailed, attached to an issue, or kept by a CI.
     """
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    order = failures_first(report.rows)
     content = {
         "policy": policy(template),
+        "title": escape(page_title(report)),
         "verdict": escape(report.verdict),
-        "sentence": breakable(report.sentence),
-        "names": names(report),
-        "hints": hints(report),
+        "about": about(report),
+        "story": story(report),
         "summary": verdict_counts(report.rows),
-        "first": first(report),
+        "causes": cause_list(report),
+        "conventions": conventions(report),
+        "notes": bullets("Notes", report.notes),
         "chart": chart(report),
+        "first": first(report),
+        "order": "Taps" if report.passed else "Taps, failures first",
+        "columns": explained(MEANING_OF_COLUMN),
         "checkboxes": checkboxes(report.rows),
         "head": head(),
-        "rows": "\n".join(row(i, tap) for i, tap in enumerate(report.rows)),
+        "rows": "\n".join(row(i, report.rows[i]) for i in order),
         "data": details_json(report.rows),
         "fingerprints": fingerprints(report),
-        "notes": bullets("Notes", report.notes),
         "legend": legend(),
         "share": number(SHARE),
     }
@@ -106,31 +115,6 @@ def policy(template: str) -> str:
     return f"default-src 'none'; style-src {source('style')}; script-src {source('script')}"
 
 
-def names(report: Report) -> str:
-    """Return which candidate was compared with which reference, as markup."""
-
-    def name(side: dict[str, Any], role: str) -> str:
-        return tag("b", escape(f"{side.get('implementation') or role} {side.get('version') or ''}".strip()))
-
-    return f"{name(report.candidate, 'a candidate')} against {name(report.reference, 'a reference')}"
-
-
-def bullets(title: str, texts: Sequence[str]) -> str:
-    """Return a section with a list, or nothing if there are no texts."""
-    items = [tag("li", escape(text)) for text in texts]
-    return tag("section", tag("h2", title), tag("ul", *items), class_="bullets") if items else ""
-
-
-def breakable(text: str) -> str:
-    """Escape a text, and let long names break after a dot or an underscore, for narrow screens."""
-    return re.sub(r"(?<=[._])(?=\w)", "<wbr>", escape(text))
-
-
-def hints(report: Report) -> str:
-    """Return those hints on the first divergence that are not in the sentence already."""
-    return bullets("Looks like", [hint for hint in report.hints if hint not in report.sentence])
-
-
 def verdict_counts(rows: list[TapRow]) -> str:
     """Show how many taps have which verdict, as a bar and in words."""
     counts, x = Counter(tap.verdict for tap in rows), 0
@@ -147,8 +131,8 @@ def first(report: Report) -> str:
     """Show the numbers of the first divergent tap, before any table."""
     for i, tap in enumerate(report.rows):
         if tap.name == report.first:
-            title = tag("h2", "First divergence ", tag("a", breakable(tap.name), href=f"#t{i}"))
-            return tag("section", title, facts(tap), class_="first")
+            heading = tag("h2", "First divergence in numbers: ", tag("a", breakable(tap.name), href=f"#t{i}"))
+            return tag("section", heading, facts(tap), class_="first")
     return ""
 
 
@@ -177,19 +161,42 @@ def text(tap: TapRow, name: str) -> str | None:
     return f"({', '.join(map(str, value))})" if isinstance(value, tuple | list) else str(value)
 
 
+def failures_first(rows: list[TapRow]) -> list[int]:
+    """Return the numbers of all taps: failures first, those that originate there before others, missing ones last.
+
+    Otherwise they are in the order of the computation.
+    """
+
+    def severity(i: int) -> int:
+        failed = rows[i].verdict in (DIVERGED, SHAPE)
+        return SEVERITY.get(rows[i].verdict, 0) + (failed and rows[i].origin == PROPAGATED)
+
+    return sorted(range(len(rows)), key=severity)
+
+
 def checkboxes(rows: list[TapRow]) -> str:
-    """Return a checkbox for each verdict that occurs, to filter the table."""
-    counts = Counter(tap.verdict for tap in rows)
+    """Return a checkbox for each verdict that occurs, to filter the table. Missing taps are shown only on demand."""
+    found = [verdict for verdict in VERDICTS if any(tap.verdict == verdict for tap in rows)]
     return "".join(
-        tag("label", tag("input", type="checkbox", value=verdict, checked=""), f" {verdict}", class_=verdict)
-        for verdict in VERDICTS
-        if counts[verdict]
+        tag(
+            "label",
+            tag(
+                "input", type="checkbox", value=verdict, **({} if verdict == MISSING and found[1:] else {"checked": ""})
+            ),
+            f" {verdict}",
+            class_=verdict,
+        )
+        for verdict in found
     )
 
 
 def head() -> str:
     """Return the header cells of the table."""
-    return "".join(tag("th", name, scope="col") for name in ("Tap", "Verdict", *COLUMNS))
+    columns = {"Tap": "", "Verdict": ""} | {name: said for name, (_, said) in COLUMNS.items()}
+    return "".join(
+        tag("th", name, *([tag("small", said)] if said else []), scope="col", title=MEANING_OF_COLUMN.get(name, ""))
+        for name, said in columns.items()
+    )
 
 
 def row(i: int, tap: TapRow) -> str:
@@ -199,7 +206,7 @@ def row(i: int, tap: TapRow) -> str:
     """
     looks = [tag("small", escape("; ".join(tap.hints)))] if tap.hints else []
     title = tag("th", tag("span", breakable(tap.name)), *looks, scope="row")
-    cells = [tag("td", cell(tap, name)) for name in COLUMNS.values()]
+    cells = [tag("td", cell(tap, name)) for name, _ in COLUMNS.values()]
     stage = {"data_stage": ""} if stage_of(tap.name) else {}
     return tag("tr", title, tag("td", escape(tap.verdict)), *cells, id=f"t{i}", class_=tap.verdict, **stage)
 
@@ -234,14 +241,6 @@ def fingerprints(report: Report) -> str:
         mark = {} if values[0] == values[1] else {"class_": "differs"}
         lines.append(tag("tr", tag("th", escape(name), scope="row"), *(tag("td", value) for value in values), **mark))
     return "".join(lines) or tag("tr", tag("td", "not recorded", colspan=3))
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return a nested dict as one level, with names joined by dots."""
-    out: dict[str, str] = {}
-    for name, value in tree.items():
-        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
-    return out
 
 
 def legend() -> str:

@@ -89,6 +89,7 @@ class Report:
     hints: tuple[str, ...] = ()  # what the first divergence looks like
     causes: tuple[Cause, ...] = ()  # everything that the candidate does differently, by effect
     conventions: dict[str, str] = field(default_factory=dict)  # which conventions it follows, as far as that shows
+    case: str | None = None  # the case that an audit ran; None if both sides were given as they are
 
     @property
     def passed(self) -> bool:
