@@ -447,7 +447,11 @@ def test_the_sentence_is_split_into_place_cause_and_what_came_before() -> None:
 
 @pytest.mark.parametrize("verdict", [ROUNDING, SUSPECT])
 def test_the_story_of_a_small_difference_says_how_small(verdict: str) -> None:
-    rows = [TapRow("proj_in", IDENTICAL), TapRow("norm_out", verdict, relative=1e-6), TapRow("sample", MISSING)]
+    rows = [
+        TapRow("proj_in", IDENTICAL),
+        TapRow("norm_out", verdict, relative=1e-6, budget=1.5),
+        TapRow("sample", MISSING),
+    ]
     page = Page(html(assemble(rows, [])))
     said = {
         ROUNDING: "First roundingnorm_out rounding",

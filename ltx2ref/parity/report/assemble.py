@@ -65,7 +65,7 @@ def finding_in(rows: list[TapRow]) -> Finding:
 
 def undecided(row: TapRow) -> str:
     """Return in plain words why a suspect tap is neither rounding nor a bug."""
-    if row.budget is not None:
+    if row.budget is not None or (row.ulp_max is None and row.relative is None):
         return "more than rounding explains, less than a bug would cause"
     size = f"off by {row.ulp_max:.0f} in the last place" if row.ulp_max is not None else f"off by {row.relative:.2e}"
     if row.error is None:
