@@ -2,10 +2,11 @@
 
 import argparse
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from .output import page_path, print_error, print_json, print_line, print_names,
 
 if TYPE_CHECKING:
     from ..parity.cases import Case
+    from ..parity.real import RealCase
     from ..parity.report.rows import Report
 
 DEFAULT_REFERENCE = "ltx2ref"  # under diffusers' conventions
@@ -65,6 +67,8 @@ AUDIT_EXAMPLES = """examples:
       against ltx-core's own conventions
   ltx2ref audit diffusers --arithmetic exact --dtype bfloat16
       differences of operations alone, not hidden by rounding
+  ltx2ref audit my_port:run --case 2.3/i2v --reproduce rope.cos DIR
+      one stage that is wrong, and a script that fails until it is mended
   ltx2ref audit --list
       the names of the cases
 
@@ -125,6 +129,12 @@ def add_audit(commands: Any) -> None:
     add_names(command)
     add_partial(command)
     add_page(command, "the first case that differs, or the first,")
+    command.add_argument(
+        "--reproduce",
+        nargs=2,
+        metavar=("PLACE", "DIR"),
+        help="write the stage at PLACE, a cause's, to a new folder, with a script that fails until it is mended",
+    )
     add_list(command)
 
 
@@ -151,6 +161,8 @@ def run_audit(options: argparse.Namespace) -> int:
         reasons = {**found.impossible, **{case: failure.said for case, failure in found.failures.items()}}
         raise ValueError(f"nothing was compared: {'; '.join(sorted(set(reasons.values())))}")
     show_reports(found.reports, found.impossible, options, found.failures, found.interrupted)
+    if options.reproduce and found.reports:
+        write_reproducer(*next(iter(found.reports.items())), options)
     return finished([audit_status(found.reports.values(), found.impossible, options.partial), *failed], found, options)
 
 
@@ -186,6 +198,8 @@ def audited(chosen: "list[Case]", options: argparse.Namespace) -> Audited:
     found = Audited()
     given = (dtype, device, options.reference, options.arithmetic)
     cases = cases_to_audit(chosen, candidate.trace, options.checkpoint, options.inputs)
+    if options.reproduce:
+        require_reproducible(cases, options)
     for case in track(cases, f"auditing {candidate.name}"):
         try:
             settle(found, case.id, partial(audit, renamed, case, *given))
@@ -229,6 +243,31 @@ def finished(statuses: Iterable[int], found: Audited, options: argparse.Namespac
             print_error(str(error))
             status = worst([status, UNCLEAR])
     return INTERRUPTED if found.interrupted else status
+
+
+def require_reproducible(cases: "Sequence[Case | RealCase]", options: argparse.Namespace) -> None:
+    """Raise `ValueError` unless --reproduce has one case, native arithmetic and a new folder."""
+    from ..parity.reproduce import require_new
+
+    if len(cases) != 1 or options.checkpoint:
+        got = "a checkpoint" if options.checkpoint else f"{len(cases)} cases"
+        raise ValueError(f"--reproduce: expected one case, got {got}; name the case with --case")
+    if options.arithmetic != "native":
+        raise ValueError("--reproduce: expected --arithmetic native, in which a stage has a budget")
+    require_new(Path(options.reproduce[1]))
+
+
+def write_reproducer(case: str, report: "Report", options: argparse.Namespace) -> None:
+    """Write the stage that --reproduce names, and say what was written."""
+    from ..parity.reproduce import Again, reproduce
+
+    place, folder = options.reproduce
+    again = Again(case, options.dtype, options.device, options.reference, options.candidate, names_in(options.names))
+    with stdout_kept():
+        written = reproduce(report, place, Path(folder), again)
+    if not options.json:
+        what = f"{len(written.files)} files, {sum(written.files.values()):,} bytes"
+        print_line(f"{folder}: {written.place}, {written.share:.3g} times the budget: {what}")
 
 
 def audit_status(reports: "Iterable[Report]", impossible: Mapping[str, str], partial: bool) -> int:

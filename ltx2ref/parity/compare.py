@@ -121,6 +121,7 @@ class Judged(NamedTuple):
     true: Taps  # in float64, given the reference's phases
     candidate_true: Taps  # the same, given the candidate's
     local: Local
+    standard: Standard
     queries: Taps  # those of the candidate that held the scale of attention, without it
 
     def stages(
@@ -150,7 +151,7 @@ def judge_forwards(
     if phases := rounded_phases(ours, theirs, standard):
         standard = standard._replace(candidate_true=truth.of(ours | phases))
     rows = judge_taps(ours, theirs, standard, local)
-    return Judged(rows, truth, true, dict(standard.candidate_true or true), local, queries)
+    return Judged(rows, truth, true, dict(standard.candidate_true or true), local, standard, queries)
 
 
 def unscaled(ours: Taps, theirs: Mapping[str, Any]) -> Taps:

@@ -244,6 +244,16 @@ class Local(NamedTuple):
     same_bits: Taps | None = None
 
 
+def teacher_forced(reference: Taps, candidate: Mapping[str, Any]) -> Taps:
+    """Return those taps of the candidate that the reference can go on with, in the reference's shapes."""
+    taps: Taps = {
+        name: spread(name, x, reference[name]).cpu()
+        for name, x in candidate.items()
+        if isinstance(x, Tensor) and name in reference
+    }
+    return {name: x for name, x in taps.items() if x.shape == reference[name].shape}
+
+
 def isolate(
     model: LTX2VideoTransformer3DModel,
     inputs: Inputs,
@@ -257,12 +267,7 @@ def isolate(
     Taps that the candidate lacks, or has in another shape, stay the reference's own. `exactly` says that this runs
     under exact arithmetic, where the same operations give the same bits. `deviations` are put in, as in `run`.
     """
-    taps: Taps = {
-        name: spread(name, x, reference_taps[name]).cpu()
-        for name, x in candidate.items()
-        if isinstance(x, Tensor) and name in reference_taps
-    }
-    taps = {name: x for name, x in taps.items() if x.shape == reference_taps[name].shape}
+    taps = teacher_forced(reference_taps, candidate)
     reference, true = (
         run(model, inputs, taps, deviations.reference),
         run(doubled(model), wide(inputs), taps, deviations.truth),
