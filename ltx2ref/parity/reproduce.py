@@ -10,12 +10,11 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import chdir
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +54,7 @@ class Again:
     device: str
     reference: str
     port: str
-    names: Mapping[str, str] = MappingProxyType({})  # {"their name": "our name"}
+    names: Mapping[str, str] = field(default_factory=dict)  # {"their name": "our name"}
 
 
 class Forwards(NamedTuple):
