@@ -329,7 +329,7 @@ from ltx2ref.parity.reproduce import check
 
 
 def stage(inputs, weights):
-    """Return {about["place"]}, {tuple(about["shape"])}: call your own function here, to run this stage alone."""
+    # Call your own function here to run this stage alone. It returns a tensor, {tuple(about["shape"])}.
     return None  # None: the port is run again on the whole case, and this stage of it is judged
 
 

@@ -78,6 +78,7 @@ def result_of(there: Path) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "share", "taps", "arguments", "weights"),
     [
@@ -142,6 +143,21 @@ def test_the_stage_alone_is_judged_from_the_files(
     assert check(script, lambda inputs, weights: norm_q(inputs, weights, 1e-6)[:1]) == 1
     assert capsys.readouterr().out == f"{at}norm_q: expected the shape (2, 105, 28), got (1, 105, 28)\n"
     assert check(script, lambda inputs, weights: norm_q(inputs, weights, float("nan"))) == 1
+
+
+def test_a_port_that_raises_or_is_not_there_is_told_from_one_that_is_wrong(
+    folder: Path, report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, there = written("epsilon", folder, report, monkeypatch)
+    file, script = folder / "five_port.py", str(there / "reproduce.py")
+    for source, status, said in (
+        ("def run(config, state, inputs, dtype):\n    return state['nothing']\n", 3, "the port raised KeyError at "),
+        ("def other():\n    pass\n", 2, "has no run"),
+    ):
+        file.write_text(source)
+        sys.modules.pop("five_port", None)
+        assert check(script, lambda inputs, weights: None) == status
+        assert re.fullmatch(f"transformer_blocks.0.attn1.norm_q: .*{said}.*\n", capsys.readouterr().out)
 
 
 def test_a_place_is_that_of_a_cause_or_a_tap_of_one(report: Report) -> None:
