@@ -67,7 +67,8 @@ AUDIT_EXAMPLES = """examples:
       against ltx-core's own conventions
   ltx2ref audit diffusers --arithmetic exact --dtype bfloat16
       differences of operations alone, not hidden by rounding
-  ltx2ref audit my_port:run --case 2.3/i2v --reproduce rope.cos DIR
+  ltx2ref audit my_port:run --case 2.3/t2v \\
+      --reproduce av_cross_attn_video_a2v_gate.sinusoid gate
       one stage that is wrong, and a script that fails until it is mended
   ltx2ref audit --list
       the names of the cases

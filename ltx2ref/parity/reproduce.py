@@ -29,11 +29,11 @@ from .audit import Setup, candidate_named, conventions_of
 from .cases import CASES, Inputs
 from .compare import Judged, judge_forwards
 from .generator import build
-from .guard import PortFailed, called, copied
+from .guard import PortFailed, called, copied_inputs
 from .judge import CLEARLY, measure, ratio
 from .report.rows import Cause, Report, joined_names
 from .run import cast, moved, run
-from .trace.given import as_tensor, renamed_taps, taken
+from .trace.given import as_tensor, renamed_taps, taps_to_compare
 from .trace.taps import PHASES, PROJECTED, OutputError, Taps, brief, returned, trace
 from .truth import CHAINS, doubled, norm, spread, teacher_forced, wide
 
@@ -188,8 +188,8 @@ def forwards(again: Again) -> Forwards:
     ours = run(model, inputs)
     state = {name: x.detach().clone() for name, x in model.state_dict().items()}
     coords = {name: ours[name].to(device, copy=True) for name in COORDS}
-    given = called(candidate.run, Setup(case.config, state, copied(inputs), dtype, device, coords))
-    compared, theirs, _ = taken(ours, renamed_taps(given, again.names), inputs)
+    given = called(candidate.run, Setup(case.config, state, copied_inputs(inputs), dtype, device, coords))
+    compared, theirs, _ = taps_to_compare(ours, renamed_taps(given, again.names), inputs)
     judged = judge_forwards(model, inputs, compared, theirs, exactly=False)
     return Forwards(model, inputs, ours, {**theirs, **judged.queries}, judged)
 
