@@ -38,10 +38,10 @@ from .trace.taps import PHASES, PROJECTED, OutputError, Taps, brief, returned, t
 from .truth import CHAINS, doubled, norm, spread, teacher_forced, wide
 
 SCHEMA = 1
-SCRIPT, ABOUT, README = "reproduce.py", "reproduce.json", "README.md"
+SCRIPT, DESCRIPTION, README = "reproduce.py", "reproduce.json", "README.md"
 INPUTS, WEIGHTS, RESULTS = "inputs.safetensors", "weights.safetensors", "results.safetensors"
-SAME = 1e-9  # a relative difference that float64 rounding explains
-COORDS = ("video_coords", "audio_coords")
+UNCHANGED = 1e-9  # a relative difference that rounding in float64 explains
+COORDINATES = ("video_coords", "audio_coords")
 Stage = Callable[[Taps, Taps], Any]
 
 
@@ -77,7 +77,7 @@ class Reads:
 
 
 @dataclass(frozen=True)
-class Written:
+class Reproducer:
     """What was written: the tap, how far its stage is off, and the files with their sizes in bytes."""
 
     place: str
@@ -86,7 +86,7 @@ class Written:
     notes: tuple[str, ...]
 
 
-def reproduce(report: Report, place: str, folder: Path, again: Again) -> Written:
+def reproduce(report: Report, place: str, folder: Path, again: Again) -> Reproducer:
     """Write the stage at `place`, a tap or the place of a cause in the report, to a new folder.
 
     The script in that folder runs the port again by its name, from what is the current folder now.
@@ -104,7 +104,7 @@ def reproduce(report: Report, place: str, folder: Path, again: Again) -> Written
     absent = [x for x in smaller.taps if x not in forced]
     own, expected = both.judged.local.reference[name], both.judged.local.truth[name]
     budget, share = measured(both.judged, name, theirs)
-    given = record.tensors(both.inputs) | {x: both.ours[x] for x in COORDS if both.inputs.get(x) is None}
+    given = record.tensors(both.inputs) | {x: both.ours[x] for x in COORDINATES if both.inputs.get(x) is None}
     parameters = dict(both.model.named_parameters())
     said = notes(report, name, cause, absent)
     about: dict[str, Any] = {
@@ -127,12 +127,12 @@ def reproduce(report: Report, place: str, folder: Path, again: Again) -> Written
         WEIGHTS: {x: parameters[x].detach() for x in reads.weights},
         RESULTS: {"expected": expected, "reference": own, "port": theirs},
     }
-    texts = {ABOUT: json.dumps(finite(about), indent=1, allow_nan=False), SCRIPT: script(about), README: readme(about)}
+    texts = {DESCRIPTION: json.dumps(json_value(about), indent=1, allow_nan=False), SCRIPT: script(about), README: readme(about)}
     try:
         write_files(folder, tensors, texts)
     except OSError as error:
         raise ValueError(f"--reproduce {folder}: {error.strerror or error}") from None
-    return Written(name, share, {x.name: x.stat().st_size for x in sorted(folder.iterdir())}, tuple(said))
+    return Reproducer(name, share, {x.name: x.stat().st_size for x in sorted(folder.iterdir())}, tuple(said))
 
 
 def write_files(folder: Path, tensors: Mapping[str, Taps], texts: Mapping[str, str]) -> None:
@@ -187,7 +187,7 @@ def forwards(again: Again) -> Forwards:
     inputs = moved(cast(case.inputs(), dtype), lambda x: x.to(device))
     ours = run(model, inputs)
     state = {name: x.detach().clone() for name, x in model.state_dict().items()}
-    coords = {name: ours[name].to(device, copy=True) for name in COORDS}
+    coords = {name: ours[name].to(device, copy=True) for name in COORDINATES}
     given = called(candidate.run, Setup(case.config, state, copied_inputs(inputs), dtype, device, coords))
     compared, theirs, _ = taps_to_compare(ours, renamed_taps(given, again.names), inputs)
     judged = judge_forwards(model, inputs, compared, theirs, exactly=False)
@@ -233,12 +233,12 @@ def stage_reads(model: LTX2VideoTransformer3DModel, inputs: Inputs, given: Taps,
     """
     double = doubled(model).requires_grad_(True)
     arguments = wide(inputs)
-    if name not in COORDS:  # they are all that the model makes of its grid and its frame rate
+    if name not in COORDINATES:  # they are all that the model makes of its grid and its frame rate
         with_coords = run(double, arguments)
-        arguments |= {x: with_coords[x] for x in COORDS if arguments.get(x) is None}
+        arguments |= {x: with_coords[x] for x in COORDINATES if arguments.get(x) is None}
     arguments = moved(arguments, leaf)
     floats = {x: y for x, y in record.tensors(arguments).items() if y.requires_grad}
-    taps = {x: leaf(y) for x, y in given.items() if x not in (name, *COORDS)}
+    taps = {x: leaf(y) for x, y in given.items() if x not in (name, *COORDINATES)}
     parameters = dict(double.named_parameters())
     value = stage_value(double, arguments, taps, name)
     everything = [*taps.values(), *floats.values(), *parameters.values()]
@@ -254,7 +254,7 @@ def stage_reads(model: LTX2VideoTransformer3DModel, inputs: Inputs, given: Taps,
     for x, mask in record.tensors(arguments).items():
         if mask.dtype == torch.bool or x == "video_keyframes_mask":
             other = stage_value(double, moved(arguments, partial(opposite, mask)), taps, name)
-            if (other - value).abs().max() > SAME * value.abs().max():
+            if (other - value).abs().max() > UNCHANGED * value.abs().max():
                 found.add(x)
     return Reads(
         tuple(x for x in taps if x in found),
@@ -310,12 +310,12 @@ def notes(report: Report, name: str, cause: Cause, absent: list[str]) -> list[st
     return said
 
 
-def finite(x: Any) -> Any:
+def json_value(x: Any) -> Any:
     """Return a value that JSON has: infinities and NaN become text."""
     if isinstance(x, dict):
-        return {key: finite(y) for key, y in x.items()}
+        return {key: json_value(y) for key, y in x.items()}
     if isinstance(x, list | tuple):
-        return [finite(y) for y in x]
+        return [json_value(y) for y in x]
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 
@@ -382,7 +382,7 @@ def check(file: str, stage: Stage) -> int:
     None: then the port is run again.
     """
     folder = Path(file).parent
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     name = about["place"]
     found = stage(load_file(folder / INPUTS), load_file(folder / WEIGHTS))
     try:
@@ -404,7 +404,10 @@ class WrongShape(Exception):
 def share_of(folder: Path, about: Mapping[str, Any], found: Any) -> float:
     """Return the share of the recorded budget that a result uses. Raises `WrongShape`."""
     expected = load_file(folder / RESULTS)["expected"]
-    result = spread(about["place"], as_tensor(about["place"], found).cpu(), expected)
+    given = as_tensor(about["place"], found)
+    if not isinstance(given, Tensor):
+        raise ValueError(f"expected a tensor, got {brief(given)}")
+    result = spread(about["place"], given.cpu(), expected)
     if result.shape != expected.shape:
         raise WrongShape(expected, result)
     return ratio(norm(result.double() - expected), float(about["budget"]))

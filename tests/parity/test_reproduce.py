@@ -20,7 +20,7 @@ from ltx2ref.parity.audit import audit, candidate_named
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.generator import build
 from ltx2ref.parity.report.rows import Report
-from ltx2ref.parity.reproduce import Again, Written, check, leaf, reproduce, stage_reads, stage_value, tap_at
+from ltx2ref.parity.reproduce import Again, Reproducer, check, leaf, reproduce, stage_reads, stage_value, tap_at
 from ltx2ref.parity.run import run
 from ltx2ref.parity.trace.taps import Taps
 from ltx2ref.parity.truth import doubled, isolate, wide
@@ -60,13 +60,13 @@ def report(folder: Path) -> Report:
     return audit(candidate_named(f"{folder}/{PORT}"), CASE, torch.float32, CPU)
 
 
-def written(name: str, folder: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> tuple[Written, Path]:
+def written(name: str, folder: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> tuple[Reproducer, Path]:
     """Write the reproducer of one of the five differences, from a port that has them all."""
     write_port(folder, [*five.DIFFERENCES])
     monkeypatch.chdir(folder)
     there = folder / name
     if there.exists():
-        return Written("", 0.0, {x.name: x.stat().st_size for x in there.iterdir()}, ()), there
+        return Reproducer("", 0.0, {x.name: x.stat().st_size for x in there.iterdir()}, ()), there
     again = Again(CASE.id, "float32", "cpu", "ltx2ref", PORT)
     return reproduce(report, five.DIFFERENCES[name][0], Path(name), again), there
 
