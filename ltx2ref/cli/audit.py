@@ -248,14 +248,14 @@ def finished(statuses: Iterable[int], found: Audited, options: argparse.Namespac
 
 def require_reproducible(cases: "Sequence[Case | RealCase]", options: argparse.Namespace) -> None:
     """Raise `ValueError` unless --reproduce has one case, native arithmetic and a new folder."""
-    from ..parity.reproduce import require_new
+    from ..parity.reproduce import require_new_folder
 
     if len(cases) != 1 or options.checkpoint:
         got = "a checkpoint" if options.checkpoint else f"{len(cases)} cases"
         raise ValueError(f"--reproduce: expected one case, got {got}; name the case with --case")
     if options.arithmetic != "native":
         raise ValueError("--reproduce: expected --arithmetic native, in which a stage has a budget")
-    require_new(Path(options.reproduce[1]))
+    require_new_folder(Path(options.reproduce[1]))
 
 
 def write_reproducer(case: str, report: "Report", options: argparse.Namespace) -> None:

@@ -94,7 +94,7 @@ def reproduce(report: Report, place: str, folder: Path, again: Again) -> Reprodu
     Raises `ValueError` if the folder exists or cannot be written, if no cause is at `place`, or if the port does not
     show the tap, or no tap at all before its outputs; and what running the port raises.
     """
-    require_new(folder)
+    require_new_folder(folder)
     name, cause = tap_at(report, place)
     both = forwards(again)
     theirs = shown_tap(both.theirs, name)
@@ -127,15 +127,19 @@ def reproduce(report: Report, place: str, folder: Path, again: Again) -> Reprodu
         WEIGHTS: {x: parameters[x].detach() for x in reads.weights},
         RESULTS: {"expected": expected, "reference": own, "port": theirs},
     }
-    texts = {DESCRIPTION: json.dumps(json_value(about), indent=1, allow_nan=False), SCRIPT: script(about), README: readme(about)}
+    texts = {
+        DESCRIPTION: json.dumps(json_value(about), indent=1, allow_nan=False),
+        SCRIPT: script(about),
+        README: readme(about),
+    }
     try:
-        write_files(folder, tensors, texts)
+        write_folder(folder, tensors, texts)
     except OSError as error:
         raise ValueError(f"--reproduce {folder}: {error.strerror or error}") from None
     return Reproducer(name, share, {x.name: x.stat().st_size for x in sorted(folder.iterdir())}, tuple(said))
 
 
-def write_files(folder: Path, tensors: Mapping[str, Taps], texts: Mapping[str, str]) -> None:
+def write_folder(folder: Path, tensors: Mapping[str, Taps], texts: Mapping[str, str]) -> None:
     """Write files of tensors and of text to a new folder."""
     folder.mkdir(parents=True)
     for file, some in tensors.items():
@@ -144,7 +148,7 @@ def write_files(folder: Path, tensors: Mapping[str, Taps], texts: Mapping[str, s
         (folder / file).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
-def require_new(folder: Path) -> None:
+def require_new_folder(folder: Path) -> None:
     """Raise `ValueError` if the folder exists already."""
     if folder.exists() or folder.is_symlink():
         raise ValueError(f"--reproduce: expected a new folder, got {folder}, which exists")
