@@ -1,9 +1,9 @@
 """List all hints on what a bug looks like, in the order of the report.
 
-A new hint is a function in levels.py, mistakes.py or patterns.py, and a line here.
+A new hint is a function in levels.py, mistakes.py, operands.py or patterns.py, and a line here.
 """
 
-from . import levels, mistakes, patterns
+from . import levels, mistakes, operands, patterns
 from .evidence import Hint
 
 HINTS: tuple[Hint, ...] = (  # the most specific first: mistakes by name, then places, numbers and sizes
@@ -23,6 +23,7 @@ HINTS: tuple[Hint, ...] = (  # the most specific first: mistakes by name, then p
     mistakes.other_activation,
     mistakes.wrong_norm,
     mistakes.other_epsilon,
+    operands.wrong_operand,
     patterns.swapped_rows,
     patterns.permuted_heads,
     patterns.swapped_halves,

@@ -31,7 +31,7 @@ from .levels import arguments, gate_factor
 from .patterns import UNEXPLAINED, Guess, gap, is_rather, rounding
 
 NARROW_DTYPES = torch.bfloat16, torch.float16
-EPSILONS = 0.0, 1e-12, 1e-8, 1e-7, 1e-5, 1e-4, 1e-3  # which ports have in place of 1e-6
+EPSILONS = 0.0, 1e-12, 1e-8, 1e-7, 1e-5, 1e-4, 1e-3, 1.0  # which ports have in place of 1e-6
 
 
 def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | None:
@@ -366,6 +366,8 @@ def wrong_projection(e: Evidence) -> str | None:
     The weights of `to_out` are not known here. They are fitted to what the reference gave the layer and what came out.
     """
     ours, theirs = joined(e._replace(candidate_taps=NONE)), joined(e)
+    if not all(x.isfinite().all() for x in (e.candidate, *ours.values(), *theirs.values())):
+        return None
     out = e.reference.flatten(0, 1).double()
     # With as many unknowns as tokens, any output is a linear function of any input.
     fits = ((own, torch.linalg.lstsq(x, out).solution) for own, x in ours.items() if len(x) >= 2 * x.shape[1])

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..trace.taps import PHASES, PROJECTED
+from ..trace.taps import PHASES
 from ..truth import norm
 from .evidence import Evidence, view
 
@@ -367,7 +367,7 @@ def meanings(e: Evidence) -> Iterator[tuple[float, str]]:
     yield 0.0, "never computed, or with weights that were never loaded"
     yield -1.0, "another sign"
     yield from ((factor, "a scale applied twice, or not at all (multiplier 1000)") for factor in (1000.0, 1e-3))
-    if e.name not in PROJECTED:  # what is returned has no gate
+    if e.part in ("gate", "to_gate_logits", "to_out"):
         yield from ((factor, "the 2 of a gate, 2 * sigmoid, applied twice, or not at all") for factor in (2.0, 0.5))
     sizes = {e.config.attention_head_dim, e.config.audio_attention_head_dim} if e.config else set()
     if e.name.endswith((".q", ".k", ".sdpa")):
@@ -386,7 +386,8 @@ def scaled_weight(e: Evidence) -> str | None:
     offset = (e.candidate.double() - factor * e.reference.double()).mean((0, 1), keepdim=True)
     if not explains(e, factor * e.reference.double() + offset):
         return None
-    return f"a constant factor of {factor.item():.4g} for everything but the bias: a weight without its scale"
+    what = f"a constant factor of {factor.item():.4g}"
+    return f"{what} for everything but the bias: its weight or its input, without a scale"
 
 
 def constant_vector(e: Evidence) -> str | None:
