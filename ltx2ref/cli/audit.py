@@ -27,6 +27,7 @@ from .command import (
     add_names,
     add_page,
     add_partial,
+    add_taps,
     device_named,
     names_in,
     required,
@@ -65,6 +66,8 @@ AUDIT_EXAMPLES = """examples:
       a page about the first case that differs
   ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core --case 2.3/i2v
       against ltx-core's own conventions
+  ltx2ref audit my_port:run --case 2.3/t2v --accept rope.cos
+      what else is wrong, if the first cause is known
   ltx2ref audit diffusers --arithmetic exact --dtype bfloat16
       differences of operations alone, not hidden by rounding
   ltx2ref audit my_port:run --case 2.3/t2v \\
@@ -128,6 +131,14 @@ def add_audit(commands: Any) -> None:
     )
     add_device(command)
     add_names(command)
+    command.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="go on as the candidate does at the place of a cause, and report what else is wrong; may be repeated",
+    )
+    add_taps(command)
     add_partial(command)
     add_page(command, "the first case that differs, or the first,")
     command.add_argument(
@@ -185,7 +196,7 @@ def audited(chosen: "list[Case]", options: argparse.Namespace) -> Audited:
     Raises `ValueError` for an error that would be the same in all cases.
     """
     from ..parity import record
-    from ..parity.audit import audit, candidate_named, conventions_of
+    from ..parity.audit import audit, candidate_named, conventions_of, settled
     from ..parity.real import cases_to_audit
     from ..parity.trace.given import renamed_taps
 
@@ -198,16 +209,37 @@ def audited(chosen: "list[Case]", options: argparse.Namespace) -> Audited:
     renamed = candidate._replace(run=lambda setup: renamed_taps(candidate.run(setup), names))
     found = Audited()
     given = (dtype, device, options.reference, options.arithmetic)
+    nowhere: dict[str, list[str]] = {}  # places without a cause, and what was said of them in each case
+
+    def report_on(case: "Case | RealCase") -> "Report":
+        report = accepting(options.accept, nowhere, lambda places: audit(renamed, case, *given, places))
+        return settled(report, renamed, case, *given) if len(cases) == 1 else report
+
     cases = cases_to_audit(chosen, candidate.trace, options.checkpoint, options.inputs)
     if options.reproduce:
         require_reproducible(cases, options)
     for case in track(cases, f"auditing {candidate.name}"):
         try:
-            settle(found, case.id, partial(audit, renamed, case, *given))
+            settle(found, case.id, partial(report_on, case))
         except KeyboardInterrupt:
             found.interrupted = case.id
             break
+    if wrong := next((said[0] for said in nowhere.values() if len(said) == len(found.reports)), None):
+        raise ValueError(wrong)
     return found
+
+
+def accepting(places: "list[str]", nowhere: dict[str, list[str]], audit: "Callable[[list[str]], Report]") -> "Report":
+    """Audit one case, and accept those of the places at which it has a cause; `nowhere` gets the others."""
+    from ..parity.explain.causes import NoCause
+
+    there = [*places]
+    while True:
+        try:
+            return audit(there)
+        except NoCause as error:
+            there.remove(error.place)
+            nowhere.setdefault(error.place, []).append(str(error))
 
 
 def settle(found: Audited, case: str, audit: "Callable[[], Report]") -> None:
@@ -295,7 +327,11 @@ def show_reports(
         print_json({"reports": found, "not_expressible": impossible, "failures": why, "interrupted": interrupted})
         return
     for name, report in reports.items():
-        print_text(f"{name}: {report.verdict}: {report.details() if len(reports) == 1 else report.sentence}")
+        every = len(report.rows) if options.taps else 10
+        told = report.details(every, options.taps or None) if len(reports) == 1 or options.taps else report.brief()
+        print_text(f"{name}: {report.verdict}: {told}")
+    if len(reports) > 1 and (follows := common_conventions(reports.values())):
+        print_line(f"all cases follow {follows}")
     for note in common_notes(reports.values()):
         print_line(f"  {note}")
     for name, reason in impossible.items():
@@ -304,6 +340,15 @@ def show_reports(
         print_line(f"{name}: {'failed' if failure.status == RAISED else 'not compared'}: {failure.said}")
     if interrupted:
         print_line(f"{interrupted}: interrupted; this case and those after it were not compared")
+
+
+def common_conventions(reports: "Iterable[Report]") -> str:
+    """Return the conventions that the candidate follows in all cases, with every value that a case has shown."""
+    found: dict[str, list[str]] = {}
+    for report in reports:
+        for name, value in report.conventions.items():
+            found.setdefault(name, []).append(value)
+    return ", ".join(f"{name} = {' or '.join(dict.fromkeys(values))}" for name, values in found.items())
 
 
 def common_notes(reports: "Iterable[Report]") -> list[str]:

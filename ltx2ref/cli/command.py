@@ -74,6 +74,11 @@ def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="cpu, cuda or mps; default: cpu")
 
 
+def add_taps(command: argparse.ArgumentParser) -> None:
+    """Add the option --taps."""
+    command.add_argument("--taps", action="store_true", help="show all taps that differ, failures first")
+
+
 def add_page(command: argparse.ArgumentParser, which: str) -> None:
     """Add the option that writes a page. `which` names the report that is written."""
     command.add_argument("--html", metavar="FILE", help=f"write the report of {which} as a page")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .audit import Audited, audit_status, finished, show_reports
-from .command import add_command, add_names, add_page, add_partial, names_in
+from .command import add_command, add_names, add_page, add_partial, add_taps, names_in
 from .output import page_path
 
 COMPARE_EXAMPLES = """examples:
@@ -28,6 +28,7 @@ def add_compare(commands: Any) -> None:
     command.add_argument("candidate", metavar="CANDIDATE", help="another one")
     command.add_argument("--truth", metavar="FILE", help="the same taps in float64, from which a budget follows")
     add_names(command)
+    add_taps(command)
     add_partial(command)
     add_page(command, "the comparison")
 

@@ -36,6 +36,14 @@ EXCHANGE = {
 }
 
 
+class NoCause(ValueError):
+    """There is no cause at a place that is to be accepted."""
+
+    def __init__(self, place: str, known: Sequence[str]) -> None:
+        super().__init__(f"--accept {place}: no cause there; there are causes at {', '.join(known) or 'no tap'}")
+        self.place = place
+
+
 @dataclass(eq=False)
 class Difference:
     """A cause while it is gathered: where it is, what it looks like, and what it adds to each tap."""
@@ -229,13 +237,13 @@ def causes(found: Iterable[Difference], truth: Truth) -> tuple[Cause, ...]:
 def accepted(found: Iterable[Difference], places: Sequence[str]) -> list[Difference]:
     """Return the causes at these places: a cause's first tap, with or without the number of its block.
 
-    Raises `ValueError` if no cause is at one of them.
+    Raises `NoCause` if no cause is at one of them.
     """
     known = {cause.place: cause for cause in found}
     chosen: dict[str, Difference] = {}
     for place in places:
         here = {at: cause for at, cause in known.items() if fnmatchcase(at, without_block(place))}
         if not here:
-            raise ValueError(f"--accept {place}: no cause there; there are causes at {', '.join(known) or 'no tap'}")
+            raise NoCause(place, [*known])
         chosen |= here
     return [*chosen.values()]

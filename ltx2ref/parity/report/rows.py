@@ -116,6 +116,10 @@ class Report:
             lines.append(f"  follows {', '.join(f'{name} = {value}' for name, value in self.conventions.items())}")
         return "\n".join([*lines, *(self.tap_lines(count) if taps or (taps is None and not self.causes) else ())])
 
+    def brief(self) -> str:
+        """Return the sentence, and a line for each cause if there are several."""
+        return "\n".join([self.sentence, *(line for cause in self.causes for line in cause_lines(cause)[:1])])
+
     def tap_lines(self, count: int) -> list[str]:
         """Return a line for each of up to `count` taps: failures first, suspect ones next, missing ones counted."""
         order = (DIVERGED, SHAPE, SUSPECT, ROUNDING)
