@@ -5,8 +5,9 @@
     python scripts/audit_path.py --functions                  and the functions that are first called in each place
     python scripts/audit_path.py --json
 
-A place is a file that is entered: consecutive functions of one file are one place. Comprehensions and lambdas belong to
-the function in which they are written. What the README lists as the model's own files is left out.
+A place is a file that is entered: consecutive functions of one file are one place. The room explain/ is one place, whose
+files ask one another. Comprehensions and lambdas belong to the function in which they are written. What the README lists
+as the model's own files is left out.
 """
 
 import argparse
@@ -38,6 +39,7 @@ CORE = {
     )
 }
 WRONG = "transformer_blocks.0.attn1.to_out.0.weight"
+ROOM = "parity/explain/"
 INNER = re.compile(r"<(lambda|listcomp|dictcomp|setcomp|genexpr)>$")
 
 
@@ -94,6 +96,8 @@ def path(candidate: Candidate, case: str) -> tuple[list[Place], str]:
 
 def enter(places: list[Place], file: str, function: str) -> None:
     """Note the first call of a function."""
+    if file.startswith(ROOM):
+        file, function = ROOM, f"{file.removeprefix(ROOM)}: {function}"
     if not places or places[-1].file != file:
         places.append(Place(file))
     places[-1].functions.append(function)

@@ -25,7 +25,7 @@ from .patterns import explains, reproduces, slope
 
 Operands = Mapping[str, Tensor]
 Step = Callable[[Tensor], Tensor]
-STEPS = 6  # of Gauss and Newton, for a factor or a number; a formula that is affine in its operand needs one
+ITERATIONS = 6  # of Gauss and Newton, for a factor or a number; a formula that is affine in its operand needs one
 SMALL = 1e-4  # the difference from which a derivative is made
 
 
@@ -55,7 +55,7 @@ def change_of(e: Evidence, formula: Formula) -> str | None:
         def made(changed: Tensor, name: str = name) -> Tensor:
             return formula.compute({**operands, name: changed})
 
-        for what, changed in (*fitted(e.candidate.double().reshape(right.shape), x, made), *moved(x)):
+        for what, changed in (*fits_of(e.candidate.double().reshape(right.shape), x, made), *displaced(x)):
             if explains(e, made(changed)):
                 return f"{name} {what}"
     for what, other in formula.others.items():
@@ -64,25 +64,25 @@ def change_of(e: Evidence, formula: Formula) -> str | None:
     return None
 
 
-def fitted(wanted: Tensor, x: Tensor, made: Step) -> Iterator[tuple[str, Tensor]]:
+def fits_of(wanted: Tensor, x: Tensor, made: Step) -> Iterator[tuple[str, Tensor]]:
     """Yield an operand times the factor, and plus the number, that fit the candidate best."""
     for start in (1.0, -1.0):
         factor = start
-        for _ in range(STEPS):
+        for _ in range(ITERATIONS):
             now = made(x * factor)
             factor += slope(made(x * (factor + SMALL)) - now, wanted - now).item() * SMALL
         if abs(factor - 1) > 1e-7 and factor == factor:
             exact = next((y for y in (0.0, -1.0, 0.5, 2.0) if abs(factor - y) < 1e-4), factor)
             yield {0.0: "left out", -1.0: "negated"}.get(exact, f"times {exact:.4g}"), x * exact
     number = 0.0
-    for _ in range(STEPS):
+    for _ in range(ITERATIONS):
         now = made(x + number)
         number += slope(made(x + (number + SMALL)) - now, wanted - now).item() * SMALL
     if number and number == number:
         yield f"plus {number:.4g}", x + number
 
 
-def moved(x: Tensor) -> Iterator[tuple[str, Tensor]]:
+def displaced(x: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield an operand with its entries in other places, or rounded."""
     yield "rounded to bfloat16", x.bfloat16().double()
     yield "rounded to float16", x.half().double()
@@ -96,7 +96,7 @@ def moved(x: Tensor) -> Iterator[tuple[str, Tensor]]:
 def formulas(e: Evidence) -> Iterator[Formula]:
     """Yield the formulas of a tap, one for each step on the way to it; none if it needs a tap that is not there."""
     for kind in (
-        modulation,
+        modulated_stage,
         residual,
         projected_attention,
         rotated,
@@ -111,7 +111,7 @@ def formulas(e: Evidence) -> Iterator[Formula]:
 
 
 # ---------------------------------------------------------------- the stages
-def modulation(e: Evidence) -> Iterator[Formula]:
+def modulated_stage(e: Evidence) -> Iterator[Formula]:
     """Yield a normalised stream, or the text, times one plus the scale, plus the shift."""
     if e.part not in ("input", "context"):
         return
@@ -125,7 +125,7 @@ def modulation(e: Evidence) -> Iterator[Formula]:
     def compute(o: Operands) -> Tensor:
         return o[stream] * (1 + o["the scale"]) + o["the shift"]
 
-    learned = learned_rows(e)
+    learned = table_rows(e)
     others: dict[str, Operands] = {}
     if learned is not None:
         own = {"the scale": learned[0], "the shift": learned[1]}
@@ -145,7 +145,7 @@ def modulation(e: Evidence) -> Iterator[Formula]:
         yield Formula({name: x}, lambda o: compute({stream: rms_norm(o[name]), **both}))
 
 
-def learned_rows(e: Evidence) -> tuple[Tensor, Tensor] | None:
+def table_rows(e: Evidence) -> tuple[Tensor, Tensor] | None:
     """Return the scale and the shift of this tap in the learned table, without the noise level."""
     recipe = ROW_RECIPES.get(f"{e.layer}.{'context_' if e.part == 'context' else ''}rows")
     table = None if recipe is None or e.model is None else find_module(e.model, e.block + recipe[0][0])
@@ -257,7 +257,7 @@ def attention(e: Evidence) -> Iterator[Formula]:
         "audio_attn2": x.get("audio_encoder_attention_mask"),
     }.get(e.layer)
     scaled = "queries, keys or the scale of attention"
-    operands = {scaled: q, "keys": k, "values": v.unflatten(-1, k.shape[2:])}
+    operands = {scaled: q, "keys, in relation to values,": k, "values": v.unflatten(-1, k.shape[2:])}
     others: dict[str, Operands] = {}
     if mask is not None:
         bias = attention_bias(mask, dtype)[:, None] if e.layer == "attn1" else text_attention_mask(mask, dtype)
@@ -269,7 +269,9 @@ def attention(e: Evidence) -> Iterator[Formula]:
         others["causal attention"] = {**operands, "the mask's bias": causal[None, None]}
 
     def compute(o: Operands) -> Tensor:
-        queries, keys, values = (rearrange(o[name], "b t h d -> b h t d") for name in (scaled, "keys", "values"))
+        queries, keys, values = (
+            rearrange(o[name], "b t h d -> b h t d") for name in (scaled, "keys, in relation to values,", "values")
+        )
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=o.get("the mask's bias"))
         return rearrange(out, "b h t d -> b t h d")
 
@@ -280,7 +282,7 @@ def activation(e: Evidence) -> Iterator[Formula]:
     """Yield the activation of a feed-forward."""
     x = given(e, e.name.replace(".activation", ".proj"))
     if e.part == "activation" and x is not None:
-        yield from steps({"the activation's input": x}, ("", gelu), ("the activation's result", None))
+        yield from chained({"the activation's input": x}, ("", tanh_gelu), ("the activation's result", None))
 
 
 def linear_layer(e: Evidence) -> Iterator[Formula]:
@@ -312,7 +314,7 @@ def embedding(e: Evidence) -> Iterator[Formula]:
         path, x, between = f"{e.name}.timestep_embedder", given(e, e.name.replace(".emb", ".sinusoid")), F.silu
         x = None if x is None else unflat(x, len(e.reference))
     elif e.name.endswith("caption_projection"):
-        x, between = (e.inputs or {}).get(f"{'audio_' if e.audio else ''}encoder_hidden_states"), gelu
+        x, between = (e.inputs or {}).get(f"{'audio_' if e.audio else ''}encoder_hidden_states"), tanh_gelu
         path = e.name
     else:
         return
@@ -323,7 +325,7 @@ def embedding(e: Evidence) -> Iterator[Formula]:
     def layer(one: Any) -> Step:
         return lambda x: F.linear(x, one.weight.double(), one.bias.double())
 
-    yield from steps(
+    yield from chained(
         {"the input": x},
         ("", layer(layers.linear_1)),
         ("the first layer's result", between),
@@ -400,12 +402,12 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
-def gelu(x: Tensor) -> Tensor:
+def tanh_gelu(x: Tensor) -> Tensor:
     """Return the GELU of the feed-forward."""
     return F.gelu(x, approximate="tanh")
 
 
-def steps(operand: Operands, *chain: tuple[str, Step | None]) -> Iterator[Formula]:
+def chained(operand: Operands, *chain: tuple[str, Step | None]) -> Iterator[Formula]:
     """Yield a formula for the operand, and one for each named result on the way, of steps one after the other."""
     ((name, x),) = operand.items()
     todo = [step for _, step in chain if step is not None]
