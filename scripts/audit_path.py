@@ -5,9 +5,9 @@
     python scripts/audit_path.py --functions                  and the functions that are first called in each place
     python scripts/audit_path.py --json
 
-A place is a file that is entered: consecutive functions of one file are one place. The room explain/ is one place, whose
-files ask one another. Comprehensions and lambdas belong to the function in which they are written. What the README lists
-as the model's own files is left out.
+A place is a file that is entered: consecutive functions of one file are one place. The room explain/ is one place,
+because its files ask one another. Comprehensions and lambdas belong to the function in which they are written. What the
+README lists as the model's own files is left out.
 """
 
 import argparse
