@@ -301,7 +301,7 @@ def summary(report: Report, label: list[str]) -> Found:
         }
         for cause in report.causes
     ]
-    about = next((cause["hints"] for cause in causes if cause["has label"]), [])
+    about = next((cause.hints for cause in report.causes if first in cause.taps), ())
     return {
         "verdict": report.verdict,
         "first": report.first,
