@@ -27,6 +27,7 @@ from ltx2ref.parity.report.assemble import assemble
 from ltx2ref.parity.report.chart import Scale, first_depth, stage_of
 from ltx2ref.parity.report.effects import BAR_WIDTH
 from ltx2ref.parity.report.html import COLUMNS, MEANING_OF_COLUMN, html
+from ltx2ref.parity.report.lead import MEANING
 from ltx2ref.parity.report.markup import number
 from ltx2ref.parity.report.rows import (
     BUG,
@@ -457,6 +458,8 @@ def test_the_story_of_a_small_difference_says_how_small(verdict: str) -> None:
         ROUNDING: "First roundingnorm_out rounding",
         SUSPECT: "First divergencenorm_out more than rounding explains",
     }
+    lead = {ROUNDING: "nothing but rounding", SUSPECT: MEANING[SUSPECT]}
+    assert page.text("p", class_="sentence") == [lead[verdict]]
     story = page.text("dl", class_="story")[0]
     assert story.startswith(said[verdict]) and story.endswith("every tap is identicalMissing1 of 3 taps: sample")
 

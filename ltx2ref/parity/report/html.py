@@ -37,7 +37,8 @@ MEANING_OF_COLUMN = {
     "Error": "how far the candidate is from the same computation in float64, relative as above; beside it, the same of "
     "the reference",
     "Budget used": f"the candidate's error divided by its budget, which is {number(SHARE)} times the reference's error "
-    "and a little more: up to 1, rounding explains it",
+    "and a little more, and what rounded sinusoids and RoPE tables can do where they were not given: up to 1, rounding "
+    "explains it",
     "Origin": "whether the error begins in this stage, given the candidate's own inputs, or only came in with them",
 }
 SEVERITY = {DIVERGED: 0, SHAPE: 0, SUSPECT: 2, ROUNDING: 3, IDENTICAL: 4, MISSING: 5}  # in the order of the table
@@ -131,7 +132,7 @@ def first(report: Report) -> str:
     """Show the numbers of the first divergent tap, before any table."""
     for i, tap in enumerate(report.rows):
         if tap.name == report.first:
-            heading = tag("h2", "First divergence in numbers: ", tag("a", breakable(tap.name), href=f"#t{i}"))
+            heading = tag("h2", "First difference in numbers: ", tag("a", breakable(tap.name), href=f"#t{i}"))
             return tag("section", heading, facts(tap), class_="first")
     return ""
 

@@ -55,7 +55,8 @@ def story(report: Report) -> str:
     if finding.first is None or str(finding) != report.sentence:
         more = bullets("Looks like", [hint for hint in report.hints if hint not in report.sentence])
         return tag("p", breakable(report.sentence), class_="sentence") + more
-    kind = MEANING.get(finding.first.verdict, finding.first.verdict)
+    verdict = finding.first.verdict
+    kind = "nothing but rounding" if verdict == ROUNDING else MEANING.get(verdict, verdict)
     if outputs_alone(report):
         lead = f"{kind}; only the outputs were given"
     else:
