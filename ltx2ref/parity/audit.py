@@ -400,7 +400,7 @@ def assert_parity(
         report = audit_exactly(model, inputs, theirs)
     report = replace(report, notes=[*report.notes, *heard])
     if not report.passed:
-        raise AssertionError(report.details())
+        raise AssertionError(report.details(taps=True))
     return report
 
 
