@@ -41,6 +41,7 @@ ROUNDED = 0.42 * 2.0**-24  # the root mean square of a float32 rounding, relativ
 LUCK = 0.6
 
 DRAWS = 3  # how many times the phases that a candidate does not show are drawn
+EMBEDDER_TAPS = (".sinusoid", ".emb", ".linear")
 PER_TOKEN = (".sinusoid", ".emb", ".linear", ".rows", ".context_rows")  # taps whose first dimension is B or B * T
 # The taps of each stream's residual in a block, in order: as it enters each sub-layer, and as it leaves the block.
 CHAINS = tuple(
@@ -176,8 +177,13 @@ class Truth:
             more = carried(added)
             both = {name: self.deviations[name] + x if name in self.deviations else x for name, x in more.items()}
             moved = run(self.model, self.inputs, deviations=self.deviations | both)
+        return self.far(moved, added)
+
+    def far(self, moved: Mapping[str, Tensor], added: Mapping[str, Tensor] | None = None) -> float:
+        """Return how far other outputs are from these, relative to their L2 norms; `added` is added to the others."""
+        more = added or {}
         return max(
-            norm(moved[name] + added.get(name, 0.0) - self.pure[name]) / (norm(self.pure[name]) or 1.0)
+            norm(moved[name] + more.get(name, 0.0) - self.pure[name]) / (norm(self.pure[name]) or 1.0)
             for name in PROJECTED
         )
 
@@ -251,7 +257,15 @@ def teacher_forced(reference: Taps, candidate: Mapping[str, Any]) -> Taps:
         for name, x in candidate.items()
         if isinstance(x, Tensor) and name in reference
     }
-    return {name: x for name, x in taps.items() if x.shape == reference[name].shape}
+    return {
+        name: x for name, x in taps.items() if x.shape == reference[name].shape or for_each_token(name, x, reference)
+    }
+
+
+def for_each_token(name: str, x: Tensor, reference: Mapping[str, Tensor]) -> bool:
+    """Tell whether a candidate has a noise level for each token where the reference has one for each batch element."""
+    like = reference[name]
+    return name.endswith(EMBEDDER_TAPS) and x.shape[1:] == like.shape[1:] and len(x) % len(like) == 0
 
 
 def isolate(

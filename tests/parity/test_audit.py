@@ -517,7 +517,7 @@ def test_audit_names_the_bug_writes_a_page_and_exits_1(tmp_path: Path, capsys: p
     )
     assert code == 1 and said.startswith(f"2.3/t2v: diverged: first divergence at {BLOCK}attn1.to_out (diverged)")
     written = page.read_text(encoding="utf-8").replace("<wbr>", "")
-    assert "first divergence at" in written and f"{BLOCK}attn1.to_out" in written
+    assert f"{BLOCK}attn1.to_out" in written
     code, said, _ = command("audit", f"{__name__}:taps_with_a_bug", "--case", "2.3/t2v", "--json", capsys=capsys)
     report = json.loads(said)["reports"]["2.3/t2v"]
     assert (code, report["verdict"], report["first"]) == (1, DIVERGED, f"{BLOCK}attn1.to_out")

@@ -132,6 +132,12 @@ def test_other_conventions_are_causes_with_the_name_of_the_switch() -> None:
 
 
 @pytest.mark.slow
+def test_a_level_for_each_token_has_its_convention_and_no_causes_after_it() -> None:
+    found = follows("ltx2ref:ltx-core-2026-08", "2.5/pipeline-i2v")
+    (cause,) = found.causes
+    assert cause.what == "another convention, exchange = 'other_gate'" and cause.effect and cause.effect > 0.01
+
+
 def test_another_mask_bias_shows_in_a_row_without_tokens() -> None:
     found = follows("ltx2ref:ltx-core-2026-08", "2.0/empty-text-rows")
     assert found.conventions["text_mask_bias"] == "lowest"
@@ -189,6 +195,7 @@ def in_eighths(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 # ---------------------------------------------------------------- a port of the field
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("diffsynth") is None, reason="DiffSynth is not installed")
 @pytest.mark.parametrize(
     ("case", "exchange"), [("2.0/i2v", "other"), ("2.3/i2v", "other"), ("2.5/keyframes", "other_gate")]
 )

@@ -175,8 +175,10 @@ def test_a_level_for_each_token_is_compared_at_the_worst_one() -> None:
     each = TAPS[name].repeat_interleave(TA, 0)
     found, (note,) = fitted(TAPS, {name: each})
     assert torch.equal(found[name], TAPS[name]) and "a noise level for each token" in note
+    each[TA + 3] += 2.0**-16
+    assert torch.equal(fitted(TAPS, {name: each})[0][name], TAPS[name] + torch.tensor([[0.0], [2.0**-16]]))
     each[TA + 3] += 1
-    assert torch.equal(fitted(TAPS, {name: each})[0][name], TAPS[name] + torch.tensor([[0.0], [1.0]]))
+    assert fitted(TAPS, {name: each})[0][name] is each, "tokens with levels of their own are another shape"
     each[TA + 3] = torch.nan
     assert fitted(TAPS, {name: each})[0][name][1].isnan().all()
     more = padded(TAPS[name].repeat_interleave(TA, 0).unflatten(0, (B, TA)), 1).flatten(0, 1)

@@ -7,7 +7,7 @@ cause. A cause behind another one is found all the same, because each stage star
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from ...interface import LTX2VideoTransformer3DModel
 from ..exact import exact
 from ..machines import machine
-from ..report.rows import BUG, CONVENTION, ROUNDING, Cause, TapRow, without_block
+from ..report.rows import BUG, CONVENTION, ROUNDING, SHAPE, Cause, TapRow, without_block
+from ..run import run
 from ..trace.taps import PHASES, Taps
 from ..truth import FLOOR, SHARE, Deviations, Local, Truth, carried, isolate, norm, spread
-from .evidence import Evidence, Hint, originates, what_fits
+from .conventions import switched
+from .evidence import Evidence, Hint, originating, what_fits
 from .fingerprint import switched_at
 from .levels import single_differences
 from .mistakes import inherited_tables
@@ -29,6 +31,7 @@ from .roundings import FAR, ROUND_MORE
 EVERYWHERE = frozenset(
     {"other_epsilon", "wrong_positions", "wrong_frequencies", "float32_angles", "wrong_rotation", "other_activation"}
 )
+EACH = "a noise level for each token, not for each batch element"
 EXCHANGE = {
     "video_to_audio_attn": "audio_to_video_attn",
     "av_cross_attn_audio_scale_shift": "av_cross_attn_video_scale_shift",
@@ -87,11 +90,15 @@ def origins(
     said = what_fits({name: stages[name] for name in stages if asked[alike(name)] == name}, hints)
     inherited, levels = inherited_tables(stages), single_differences(stages)
     found: dict[str, Difference] = {}
-    for row in rows:
-        if not originates(row, exactly) or row.name in inherited:
+    for row in originating(rows, exactly):
+        if row.name in inherited:
             continue
         if row.name not in stages:
             found.setdefault(alike(row.name), Difference(hints=row.hints)).taps.append(row)
+            continue
+        if row.verdict == SHAPE:  # nothing can be added to the reference's tap
+            looks = (*levels.get(row.name, {}), *said[asked[alike(row.name)]].values())
+            found.setdefault(alike(row.name), Difference(hints=looks or (EACH,))).taps.append(row)
             continue
         whole = theirs_minus_truth(row.name, theirs, local)
         for what, added in levels.get(row.name, {}).items():
@@ -207,6 +214,16 @@ def with_switches(
     return result
 
 
+def effect_of(cause: Difference, truth: Truth) -> float | None:
+    """Return how far a cause moves the outputs; None if there is nothing to put into the reference."""
+    if cause.added or cause.switch is None:
+        return truth.effect(cause.added) if cause.added else None
+    name, _, value = cause.switch.partition(" = ")
+    change: dict[str, Any] = {name: value.strip("'")}
+    other = switched(truth.model, replace(truth.model.conventions, **change))
+    return truth.far(run(other, truth.inputs, deviations=truth.deviations))
+
+
 def causes(found: Iterable[Difference], truth: Truth) -> tuple[Cause, ...]:
     """Return the causes by their effect on the outputs, the largest first."""
     made = []
@@ -227,7 +244,7 @@ def causes(found: Iterable[Difference], truth: Truth) -> tuple[Cause, ...]:
                 blocks=truth.model.config.num_layers,
                 size=max(errors, default=None),
                 budget=max(shares, default=None),
-                effect=truth.effect(cause.added) if cause.added else None,
+                effect=effect_of(cause, truth),
                 hints=hints,
             )
         )

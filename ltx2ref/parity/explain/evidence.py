@@ -13,7 +13,7 @@ from ...interface import LTX2VideoTransformer3DModel
 from ..judge import CLEARLY, first_divergence
 from ..report.rows import DIVERGED, ORIGINATED, SHAPE, SUSPECT, TapRow
 from ..trace.taps import PHASES, Taps
-from ..truth import Local, spread
+from ..truth import EMBEDDER_TAPS, Local, for_each_token, spread
 
 NONE: Mapping[str, Tensor] = MappingProxyType({})
 FLAT = (".sinusoid", ".emb", ".linear", "rows")  # taps of the shape (B * T|1, ...)
@@ -60,8 +60,8 @@ def stage_evidence(
     """Return the evidence on every stage at which an error originated, and on the first divergence."""
     found = {
         row.name: e
-        for row in rows
-        if originates(row, exactly) and (e := local_evidence(row.name, model, inputs, ours, theirs, local))
+        for row in originating(rows, exactly)
+        if (e := local_evidence(row.name, model, inputs, ours, theirs, local))
     }
     first = first_divergence(list(rows))
     if first is None or first.name in found or not isinstance(theirs.get(first.name), Tensor):
@@ -74,6 +74,18 @@ def stage_evidence(
     known = {name: theirs[name] for name in before if name in theirs}
     e = Evidence(first.name, x, other, true.get(first.name), ours, known, model.config, inputs, model)
     return {first.name: gathered(e), **found}
+
+
+def originating(rows: Sequence[TapRow], exactly: bool) -> list[TapRow]:
+    """Return the rows at which a cause begins.
+
+    Noise levels for each token in place of one for each batch element begin at the sinusoid, and the shapes of what is
+    computed from them follow.
+    """
+    found = [row for row in rows if originates(row, exactly)]
+    each = any(row.verdict == SHAPE and row.name.endswith(".sinusoid") for row in found)
+    follow = (*EMBEDDER_TAPS[1:], "rows")
+    return [row for row in found if not (each and row.verdict == SHAPE and row.name.endswith(follow))]
 
 
 def originates(row: TapRow, exactly: bool) -> bool:
@@ -107,7 +119,7 @@ def local_evidence(
         return None
     own = local.reference[name]
     other = spread(name, theirs[name], own).cpu()
-    if other.shape != own.shape:
+    if other.shape != own.shape and not for_each_token(name, other, {name: own}):
         return None
     names = [*local.reference]
     earlier = names[: names.index(name)]

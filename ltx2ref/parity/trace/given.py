@@ -163,8 +163,8 @@ def likely(name: str, known: Iterable[str]) -> str | None:
 def fitted(reference: Taps, candidate: Given) -> tuple[dict[str, Any], list[str]]:
     """Return the candidate's taps, cut to the tokens and batch elements that the reference has, and notes on it.
 
-    Only what is at the end of the tokens is cut, and never from an output. A noise level for each token, where the
-    reference has one for each batch element, is judged by the token that is farthest off.
+    Only what is at the end of the tokens is cut, and never from an output. Where the reference has one noise level for
+    each batch element, the same level for each token is judged by the token that is farthest off.
     """
     taps, cut, levels = dict(candidate), [], []
     lengths = {name: x.shape[1] for name in PROJECTED if (x := reference.get(name)) is not None and x.ndim == 3}
@@ -201,6 +201,9 @@ def by_level(x: Tensor, like: Tensor, batch: int, tokens: int) -> Tensor:
     if len(like) > batch:
         return without_surplus(each, like.unflatten(0, (batch, -1)), 1).flatten(0, 1)
     each = each[:, : tokens if 0 < tokens < each.shape[1] else None]
+    wide = each.double()
+    if norm(wide - wide[:, :1]) > torch.finfo(x.dtype).eps ** 0.5 * norm(wide):
+        return x  # the tokens have levels of their own
     apart = (each.double() - like.to(each.device).double()[:, None]).flatten(2).square().sum(-1)
     found: Tensor = each[torch.arange(batch), apart.nan_to_num(torch.inf).argmax(1)]
     return found

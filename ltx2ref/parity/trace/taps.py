@@ -160,7 +160,9 @@ class Recorder:
         x = self.deviated(name, x)
         self.taps[name] = self.keep(x.detach().flatten(0, -2) if flat else x.detach())
         given = self.inject.get(name)
-        x = x if given is None else given.to(x).reshape(x.shape)
+        if given is not None:  # noise levels for each token may replace one for each batch element
+            each = flat and x.ndim == 3 and isinstance(given, Tensor) and given.numel() != x.numel()
+            x = given.to(x).reshape((len(x), -1, x.shape[2]) if each else x.shape)
         if name.endswith(".linear"):
             self.offsets[name.removesuffix(".linear")] = x
         if name.endswith(".to_gate_logits"):
