@@ -4,6 +4,7 @@ pytest tests/parity/test_causes.py
 """
 
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
