@@ -18,6 +18,7 @@ and a bfloat16 matrix product whose two halves are rounded before they are added
 such band: whatever exceeds it has diverged.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -115,12 +116,33 @@ def remarks(rows: list[TapRow], reference: AnyTaps, candidate: AnyTaps, truth: A
     said = []
     if extra:
         said.append(f"the candidate has {len(extra)} taps that the reference lacks: {', '.join(extra[:3])}")
+    said += [
+        f"{part}: the candidate has none of its {count} taps, so it was never computed, or not traced"
+        for part, count in parts_without_taps(reference, candidate).items()
+    ]
     if truth is None and any(row.verdict in (SUSPECT, DIVERGED) for row in rows):
         said.append(
             "without a float64 truth there is no budget: a difference beyond the coarser dtype's rounding counts as "
             "a divergence above the square root of its epsilon, and as suspect below"
         )
     return said
+
+
+def parts_without_taps(reference: AnyTaps, candidate: AnyTaps) -> dict[str, int]:
+    """Return blocks, and sub-layers of other blocks, of which the candidate has no tap, with how many there should be.
+
+    A candidate that shows such a part in no block is left alone.
+    """
+    found: dict[str, int] = {}
+    for depth in (2, 3):  # transformer_blocks.0, and transformer_blocks.0.attn1
+        parts = [".".join(name.split(".")[:depth]) for name in reference if name.startswith("transformer_blocks.")]
+        counts = Counter(part for part in parts if not any(part.startswith(f"{other}.") for other in found))
+        lacking = [part for part in counts if not any(name.startswith(f"{part}.") for name in candidate)]
+        for part in lacking:
+            shown = [x for x in counts if x not in lacking and x.split(".")[2:] == part.split(".")[2:]]
+            if shown and counts[part] > 1:
+                found[part] = counts[part]
+    return found
 
 
 def judge_tap(name: str, reference: Any, candidate: Any, local: Local | None, against: Against) -> TapRow:

@@ -215,3 +215,22 @@ def test_a_convention_is_accepted_as_a_whole() -> None:
         candidate_named("ltx2ref:ltx-core-2026-03"), BY_ID["2.0/empty-text-rows"], torch.float32, CPU, accept=(place,)
     )
     assert [cause.what for cause in found.causes] == ["another convention, text_mask_bias = 'lowest'"], found.details()
+
+
+def test_a_block_that_was_never_computed_is_named() -> None:
+    def without_last_block(setup: Setup) -> Any:
+        taps = candidate_named("ltx2ref").run(setup)
+        return {name: x for name, x in taps.items() if not name.startswith("transformer_blocks.1.")}
+
+    found = audit(Candidate("one block", None, without_last_block), BY_ID["2.3/t2v"], torch.float32, CPU)
+    (note,) = (note for note in found.notes if "never computed" in note)
+    assert note.startswith("transformer_blocks.1: the candidate has none of its ")
+
+
+def test_outputs_alone_have_no_causes() -> None:
+    def outputs(setup: Setup) -> Any:
+        taps = computed(setup, "gate")
+        return taps["sample"], taps["audio_sample"]
+
+    found = audit(Candidate("outputs", None, outputs), BY_ID["2.3/t2v"], torch.float32, CPU)
+    assert found.failed and not found.causes and "only the outputs were given" in found.notes[0]
