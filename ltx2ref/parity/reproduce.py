@@ -33,7 +33,7 @@ from .guard import PortFailed, called, copied_inputs
 from .judge import CLEARLY, measure, ratio
 from .report.rows import Cause, Report, joined_names
 from .run import cast, moved, run
-from .trace.given import as_tensor, renamed_taps, taps_to_compare
+from .trace.given import OUTPUTS_ALONE, as_tensor, renamed_taps, taps_to_compare
 from .trace.taps import PHASES, PROJECTED, OutputError, Taps, brief, returned, trace
 from .truth import CHAINS, doubled, norm, spread, teacher_forced, wide
 
@@ -43,6 +43,11 @@ INPUTS, WEIGHTS, RESULTS = "inputs.safetensors", "weights.safetensors", "results
 UNCHANGED = 1e-9  # a relative difference that rounding in float64 explains
 COORDINATES = ("video_coords", "audio_coords")
 Stage = Callable[[Taps, Taps], Any]
+NEEDED = (
+    "the port shows its outputs alone, so that the stage would be the whole model; it has to return at least the "
+    "streams after each block, transformer_blocks.0.video and .audio and so on, and then the taps in the first block "
+    "that is wrong"
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,8 @@ def tap_at(report: Report, place: str) -> tuple[str, Cause]:
     for cause in by_place or report.causes:
         if tap := next((tap for tap in cause.taps if tap == place or fnmatchcase(tap, place)), None):
             return tap, cause
+    if OUTPUTS_ALONE in report.notes:
+        raise ValueError(f"--reproduce {place}: {NEEDED}")
     places = ", ".join(cause.place for cause in report.causes)
     raise ValueError(
         f"--reproduce {place}: no cause there; " + (f"there are causes at {places}" if places else "there are none")
@@ -169,11 +176,7 @@ def tap_at(report: Report, place: str) -> tuple[str, Cause]:
 def shown_tap(theirs: Mapping[str, Any], name: str) -> Tensor:
     """Return a tap of a port, or raise `ValueError` with the taps that are needed to tell its stages apart."""
     if not theirs.keys() - PROJECTED.keys() - {*PROJECTED.values()}:
-        raise ValueError(
-            f"{name}: the port shows its outputs alone, so that the stage would be the whole model; it has to return "
-            "at least the streams after each block, transformer_blocks.0.video and .audio and so on, and then the taps "
-            "in the first block that is wrong"
-        )
+        raise ValueError(f"{name}: {NEEDED}")
     if not isinstance(theirs.get(name), Tensor):
         raise ValueError(f"{name}: expected a tensor from the port, got {brief(theirs.get(name))}")
     found: Tensor = theirs[name]
