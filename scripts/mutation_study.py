@@ -291,7 +291,7 @@ def changed(same: Unchanged, theirs: Mapping[str, Any]) -> list[str]:
 def summary(report: Report, label: list[str]) -> Found:
     """Return what is kept of a report. `label` lists the taps that really changed."""
     rows, first = {row.name: row for row in report.rows}, label[0] if label else None
-    causes = [
+    causes: list[Found] = [
         {
             "place": cause.place,
             "verdict": cause.verdict,
