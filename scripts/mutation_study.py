@@ -169,12 +169,13 @@ def farthest(theirs: Mapping[str, Tensor], from_these: Mapping[str, Tensor]) -> 
 
 
 def mutant_named(name: str) -> Mutant:
-    return by_name()[name]
+    """Return the mutant of a name, which begins with its function."""
+    return mutants_of(name.partition(":")[0])[name]
 
 
-@lru_cache(maxsize=1)
-def by_name() -> dict[str, Mutant]:
-    return {mutant.id: mutant for mutant, _ in ast_mutants.candidates()}
+@lru_cache
+def mutants_of(function: str) -> dict[str, Mutant]:
+    return {mutant.id: mutant for mutant, _ in ast_mutants.candidates([function])}
 
 
 # ---------------------------------------------------------------- one task
