@@ -17,6 +17,7 @@ Results are kept, a line of JSON each, in the file that is named; a run goes on 
     python scripts/mutation_study.py found.jsonl --dtype float32 --limit 60
     python scripts/mutation_study.py found.jsonl --operators constant,sign --functions LTX2VideoTransformerBlock.forward
     python scripts/mutation_study.py found.jsonl --dtype exact            under exact arithmetic, in float32
+    python scripts/mutation_study.py second.jsonl --part 2/3              a third of it; put the lines into one file
     python scripts/mutation_study.py found.jsonl --table --write          write the table into docs/mutation-study.md
     python scripts/mutation_study.py found.jsonl --table --json           the same numbers as JSON
     python scripts/mutation_study.py found.jsonl --table --misses         what was not found, and hints to be read
@@ -591,6 +592,7 @@ def main() -> int:
     arguments.add_argument("--only", choices=("probes", "mutants", "rewrites"), help="leave out the other parts")
     arguments.add_argument("--exact-limit", type=int, help="how many live mutants to audit under exact arithmetic")
     arguments.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one for each core)")
+    arguments.add_argument("--part", default="1/1", help="audit only this part, such as 2/3, with a file of its own")
     arguments.add_argument("--minutes", type=float, help="start nothing after this time")
     arguments.add_argument("--rewrite-cases", type=int, default=1, help="cases for each rewrite, 1 to 3")
     arguments.add_argument("--table", action="store_true", help="run nothing, and report what the file holds")
@@ -601,12 +603,13 @@ def main() -> int:
     results = Results(given.results, given.workers, given.minutes)
     dtypes = given.dtype or [*DTYPES]
     if not given.table:
-        live = [] if given.only == "rewrites" else drawn(results, given)
+        part, parts = map(int, given.part.split("/"))
+        live = [] if given.only == "rewrites" else drawn(results, given)[part - 1 :: parts]
         for dtype in dtypes if given.only != "probes" else ():
             if given.only != "mutants":
                 cases = REWRITTEN_IN[: given.rewrite_cases]
                 tasks = [Task("rewrite", name, dtype, (case,)) for case in cases for name in rewrites.REWRITES]
-                results.do(tasks, f"rewrites in {dtype}")
+                results.do(tasks[part - 1 :: parts], f"rewrites in {dtype}")
             study(results, live[: given.exact_limit] if dtype == EXACT else live, dtype)
     found = numbers(results)
     if given.json:

@@ -76,10 +76,78 @@ REPLACED = (
 NARROW = {"bfloat16": ("bfloat16",), "float16": ("float16", "half"), "TF32": ("float16", "half")}
 
 
+# ---------------------------------------------------------------- one operand, changed in one way
+# What must be in the code that was changed, or in the function's name, for a hint on each operand to be true.
+OPERANDS = {
+    "the scale": "scale|ada|temb|table|mod_params|emb|linear",
+    "the shift": "shift|ada|temb|table|mod_params|emb|linear",
+    "the normalised stream": "norm|variance|hidden",
+    "the text": "encoder|caption|text",
+    "the stream before its norm": "norm|variance|hidden|proj",
+    "the residual": "hidden|attn|ff",
+    "the result of the sub-layer, or its gate,": "attn|Attention|Attn|ff|FeedForward|gate|hidden|mod_params|output",
+    "attention, or the weight after it,": "attn|attention|Attn|hidden|value|out",
+    "the bias": "bias",
+    "the gate": "gate|sigmoid",
+    "the cosines": "cos|rotary|freqs",
+    "the sines": "sin|rotary|freqs",
+    "cosines": "cos|emb|Timesteps|flip",
+    "sines": "sin|emb|Timesteps|flip",
+    "queries before the rotation": "rotary|query|norm_q|_x|Attn",
+    "keys before the rotation": "rotary|key|norm_k|_x|Attn",
+    "queries, keys or the scale of attention": "query|key|scale|attention|Attn",
+    "keys, in relation to values,": "key|value|attention|Attn|permute",
+    "values": "value|attention|Attn",
+    "the mask's bias": "mask|bias",
+    "the activation's": "act|gelu|GELU|silu|FeedForward|Embedding|AdaLayer|TextProjection|hidden|linear|sample",
+    "the layer's input, or its weight,": "",
+    "the input before its activation": "act|silu|gelu|GELU|emb|linear",
+    "the input": "",
+    "the first layer's result": "linear|act|sample|caption|Embedding|TextProjection|hidden",
+    "positions": "coord|grid|frame|fps|height|width|patch|max_pos|base|Rotary|latent|pixel|rope|hop|sampling",
+    "the table": "freq|cos|sin|Rotary|rope",
+}
+FITTED = ("rounded value", "rolled value")  # which are neither a factor nor a number
+IN_PLACE = ("scaled value", "shifted value", "rounded value", "sign")  # which leave all entries where they are
+
+
+@claim(r"((times|plus) -?[\d.e+-]+|negated|left out|rounded to \w+|of the (previous|next) [\w ]+|in reverse order)$")
+def _(it: Changed) -> Verdict:
+    operand = next((x for x in sorted(OPERANDS, key=len, reverse=True) if it.hint.startswith(x)), None)
+    noise_level = "timestep|sigma|Timestep|emb|scale|period"
+    fits = it.about(noise_level if operand is None else OPERANDS[operand])
+    if "rounded to" in it.hint:
+        kinds = next(kinds for name, kinds in NARROW.items() if name in it.hint)
+        return fits and it.operator in RECAST and it.variant in kinds
+    if re.search("previous|next|reverse", it.hint):
+        return fits and it.operator not in IN_PLACE
+    return fits and it.operator not in FITTED
+
+
 # ---------------------------------------------------------------- the most particular claims come first
 @claim(r"another convention")
 def _(it: Changed) -> Verdict:
     return it.about("timestep|sigma|rotary|dtype|mask|gate|multiplier")
+
+
+@claim(r"rows of the (table|noise level)")
+def _(it: Changed) -> Verdict:
+    return it.about("mod_params|table|temb|ada")
+
+
+@claim(r"exchanged|half of the angle")
+def _(it: Changed) -> Verdict:
+    return it.about("cos|sin|rotary|freq")
+
+
+@claim(r"causal attention")
+def _(it: Changed) -> Verdict:
+    return it.about("causal")
+
+
+@claim(r"frequencies exp")
+def _(it: Changed) -> Verdict:
+    return it.about("get_timestep_embedding|Timesteps|exponent|half_dim|period|emb|num_channels")
 
 
 @claim(r"in its place")
@@ -126,7 +194,7 @@ def _(it: Changed) -> Verdict:
 
 @claim(r"multiplier")
 def _(it: Changed) -> Verdict:
-    return it.about("multiplier|factor|timestep|sigma")
+    return it.about("multiplier|factor|timestep|sigma|Timesteps")
 
 
 @claim(r"a weight without its scale")
