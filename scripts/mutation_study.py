@@ -524,13 +524,19 @@ def groups(results: Results, dtype: str) -> list[Found]:
 
 
 def numbers(results: Results) -> Found:
-    used = [dtype for dtype in DTYPES if any(x["dtype"] == dtype for x in results.found.values())]
+    used = {
+        kind: [
+            dtype for dtype in DTYPES if any((x["kind"], x["dtype"]) == (kind, dtype) for x in results.found.values())
+        ]
+        for kind in ("mutant", "rewrite")
+    }
     return {
         "mutants": probes(results),
-        "audits": {dtype: counted(results, dtype) for dtype in used},
-        "rewrites": {dtype: alarms(results, dtype) for dtype in used},
+        "audits": {dtype: counted(results, dtype) for dtype in used["mutant"]},
+        "rewrites": {dtype: alarms(results, dtype) for dtype in used["rewrite"]},
+        "cases of rewrites": sorted({x["cases"][0] for x in results.found.values() if x["kind"] == "rewrite"}),
         "operators": groups(results, "float32"),
-        "lists": {dtype: {"missed": missed(results, dtype)} for dtype in used},
+        "lists": {dtype: {"missed": missed(results, dtype)} for dtype in used["mutant"]},
     }
 
 
@@ -663,9 +669,9 @@ arguments and elements reordered, names confused, dtypes and slices changed, con
 kept. Each mutant that changes an output is audited as a port would be. So are honest rewrites: the same function,
 computed in another way.
 
-Written by `python scripts/mutation_study.py {given} --table --write`; the tests' folder has the
-[operators](../tests/support/ast_mutants.py), the [rewrites](../tests/support/rewrites.py) and
-[what a hint may say](../tests/support/hint_labels.py). torch {torch}, diffusers {diffusers}, CPU, seed {seed}.
+Written by `python scripts/mutation_study.py {given} --write`, with torch {torch}, diffusers {diffusers}, on a CPU, seed
+{seed}. `tests/support/` has the operators (`ast_mutants.py`), the rewrites (`rewrites.py`) and what a hint may say
+(`hint_labels.py`).
 
 - *Effect*: how far the mutant's outputs are from those without the mutation, relative to their L2 norm.
 - *Detected*: the verdict is "diverged", "suspect" or "shape", in the first case whose outputs the mutant changes, or in
@@ -685,10 +691,10 @@ def page(found: Found, seed: int) -> str:
         "## Mutants\n",
         f"{made['made']} mutants were drawn, in turn from each pair of operator and function. {made['do not run']} "
         f"of them raise an error, {made['change no output']} change no output of up to {PROBED} cases that reach them, "
-        f"and {made['live']} are live. Of these, {made['distinct']} differ in their outputs, and were audited.\n",
+        f"and {made['live']} are live. {made['distinct']} of these differ in their outputs; the first were audited.\n",
         table(("", *found["audits"]), transposed(found["audits"])),
         "\n## Honest rewrites\n",
-        f"Each of {len(rewrites.REWRITES)} rewrites is audited in {', '.join(REWRITTEN_IN)}.\n",
+        f"There are {len(rewrites.REWRITES)}, audited in {', '.join(found['cases of rewrites'])}.\n",
         table(("", *found["rewrites"]), transposed({k: counts_only(v) for k, v in found["rewrites"].items()})),
         *(
             f"\nIn {dtype}: {'; '.join(x['false alarms'])}."

@@ -111,6 +111,11 @@ FITTED = ("rounded value", "rolled value")  # which are neither a factor nor a n
 IN_PLACE = ("scaled value", "shifted value", "rounded value", "sign")  # which leave all entries where they are
 
 
+@claim(r"in its place")
+def _(it: Changed) -> Verdict:
+    return it.operator in REPLACED
+
+
 @claim(r"((times|plus) -?[\d.e+-]+|negated|left out|rounded to \w+|of the (previous|next) [\w ]+|in reverse order)$")
 def _(it: Changed) -> Verdict:
     operand = next((x for x in sorted(OPERANDS, key=len, reverse=True) if it.hint.startswith(x)), None)
@@ -148,11 +153,6 @@ def _(it: Changed) -> Verdict:
 @claim(r"frequencies exp")
 def _(it: Changed) -> Verdict:
     return it.about("get_timestep_embedding|Timesteps|exponent|half_dim|period|emb|num_channels")
-
-
-@claim(r"in its place")
-def _(it: Changed) -> Verdict:
-    return it.operator in REPLACED
 
 
 @claim(r"another order|a shift by one token|halves|heads|neighbouring pairs|components|being the same|earlier|later")
