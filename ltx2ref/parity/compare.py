@@ -92,7 +92,9 @@ def compare_forwards(
             moved = run(model, inputs, deviations=deviations.reference)
         ours = {name: moved[name] for name in ours}
         judged = judge_forwards(model, inputs, ours, theirs, exactly, deviations)
-        notes += [f"accepted: {cause.place}: {cause.hints[0] if cause.hints else 'unexplained'}" for cause in found]
+        notes += [
+            f"accepted: {cause.place}: {cause.hints[0] if cause.hints else 'like nothing known'}" for cause in found
+        ]
     rows = judged.rows
     notes = [*remarks(rows, ours, theirs, judged.true), *notes]
     machines = not exactly and sum(x.numel() for x in model.parameters()) <= LARGE

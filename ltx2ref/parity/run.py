@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..interface import LTX2VideoTransformer3DModel
 from .cases import Inputs
-from .trace.taps import Taps, returned, trace
+from .trace.taps import PROJECTED, Taps, returned, trace
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
@@ -44,4 +44,6 @@ def run(
     """
     with torch.no_grad(), trace(model, inject=inject, deviations=deviations) as taps:
         output = model(**inputs)
-    return {name: x.cpu() for name, x in (taps | returned(output)).items()}
+    found = {name: x.cpu() for name, x in (taps | returned(output)).items()}
+    changed = {name: x for name, x in (deviations or {}).items() if name in PROJECTED}  # what no layer computes
+    return found | {name: (found[name].double() + x).to(found[name].dtype) for name, x in changed.items()}

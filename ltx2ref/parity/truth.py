@@ -172,20 +172,13 @@ class Truth:
 
     def effect(self, added: Mapping[str, Tensor]) -> float:
         """Return how far the outputs move, relative to their L2 norms, if more deviations are put in."""
-        moved = self.pure
-        if any(name not in PROJECTED for name in added):
-            more = carried(added)
-            both = {name: self.deviations[name] + x if name in self.deviations else x for name, x in more.items()}
-            moved = run(self.model, self.inputs, deviations=self.deviations | both)
-        return self.far(moved, added)
+        more = carried(added)
+        both = {name: self.deviations[name] + x if name in self.deviations else x for name, x in more.items()}
+        return self.far(run(self.model, self.inputs, deviations=self.deviations | both))
 
-    def far(self, moved: Mapping[str, Tensor], added: Mapping[str, Tensor] | None = None) -> float:
-        """Return how far other outputs are from these, relative to their L2 norms; `added` is added to the others."""
-        more = added or {}
-        return max(
-            norm(moved[name] + more.get(name, 0.0) - self.pure[name]) / (norm(self.pure[name]) or 1.0)
-            for name in PROJECTED
-        )
+    def far(self, moved: Mapping[str, Tensor]) -> float:
+        """Return how far other outputs are from these, relative to their L2 norms."""
+        return max(norm(moved[name] - self.pure[name]) / (norm(self.pure[name]) or 1.0) for name in PROJECTED)
 
     def drawn(self, name: str, reference: Tensor, seed: int) -> Tensor:
         """Draw at random a phase that a candidate could have without being wrong.

@@ -3,6 +3,7 @@
 pytest tests/parity/test_causes.py
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +15,23 @@ import mutants
 import pytest
 import torch
 
-from ltx2ref.parity.audit import MADE_EXACTLY, MADE_NATIVELY, Candidate, Setup, audit, candidate_named, settled
+from ltx2ref import interface
+from ltx2ref.parity.audit import (
+    MADE_EXACTLY,
+    MADE_NATIVELY,
+    Candidate,
+    Setup,
+    audit,
+    candidate_named,
+    conventions_of,
+    ours,
+    settled,
+)
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.report.rows import BUG, CONVENTION, IDENTICAL, Cause, Report
+from ltx2ref.parity.run import run
+from ltx2ref.parity.trace import taps as tapping
+from ltx2ref.rope import audio_positions
 
 CPU = torch.device("cpu")
 BY_ID = {case.id: case for case in CASES}
@@ -234,3 +249,63 @@ def test_outputs_alone_have_no_causes() -> None:
 
     found = audit(Candidate("outputs", None, outputs), BY_ID["2.3/t2v"], torch.float32, CPU)
     assert found.failed and not found.causes and "only the outputs were given" in found.notes[0]
+
+
+# ---------------------------------------------------------------- odd ports
+def changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Candidate:
+    """Return this model with something done to one of its taps, and to all that follows."""
+
+    def run_changed(setup: Setup) -> Any:
+        model = ours(setup, conventions_of("ltx2ref"))
+        module = model.get_submodule(name)
+        with torch.no_grad():
+            module.register_forward_hook(lambda _, args, out: change(out))
+            return run(model, setup.inputs)
+
+    return Candidate(name, None, run_changed)
+
+
+def test_a_number_that_is_not_finite_is_one_cause_however_far_it_spreads() -> None:
+    def spoiled(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[..., 0] = torch.nan
+        return x
+
+    port, case = changed("transformer_blocks.0.attn1.to_v", spoiled), BY_ID["2.3/t2v"]
+    (cause,) = audit(port, case, torch.float32, CPU).causes
+    assert (cause.place, cause.effect) == ("transformer_blocks.0.attn1.to_v", float("inf"))
+    assert (cause.what or "").endswith("an overflow, or a softmax over nothing")
+    with pytest.raises(ValueError, match="the reference cannot go on as the candidate does there: its numbers are not"):
+        audit(port, case, torch.float32, CPU, accept=(cause.place,))
+
+
+def test_a_cause_in_one_block_has_the_number_of_that_block() -> None:
+    port = changed("transformer_blocks.1.attn2.to_out.0", lambda x: x * 0.5)
+    (cause,) = audit(port, BY_ID["2.3/t2v"], torch.float32, CPU).causes
+    assert cause.place == "transformer_blocks.1.attn2.to_out" and "0.5" in (cause.what or "")
+    assert not audit(port, BY_ID["2.3/t2v"], torch.float32, CPU, accept=(cause.place,)).causes
+
+
+def test_a_change_of_the_outputs_is_a_cause_that_can_be_accepted() -> None:
+    def scaled(setup: Setup) -> Any:
+        taps = candidate_named("ltx2ref").run(setup)
+        return {**taps, "sample": taps["sample"] * 1.1}
+
+    port, case = Candidate("scaled", None, scaled), BY_ID["2.3/t2v"]
+    (cause,) = audit(port, case, torch.float32, CPU).causes
+    assert cause.place == "sample" and cause.effect == pytest.approx(0.1, rel=1e-3)
+    assert audit(port, case, torch.float32, CPU, accept=("sample",)).passed
+
+
+def test_wrong_coordinates_act_through_the_tables_made_from_them() -> None:
+    def doubled(setup: Setup) -> Any:
+        def positions(*given: Any, **more: Any) -> torch.Tensor:
+            return audio_positions(*given, **more) * 2
+
+        with patch.object(interface, "audio_positions", positions), patch.object(tapping, "audio_positions", positions):
+            return candidate_named("ltx2ref").run(setup)
+
+    found = audit(Candidate("twice as late", None, doubled), BY_ID["2.3/t2v"], torch.float32, CPU)
+    (cause,) = found.causes
+    moved = max(row.relative or 0.0 for row in found.rows if row.name in ("sample", "audio_sample"))
+    assert cause.place == "audio_coords" and cause.effect is not None and 0.8 < cause.effect / moved < 1.25

@@ -51,6 +51,7 @@ class NoCause(ValueError):
 class Difference:
     """A cause while it is gathered: where it is, what it looks like, and what it adds to each tap."""
 
+    blocks: int  # how many the model has
     taps: list[TapRow] = field(default_factory=list)
     hints: tuple[str, ...] = ()
     added: Taps = field(default_factory=dict)  # in float64
@@ -60,8 +61,10 @@ class Difference:
 
     @property
     def place(self) -> str:
-        """Return the first tap, without the number of its block."""
-        return without_block(self.taps[0].name)
+        """Return the first tap, with a star for the number of the block if the cause is in all blocks."""
+        first = without_block(self.taps[0].name)
+        everywhere = sum(without_block(row.name) == first for row in self.taps) == self.blocks
+        return first if everywhere else self.taps[0].name
 
 
 def alike(name: str) -> str:
@@ -90,22 +93,31 @@ def origins(
     said = what_fits({name: stages[name] for name in stages if asked[alike(name)] == name}, hints)
     inherited, levels = inherited_tables(stages), single_differences(stages)
     found: dict[str, Difference] = {}
+    numbers = [int(x[1]) for row in rows if (x := re.match(r"transformer_blocks\.(\d+)\.", row.name))]
+    blocks = max(numbers, default=0) + 1
     for row in originating(rows, exactly):
         if row.name in inherited:
             continue
         if row.name not in stages:
-            found.setdefault(alike(row.name), Difference(hints=row.hints)).taps.append(row)
+            shapes = (f"a tensor of {row.candidate_shape} in place of {row.shape}",) if row.verdict == SHAPE else ()
+            found.setdefault(alike(row.name), Difference(blocks, hints=(*row.hints, *shapes))).taps.append(row)
             continue
         if row.verdict == SHAPE:  # nothing can be added to the reference's tap
             looks = (*levels.get(row.name, {}), *said[asked[alike(row.name)]].values())
-            found.setdefault(alike(row.name), Difference(hints=looks or (EACH,))).taps.append(row)
+            found.setdefault(alike(row.name), Difference(blocks, hints=looks or (EACH,))).taps.append(row)
             continue
         whole = theirs_minus_truth(row.name, theirs, local)
         for what, added in levels.get(row.name, {}).items():
-            add_to(found, general(what, "audio" in row.name), row, (what,), added).whole[row.name] = whole
+            add_to(found, general(what, "audio" in row.name), Difference(blocks, hints=(what,)), row, added)
+            found[general(what, "audio" in row.name)].whole[row.name] = whole
         if row.name not in levels:
             known = said[asked[alike(row.name)]]
-            add_to(found, key_of(alike(row.name), known), row, tuple(known.values()), whole)
+            add_to(found, key_of(alike(row.name), known), Difference(blocks, hints=tuple(known.values())), row, whole)
+    for name in inherited:  # wrong coordinates act through the tables that are made from them
+        coords = f"{'audio' if 'audio' in name else 'video'}_coords"
+        for cause in found.values():
+            if any(row.name == coords for row in cause.taps):
+                cause.added[name] = theirs_minus_truth(name, theirs, local)
     return [*found.values()], said
 
 
@@ -116,15 +128,16 @@ def key_of(place: str, said: Mapping[str, str]) -> str:
         return f"{hint}: {said[hint].partition(': ')[2]}"
     if hint == "wrong_rows" and said[hint].startswith("scale and shift swapped"):  # in queries and in the context
         return f"{hint}: {place.rpartition('.')[0]}"
+    if hint == "wrong_operand":  # all attentions are of one class, and so are all layers of noise levels
+        return f"{place.rpartition('.')[2]}: {said[hint]}"
     return f"{hint}: {said[hint]}" if hint in EVERYWHERE else place
 
 
-def add_to(found: dict[str, Difference], key: str, row: TapRow, hints: tuple[str, ...], added: Tensor) -> Difference:
-    """Add a tap to the cause with this key, and return that cause."""
-    cause = found.setdefault(key, Difference(hints=hints))
+def add_to(found: dict[str, Difference], key: str, new: Difference, row: TapRow, added: Tensor) -> None:
+    """Add a tap to the cause with this key, or to a new one."""
+    cause = found.setdefault(key, new)
     cause.taps.append(row)
     cause.added[row.name] = added
-    return cause
 
 
 def theirs_minus_truth(name: str, theirs: Mapping[str, Any], local: Local) -> Tensor:
@@ -216,6 +229,8 @@ def with_switches(
 
 def effect_of(cause: Difference, truth: Truth) -> float | None:
     """Return how far a cause moves the outputs; None if there is nothing to put into the reference."""
+    if not all(x.isfinite().all() for x in cause.added.values()):
+        return float("inf")
     if cause.added or cause.switch is None:
         return truth.effect(cause.added) if cause.added else None
     name, _, value = cause.switch.partition(" = ")
@@ -251,16 +266,23 @@ def causes(found: Iterable[Difference], truth: Truth) -> tuple[Cause, ...]:
     return tuple(sorted(made, key=lambda cause: float("inf") if cause.effect is None else cause.effect, reverse=True))
 
 
-def accepted(found: Iterable[Difference], places: Sequence[str]) -> list[Difference]:
-    """Return the causes at these places: a cause's first tap, with or without the number of its block.
+def accepted(found: Sequence[Difference], places: Sequence[str]) -> list[Difference]:
+    """Return the causes at these places: a cause's first tap, or else any of its taps.
 
-    Raises `NoCause` if no cause is at one of them.
+    Raises `NoCause` if no cause is at one of them, and `ValueError` if a cause cannot be put into the reference.
     """
-    known = {cause.place: cause for cause in found}
-    chosen: dict[str, Difference] = {}
+    chosen: list[Difference] = []
     for place in places:
-        here = {at: cause for at, cause in known.items() if fnmatchcase(at, without_block(place))}
+        here = (
+            [cause for cause in found if place in (cause.place, without_block(cause.place))]
+            or [cause for cause in found if any(place in (row.name, without_block(row.name)) for row in cause.taps)]
+            or [cause for cause in found if fnmatchcase(cause.place, place)]
+        )
         if not here:
-            raise NoCause(place, [*known])
-        chosen |= here
-    return [*chosen.values()]
+            raise NoCause(place, [cause.place for cause in found])
+        for cause in here:
+            if not cause.added or not all(x.isfinite().all() for x in cause.added.values()):
+                why = "its numbers are not finite" if cause.added else "it has another shape"
+                raise ValueError(f"--accept {place}: the reference cannot go on as the candidate does there: {why}")
+        chosen += [cause for cause in here if cause not in chosen]
+    return chosen

@@ -31,7 +31,7 @@ from .levels import arguments, gate_factor
 from .patterns import UNEXPLAINED, Guess, gap, is_rather, rounding
 
 NARROW_DTYPES = torch.bfloat16, torch.float16
-EPSILONS = 0.0, 1e-12, 1e-8, 1e-7, 1e-5, 1e-4, 1e-3, 1.0  # which ports have in place of 1e-6
+EPSILONS = 0.0, 1e-12, 1e-8, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0  # which ports have in place of 1e-6
 
 
 def mistaken(e: Evidence, ways: Callable[[Evidence], Iterable[Guess]]) -> str | None:

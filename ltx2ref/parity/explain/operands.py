@@ -167,7 +167,7 @@ def residual(e: Evidence) -> Iterator[Formula]:
     gate: Tensor | float = 1.0
     if rows is not None and rows.shape[1] >= 3:
         gate = unflat(rows, len(x))[:, :, 2].double()
-    result = "the result of the sub-layer, or its gate,"
+    result = f"the result of {before.rpartition('.')[2]}, or its gate,"
     yield Formula({result: out * gate, "the residual": x}, lambda o: o["the residual"] + o[result])
 
 
@@ -301,7 +301,8 @@ def linear_layer(e: Evidence) -> Iterator[Formula]:
     def compute(o: Operands) -> Tensor:
         return after(F.linear(o["the layer's input, or its weight,"], weight) + o.get("the bias", 0.0))
 
-    yield Formula(operands, compute)
+    skipped = {"the activation before it left out": {**operands, "the layer's input, or its weight,": x}}
+    yield Formula(operands, compute, skipped if before is not same else {})
     if before is not same:
         name = "the input before its activation"
         yield Formula({name: x}, lambda o: compute({**operands, "the layer's input, or its weight,": before(o[name])}))
@@ -412,9 +413,13 @@ def chained(operand: Operands, *chain: tuple[str, Step | None]) -> Iterator[Form
     ((name, x),) = operand.items()
     todo = [step for _, step in chain if step is not None]
     x = x.double()
+    before = x
     for i, (result, _) in enumerate(chain):
+        others: dict[str, Operands] = {}
         if result:
             name = result
+            made_by = name.removesuffix("'s result")
+            others = {f"{made_by} left out": {name: before}} if before.shape == x.shape else {}
         rest = todo[i:]
 
         def compute(o: Operands, name: str = name, rest: list[Step] = rest) -> Tensor:
@@ -423,9 +428,9 @@ def chained(operand: Operands, *chain: tuple[str, Step | None]) -> Iterator[Form
                 y = step(y)
             return y
 
-        yield Formula({name: x}, compute)
+        yield Formula({name: x}, compute, others)
         if i < len(todo):
-            x = todo[i](x)
+            before, x = x, todo[i](x)
 
 
 def layer_around(e: Evidence) -> tuple[Tensor | None, str, Step, Step] | None:

@@ -150,7 +150,7 @@ def cause_lines(cause: Cause) -> list[str]:
     """Return what is printed about a cause: its effect, verdict and place, what it looks like, and its other taps."""
     effect = "unknown" if cause.effect is None else f"{cause.effect:.1e}"
     looks = cause.what or "like nothing known"
-    others = joined_names([x for x in cause.taps if without_block(x) != cause.place], cause.blocks, count=3)
+    others = joined_names([x for x in cause.taps if cause.place not in (x, without_block(x))], cause.blocks, count=3)
     also = [f"      also at {others}"] if others else []
     return [f"    {effect}  {cause.verdict} at {cause.place}: {looks}", *also]
 
