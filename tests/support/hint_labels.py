@@ -116,9 +116,10 @@ def _(it: Changed) -> Verdict:
     return it.operator in REPLACED
 
 
-@claim(
-    r"^(?!the reference|a ).*((times|plus) -?[\d.e+-]+|negated|left out|rounded to \w+|of the (previous|next) [\w ]+|in reverse order)$"
-)
+ONE_CHANGE = r"(times|plus) -?[\d.e+-]+|negated|left out|rounded to \w+|of the (previous|next) [\w ]+|in reverse order"
+
+
+@claim(rf"^(?!the reference|a ).*({ONE_CHANGE})$")
 def _(it: Changed) -> Verdict:
     operand = next((x for x in sorted(OPERANDS, key=len, reverse=True) if it.hint.startswith(x)), None)
     noise_level = "timestep|sigma|Timestep|emb|scale|period"
