@@ -309,3 +309,18 @@ def test_wrong_coordinates_act_through_the_tables_made_from_them() -> None:
     (cause,) = found.causes
     moved = max(row.relative or 0.0 for row in found.rows if row.name in ("sample", "audio_sample"))
     assert cause.place == "audio_coords" and cause.effect is not None and 0.8 < cause.effect / moved < 1.25
+
+
+@pytest.mark.slow
+def test_a_bias_after_rounding_is_not_suspect_in_bfloat16() -> None:
+    def bias_last(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        product = x @ self.weight.t()
+        return product if self.bias is None else product + self.bias
+
+    def rounded_first(setup: Setup) -> Any:
+        with patch.object(torch.nn.Linear, "forward", bias_last):
+            return candidate_named("ltx2ref").run(setup)
+
+    for case in ("2.3/t2v", "2.3/text-masks"):
+        found = audit(Candidate("bias last", None, rounded_first), BY_ID[case], torch.bfloat16, CPU)
+        assert found.passed and not found.causes, found.details()
