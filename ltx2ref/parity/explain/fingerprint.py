@@ -120,13 +120,13 @@ def guided_by(e: Evidence) -> Iterator[Guess]:
     number = e.block.split(".")[1] if e.block else ""
     if not number.isdigit() or int(number) not in blocks or out is None or v is None or e.model is None:
         return
-    last = e.model.get_submodule(f"{e.block}{e.layer}.to_out.0")
+    last: Any = e.model.get_submodule(f"{e.block}{e.layer}.to_out.0")
     values = v.unflatten(-1, out.shape[2:])
     kept = torch.zeros(()) if keep is None else keep.reshape(-1, 1, 1, 1)
 
     def result(x: Tensor) -> Tensor:
         x = (x if gate is None else x * gate[..., None]).flatten(2)
-        return F.linear(x.to(out.dtype), last.weight, last.bias)  # type: ignore[arg-type]
+        return F.linear(x.double(), last.weight.double(), last.bias.double())
 
     yield "values", result(torch.lerp(values.float(), out.float(), kept.float()))
     yield "ignored", result(out)
