@@ -66,8 +66,6 @@ AUDIT_EXAMPLES = """examples:
       a page about the first case that differs
   ltx2ref audit ltx2ref:ltx-core-2026-03 ltx-core --case 2.3/i2v
       against ltx-core's own conventions
-  ltx2ref audit my_port:run --case 2.3/t2v --accept rope.cos
-      what else is wrong, if the first cause is known
   ltx2ref audit diffusers --arithmetic exact --dtype bfloat16
       differences of operations alone, not hidden by rounding
   ltx2ref audit my_port:run --case 2.3/t2v \\
