@@ -4,6 +4,7 @@ pytest tests/parity/test_reproduce.py
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -73,7 +74,10 @@ def written(name: str, folder: Path, report: Report, monkeypatch: pytest.MonkeyP
 
 def result_of(there: Path) -> tuple[int, str]:
     """Run the script as a user does, from another folder; return its exit status and what it printed."""
-    done = subprocess.run([sys.executable, str(there / "reproduce.py")], capture_output=True, text=True, cwd="/")
+    env = os.environ | {"PYTHONPATH": str(Path(five.__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, str(there / "reproduce.py")], capture_output=True, text=True, cwd="/", env=env
+    )
     assert not done.stderr, done.stderr
     return done.returncode, done.stdout
 
