@@ -20,7 +20,7 @@ from .cases import Inputs
 from .exact import exact
 from .explain.causes import accepted, causes, deviations_of, origins, with_machines, with_switches
 from .explain.conventions import explain_by_conventions
-from .explain.evidence import Evidence, stage_evidence, with_hints
+from .explain.evidence import Sides, stage_evidence, with_hints
 from .explain.fingerprint import followed_conventions
 from .explain.hints import HINTS
 from .explain.roundings import LARGE, explain_by_machines, machine_notes
@@ -76,16 +76,17 @@ def compare_forwards(
     Raises `ValueError` if a place in `accept` is not that of a cause.
     """
     if all(isinstance(theirs.get(name), Tensor) and torch.equal(x, theirs[name].cpu()) for name, x in ours.items()):
-        report = compare(ours, theirs)
-        return replace(report, conventions=followed_conventions(model, inputs, ours, theirs, None))
+        sides = Sides(model, inputs, ours, theirs, Local(ours, ours))
+        return replace(compare(ours, theirs), conventions=followed_conventions(sides))
 
     judged = judge_forwards(model, inputs, ours, theirs, exactly)
     theirs = {**theirs, **judged.queries}
     notes = [f"q holds the scale of attention in {len(judged.queries)} attentions: divided out"] * bool(judged.queries)
     if accept:
-        stages = judged.stages(model, inputs, ours, theirs, exactly)
-        every, _ = origins(judged.rows, HINTS, stages, theirs, judged.local, exactly)
-        every = with_switches(every, model, inputs, followed_conventions(model, inputs, ours, theirs, judged.local))
+        sides = Sides(model, inputs, ours, theirs, judged.local)
+        stages = stage_evidence(judged.rows, sides, judged.true, exactly)
+        every, _ = origins(judged.rows, HINTS, stages, sides, exactly)
+        every = with_switches(every, sides, followed_conventions(sides))
         found = accepted(every, accept)
         deviations = deviations_of(found, every, ours, judged.truth.pure)
         with exact() if exactly else nullcontext():
@@ -102,17 +103,16 @@ def compare_forwards(
         rows = explain_by_machines(rows, lambda: run(model, inputs), judged.truth, theirs, judged.candidate_true)
         notes += machine_notes(rows)
     rows, said = explain_by_conventions(rows, model, inputs, ours, theirs, exactly)
-    judged = judged._replace(rows=rows)
-    stages = judged.stages(model, inputs, ours, theirs, exactly)
-    found, hints = origins(rows, HINTS, stages, theirs, judged.local, exactly)
+    sides = Sides(model, inputs, ours, theirs, judged.local)
+    found, hints = origins(rows, HINTS, stage_evidence(rows, sides, judged.true, exactly), sides, exactly)
     if not any(name in ours and name not in PROJECTED for name in theirs):
         found = []  # outputs alone cannot tell where a difference begins
     if machines and not all(row.machine for row in rows if row.verdict == DIVERGED):
-        with_machines(found, model, inputs, ours, theirs, judged.local)
-    conventions = followed_conventions(model, inputs, ours, theirs, judged.local)
+        with_machines(found, sides)
+    conventions = followed_conventions(sides)
     return replace(
         assemble(with_hints(rows, hints), [*notes, *said]),
-        causes=causes(with_switches(found, model, inputs, conventions), judged.truth),
+        causes=causes(with_switches(found, sides, conventions), judged.truth),
         conventions=conventions,
     )
 
@@ -127,12 +127,6 @@ class Judged(NamedTuple):
     local: Local
     standard: Standard
     queries: Taps  # those of the candidate that held the scale of attention, without it
-
-    def stages(
-        self, model: LTX2VideoTransformer3DModel, inputs: Inputs, ours: Taps, theirs: Mapping[str, Any], exactly: bool
-    ) -> dict[str, Evidence]:
-        """Return the evidence on every stage in which something originated."""
-        return stage_evidence(self.rows, model, inputs, ours, theirs, self.true, self.local, exactly)
 
 
 def judge_forwards(

@@ -154,6 +154,17 @@ def test_a_level_for_each_token_has_its_convention_and_no_causes_after_it() -> N
     assert cause.what == "another convention, exchange = 'other_gate'" and cause.effect and cause.effect > 0.01
 
 
+def test_an_exchange_that_ignores_its_argument_is_told_from_the_levels_of_each_token() -> None:
+    def ignored(setup: Setup) -> Any:
+        return candidate_named("ltx2ref").run(setup._replace(inputs={**setup.inputs, "use_cross_timestep": False}))
+
+    found = audit(Candidate("own", None, ignored), BY_ID["2.3/i2v-cross-timestep"], torch.float32, CPU)
+    (cause,) = found.causes
+    moved = max(row.relative or 0.0 for row in found.rows if row.name in ("sample", "audio_sample"))
+    assert cause.what == "another convention, exchange = 'own'" and found.conventions["exchange"] == "own"
+    assert cause.effect == pytest.approx(moved, rel=1e-3)
+
+
 def test_another_mask_bias_shows_in_a_row_without_tokens() -> None:
     found = follows("ltx2ref:ltx-core-2026-08", "2.0/empty-text-rows")
     assert found.conventions["text_mask_bias"] == "lowest"

@@ -13,15 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ...interface import LTX2VideoTransformer3DModel
 from ..exact import exact
 from ..machines import machine
 from ..report.rows import BUG, CONVENTION, ROUNDING, SHAPE, Cause, TapRow, without_block
 from ..run import run
 from ..trace.taps import PHASES, Taps
-from ..truth import FLOOR, SHARE, Deviations, Local, Truth, carried, isolate, norm, spread
+from ..truth import FLOOR, SHARE, Deviations, Truth, carried, isolate, norm, spread
 from .conventions import switched
-from .evidence import Evidence, Hint, originating, what_fits
+from .evidence import Evidence, Hint, Sides, originating, what_fits
 from .fingerprint import switched_at
 from .levels import single_differences
 from .mistakes import inherited_tables
@@ -78,12 +77,7 @@ def alike(name: str) -> str:
 
 
 def origins(
-    rows: Sequence[TapRow],
-    hints: Sequence[Hint],
-    stages: Mapping[str, Evidence],
-    theirs: Mapping[str, Any],
-    local: Local,
-    exactly: bool = False,
+    rows: Sequence[TapRow], hints: Sequence[Hint], stages: Mapping[str, Evidence], sides: Sides, exactly: bool = False
 ) -> tuple[list[Difference], dict[str, dict[str, str]]]:
     """Return everything that a candidate does differently, in the order of the computation, and what the hints said.
 
@@ -92,32 +86,31 @@ def origins(
     asked = {alike(name): name for name in reversed([*stages])}  # the first tap of each place
     said = what_fits({name: stages[name] for name in stages if asked[alike(name)] == name}, hints)
     inherited, levels = inherited_tables(stages), single_differences(stages)
-    found: dict[str, Difference] = {}
-    numbers = [int(x[1]) for row in rows if (x := re.match(r"transformer_blocks\.(\d+)\.", row.name))]
-    blocks = max(numbers, default=0) + 1
+    blocks, found = sides.model.config.num_layers, dict[str, Difference]()
     for row in originating(rows, exactly):
+        place = alike(row.name)
         if row.name in inherited:
             continue
         if row.name not in stages:
             shapes = (f"a tensor of {row.candidate_shape} in place of {row.shape}",) if row.verdict == SHAPE else ()
-            found.setdefault(alike(row.name), Difference(blocks, hints=(*row.hints, *shapes))).taps.append(row)
-            continue
-        if row.verdict == SHAPE:  # nothing can be added to the reference's tap
-            looks = (*levels.get(row.name, {}), *said[asked[alike(row.name)]].values())
-            found.setdefault(alike(row.name), Difference(blocks, hints=looks or (EACH,))).taps.append(row)
-            continue
-        whole = theirs_minus_truth(row.name, theirs, local)
-        for what, added in levels.get(row.name, {}).items():
-            add_to(found, general(what, "audio" in row.name), Difference(blocks, hints=(what,)), row, added)
-            found[general(what, "audio" in row.name)].whole[row.name] = whole
-        if row.name not in levels:
-            known = said[asked[alike(row.name)]]
-            add_to(found, key_of(alike(row.name), known), Difference(blocks, hints=tuple(known.values())), row, whole)
+            found.setdefault(place, Difference(blocks, hints=(*row.hints, *shapes))).taps.append(row)
+        elif row.verdict == SHAPE:  # nothing can be added to the reference's tap
+            looks = (*levels.get(row.name, {}), *said[asked[place]].values())
+            found.setdefault(place, Difference(blocks, hints=looks or (EACH,))).taps.append(row)
+        elif row.name in levels:
+            for what, added in levels[row.name].items():
+                key = general(what, "audio" in row.name)
+                add_to(found, key, Difference(blocks, hints=(what,)), row, added)
+                found[key].whole[row.name] = theirs_minus_truth(row.name, sides)
+        else:
+            known = said[asked[place]]
+            new = Difference(blocks, hints=tuple(known.values()))
+            add_to(found, key_of(place, known), new, row, theirs_minus_truth(row.name, sides))
     for name in inherited:  # wrong coordinates act through the tables that are made from them
         coords = f"{'audio' if 'audio' in name else 'video'}_coords"
         for cause in found.values():
             if any(row.name == coords for row in cause.taps):
-                cause.added[name] = theirs_minus_truth(name, theirs, local)
+                cause.added[name] = theirs_minus_truth(name, sides)
     return [*found.values()], said
 
 
@@ -140,10 +133,10 @@ def add_to(found: dict[str, Difference], key: str, new: Difference, row: TapRow,
     cause.added[row.name] = added
 
 
-def theirs_minus_truth(name: str, theirs: Mapping[str, Any], local: Local) -> Tensor:
+def theirs_minus_truth(name: str, sides: Sides) -> Tensor:
     """Return what the candidate's stage adds to the right result, in float64 and in the reference's shape."""
-    true = local.truth[name].double()
-    return spread(name, theirs[name], true).cpu().double() - true
+    true = sides.local.truth[name].double()
+    return spread(name, sides.theirs[name], true).cpu().double() - true
 
 
 def general(what: str, audio: bool) -> str:
@@ -170,18 +163,11 @@ def deviations_of(chosen: Sequence[Difference], found: Sequence[Difference], our
             if name in cause.whole and all(other in chosen for other in found if name in other.added):
                 added[name] = cause.whole[name]
     added = carried(added)
-    exact = {name: x + pure[name] - ours[name].double() for name, x in added.items() if name.endswith(PHASES)}
-    return Deviations(added | exact, added)
+    phases = {name: x + pure[name] - ours[name].double() for name, x in added.items() if name.endswith(PHASES)}
+    return Deviations(added | phases, added)
 
 
-def with_machines(
-    found: Sequence[Difference],
-    model: LTX2VideoTransformer3DModel,
-    inputs: Mapping[str, Any],
-    ours: Taps,
-    theirs: Mapping[str, Any],
-    local: Local,
-) -> None:
+def with_machines(found: Sequence[Difference], sides: Sides) -> None:
     """Note which causes without an explanation are no more than a simulated machine loses in the same stages."""
     left = [
         cause
@@ -192,9 +178,9 @@ def with_machines(
     ]
     for name in ROUND_MORE if left else ():
         with exact(machine(name)):
-            there = isolate(model, dict(inputs), ours, theirs)
+            there = isolate(sides.model, dict(sides.inputs), sides.ours, sides.theirs)
         for cause in left:
-            if all(within(x, there.reference[tap], local.truth[tap]) for tap, x in cause.added.items()):
+            if all(within(x, there.reference[tap], sides.local.truth[tap]) for tap, x in cause.added.items()):
                 cause.machine = cause.machine or name
 
 
@@ -203,12 +189,7 @@ def within(error: Tensor, there: Tensor, true: Tensor) -> bool:
     return norm(error) <= SHARE * norm(there.double() - true) + FLOOR * norm(true)
 
 
-def with_switches(
-    found: Iterable[Difference],
-    model: LTX2VideoTransformer3DModel,
-    inputs: Mapping[str, Any],
-    conventions: Mapping[str, str],
-) -> list[Difference]:
+def with_switches(found: Iterable[Difference], sides: Sides, conventions: Mapping[str, str]) -> list[Difference]:
     """Note which causes are a switch of the reference, and return them as one cause for each switch.
 
     `conventions` are the candidate's (fingerprint.py).
@@ -216,7 +197,7 @@ def with_switches(
     result: list[Difference] = []
     for cause in found:
         hint = cause.hints[0] if cause.hints else ""
-        cause.switch = switched_at(conventions, model, inputs, [row.name for row in cause.taps], hint)
+        cause.switch = switched_at(conventions, sides, [row.name for row in cause.taps], hint)
         other = next((x for x in result if cause.switch and x.switch == cause.switch), None)
         if other is None:
             result.append(cause)
@@ -233,10 +214,13 @@ def effect_of(cause: Difference, truth: Truth) -> float | None:
         return float("inf")
     if cause.added or cause.switch is None:
         return truth.effect(cause.added) if cause.added else None
-    name, _, value = cause.switch.partition(" = ")
-    change: dict[str, Any] = {name: value.strip("'")}
+    name, _, quoted = cause.switch.partition(" = ")
+    value, inputs = quoted.strip("'"), truth.inputs
+    if value == "own":  # of the exchange: an argument chooses it
+        value, inputs = "argument", {**inputs, "use_cross_timestep": False}
+    change: dict[str, Any] = {name: value}
     other = switched(truth.model, replace(truth.model.conventions, **change))
-    return truth.far(run(other, truth.inputs, deviations=truth.deviations))
+    return truth.far(run(other, inputs, deviations=truth.deviations))
 
 
 def causes(found: Iterable[Difference], truth: Truth) -> tuple[Cause, ...]:

@@ -47,25 +47,26 @@ class Evidence(NamedTuple):
 Hint = Callable[[Evidence], str | None]
 
 
-def stage_evidence(
-    rows: Sequence[TapRow],
-    model: LTX2VideoTransformer3DModel,
-    inputs: Mapping[str, Any],
-    ours: Taps,
-    theirs: Mapping[str, Any],
-    true: Taps,
-    local: Local,
-    exactly: bool,
-) -> dict[str, Evidence]:
-    """Return the evidence on every stage at which an error originated, and on the first divergence."""
-    found = {
-        row.name: e
-        for row in originating(rows, exactly)
-        if (e := local_evidence(row.name, model, inputs, ours, theirs, local))
-    }
+class Sides(NamedTuple):
+    """What the two sides of a comparison were given, and what they computed from it."""
+
+    model: LTX2VideoTransformer3DModel  # the reference, whose weights both have
+    inputs: Mapping[str, Any]
+    ours: Taps
+    theirs: Mapping[str, Any]
+    local: Local  # the reference run on the candidate's taps
+
+
+def stage_evidence(rows: Sequence[TapRow], sides: Sides, true: Taps, exactly: bool) -> dict[str, Evidence]:
+    """Return the evidence on every stage at which an error originated, and on the first divergence.
+
+    `true` are the taps in float64.
+    """
+    found = {row.name: e for row in originating(rows, exactly) if (e := local_evidence(row.name, sides))}
     first = first_divergence(list(rows))
-    if first is None or first.name in found or not isinstance(theirs.get(first.name), Tensor):
+    if first is None or first.name in found or not isinstance(sides.theirs.get(first.name), Tensor):
         return found
+    model, inputs, ours, theirs, _ = sides
     x = ours[first.name]
     other = spread(first.name, theirs[first.name], x).cpu()
     if other.shape != x.shape:
@@ -106,15 +107,9 @@ def with_hints(rows: Sequence[TapRow], said: Mapping[str, Mapping[str, str]]) ->
     ]
 
 
-def local_evidence(
-    name: str,
-    model: LTX2VideoTransformer3DModel,
-    inputs: Mapping[str, Any],
-    ours: Taps,
-    theirs: Mapping[str, Any],
-    local: Local,
-) -> Evidence | None:
+def local_evidence(name: str, sides: Sides) -> Evidence | None:
     """Return the evidence on one stage alone: both sides have the candidate's own inputs. None without tensors."""
+    model, inputs, ours, theirs, local = sides
     if not isinstance(theirs.get(name), Tensor) or name not in local.truth:
         return None
     own = local.reference[name]

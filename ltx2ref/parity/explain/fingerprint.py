@@ -5,7 +5,7 @@ it, and if all others are clearly farther away. Where a case cannot tell, nothin
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...interface import LTX2VideoTransformer3DModel, attention_bias, exchange_mode, text_attention_mask
+from ...interface import attention_bias, exchange_mode, text_attention_mask
 from ...rope import apply_rope
 from ..judge import dtype_name
-from ..trace.taps import ADALN_LAYERS, Taps
-from ..truth import Local, norm
-from .evidence import Evidence, local_evidence
+from ..trace.taps import ADALN_LAYERS
+from ..truth import norm
+from .evidence import Evidence, Sides, local_evidence
 from .levels import Level, levels
-from .mistakes import NARROW_DTYPES, ROTATED, activations, attended, given, gridded, heard, mistuned, normed, own_table
+from .mistakes import (
+    NARROW_DTYPES,
+    ROTATED,
+    activations,
+    attended,
+    given,
+    gridded,
+    heard,
+    mask_of,
+    mistuned,
+    normed,
+    own_table,
+)
+from .operands import perturbed
 from .patterns import Guess, gap, rounding
 
 CLOSER = 3.0  # the best value is closer to the candidate than any other by this factor
@@ -32,15 +45,12 @@ NOISE = 0.25  # of an epsilon: two values that differ by less cannot be told apa
 
 @dataclass(frozen=True)
 class Trait:
-    """One convention: the taps that show it, and the tap under each of its values, the reference's own first."""
+    """One convention: the taps that show it, and such a tap under each of its values."""
 
     name: str
     taps: str  # a regular expression
     ways: Callable[[Evidence], Iterable[Guess]]
     switch: bool = False  # whether it is a field of `Conventions`
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def rotated_in(e: Evidence) -> Iterator[Guess]:
@@ -100,9 +110,7 @@ def frequencies_in(e: Evidence) -> Iterator[Guess]:
 def masked_by(e: Evidence) -> Iterator[Guess]:
     """Yield text attention or self-attention under each bias for what is masked."""
     q, k, v = (given(e, f"{e.block}{e.layer}.{name}") for name in ("q", "k", "to_v"))
-    x = e.inputs or {}
-    text = {"attn2": "encoder_attention_mask", "audio_attn2": "audio_encoder_attention_mask"}.get(e.layer)
-    mask = x.get(text) if text else e.kwargs.get("video_self_attention_mask") if e.layer == "attn1" else None
+    mask, text = mask_of(e, e.layer), e.layer.endswith("attn2")
     if mask is None or q is None or k is None or v is None or (text and mask.ndim == 3):
         return
     heads, dtype = (q, k, v.unflatten(-1, k.shape[2:])), e.reference.dtype
@@ -114,11 +122,9 @@ def masked_by(e: Evidence) -> Iterator[Guess]:
 
 def guided_by(e: Evidence) -> Iterator[Guess]:
     """Yield the result of a perturbed self-attention: not perturbed, its own values, or nothing."""
-    inputs = e.inputs or {}
-    blocks, keep = inputs.get("spatio_temporal_guidance_blocks") or (), inputs.get("perturbation_mask")
+    keep = (e.inputs or {}).get("perturbation_mask")
     out, v, gate = (given(e, f"{e.block}{e.layer}.{name}") for name in ("sdpa", "to_v", "gate"))
-    number = e.block.split(".")[1] if e.block else ""
-    if not number.isdigit() or int(number) not in blocks or out is None or v is None or e.model is None:
+    if not perturbed(e) or out is None or v is None or e.model is None:
         return
     last: Any = e.model.get_submodule(f"{e.block}{e.layer}.to_out.0")
     values = v.unflatten(-1, out.shape[2:])
@@ -163,24 +169,14 @@ TRAITS = (
 )
 
 
-def followed_conventions(
-    model: LTX2VideoTransformer3DModel,
-    inputs: Mapping[str, Any],
-    ours: Taps,
-    theirs: Mapping[str, Any],
-    local: Local | None,
-) -> dict[str, str]:
-    """Return the value of each convention that these taps tell.
-
-    `local` is the reference run on the candidate's taps; None if these are identical to `ours`.
-    """
-    local = local or Local(ours, ours)
-    found = noise_conventions(model, inputs, ours, theirs, local)
+def followed_conventions(sides: Sides) -> dict[str, str]:
+    """Return the value of each convention that the candidate's taps tell."""
+    found = noise_conventions(sides)
     for trait in TRAITS:
-        taps = [name for name in ours if re.search(trait.taps, name) and isinstance(theirs.get(name), Tensor)]
+        taps = [x for x in sides.ours if re.search(trait.taps, x) and isinstance(sides.theirs.get(x), Tensor)]
         votes: set[str] | None = None
         for name in taps[:TAPS]:
-            e = local_evidence(name, model, inputs, ours, theirs, local)
+            e = local_evidence(name, sides)
             fitting = None if e is None else vote(e, [*trait.ways(e)])
             if fitting is not None:
                 votes = fitting if votes is None else votes & fitting
@@ -208,13 +204,11 @@ def vote(e: Evidence, values: list[Guess]) -> set[str] | None:
     return found if len(found) < len(off) else None
 
 
-def noise_conventions(
-    model: LTX2VideoTransformer3DModel, inputs: Mapping[str, Any], ours: Taps, theirs: Mapping[str, Any], local: Local
-) -> dict[str, str]:
+def noise_conventions(sides: Sides) -> dict[str, str]:
     """Return which noise levels drive the exchange, and what else is done to noise levels."""
-    made: dict[str, Level] = {}
+    inputs, made = sides.inputs, dict[str, Level]()
     for layer in ADALN_LAYERS:
-        e = local_evidence(f"{layer}.sinusoid", model, inputs, ours, theirs, local)
+        e = local_evidence(f"{layer}.sinusoid", sides)
         level = None if e is None else levels(e)[1]
         if level is not None:
             made[layer] = level
@@ -263,25 +257,16 @@ def driver(made: Mapping[str, Level], inputs: Mapping[str, Any], shared: bool, v
     return found.pop() if len(found) == 1 and {video, audio} & made.keys() else None
 
 
-def switched_at(
-    found: Mapping[str, str],
-    model: LTX2VideoTransformer3DModel,
-    inputs: Mapping[str, Any],
-    taps: Iterable[str],
-    what: str,
-) -> str | None:
-    """Return the switch of the reference that explains a cause at these taps, such as "exchange = 'other'", or None."""
-    own = model.conventions
-    mode = exchange_mode(own, bool(inputs.get("use_cross_timestep")))
-    exchange = found.get("exchange", mode)
-    names, of_levels = [*taps], what.startswith("the noise level")
+def switched_at(found: Mapping[str, str], sides: Sides, names: Sequence[str], what: str) -> str | None:
+    """Return the switch of the reference that explains a cause, such as "exchange = 'other'", or None.
+
+    `found` are the candidate's conventions, `names` the taps of the cause, and `what` what it looks like.
+    """
+    own = sides.model.conventions
+    mode = exchange_mode(own, bool(sides.inputs.get("use_cross_timestep")))
+    exchange, of_levels = found.get("exchange", mode), what.startswith("the noise level")
     if exchange != mode and "," not in exchange and of_levels and all(EXCHANGED.fullmatch(name) for name in names):
         return f"exchange = {exchange!r}"
     changed = (x for x in TRAITS if x.switch and found.get(x.name) in SWITCHES - {getattr(own, x.name)})
     why = next((x for x in changed if all(re.search(x.taps, name) for name in names)), None)
     return None if why is None else f"{why.name} = {found[why.name]!r}"
-
-
-def told(found: Mapping[str, str]) -> str:
-    """Return the conventions in one line."""
-    return ", ".join(f"{name} = {value}" for name, value in found.items())

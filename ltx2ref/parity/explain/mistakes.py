@@ -338,15 +338,20 @@ def attended(heads: Iterable[Tensor], mask: Tensor | None, scale: float | None =
     return rearrange(out, "b h t d -> b t h d")
 
 
-def guessed_masks(e: Evidence, layer: str) -> Iterator[tuple[str, Tensor | None]]:
-    """Yield the mask of this attention, (B, 1, 1|T, S), and what ports make of it."""
-    x, dtype = e.inputs or {}, e.reference.dtype
-    masks = {
+def mask_of(e: Evidence, layer: str) -> Tensor | None:
+    """Return the mask that the forward was given for this attention, or None."""
+    x = e.inputs or {}
+    return {
         "attn1": e.kwargs.get("video_self_attention_mask"),
         "attn2": x.get("encoder_attention_mask"),
         "audio_attn2": x.get("audio_encoder_attention_mask"),
-    }
-    mask, other = masks.get(layer), masks.get({"attn2": "audio_attn2", "audio_attn2": "attn2"}.get(layer, ""))
+    }.get(layer)
+
+
+def guessed_masks(e: Evidence, layer: str) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield the mask of this attention, (B, 1, 1|T, S), and what ports make of it."""
+    dtype = e.reference.dtype
+    mask, other = mask_of(e, layer), mask_of(e, {"attn2": "audio_attn2", "audio_attn2": "attn2"}.get(layer, ""))
     if mask is None:
         yield "", None
         return

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ...embeddings import sinusoid
@@ -20,7 +19,7 @@ from ...rope import apply_rope
 from ..trace.taps import ROW_RECIPES, find_module
 from .evidence import OTHER, Evidence, unflat
 from .levels import arguments, gate_factor
-from .mistakes import ROTATED, given, modulated, own_rows, own_table, sublayer_before
+from .mistakes import ROTATED, attended, given, mask_of, modulated, own_rows, own_table, sublayer_before
 from .patterns import explains, reproduces, slope
 
 Operands = Mapping[str, Tensor]
@@ -250,12 +249,7 @@ def attention(e: Evidence) -> Iterator[Formula]:
     q, k, v = (given(e, f"{e.block}{e.layer}.{name}") for name in ("q", "k", "to_v"))
     if e.part != "sdpa" or q is None or k is None or v is None:
         return
-    x, dtype = e.inputs or {}, e.reference.dtype
-    mask = {
-        "attn1": e.kwargs.get("video_self_attention_mask"),
-        "attn2": x.get("encoder_attention_mask"),
-        "audio_attn2": x.get("audio_encoder_attention_mask"),
-    }.get(e.layer)
+    mask, dtype = mask_of(e, e.layer), e.reference.dtype
     scaled = "queries, keys or the scale of attention"
     operands = {scaled: q, "keys, in relation to values,": k, "values": v.unflatten(-1, k.shape[2:])}
     others: dict[str, Operands] = {}
@@ -269,11 +263,8 @@ def attention(e: Evidence) -> Iterator[Formula]:
         others["causal attention"] = {**operands, "the mask's bias": causal[None, None]}
 
     def compute(o: Operands) -> Tensor:
-        queries, keys, values = (
-            rearrange(o[name], "b t h d -> b h t d") for name in (scaled, "keys, in relation to values,", "values")
-        )
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=o.get("the mask's bias"))
-        return rearrange(out, "b h t d -> b t h d")
+        heads = (o[scaled], o["keys, in relation to values,"], o["values"])
+        return attended(heads, o.get("the mask's bias"))
 
     yield Formula(operands, compute, others)
 
