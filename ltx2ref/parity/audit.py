@@ -29,7 +29,7 @@ from .cases import CASES, Case, Inputs
 from .compare import compare_forwards
 from .exact import exact
 from .generator import build
-from .guard import PortFailed, called, copied_inputs, flat_inputs, overwritten, separately
+from .guard import PortFailed, called_on_copies, copied_inputs, separately
 from .real import RealCase, require_same_inputs
 from .report.assemble import assemble
 from .report.rows import BUG, DIVERGED, MISSING, PROPAGATED, ROUNDING, SUSPECT, Report, joined_names
@@ -102,8 +102,8 @@ def audit(
 
     `arithmetic` is "native" for this machine's own, or "exact". `reference` is "ltx2ref", or "ltx2ref:NAME" to follow
     other conventions than diffusers'. In native arithmetic, a suspect result is checked again under exact arithmetic.
-    In a narrow dtype, what is still unclear then is checked again in float32. Causes at the places
-    `accept` are put into the reference, so that only what else is wrong is reported.
+    In a narrow dtype, what is still unclear then is checked again in float32. Causes at the places `accept` are put
+    into the reference, so that only what else is wrong is reported.
 
     Raises `Unsupported` if the candidate has no equivalent of the case, `PortFailed` if it raises anything else,
     `OutputError` if it returns no tensors, `ValueError` if these have no names in common with ours, if `reference` is
@@ -128,11 +128,13 @@ def audit(
         kept = model if isinstance(case, Case) else case.stored(model)
         state = {name: x.detach().clone() for name, x in kept.state_dict().items()}
         coordinates = {name: x.to(device, copy=True) for name, x in before.items() if name.endswith("_coords")}
-        arguments = copied_inputs(inputs)
-        handed = flat_inputs(arguments)
+
+        def on(arguments: Inputs) -> Any:
+            return candidate.run(Setup(case.config, state, arguments, dtype, device, coordinates))
+
         with noted_in(heard):
-            given = called(candidate.run, Setup(case.config, state, arguments, dtype, device, coordinates))
-        written.extend(overwritten(flat_inputs(inputs), handed))
+            given, changed = called_on_copies(on, inputs)
+        written.extend(changed)
         return given
 
     if arithmetic == MADE_NATIVELY:

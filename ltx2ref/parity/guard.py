@@ -70,6 +70,17 @@ def copied_inputs(inputs: Inputs) -> Inputs:
     return moved({name: [*x] if isinstance(x, list) else x for name, x in inputs.items()}, torch.clone)
 
 
+def called_on_copies(function: Callable[[Inputs], Any], inputs: Inputs) -> tuple[Any, list[str]]:
+    """Call a port on a copy of the arguments of a forward, and also return the names of those it changed in place.
+
+    Raises what `called` raises.
+    """
+    arguments = copied_inputs(inputs)
+    handed = flat_inputs(arguments)
+    given = called(function, arguments)
+    return given, overwritten(flat_inputs(inputs), handed)
+
+
 def overwritten(inputs: Taps, handed: Taps) -> list[str]:
     """Return the names of arguments that a candidate changed in place in `handed`, its copies."""
     return [name for name, x in inputs.items() if not torch.equal(x, handed[name])]
