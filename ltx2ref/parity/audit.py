@@ -140,7 +140,7 @@ def audit(
     if arithmetic == MADE_NATIVELY:
         report = audit_natively(model, inputs, theirs(), accept, before)
         if report.verdict == SUSPECT and candidate.made_in is None and case.small:
-            report = cleared(report, model, inputs, theirs)
+            report = cleared(report, model, inputs, theirs, accept)
             if report.verdict == SUSPECT and dtype != torch.float32:
                 with suppress(NotExact, PortFailed, ValueError):  # a port without a float32 stays suspect
                     wide = audit(candidate, case, torch.float32, device, reference, MADE_EXACTLY, accept)
@@ -298,7 +298,13 @@ def compared(
     return replace(report, notes=[*report.notes, *said, *notes])
 
 
-def cleared(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, theirs: Callable[[], Any]) -> Report:
+def cleared(
+    report: Report,
+    model: LTX2VideoTransformer3DModel,
+    inputs: Inputs,
+    theirs: Callable[[], Any],
+    accept: Sequence[str] = (),
+) -> Report:
     """Judge a suspect report again under exact arithmetic, and call it rounding if the operations are the same.
 
     Other reports are returned as they are.
@@ -306,8 +312,8 @@ def cleared(report: Report, model: LTX2VideoTransformer3DModel, inputs: Inputs, 
     if report.verdict != SUSPECT or report.first is None:
         return report
     try:
-        exactly = audit_exactly(model, inputs, theirs)
-    except NotExact as error:
+        exactly = audit_exactly(model, inputs, theirs, accept)
+    except (NotExact, ValueError) as error:  # or a cause to be accepted is none there
         return replace(report, notes=[*report.notes, f"exact arithmetic could not settle it: {error}"])
     if exactly.failed or exactly.verdict == SUSPECT:
         return report
