@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .report.rows import DIVERGED, IDENTICAL, MISSING, ORIGINATED, PROPAGATED, ROUNDING, SHAPE, SUSPECT, TapRow
 from .trace.sketch import Sketch, estimate, sketch
-from .trace.taps import PROJECTED
+from .trace.taps import PHASES, PROJECTED
 from .truth import FLOOR, SHARE, Local, norm, phases, spread
 
 AnyTaps = Mapping[str, Any]  # of tensors, or of sketches
@@ -70,6 +70,11 @@ class Standard(NamedTuple):
             self.allowed.get(name),
             self.least.get(name, 0.0),
         )
+
+
+def most_of(name: str) -> float:
+    """Return how many budgets a stage may use before it counts as a cause."""
+    return 1.0 if name.endswith(PHASES) else CLEARLY
 
 
 def judge_taps(reference: AnyTaps, candidate: AnyTaps, standard: Standard, local: Local | None = None) -> list[TapRow]:

@@ -30,11 +30,11 @@ from .cases import CASES, Inputs
 from .compare import Judged, judge_forwards
 from .generator import build
 from .guard import PortFailed, called, copied_inputs
-from .judge import CLEARLY, measure, ratio
+from .judge import measure, most_of, ratio
 from .report.rows import Cause, Report, joined_names
 from .run import cast, moved, run
 from .trace.given import OUTPUTS_ALONE, as_tensor, renamed_taps, taps_to_compare
-from .trace.taps import PHASES, PROJECTED, OutputError, Taps, brief, returned, trace
+from .trace.taps import PROJECTED, OutputError, Taps, brief, returned, trace
 from .truth import CHAINS, doubled, norm, spread, teacher_forced, wide
 
 SCHEMA = 1
@@ -199,11 +199,6 @@ def forwards(again: Again) -> Forwards:
     compared, theirs, _ = taps_to_compare(ours, renamed_taps(given, again.names), inputs)
     judged = judge_forwards(model, inputs, compared, theirs, exactly=False)
     return Forwards(model, inputs, ours, {**theirs, **judged.queries}, judged)
-
-
-def most_of(name: str) -> float:
-    """Return how many budgets a stage may use before it counts as a cause."""
-    return 1.0 if name.endswith(PHASES) else CLEARLY
 
 
 def measured(judged: Judged, name: str, theirs: Tensor) -> tuple[float, float]:

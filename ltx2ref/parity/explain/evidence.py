@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ...config import TransformerConfig
 from ...interface import LTX2VideoTransformer3DModel
-from ..judge import CLEARLY, first_divergence
+from ..judge import first_divergence, most_of
 from ..report.rows import DIVERGED, ORIGINATED, SHAPE, SUSPECT, TapRow
-from ..trace.taps import PHASES, Taps
+from ..trace.taps import Taps
 from ..truth import EMBEDDER_TAPS, Local, for_each_token, spread
 
 NONE: Mapping[str, Tensor] = MappingProxyType({})
@@ -93,8 +93,7 @@ def originates(row: TapRow, exactly: bool) -> bool:
     """Tell whether a cause begins at this tap: more than rounding went wrong in this stage alone."""
     if row.verdict == SHAPE or (exactly and row.verdict == DIVERGED and row.origin == ORIGINATED):
         return True
-    most = 1.0 if row.name.endswith(PHASES) else CLEARLY
-    beyond = row.local_budget is None or not row.local_budget <= most  # True for a NaN
+    beyond = row.local_budget is None or not row.local_budget <= most_of(row.name)  # True for a NaN
     return row.verdict in (DIVERGED, SUSPECT) and row.origin == ORIGINATED and beyond
 
 

@@ -25,7 +25,7 @@ class Level(NamedTuple):
     source: str  # the argument, or several that are equal here: "timestep (= sigma)"
     reduction: str = PLAIN  # "maximum of {}" and so on, over the tokens or the batch
     factor: float = 1.0
-    rounding: str = PLAIN  # "in bfloat16" and so on
+    rounding: str = PLAIN  # "rounded to bfloat16" and so on
 
     def __str__(self) -> str:
         text = self.reduction.format(self.source) if self.reduction else self.source

@@ -13,7 +13,7 @@ from diffusers import LTX2VideoTransformer3DModel  # type: ignore[import-untyped
 from torch import Tensor, nn
 
 from ..trace.layouts import DIFFUSERS_LIKE
-from ..trace.modules import LIFTED_ARGUMENTS
+from ..trace.modules import call_documented
 from ..trace.taps import Taps, returned, trace
 
 Config = Mapping[str, Any]
@@ -29,9 +29,7 @@ def build_diffusers(config: Config, state: Mapping[str, Tensor], dtype: torch.dt
 
 def run_diffusers(model: nn.Module, inputs: Arguments) -> tuple[Tensor, Tensor]:
     """Return the velocities of video (B, Tv, C) and audio (B, Ta, C) for the documented arguments."""
-    arguments, kwargs = dict(inputs), dict(inputs.get("attention_kwargs") or {})
-    arguments |= {name: kwargs.pop(name) for name in LIFTED_ARGUMENTS if name in kwargs}
-    video, audio = returned(model(**arguments | {"attention_kwargs": kwargs or None, "return_dict": False})).values()
+    video, audio = returned(call_documented(model, inputs)).values()
     return video, audio
 
 
