@@ -5,7 +5,8 @@ operand, or one step on the way, changed in one way. Factors and added numbers a
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from math import log
+from math import isnan, log
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ class Formula(NamedTuple):
 
     operands: Operands
     compute: Callable[[Operands], Tensor]
-    others: Mapping[str, Operands] = {}  # other operands than the right ones, in words
+    others: Mapping[str, Operands] = MappingProxyType({})  # other operands than the right ones, in words
 
 
 def wrong_operand(e: Evidence) -> str | None:
@@ -70,14 +71,14 @@ def fits_of(wanted: Tensor, x: Tensor, made: Step) -> Iterator[tuple[str, Tensor
         for _ in range(ITERATIONS):
             now = made(x * factor)
             factor += slope(made(x * (factor + SMALL)) - now, wanted - now).item() * SMALL
-        if abs(factor - 1) > 1e-7 and factor == factor:
+        if not isnan(factor) and abs(factor - 1) > 1e-7:
             exact = next((y for y in (0.0, -1.0, 0.5, 2.0) if abs(factor - y) < 1e-4), factor)
             yield {0.0: "left out", -1.0: "negated"}.get(exact, f"times {exact:.4g}"), x * exact
     number = 0.0
     for _ in range(ITERATIONS):
         now = made(x + number)
         number += slope(made(x + (number + SMALL)) - now, wanted - now).item() * SMALL
-    if number and number == number:
+    if not isnan(number) and number != 0:
         yield f"plus {number:.4g}", x + number
 
 
