@@ -19,6 +19,7 @@ from ..judge import dtype_name
 from ..trace.taps import ADALN_LAYERS
 from ..truth import norm
 from .evidence import Evidence, Sides, local_evidence
+from .formulas import perturbed
 from .levels import Level, levels
 from .mistakes import (
     NARROW_DTYPES,
@@ -33,7 +34,6 @@ from .mistakes import (
     normed,
     own_table,
 )
-from .operands import perturbed
 from .patterns import Guess, gap, rounding
 
 CLOSER = 3.0  # the best value is closer to the candidate than any other by this factor

@@ -40,6 +40,7 @@ HINTS: tuple[Hint, ...] = (  # the most specific first: mistakes by name, then p
     patterns.collapsed_tokens,
     patterns.collapsed_batch,
     patterns.only_one_axis,
+    patterns.only_one_bound,
     patterns.only_one_batch_element,
     patterns.not_finite,
     mistakes.float32_angles,

@@ -301,6 +301,18 @@ def only_one_axis(e: Evidence) -> str | None:
     )
 
 
+def only_one_bound(e: Evidence) -> str | None:
+    """Recognise coordinates (B, T, P, 2) whose starts, or whose ends, alone differ."""
+    if not e.name.endswith("_coords"):
+        return None
+    bound = torch.arange(2).reshape(1, 1, 1, 2)
+    guesses = (
+        (f"a difference in the {what} of patches alone", torch.where(bound == i, e.candidate, e.reference))
+        for i, what in enumerate(("starts", "ends"))
+    )
+    return first_explaining(e, guesses)
+
+
 def only(e: Evidence, where: Tensor) -> bool:
     """Tell whether the tap differs where the mask `where`, (B, T|1), is True, and nowhere else."""
     if len(where) != len(e.reference) or where.shape[1] not in (1, e.reference.shape[1]) or where.all():
@@ -487,6 +499,8 @@ SIZE = 0.1, 1.0
 
 def rounding_noise(e: Evidence) -> str | None:
     """Recognise a difference that is as large and as random as one rounding makes it."""
+    if e.part in ("stream", "video", "audio"):  # a sum of two tensors: how far off it is does not tell what was rounded
+        return None
     difference = e.candidate.double() - e.reference.double()
     size = norm(difference) / (norm(e.reference) or 1.0)
     name = next(
