@@ -3,6 +3,7 @@
 pytest tests/parity/test_hints.py
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig
+from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig, rope
 from ltx2ref.embeddings import sinusoid
+from ltx2ref.interface import text_attention_mask
 from ltx2ref.modulation import modulate, rms_norm
 from ltx2ref.parity import verify
 from ltx2ref.parity.cases import CASES, Inputs
@@ -26,7 +28,7 @@ from ltx2ref.parity.explain.hints import HINTS
 from ltx2ref.parity.record import NATIVE_DTYPES
 from ltx2ref.parity.trace.taps import Taps
 from ltx2ref.parity.truth import truth
-from ltx2ref.rope import apply_rope, audio_positions, rotation, video_positions
+from ltx2ref.rope import apply_rope, audio_positions, frequencies, rotation, video_positions
 
 BY_ID = {case.id: case for case in CASES}
 BLOCK = "transformer_blocks.0."
@@ -772,6 +774,18 @@ CHANGED: list[tuple[str, str, str, Change, str, str]] = [
         "the reference rounded to float16 or TF32",
     ),
 ]
+
+
+def cosines_with(run: Run, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the cosines of self-attention in video, made from changed frequencies."""
+
+    def changed(n: int, config: TransformerConfig, dtype: torch.dtype) -> Tensor:
+        return change(frequencies(n, config, torch.float64)).to(dtype)
+
+    with patch.object(rope, "frequencies", changed):
+        return rotation(run.taps["video_coords"], run.config.video, run.config, torch.float32)[0]
+
+
 ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
     (
         "epsilon of q",
@@ -823,6 +837,113 @@ ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
         ).transpose(1, 2),
         "wrong_operand",
         "keys, in relation to values, of the next token",
+    ),
+    (
+        "scale and shift in bfloat16",
+        "2.3/t2v",
+        BLOCK + "attn1.input",
+        lambda run, x: modulate(
+            F.rms_norm(run.block("attn1.stream"), x.shape[-1:], eps=1e-6),
+            *(row[:, None] for row in run.block("attn1.rows")[:, :2].bfloat16().float().unbind(1)),
+        ),
+        "wrong_operand",
+        "scale and shift rounded to bfloat16",
+    ),
+    (
+        "a mean square that is too large",
+        "2.3/t2v",
+        BLOCK + "attn1.input",
+        lambda run, x: modulate(
+            run.block("attn1.stream") * (run.block("attn1.stream").square().mean(-1, keepdim=True) + 0.02).rsqrt(),
+            *(row[:, None] for row in run.block("attn1.rows")[:, :2].unbind(1)),
+        ),
+        "wrong_operand",
+        "the mean square plus 0.02",
+    ),
+    (
+        "a norm without the mean",
+        "2.3/t2v",
+        BLOCK + "attn1.input",
+        lambda run, x: modulate(
+            run.block("attn1.stream") * (run.block("attn1.stream").square() + 1e-6).rsqrt(),
+            *(row[:, None] for row in run.block("attn1.rows")[:, :2].unbind(1)),
+        ),
+        "wrong_operand",
+        "squares of each channel, without the mean",
+    ),
+    (
+        "a number added to the result of a feed-forward",
+        "2.3/t2v",
+        BLOCK + "video",
+        lambda run, x: x + 0.03 * run.block("ff.rows")[:, 2:3],
+        "wrong_operand",
+        "the result of ff plus 0.03",
+    ),
+    (
+        "a rotation without cosines",
+        "2.3/t2v",
+        BLOCK + "attn1.q",
+        lambda run, x: (
+            x
+            + run.block("attn1.norm_q").unflatten(-1, x.shape[2:])
+            * (1 - torch.cat([run.taps["rope.cos"], run.taps["rope.cos"]], -1))
+        ),
+        "wrong_operand",
+        "x1 - x2 sin and x1 sin + x2 in place of x1 cos - x2 sin and x2 cos + x1 sin",
+    ),
+    (
+        "phases in bfloat16",
+        "2.3/t2v",
+        "time_embed.sinusoid",
+        lambda run, x: (lambda phases: torch.cat([phases.cos(), phases.sin()], -1))(
+            (run.inputs["timestep"].reshape(-1, 1) * torch.exp(-math.log(10_000) / 128 * torch.arange(128)))
+            .bfloat16()
+            .float()
+        ),
+        "wrong_operand",
+        "the phases rounded to bfloat16",
+    ),
+    (
+        "frequencies in float16",
+        "2.3/t2v",
+        "rope.cos",
+        lambda run, x: cosines_with(run, lambda freqs: freqs.half().double()),
+        "wrong_operand",
+        "frequencies rounded to float16",
+    ),
+    (
+        "patches without a size",
+        "2.3/t2v",
+        "video_coords",
+        lambda run, x: x[..., :1].expand_as(x),
+        "wrong_operand only_one_bound",
+        "the sizes of patches left out",
+    ),
+    (
+        "patches before time 0",
+        "2.3/t2v",
+        "audio_coords",
+        lambda run, x: x - torch.where(x == 0, 0.03, 0.0),
+        "wrong_operand only_one_bound",
+        "patches that begin before time 0",
+    ),
+    (
+        "the mask's opposite",
+        "2.3/text-masks",
+        BLOCK + "attn2.sdpa",
+        lambda run, x: F.scaled_dot_product_attention(
+            *(
+                rearrange(y, "b t h d -> b h t d")
+                for y in (
+                    run.block("attn2.q"),
+                    run.block("attn2.k"),
+                    run.block("attn2.to_v").unflatten(-1, run.block("attn2.k").shape[2:]),
+                )
+            ),
+            attn_mask=-text_attention_mask(run.inputs["encoder_attention_mask"], x.dtype),
+        ).transpose(1, 2),
+        "wrong_operand",
+        "the mask's bias negated",
     ),
     (
         "bfloat16 matmul",

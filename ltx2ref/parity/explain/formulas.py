@@ -298,11 +298,12 @@ def other_terms(e: Evidence, heads: Tensor, wanted: Tensor, cos: Tensor, sin: Te
 def summed(terms: Mapping[str, float]) -> str:
     """Return a sum of terms with factors in words, such as "x1 cos - 0.5 x2 sin"."""
     parts = [
-        ("-" if factor < 0 else "+", f"{abs(factor):.4g} {term}" if abs(factor) != 1 else term)
+        ("-" if factor < 0 else "+", term if abs(factor) == 1 else f"{abs(factor):.4g} {term}")
         for term, factor in terms.items()
         if factor
     ]
-    return " ".join(f"{sign} {part}" for sign, part in parts).removeprefix("+ ") or "0"
+    parts.sort(key=lambda part: part[0] == "-")
+    return " ".join(f"{sign} {term}" for sign, term in parts).removeprefix("+ ") or "0"
 
 
 def attention(e: Evidence) -> Iterator[Formula]:
