@@ -236,9 +236,9 @@ def rotated(e: Evidence) -> Iterator[Formula]:
     name = "queries before the rotation" if e.part == "q" else "keys before the rotation"
 
     def compute(o: Operands) -> Tensor:
-        x1, x2 = planes(o[name], kind)
+        x1, x2 = pairs(o[name], kind)
         cos = o["the cosines"]
-        return unplanes(x1 * cos - x2 * o[first], x2 * cos + x1 * o[second], kind)
+        return joined_pairs(x1 * cos - x2 * o[first], x2 * cos + x1 * o[second], kind)
 
     heads = x.unflatten(-1, (cos.shape[2], -1)).double()
     right = {first: sin.double(), second: sin.double(), "the cosines": cos.double(), name: heads}
@@ -256,13 +256,13 @@ def rotated(e: Evidence) -> Iterator[Formula]:
     yield Formula({after: compute(right).flatten(2)}, lambda o: o[after].unflatten(-1, heads.shape[2:]))
 
 
-def planes(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+def pairs(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """Return the first and the second number of each plane of heads (..., 2R)."""
     first, second = (x.chunk(2, -1)) if kind == "split" else (x[..., 0::2], x[..., 1::2])
     return first, second
 
 
-def unplanes(first: Tensor, second: Tensor, kind: str) -> Tensor:
+def joined_pairs(first: Tensor, second: Tensor, kind: str) -> Tensor:
     """Return heads (..., 2R) of the first and the second number of each plane."""
     return torch.cat([first, second], -1) if kind == "split" else torch.stack([first, second], -1).flatten(-2)
 
@@ -270,7 +270,7 @@ def unplanes(first: Tensor, second: Tensor, kind: str) -> Tensor:
 def other_terms(e: Evidence, heads: Tensor, wanted: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     """Return which sums of products the candidate has in place of a rotation, or None if it has no such sums."""
     kind = e.config.rope_type if e.config else ""
-    x1, x2 = planes(heads, kind)
+    x1, x2 = pairs(heads, kind)
     one = torch.ones_like(cos)
     terms = {
         "x1 cos": x1 * cos,
@@ -285,12 +285,12 @@ def other_terms(e: Evidence, heads: Tensor, wanted: Tensor, cos: Tensor, sin: Te
     }
     basis = torch.stack([term.expand_as(x1).flatten() for term in terms.values()], 1)
     made, said = [], []
-    for part in planes(wanted, kind):
+    for part in pairs(wanted, kind):
         found = torch.linalg.lstsq(basis, part.reshape(-1, 1)).solution[:, 0]
         found = torch.where((2 * found - (2 * found).round()).abs() < SNAP, (2 * found).round() / 2, found)
         made.append((basis @ found).reshape(x1.shape))
         said.append(summed(dict(zip(terms, found.tolist(), strict=True))))
-    if not explains(e, unplanes(made[0], made[1], kind)):
+    if not explains(e, joined_pairs(made[0], made[1], kind)):
         return None
     return f"{said[0]} and {said[1]} in place of x1 cos - x2 sin and x2 cos + x1 sin"
 
