@@ -104,7 +104,7 @@ OPERANDS = {
     "values": "value|attention|Attn",
     "the rotated": "rotary|out|query|key|Attn",
     "the mask's bias": "mask|bias",
-    "the activation's": "act|gelu|GELU|silu|FeedForward|Embedding|AdaLayer|TextProjection|hidden|linear|sample",
+    "the activation": "act|gelu|GELU|silu|FeedForward|Embedding|AdaLayer|TextProjection|hidden|linear|sample",
     "the layer's input, or its weight,": "",
     "the input before its activation": "act|silu|gelu|GELU|emb|linear",
     "the input": "",
@@ -158,6 +158,26 @@ def _(it: Changed) -> Verdict:
 @claim(r"exchanged|half of the angle")
 def _(it: Changed) -> Verdict:
     return it.about("cos|sin|rotary|freq")
+
+
+@claim(r"^a tensor of ")
+def _(it: Changed) -> Verdict:
+    return True  # a shape that was measured
+
+
+@claim(r"^the gate as|the gate, not times|its gate, not times")
+def _(it: Changed) -> Verdict:
+    return it.about("gate|sigmoid")
+
+
+@claim(r"squares of |mean square")
+def _(it: Changed) -> Verdict:
+    return it.about("norm|variance|rsqrt|RMS")
+
+
+@claim(r"in place of x1 cos - x2 sin")
+def _(it: Changed) -> Verdict:
+    return it.about("rotary|rope|sin|cos|freqs|query|key")
 
 
 @claim(r"causal attention")
@@ -279,7 +299,9 @@ def _(it: Changed) -> Verdict:
 
 @claim(r"logits|attention|values|softmax over|scaled by")
 def _(it: Changed) -> Verdict:
-    return True if "finite" in it.hint else it.about("attn|attention|query|key|value|scale|causal|heads|perturb|gate")
+    return (
+        True if "finite" in it.hint else it.about("attn|[aA]ttention|query|key|value|scale|causal|heads|perturb|gate")
+    )
 
 
 @claim(r"position|time in|frames per second|latent frame|causal offset|patch|axis|height and width|seconds")

@@ -250,10 +250,13 @@ def rotated(e: Evidence) -> Iterator[Formula]:
             "cosines and sines exchanged": {**right, first: cos, second: cos, "the cosines": sin},
             "cosines and sines, half of the angle": {**right, "the cosines": half},
         },
-        lambda wanted: other_terms(e, right[name], wanted, right["the cosines"], right[first]),
     )
     after = f"the rotated {name.partition(' ')[0]}"
-    yield Formula({after: compute(right).flatten(2)}, lambda o: o[after].unflatten(-1, heads.shape[2:]))
+    yield Formula(
+        {after: compute(right).flatten(2)},
+        lambda o: o[after].unflatten(-1, heads.shape[2:]),
+        law=lambda wanted: other_terms(e, heads, wanted, right["the cosines"], right[first]),
+    )
 
 
 def pairs(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
@@ -281,7 +284,7 @@ def other_terms(e: Evidence, heads: Tensor, wanted: Tensor, cos: Tensor, sin: Te
         "x2": x2,
         "cos": cos,
         "sin": sin,
-        "1": one,
+        "": one,
     }
     basis = torch.stack([term.expand_as(x1).flatten() for term in terms.values()], 1)
     made, said = [], []
@@ -298,7 +301,7 @@ def other_terms(e: Evidence, heads: Tensor, wanted: Tensor, cos: Tensor, sin: Te
 def summed(terms: Mapping[str, float]) -> str:
     """Return a sum of terms with factors in words, such as "x1 cos - 0.5 x2 sin"."""
     parts = [
-        ("-" if factor < 0 else "+", term if abs(factor) == 1 else f"{abs(factor):.4g} {term}")
+        ("-" if factor < 0 else "+", term if term and abs(factor) == 1 else f"{abs(factor):.4g} {term}".rstrip())
         for term, factor in terms.items()
         if factor
     ]
