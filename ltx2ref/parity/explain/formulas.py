@@ -172,12 +172,14 @@ def residual(e: Evidence) -> Iterator[Formula]:
         yield Formula({result: out, "the residual": x}, lambda o: o["the residual"] + o[result])
         return
     gate = unflat(rows, len(x))[:, :, 2].double()
+    entered = given(e, before + ".input")
+    unprocessed = {} if entered is None else {f"{result} is its input: nothing was computed": {"both": entered * gate}}
     either = f"{result}, or its gate,"  # a factor of the one is a factor of the other
     yield Formula({either: out * gate, "the residual": x}, lambda o: o["the residual"] + o[either])
     yield Formula(
         {result: out, "its gate": gate},
         lambda o: x + (o["both"] if "both" in o else o[result] * o["its gate"]),
-        {f"{result} plus its gate, not times": {"both": out + gate}},
+        {f"{result} plus its gate, not times": {"both": out + gate}} | unprocessed,
     )
 
 
@@ -287,6 +289,8 @@ def other_terms(e: Evidence, heads: Tensor, wanted: Tensor, cos: Tensor, sin: Te
         "": one,
     }
     basis = torch.stack([term.expand_as(x1).flatten() for term in terms.values()], 1)
+    if len(basis) < 10 * len(terms):  # so few numbers are fitted by chance
+        return None
     made, said = [], []
     for part in pairs(wanted, kind):
         found = torch.linalg.lstsq(basis, part.reshape(-1, 1)).solution[:, 0]
