@@ -10,6 +10,7 @@ import torch
 from ..config import LTX_2_0
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_FIXED, LIGHTRICKS_NAMES
 from .header import parse_json
+from .keywords import ReadingOptions
 from .match import QUANTISATION, Plan, make_plan
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT
 from .quantised import PLAIN_DTYPES, Weight
@@ -50,20 +51,22 @@ def convert(
     dialect: str,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str | None = None,
+    prefix: str | None = None,
+    variant: str | None = None,
 ) -> Conversion:
     """Write the transformer of a checkpoint in another dialect or dtype, in bounded memory.
 
     The diffusers dialect is written as a folder, the Lightricks dialect as one file. Without `dtype`, the bytes of each
     tensor are copied, which is refused for quantised tensors. With `dtype`, each tensor is decoded and rounded once.
 
-    Raises `CheckpointError` or `ValueError` as `load` and `save` do. Like `save`, it writes everything or nothing and
-    never overwrites what exists.
+    `prefix` and `variant` are those of `load`. Raises `CheckpointError` or `ValueError` as `load` and `save` do. Like
+    `save`, it writes everything or nothing and never overwrites what exists.
     """
     if dtype not in (None, *STORED):
         raise ValueError(f"dtype: expected one of {', '.join(map(str, STORED))}, got {dtype}")
     path = Path(destination)
     limit = checked_limit(path, dialect, max_shard_size)
-    plan = make_plan(source)
+    plan = make_plan(source, ReadingOptions(prefix=prefix, variant=variant))
     plan.check()
     quantised = sorted(set(plan.formats.values()) - set(PLAIN_DTYPES))
     if quantised and dtype is None:

@@ -11,6 +11,7 @@ import torch
 
 from ..progress import track
 from . import manifest
+from .keywords import ReadingOptions
 from .lora import lora_format
 from .match import Plan, make_plan
 from .quantised import Weight
@@ -71,39 +72,59 @@ class Description:
     stats: list[dict[str, Any]] | None = None
 
 
-def inspect(path: str | Path, *, sha256: bool = False, stats: bool = False) -> Description:
+def inspect(
+    path: str | Path,
+    *,
+    sha256: bool = False,
+    stats: bool = False,
+    prefix: str | None = None,
+    variant: str | None = None,
+) -> Description:
     """Describe a file or folder from its headers.
 
-    With `sha256` or `stats` the whole file is read, in bounded memory. Faults of a transformer are listed in
-    `problems`. Raises `CheckpointError` for files that cannot be read.
+    With `sha256` or `stats` the whole file is read, in bounded memory. `prefix` and `variant` are those of `load`.
+    Faults of a transformer are listed in `problems`. Raises `CheckpointError` for files that cannot be read.
     """
-    return description(open_source(path), sha256=sha256, stats=stats)
+    return description(open_source(path, variant), sha256=sha256, stats=stats, prefix=prefix)
 
 
-def inspect_all(path: str | Path, *, sha256: bool = False, stats: bool = False) -> list[Description]:
-    """Describe a file, or every checkpoint in a folder.
+def inspect_all(
+    path: str | Path,
+    *,
+    sha256: bool = False,
+    stats: bool = False,
+    prefix: str | None = None,
+    variant: str | None = None,
+) -> list[Description]:
+    """Describe a file, or every checkpoint in a folder if no variant is given.
 
     In a folder with several checkpoints, one that cannot be read is described as unreadable. In all other cases that
     raises `CheckpointError`.
     """
     folder = Path(path)
-    found = checkpoints_in(folder) if folder.is_dir() and not (folder / "model_index.json").exists() else []
+    several = variant is None and folder.is_dir() and not (folder / "model_index.json").exists()
+    found = checkpoints_in(folder) if several else []
     if len(found) < 2:
-        return [inspect(path, sha256=sha256, stats=stats)]
+        return [inspect(path, sha256=sha256, stats=stats, prefix=prefix, variant=variant)]
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else None
     described = []
     for file in found:
         try:
             source = open_source(file)
             source = source if "config" in source.metadata else source._replace(config=config)
-            described.append(description(source, file, sha256=sha256, stats=stats))
+            described.append(description(source, file, sha256=sha256, stats=stats, prefix=prefix))
         except CheckpointError as error:
             described.append(Description(str(file), UNREADABLE, "", 1, file.stat().st_size, 0, problems=error.problems))
     return described
 
 
 def description(
-    source: CheckpointFiles, path: Path | None = None, *, sha256: bool = False, stats: bool = False
+    source: CheckpointFiles,
+    path: Path | None = None,
+    *,
+    sha256: bool = False,
+    stats: bool = False,
+    prefix: str | None = None,
 ) -> Description:
     """Describe an opened checkpoint, under its own path or another one."""
     digest = sha256_of(source) if sha256 else None
@@ -117,7 +138,7 @@ def description(
         "manifest": published(source, digest),
     }
     try:
-        plan = make_plan(source)
+        plan = make_plan(source, ReadingOptions(prefix=prefix))
     except CheckpointError as error:
         kind = other_kind(source)
         return Description(kind=kind or "not understood", problems=[] if kind else error.problems, **common)

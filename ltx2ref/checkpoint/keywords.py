@@ -1,12 +1,27 @@
-"""Keywords of diffusers' `from_pretrained` and `save_pretrained` that are refused here, each with the reason."""
+"""Keywords: what a caller may say about a checkpoint, and what is refused of diffusers' keywords, with the reason."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
+from ..config import TransformerConfig
+from .quantised import Nibbles
+
 Device = str | int | torch.device
 SHARING_OUT = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps of accelerate
+
+
+class ReadingOptions(NamedTuple):
+    """The caller's word on a checkpoint where its files say nothing. `load` documents each field."""
+
+    config: TransformerConfig | None = None
+    nibbles: Nibbles | None = None
+    prefix: str | None = None
+    variant: str | None = None
+
+
+NO_OPTIONS = ReadingOptions()
 
 
 class UnsupportedKeyword(NamedTuple):

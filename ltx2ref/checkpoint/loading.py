@@ -16,13 +16,12 @@ from ..interface import DIFFUSERS, Conventions
 from ..printable import printable
 from ..progress import track
 from .hub import local_folder
-from .keywords import LOADING, SAVING, Device, one_device, refuse_keywords
+from .keywords import LOADING, SAVING, Device, ReadingOptions, one_device, refuse_keywords
 from .lora import Lora, merged, read_lora, require_strengths
 from .match import Plan, make_plan, without_values
 from .quantised import Nibbles
-from .save import FILE, save
-from .source import read_json
-from .storage import TORCH, CheckpointError, require_unchanged
+from .save import save
+from .storage import TORCH, require_unchanged
 
 log = logging.getLogger("ltx2ref")
 
@@ -65,8 +64,7 @@ class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
             raise ValueError(f"torch_dtype = {torch_dtype} and dtype = {dtype} mean the same: expected one of them")
         device = one_device(device, device_map)
         folder = local_folder(path, subfolder or "", variant, revision, cache_dir, bool(local_files_only))
-        weights, config = chosen_weights(folder, variant)
-        return load(weights, dtype=dtype or torch_dtype, device=device, config=config, conventions=conventions)
+        return load(folder, dtype=dtype or torch_dtype, device=device, variant=variant, conventions=conventions)
 
     def save_pretrained(
         self, save_directory: str | Path, *, max_shard_size: int | str | None = "10GB", **others: Any
@@ -80,18 +78,6 @@ class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
         save(self, save_directory, max_shard_size=max_shard_size)
 
 
-def chosen_weights(path: Path, variant: str | None) -> tuple[Path, TransformerConfig | None]:
-    """Return the weights of a variant in a folder and the folder's config; without a variant, `path` and None."""
-    if variant is None:
-        return path, None
-    file = path / FILE.format(f".{variant}")
-    index = path / (FILE.format("") + f".index.{variant}.json")
-    found = [x for x in (file, index) if x.is_file()]
-    if len(found) != 1:
-        raise CheckpointError(path, [f"variant = {variant!r}: expected {file.name} or {index.name} in it"])
-    return found[0], TransformerConfig.from_diffusers(read_json(path / "config.json"))
-
-
 def load(
     path: str | Path,
     *,
@@ -99,6 +85,8 @@ def load(
     device: str | torch.device = "cpu",
     config: TransformerConfig | None = None,
     nibbles: Nibbles | None = None,
+    prefix: str | None = None,
+    variant: str | None = None,
     lora: Sequence[tuple[str | Path, float]] = (),
     conventions: Conventions = DIFFUSERS,
 ) -> LTX2VideoTransformer3DModel:
@@ -109,6 +97,8 @@ def load(
     - `device`: where the parameters are placed.
     - `config`: replaces what the file says of itself.
     - `nibbles`: which of the two NVFP4 codes in a byte comes first, "high" or "low", for files that do not say so.
+    - `prefix`: what all names in the file begin with, where that is none of the usual prefixes ("module." and so on).
+    - `variant`: which of several checkpoints in a folder, by the part of its name in front of the last dot: "fp16".
     - `lora`: pairs of a file and a strength. LoRAs are added to each weight in float32, and the sum is rounded once.
     - `conventions`: diffusers' by default; `ltx2ref.LTX_CORE_2026_08` makes the model compute as ltx-core does.
 
@@ -117,7 +107,7 @@ def load(
 
     Raises `CheckpointError`, with all problems, unless the file holds exactly one whole model and each LoRA fits it.
     """
-    recipe = prepare(path, dtype, config, nibbles, lora, conventions)
+    recipe = prepare(path, dtype, ReadingOptions(config, nibbles, prefix, variant), lora, conventions)
     state = read_state(recipe, torch.device(device))
     result = without_values(LTX2VideoTransformer3DModel, recipe.plan.config, conventions)
     result.load_state_dict(state, strict=True, assign=True)
@@ -135,8 +125,7 @@ class Recipe(NamedTuple):
 def prepare(
     path: str | Path,
     dtype: torch.dtype | None,
-    config: TransformerConfig | None,
-    nibbles: Nibbles | None,
+    options: ReadingOptions,
     lora: Sequence[tuple[str | Path, float]],
     conventions: Conventions,
 ) -> Recipe:
@@ -146,7 +135,7 @@ def prepare(
     if dtype is not None and dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected float64, float32, bfloat16 or float16, got {dtype}")
     require_strengths(lora)
-    plan = make_plan(path, config, nibbles)
+    plan = make_plan(path, options)
     plan.check()
     for note in plan.notes:
         log.warning("%s: %s", plan.source.path, printable(note))

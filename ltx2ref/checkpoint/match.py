@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from ..config import TransformerConfig
 from ..interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 from .header import parse_json
-from .names import OPENINGS, PREFIXES, Dialect, dialects
+from .keywords import NO_OPTIONS, ReadingOptions
+from .names import OPENINGS, PREFIXES, Dialect, common_prefixes, dialects
 from .quantised import COMPANIONS, MARKED, Nibbles, Weight, identify
 from .resolve_config import resolve
 from .source import CheckpointFiles, open_source
@@ -47,16 +48,13 @@ class Plan:
             raise CheckpointError(self.source.path, self.problems)
 
 
-def make_plan(
-    path: str | Path | CheckpointFiles, config: TransformerConfig | None = None, nibbles: Nibbles | None = None
-) -> Plan:
+def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_OPTIONS) -> Plan:
     """Match a checkpoint to a model by its headers.
 
-    `nibbles` says which of the two NVFP4 codes in a byte comes first, for files that do not say so. Raises
-    `CheckpointError` if the checkpoint has no transformer. Lesser faults are listed in the plan's `problems`.
+    Raises `CheckpointError` if the checkpoint has no transformer. Lesser faults are listed in the plan's `problems`.
     """
-    source = path if isinstance(path, CheckpointFiles) else open_source(path)
-    dialect = the_dialect(source)
+    source = path if isinstance(path, CheckpointFiles) else open_source(path, options.variant)
+    dialect = the_dialect(source, options.prefix)
     foreign: dict[str, list[Stored]] = {}
     own: dict[str, Stored] = {}
     for name, stored in source.tensors.items():
@@ -72,20 +70,26 @@ def make_plan(
         for name, stored in own.items()
         if name.startswith(dialect.prefix) and name not in companions
     }
-    facts = resolve(source, shapes, config)
+    facts = resolve(source, shapes, options.config)
     plan = Plan(source, dialect, facts.config, facts.origins, {}, {}, foreign, [], facts.problems, facts.notes)
     if not facts.problems:  # with a wrong config, all further problems would only be consequences
-        match_weights(plan, own, companions, nibbles)
+        match_weights(plan, own, companions, options.nibbles)
     return plan
 
 
-def the_dialect(source: CheckpointFiles) -> Dialect:
-    """Return the dialect of a source. Raises `CheckpointError` if its names fit none, or several."""
-    found = dialects(source.tensors)
+def the_dialect(source: CheckpointFiles, prefix: str | None) -> Dialect:
+    """Return the dialect of a source, whose names all begin with `prefix` if that is given.
+
+    Raises `CheckpointError` if its names fit no dialect, or several.
+    """
+    found = dialects(source.tensors, prefix or "")
     if len(found) == 1:
         return found.pop()
     if found:
-        speakers = {str(dialect): [name for name in source.tensors if dialect in dialects([name])] for dialect in found}
+        speakers = {
+            str(dialect): [name for name in source.tensors if dialect in dialects([name], prefix or "")]
+            for dialect in found
+        }
         counts = "; ".join(
             f"{len(names)} have {dialect}, such as {names[0]}"
             for dialect, names in sorted(speakers.items(), key=lambda item: len(item[1]))
@@ -95,8 +99,16 @@ def the_dialect(source: CheckpointFiles) -> Dialect:
     openings = " or ".join(names[0] for names in OPENINGS.values())
     problem = (
         f"no LTX-2 transformer in it: no tensor begins with {openings} etc., bare or after "
-        f"{' or '.join(filter(None, PREFIXES))}; its {len(source.tensors)} tensors: {example}"
+        f"{' or '.join(filter(None, PREFIXES))}"
     )
+    if prefix:
+        problem += f", all after the given prefix {prefix!r}"
+    problem += f"; its {len(source.tensors)} tensors: {example}"
+    common = common_prefixes(source.tensors)
+    if len(common) == 1 and common[0] != prefix:
+        problem += (
+            f". All its names fit after {common[0]}: to read it, give prefix={common[0]!r} (--prefix {common[0]})"
+        )
     raise CheckpointError(source.path if len(source.files) > 1 else source.files[0].path, [problem])
 
 

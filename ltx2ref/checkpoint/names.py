@@ -42,6 +42,7 @@ class Dialect(NamedTuple):
 
     names: str
     prefix: str
+    outer: str = ""  # the part of the prefix that other models' tensors in the file have as well
 
     def __str__(self) -> str:
         return f"{self.names} names, {f'prefix {self.prefix}' if self.prefix else 'no prefix'}"
@@ -57,8 +58,9 @@ class Dialect(NamedTuple):
 
     def foreign(self, stored: str) -> str | None:
         """Return the prefix that shows that a tensor belongs to another model, or None."""
+        outside = (self.outer + part for part in FOREIGN) if self.outer else ()
         inside = (self.prefix + part for part in FOREIGN_INSIDE)
-        return next((part for part in (*FOREIGN, *inside) if stored.startswith(part)), None)
+        return next((part for part in (*FOREIGN, *outside, *inside) if stored.startswith(part)), None)
 
 
 def to_diffusers(name: str) -> str:
@@ -76,17 +78,39 @@ def with_segments(name: str, segments: Mapping[str, str]) -> str:
     return ".".join(segments.get(segment, segment) for segment in name.split("."))
 
 
-def dialects(stored: Iterable[str]) -> set[Dialect]:
-    """Return all dialects that names in a file belong to: one for a file with one transformer, none without one."""
+def dialects(stored: Iterable[str], outer: str = "") -> set[Dialect]:
+    """Return all dialects that names in a file belong to: one for a file with one transformer, none without one.
+
+    `outer` is what all names begin with in front of the usual prefixes.
+    """
     opening = {
         (name.removeprefix(prefix).split(".")[0], prefix)
         for name in stored
-        for prefix in PREFIXES
+        for prefix in (outer + usual for usual in PREFIXES)
         if name.startswith(prefix)
     }
     return {
-        Dialect(names, prefix)
+        Dialect(names, outer + usual, outer)
         for names, segments in OPENINGS.items()
-        for prefix in PREFIXES
-        if any((segment, prefix) in opening for segment in segments)
+        for usual in PREFIXES
+        if any((segment, outer + usual) in opening for segment in segments)
     }
+
+
+def common_prefixes(stored: Iterable[str]) -> list[str]:
+    """Return what may stand in front of all names, by the tensors that only a transformer has.
+
+    A usual prefix behind it is no part of it. Tensors of other models need not have it.
+    """
+    names = [name for name in stored if not name.startswith(FOREIGN)]
+    known = {segment for segments in OPENINGS.values() for segment in segments}
+    candidates = set()
+    for name in names:
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            if part in known:
+                before = ".".join([*parts[:i], ""])
+                candidates.add(
+                    next(before.removesuffix(usual) for usual in PREFIXES if f".{before}".endswith(f".{usual}"))
+                )
+    return sorted(prefix for prefix in candidates if prefix and all(name.startswith(prefix) for name in names))

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from .header import MAX_HEADER, parse_json, read_header
 from .storage import CheckpointError, Stored, TensorFile
 
-INDEX = ".safetensors.index.json"
+PLAIN_NAME = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives to weights
+INDEX = ".safetensors.index."  # in the name of every index of shards; then comes "json", or a variant and ".json"
+FILE_ENDINGS = ("*.safetensors", "*.gguf")
 
 
 class CheckpointFiles(NamedTuple):
@@ -25,39 +27,62 @@ class CheckpointFiles(NamedTuple):
         return sum(file.size for file in self.files)
 
 
-def open_source(path: str | Path) -> CheckpointFiles:
+def open_source(path: str | Path, variant: str | None = None) -> CheckpointFiles:
     """Read all headers of a file, an index of shards, or a folder with one of them.
 
     Raises `CheckpointError` if there is no checkpoint. The message for a whole pipeline's folder says which one to
     give.
     """
     path = Path(path)
-    if not os.path.isdir(path):
-        if not os.path.exists(path):
-            raise CheckpointError(path, ["there is no such file or folder"])
-        if path.name.endswith(".json") and INDEX.removesuffix("json") in path.name:  # a variant's has it in between
-            return open_shards(path, None)
-        file, tensors = read_header(path)
-        return CheckpointFiles(path, [file], tensors, None, file.metadata)
-    if (path / "model_index.json").exists():
-        raise CheckpointError(path, ["the folder of a whole pipeline: expected its transformer/"])
-    config = read_json(path / "config.json") if (path / "config.json").exists() else None
-    indices = sorted(path.glob("*" + INDEX))
-    if len(indices) == 1:
-        return open_shards(indices[0], config)
-    files = sorted(file for ending in ("*.safetensors", "*.gguf") for file in path.glob(ending))
-    if len(files) != 1 or indices:
-        found = ", ".join(file.name for file in [*files, *indices]) or "none"
-        raise CheckpointError(path, [f"expected one .safetensors file, or one index of shards; found {found}"])
-    file, tensors = read_header(files[0])
+    if os.path.isdir(path):
+        config = read_json(path / "config.json") if (path / "config.json").exists() else None
+        return open_file(chosen_checkpoint(path, variant), config)._replace(path=path)
+    if not os.path.exists(path):
+        raise CheckpointError(path, ["there is no such file or folder"])
+    if variant is not None:
+        raise CheckpointError(path, [f"variant = {variant!r} chooses in a folder, and this is a file"])
+    return open_file(path, None)
+
+
+def open_file(path: Path, config: dict[str, Any] | None) -> CheckpointFiles:
+    """Read the header of a file, or all headers that an index of shards names. Raises `CheckpointError`."""
+    if INDEX in path.name and path.suffix == ".json":
+        return open_shards(path, config)
+    file, tensors = read_header(path)
     return CheckpointFiles(path, [file], tensors, config, file.metadata)
+
+
+def chosen_checkpoint(folder: Path, variant: str | None) -> Path:
+    """Return the file or index of a folder's one checkpoint, or of one of several.
+
+    A variant is what its name has in front of the last dot. Without one, the checkpoint with diffusers' plain name is
+    chosen, as diffusers does. Raises `CheckpointError` unless that leaves one.
+    """
+    if (folder / "model_index.json").exists():
+        raise CheckpointError(folder, ["the folder of a whole pipeline: expected its transformer/"])
+    found = checkpoints_in(folder)
+    if variant is not None:
+        fitting = [file for file in found if file.name.split(".")[-2] == variant != INDEX.split(".")[-2]]
+    else:
+        plain = [file for file in found if file.name in (PLAIN_NAME, f"{PLAIN_NAME}.index.json")]
+        fitting = found if len(found) == 1 else plain
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(file.name for file in found) or "none"
+    if variant is not None:
+        expected = f"variant = {variant!r}: expected one *.{variant}.safetensors or *.safetensors.index.{variant}.json"
+    elif len(found) > 1 and not plain:
+        expected = "several checkpoints: give the path of one, or the variant in its name (variant=, --variant)"
+    else:
+        expected = "expected one .safetensors file, or one index of shards"
+    raise CheckpointError(folder, [f"{expected}; found {names}"])
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder: its indices of shards, and each file that no index names."""
-    indices = sorted(folder.glob("*" + INDEX))
+    indices = sorted(folder.glob(f"*{INDEX}*json"))
     shards = {name for index in indices for name in named_shards(index)}
-    files = sorted(file for ending in ("*.safetensors", "*.gguf") for file in folder.glob(ending))
+    files = sorted(file for ending in FILE_ENDINGS for file in folder.glob(ending))
     return [*indices, *(file for file in files if file.name not in shards)]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..interface import DIFFUSERS, Conventions
 from ..progress import track
+from .keywords import ReadingOptions
 from .loading import LTX2VideoTransformer3DModel, Recipe, prepare
 from .lora import merged_into
 from .match import without_values
@@ -35,6 +36,8 @@ def stream(
     device: str | torch.device = "cpu",
     config: TransformerConfig | None = None,
     nibbles: Nibbles | None = None,
+    prefix: str | None = None,
+    variant: str | None = None,
     lora: Sequence[tuple[str | Path, float]] = (),
     conventions: Conventions = DIFFUSERS,
 ) -> "StreamedTransformer":
@@ -47,7 +50,7 @@ def stream(
     The model runs one forward at a time. A forward that needs gradients raises `RuntimeError`. Deep copies of the
     model, and the model after `double()`, are streamed as well.
     """
-    recipe = prepare(path, dtype, config, nibbles, lora, conventions)
+    recipe = prepare(path, dtype, ReadingOptions(config, nibbles, prefix, variant), lora, conventions)
     outside = {
         name: torch.empty(weight.shape, dtype=recipe.dtype, device=device)
         for name, weight in recipe.plan.weights.items()

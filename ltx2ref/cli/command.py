@@ -64,6 +64,12 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--inputs", metavar="FILE", help="the arguments of one call (docs/trace-format.md)")
 
 
+def add_source(command: argparse.ArgumentParser) -> None:
+    """Add the options that choose a checkpoint in a folder, and say what its names begin with."""
+    command.add_argument("--prefix", metavar="TEXT", help="what all its names begin with: module. or so")
+    command.add_argument("--variant", metavar="NAME", help="which checkpoint of a folder: fp16 or so")
+
+
 def add_list(command: argparse.ArgumentParser) -> None:
     """Add the option that lists cases."""
     command.add_argument("--list", action="store_true", help="print the names of the cases and run none")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, UNCLEAR, WRONG, add_command, worst
+from .command import DONE, UNCLEAR, WRONG, add_command, add_source, worst
 from .output import Column, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add_inspect(commands: Any) -> None:
         commands, "inspect", run_inspect, "Say what a checkpoint is, from its headers alone.", INSPECT_EXAMPLES
     )
     command.add_argument("path", metavar="PATH", help="a .safetensors or .gguf file, or a folder")
+    add_source(command)
     command.add_argument("--sha256", action="store_true", help="compare the digest with the published ones as well")
     command.add_argument("--stats", action="store_true", help="look for non-finite values, zeros and outliers")
 
@@ -45,7 +46,9 @@ def run_inspect(options: argparse.Namespace) -> int:
     """Describe a checkpoint, or each checkpoint in a folder."""
     from ..checkpoint.inspection import inspect_all
 
-    found = inspect_all(options.path, sha256=options.sha256, stats=options.stats)
+    found = inspect_all(
+        options.path, sha256=options.sha256, stats=options.stats, prefix=options.prefix, variant=options.variant
+    )
     if options.json:
         print_json(
             asdict(found[0]) if len(found) == 1 else {"path": options.path, "checkpoints": [*map(asdict, found)]}

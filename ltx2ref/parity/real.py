@@ -70,7 +70,7 @@ def real_case(checkpoint: str, file: str) -> RealCase:
 
     Raises `CheckpointError` and `TraceError` for files that cannot be used, and for inputs of another model.
     """
-    plan = make_plan(checkpoint, None, None)
+    plan = make_plan(checkpoint)
     plan.check()
     count = sum(math.prod(weight.shape) for weight in plan.weights.values())
     given = load_inputs(file)

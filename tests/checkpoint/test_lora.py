@@ -20,6 +20,7 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import CheckpointError, TransformerConfig
 from ltx2ref.checkpoint import match, storage
+from ltx2ref.checkpoint.keywords import ReadingOptions
 from ltx2ref.checkpoint.lora import LORA_FORMATS, lora_format, read_lora, spellings
 
 State = dict[str, Tensor]
@@ -258,7 +259,7 @@ def test_a_lora_is_described_by_its_header_and_alphas(tmp_path: Path) -> None:
     pairs = random_pairs(state, ["proj_in", "transformer_blocks.0.attn1.to_gate_logits"])
     lora = read_lora(
         save(tmp_path / "lora.safetensors", diffusers(pairs), {"transformer.r": 5, "transformer.lora_alpha": 10}),
-        match.make_plan(path, config),
+        match.make_plan(path, ReadingOptions(config)),
     )
     assert lora.format == "diffusers" and lora.skipped == {}
     assert {name: (layer.rank, layer.factor) for name, layer in lora.layers.items()} == {
@@ -446,7 +447,7 @@ def test_what_diffusers_saves_is_merged_as_diffusers_fuses_it(tmp_path: Path, re
         lora = tmp_path / f"{name}.safetensors"
         theirs = fused(config, {n: t.clone() for n, t in state.items()}, {lora: STRENGTH}, prefix=prefix)
         ours = load_state(path, config, (lora, STRENGTH))
-        layers = read_lora(lora, match.make_plan(path, config)).layers
+        layers = read_lora(lora, match.make_plan(path, ReadingOptions(config))).layers
         assert_equal(ours, theirs, state, len(layers))
         alphas |= {round(layer.factor * (layer.rank**0.5 if rslora else layer.rank)) for layer in layers.values()}
     assert alphas == {2, 5, 7, 11}
