@@ -19,6 +19,7 @@ Results are kept, a line of JSON each, in the file that is named; a run goes on 
     python scripts/mutation_study.py found.jsonl --dtype exact            under exact arithmetic, in float32
     python scripts/mutation_study.py second.jsonl --part 2/3              a third of it; put the lines into one file
     python scripts/mutation_study.py found.jsonl --table --write          write the table into docs/mutation-study.md
+    python scripts/mutation_study.py other.jsonl --seed 23                other mutants, for --held-out other.jsonl
     python scripts/mutation_study.py found.jsonl --table --json           the same numbers as JSON
     python scripts/mutation_study.py found.jsonl --table --misses         what was not found, and hints to be read
 """
@@ -603,6 +604,9 @@ def main() -> int:
     arguments.add_argument("--rewrite-cases", type=int, default=1, help="cases for each rewrite, 1 to 3")
     arguments.add_argument("--table", action="store_true", help="run nothing, and report what the file holds")
     arguments.add_argument("--write", action="store_true", help="also write the table into docs/mutation-study.md")
+    arguments.add_argument(
+        "--held-out", type=Path, help="results of another seed, for a table of their own on that page"
+    )
     arguments.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments.add_argument("--misses", action="store_true", help="list what was not found, and hints to be read")
     given = arguments.parse_args()
@@ -625,7 +629,8 @@ def main() -> int:
     if given.misses:
         print("\n".join(misses(results)))
     if given.write:
-        PAGE.write_text(page(found, given.seed))
+        held_out = numbers(Results(given.held_out, 1)) if given.held_out else {"audits": {}}
+        PAGE.write_text(page(found, held_out, given.seed))
     return 0
 
 
@@ -683,8 +688,8 @@ Written by `python scripts/mutation_study.py {given} --write`, with torch {torch
 """
 
 
-def page(found: Found, seed: int) -> str:
-    """Return the page of the documentation."""
+def page(found: Found, held_out: Found, seed: int) -> str:
+    """Return the page of the documentation. `held_out` are the numbers of another seed."""
     made = found["mutants"]
     parts = [
         HEAD.format(given="FILE", torch=torch.__version__, diffusers=version("diffusers"), seed=seed),
@@ -693,6 +698,16 @@ def page(found: Found, seed: int) -> str:
         f"of them raise an error, {made['change no output']} change no output of up to {PROBED} cases that reach them, "
         f"and {made['live']} are live. {made['distinct']} of these differ in their outputs; the first were audited.\n",
         table(("", *found["audits"]), transposed(found["audits"])),
+        *(
+            (
+                "\n## Mutants of another seed\n",
+                "Hints, and the table of what they may say, were written while the results above were read. These mutants "
+                "were drawn and audited afterwards, and nothing was changed because of them.\n",
+                table(("", *held_out["audits"]), transposed(held_out["audits"])),
+            )
+            if held_out["audits"]
+            else ()
+        ),
         "\n## Honest rewrites\n",
         f"There are {len(rewrites.REWRITES)}, audited in {', '.join(found['cases of rewrites'])}.\n",
         table(("", *found["rewrites"]), transposed({k: counts_only(v) for k, v in found["rewrites"].items()})),
