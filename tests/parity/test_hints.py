@@ -786,6 +786,16 @@ def cosines_with(run: Run, change: Callable[[Tensor], Tensor]) -> Tensor:
         return rotation(run.taps["video_coords"], run.config.video, run.config, torch.float32)[0]
 
 
+def queries(run: Run) -> Tensor:
+    """Return the queries of self-attention before their norm."""
+    to_q = BLOCK + "attn1.to_q."
+    return F.linear(run.block("attn1.input"), run.weight(to_q + "weight"), run.weight(to_q + "bias"))
+
+
+def norm_weight(run: Run, name: str) -> Tensor:
+    return run.weight(f"{BLOCK}attn1.{name}.weight")
+
+
 ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
     (
         "epsilon of q",
@@ -870,6 +880,22 @@ ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
         ),
         "wrong_operand",
         "squares of each channel, without the mean",
+    ),
+    (
+        "a norm of each head",
+        "2.3/t2v",
+        BLOCK + "attn1.norm_q",
+        lambda run, x: rms_norm(queries(run).unflatten(-1, (2, -1))).flatten(-2) * norm_weight(run, "norm_q"),
+        "wrong_operand factor_per_head",
+        "squares of the mean of each head, not of all",
+    ),
+    (
+        "the weight of the keys' norm",
+        "2.3/t2v",
+        BLOCK + "attn1.norm_q",
+        lambda run, x: rms_norm(queries(run)) * norm_weight(run, "norm_k"),
+        "wrong_operand factor_per_channel",
+        "the weight of norm_k in place of the weight of norm_q",
     ),
     (
         "a number added to the result of a feed-forward",

@@ -28,6 +28,7 @@ Operands = Mapping[str, Tensor]
 Step = Callable[[Tensor], Tensor]
 
 
+NORMS = {"norm_q": "queries", "norm_k": "keys"}
 SNAP = 1e-4  # a fitted factor this near to a multiple of one half is taken for it
 
 
@@ -50,6 +51,7 @@ def formulas(e: Evidence) -> Iterator[Formula]:
         attention,
         activation,
         linear_layer,
+        normalised_heads,
         embedding,
         noise_sinusoid,
         coordinates_of_patches,
@@ -119,28 +121,35 @@ def modulated_stage(e: Evidence) -> Iterator[Formula]:
             },
         )
     if it.before is not None:
-        yield from norm_of(it.before, lambda h: compute({stream: h, "the scale": scale, "the shift": shift}))
+        yield from norm_of(
+            "the stream", it.before, lambda h: compute({stream: h, "the scale": scale, "the shift": shift})
+        )
 
 
-def norm_of(x: Tensor, after: Step) -> Iterator[Formula]:
-    """Yield what is made of a stream that is divided by its root mean square."""
+def norm_of(what: str, x: Tensor, after: Step, heads: int = 1) -> Iterator[Formula]:
+    """Yield what is made of a tensor that is divided by its root mean square, over all its heads."""
     squares = x.square()
     mean = squares.mean(-1, keepdim=True)
-    yield Formula({"the stream before its norm": x}, lambda o: after(rms_norm(o["the stream before its norm"])))
+    before = f"{what} before its norm"
+    yield Formula({before: x}, lambda o: after(rms_norm(o[before])))
     squares_of = {
         "each channel, without the mean": squares,
         "the sum, not of the mean": squares.sum(-1, keepdim=True),
         "the mean over the batch": squares.mean(0, keepdim=True),
         "the mean over the tokens": squares.mean(1, keepdim=True),
     }
+    if heads > 1:
+        each = squares.unflatten(-1, (heads, -1))
+        squares_of["the mean of each head, not of all"] = each.mean(-1, keepdim=True).expand_as(each).flatten(-2)
     results = {
-        "the stream divided by its mean square, not by the root of it": x / (mean + EPS),
-        "the stream times its root mean square, not divided by it": x * (mean + EPS).sqrt(),
-        "one over the root mean square alone, without the stream": (mean + EPS).rsqrt().expand_as(x),
-        "one over the root mean square added to the stream": x + (mean + EPS).rsqrt(),
+        f"{what} divided by its mean square, not by the root of it": x / (mean + EPS),
+        f"{what} times its root mean square, not divided by it": x * (mean + EPS).sqrt(),
+        f"one over the root mean square alone, without {what}": (mean + EPS).rsqrt().expand_as(x),
+        f"one over the root mean square added to {what}": x + (mean + EPS).rsqrt(),
+        f"{what} without its norm": x,
     }
-    others: dict[str, Operands] = {f"squares of {what}": {"the mean square": y} for what, y in squares_of.items()}
-    others |= {what: {"the result": y} for what, y in results.items()}
+    others: dict[str, Operands] = {f"squares of {which}": {"the mean square": y} for which, y in squares_of.items()}
+    others |= {which: {"the result": y} for which, y in results.items()}
 
     def compute(o: Operands) -> Tensor:
         return after(o["the result"] if "the result" in o else x * (o["the mean square"] + EPS).rsqrt())
@@ -371,6 +380,24 @@ def linear_layer(e: Evidence) -> Iterator[Formula]:
     if before is not same:
         name = "the input before its activation"
         yield Formula({name: x}, lambda o: compute({**operands, "the layer's input, or its weight,": before(o[name])}))
+
+
+def normalised_heads(e: Evidence) -> Iterator[Formula]:
+    """Yield queries or keys under their norm, which is over all heads and has a weight."""
+    found = layer_around(e) if e.part in NORMS and e.config is not None else None
+    if found is None or (x := found[0]) is None or e.model is None or e.config is None:
+        return
+    path = found[1]
+    layer: Any = find_module(e.model, path)
+    bias = None if layer.bias is None else layer.bias.double()
+    heads = F.linear(x.double(), layer.weight.double(), bias)
+    modules: dict[str, Any] = {name: find_module(e.model, f"{e.block}{e.layer}.{name}") for name in NORMS}
+    weights = {f"the weight of {name}": module.weight.double() for name, module in modules.items()}
+    own, other = f"the weight of {e.part}", next(name for name in weights if not name.endswith(e.part))
+    yield from norm_of(NORMS[e.part], heads, lambda h: h * weights[own], e.config.num_attention_heads)
+    yield Formula(
+        {own: weights[own]}, lambda o: rms_norm(heads) * o[own], {f"{other} in place of {own}": {own: weights[other]}}
+    )
 
 
 def embedding(e: Evidence) -> Iterator[Formula]:
