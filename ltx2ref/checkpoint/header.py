@@ -9,10 +9,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from .storage import CheckpointError, Stored, TensorFile
+from .gguf_header import read_gguf
+from .storage import CheckpointError, Stored, TensorFile, open_regular, reading
 
 MAX_HEADER = 8 * 2**20  # bytes; the largest published header has 1.3 MB
 MAX_VALUES = 400_000  # brackets and commas, eight for each tensor; bounds the memory that a hostile header can take
@@ -39,7 +41,6 @@ BITS = {
     "F64": 64,
     "C64": 64,
 }
-ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # followed by a tensor's name: its shape, where GGUF stores another one
 # First bytes of files that often have the wrong extension. They are never opened, because unpickling runs code.
 PICKLES = {b"PK": "a zip archive, as torch.save writes it", b"\x80": "a pickle"}
 
@@ -49,15 +50,12 @@ def read_header(path: Path) -> tuple[TensorFile, dict[str, Stored]]:
 
     Raises `CheckpointError` if the file cannot be read or its header is not valid.
     """
-    try:
-        with open(path, "rb") as file:
-            stat, first = os.fstat(file.fileno()), file.read(8)
-            length = int.from_bytes(first, "little")
-            header = file.read(length) if length <= MAX_HEADER else b""
-    except (OSError, ValueError) as error:  # ValueError is raised for a path that no file can have
-        raise CheckpointError(path, [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
-    if first.startswith(b"GGUF"):
-        return read_gguf(path, TensorFile(path, "gguf", stat.st_size, stat.st_mtime_ns))
+    with reading(path), BufferedReader(open_regular(path)) as file:
+        stat, first = os.fstat(file.fileno()), file.read(8)
+        if first.startswith(b"GGUF"):
+            return read_gguf_file(path, file, TensorFile(path, "gguf", stat.st_size, stat.st_mtime_ns))
+        length = int.from_bytes(first, "little")
+        header = file.read(length) if length <= MAX_HEADER else b""
     try:
         require_length(first, length, stat.st_size, header)
         entries = parse_json(header)
@@ -158,32 +156,20 @@ def require_packed(tensors: Sequence[Stored], data: int, size: int) -> None:
         raise ValueError(f"the file has {size} bytes, but {before} ends at byte {end}")
 
 
-def read_gguf(path: Path, file: TensorFile) -> tuple[TensorFile, dict[str, Stored]]:
-    """Read the tensors of a GGUF file with the gguf library. Raises `CheckpointError`.
-
-    ggml lists dimensions from the last to the first, so shapes are reversed.
-    """
-    stored: dict[str, Stored] = {}
+def read_gguf_file(path: Path, content: BinaryIO, file: TensorFile) -> tuple[TensorFile, dict[str, Stored]]:
+    """Read the header of a GGUF file. Raises `CheckpointError`, also where the gguf library is not installed."""
     try:
-        from gguf import GGUFReader, GGUFValueType
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     except ModuleNotFoundError:
         raise CheckpointError(path, ["a GGUF file: `pip install 'ltx2ref[gguf]'` to read it"]) from None
+
+    def ggml_type(number: int) -> tuple[str, int, int]:
+        if number not in GGML_QUANT_SIZES:
+            raise ValueError(f"ggml type {number}, which the gguf library does not know")
+        return GGMLQuantizationType(number).name, *GGML_QUANT_SIZES[GGMLQuantizationType(number)]
+
     try:
-        reader = GGUFReader(path)
-        fields = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if field.types[-1:] == [GGUFValueType.STRING] or name.startswith(ORIGINAL_SHAPE)
-        }
-        for tensor in reader.tensors:
-            shape = fields.get(ORIGINAL_SHAPE + tensor.name, tensor.shape.tolist()[::-1])
-            start, stop = int(tensor.data_offset), int(tensor.data_offset + tensor.n_bytes)
-            if tensor.name in stored or stop > file.size or math.prod(shape) != tensor.n_elements:
-                raise ValueError(f"{tensor.name}: occurs twice, lies outside the file, or has another shape")
-            stored[tensor.name] = Stored(
-                file, str(tensor.name), tensor.tensor_type.name, tuple(map(int, shape)), start, stop
-            )
-    except Exception as error:  # the library raises many types for a damaged file
-        raise CheckpointError(path, [f"not a readable GGUF file: {type(error).__name__}: {error}"]) from None
-    file.metadata.update({name: value for name, value in fields.items() if isinstance(value, str)})
-    return file, stored
+        content.seek(0)
+        return file, read_gguf(file, content, ggml_type)
+    except ValueError as error:
+        raise CheckpointError(path, [f"not a readable GGUF file: {error}"]) from None

@@ -1,11 +1,12 @@
 """A checkpoint as it lies on disk: one file, or a folder with a config.json and perhaps an index of shards."""
 
 import os
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .header import MAX_HEADER, parse_json, read_header
-from .storage import CheckpointError, Stored, TensorFile
+from .storage import CheckpointError, Stored, TensorFile, open_regular, reading
 
 PLAIN_NAME = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives to weights
 INDEX = ".safetensors.index."  # in the name of every index of shards; then comes "json", or a variant and ".json"
@@ -108,7 +109,7 @@ def open_shards(index: Path, config: dict[str, Any] | None) -> CheckpointFiles:
     for shard in sorted(set(shards.values())):
         if not shard.endswith(".safetensors") or Path(shard).name != shard or "\\" in shard or ":" in shard:
             raise CheckpointError(index, [f"{shard}: not the plain name of a .safetensors file in this folder"])
-        if not os.path.isfile(index.parent / shard):  # also False for a name that is too long
+        if not os.path.exists(index.parent / shard):  # also False for a name that is too long
             lost = next(name for name in shards if shards[name] == shard)
             raise CheckpointError(index, [f"{shard}: there is no such file in this folder; {lost} should be in it"])
         file, stored = read_header(index.parent / shard)
@@ -129,10 +130,9 @@ def open_shards(index: Path, config: dict[str, Any] | None) -> CheckpointFiles:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file of bounded size. Raises `CheckpointError`."""
+    with reading(path), BufferedReader(open_regular(path)) as file:
+        text = file.read(MAX_HEADER + 1)
     try:
-        with open(path, "rb") as file:
-            return parse_json(file.read(MAX_HEADER + 1))
-    except OSError as error:
-        raise CheckpointError(path, [f"cannot be read: {error.strerror}"]) from None
+        return parse_json(text)
     except ValueError as error:
         raise CheckpointError(path, [str(error)]) from None

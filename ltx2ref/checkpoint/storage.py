@@ -2,7 +2,9 @@
 
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -24,6 +26,15 @@ TORCH = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+# Not blocking, for a file that has become a FIFO meanwhile. The flags that a system lacks are zero.
+OPENED = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+NOT_REGULAR = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class CheckpointError(ValueError):
@@ -40,6 +51,35 @@ class CheckpointError(ValueError):
         super().__init__(f"{shown}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{shown}:", *lines]))
 
 
+@contextmanager
+def reading(path: Path, what: str = "") -> Iterator[None]:
+    """Raise `CheckpointError` in place of an error of the system, and for a path that no file can have."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, [f"{what}cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+
+
+def open_regular(path: Path) -> FileIO:
+    """Open a regular file to read it. Raises `CheckpointError` for a FIFO, a device, a folder or the like.
+
+    What the path leads to is looked at before it is opened, since opening a device may already do something, and
+    afterwards, since it may lead elsewhere by then: so it is opened in a way that waits for nobody.
+    """
+    with reading(path):
+        found = os.stat(path).st_mode
+        if stat.S_ISREG(found):
+            file = FileIO(os.open(path, OPENED))
+            found = os.fstat(file.fileno()).st_mode
+            if stat.S_ISREG(found):
+                return file
+            file.close()
+    kind = NOT_REGULAR.get(stat.S_IFMT(found), "something else")
+    raise CheckpointError(path, [f"not a regular file, but {kind}"])
+
+
 @dataclass(frozen=True)
 class TensorFile:
     """An opened file. Its `size` and `mtime` are those at the time when its header was read."""
@@ -52,15 +92,12 @@ class TensorFile:
 
     def open(self) -> FileIO:
         """Open the file again. Raises `CheckpointError` if it is gone or has changed since its header was read."""
-        try:
-            file = FileIO(self.path)
-        except OSError as error:
-            raise CheckpointError(self.path, [f"cannot be read: {error.strerror}"]) from None
-        stat = os.fstat(file.fileno())
-        if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime):
+        file = open_regular(self.path)
+        now = os.fstat(file.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime):
             file.close()
             raise CheckpointError(
-                self.path, [f"changed while it was being read: from {self.size} bytes to {stat.st_size}"]
+                self.path, [f"changed while it was being read: from {self.size} bytes to {now.st_size}"]
             )
         return file
 
@@ -73,13 +110,10 @@ class TensorFile:
     def fill(self, memory: memoryview, start: int, name: str) -> None:
         """Fill the memory with the bytes from `start` on. Raises `CheckpointError`, which names the tensor."""
         done, stop = 0, start + len(memory)
-        with self.open() as file:
-            try:
-                file.seek(start)
-                while done < len(memory) and (count := file.readinto(memory[done:])):
-                    done += count
-            except OSError as error:
-                raise CheckpointError(self.path, [f"{name}: cannot be read: {error.strerror}"]) from None
+        with reading(self.path, f"{name}: "), self.open() as file:
+            file.seek(start)
+            while done < len(memory) and (count := file.readinto(memory[done:])):
+                done += count
         if done < len(memory):
             raise CheckpointError(self.path, [f"{name}: ends at byte {start + done}, expected {stop}"])
 
