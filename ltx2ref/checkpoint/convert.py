@@ -11,11 +11,12 @@ from ..config import LTX_2_0
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_FIXED, LIGHTRICKS_NAMES
 from .header import parse_json
 from .keywords import ReadingOptions
-from .match import QUANTISATION, Plan, make_plan
+from .match import Plan, make_plan
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT
 from .quantised import PLAIN_DTYPES, Weight
 from .resolve_config import DIFFUSERS_CLASS
 from .save import STORED, TARGETS, Contents, checked_limit, config_of_dialect, raw, write_contents
+from .sayings import QUANTISATION
 from .source import CheckpointFiles
 from .storage import TORCH, CheckpointError, Stored
 from .writer import TensorEntry

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..config import TransformerConfig
-from .quantised import Nibbles
+from .quantised import Nibbles, ScaleOrder
 
 Device = str | int | torch.device
 SHARING_OUT = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps of accelerate
@@ -17,6 +17,7 @@ class ReadingOptions(NamedTuple):
 
     config: TransformerConfig | None = None
     nibbles: Nibbles | None = None
+    scales: ScaleOrder | None = None
     prefix: str | None = None
     variant: str | None = None
 

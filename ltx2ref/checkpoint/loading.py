@@ -19,7 +19,7 @@ from .hub import local_folder
 from .keywords import LOADING, SAVING, Device, ReadingOptions, one_device, refuse_keywords
 from .lora import Lora, merged, read_lora, require_strengths
 from .match import Plan, make_plan, without_values
-from .quantised import Nibbles
+from .quantised import Nibbles, ScaleOrder
 from .save import save
 from .storage import TORCH, require_unchanged
 
@@ -85,6 +85,7 @@ def load(
     device: str | torch.device = "cpu",
     config: TransformerConfig | None = None,
     nibbles: Nibbles | None = None,
+    scales: ScaleOrder | None = None,
     prefix: str | None = None,
     variant: str | None = None,
     lora: Sequence[tuple[str | Path, float]] = (),
@@ -96,7 +97,8 @@ def load(
     - `dtype`: that of the result. None keeps the dtype of the Linear layers' weights; tables are converted to it, too.
     - `device`: where the parameters are placed.
     - `config`: replaces what the file says of itself.
-    - `nibbles`: which of the two NVFP4 codes in a byte comes first, "high" or "low", for files that do not say so.
+    - `nibbles`: which of two codes in a byte comes first, the "high" or the "low" one, for files that do not say so.
+    - `scales`: whether scales of blocks are "tiled" for cuBLAS or "flat", for files that do not say so.
     - `prefix`: what all names in the file begin with, where that is none of the usual prefixes ("module." and so on).
     - `variant`: which of several checkpoints in a folder, by the part of its name in front of the last dot: "fp16".
     - `lora`: pairs of a file and a strength. LoRAs are added to each weight in float32, and the sum is rounded once.
@@ -107,7 +109,7 @@ def load(
 
     Raises `CheckpointError`, with all problems, unless the file holds exactly one whole model and each LoRA fits it.
     """
-    recipe = prepare(path, dtype, ReadingOptions(config, nibbles, prefix, variant), lora, conventions)
+    recipe = prepare(path, dtype, ReadingOptions(config, nibbles, scales, prefix, variant), lora, conventions)
     state = read_state(recipe, torch.device(device))
     result = without_values(LTX2VideoTransformer3DModel, recipe.plan.config, conventions)
     result.load_state_dict(state, strict=True, assign=True)

@@ -11,17 +11,23 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import TransformerConfig
 from ..interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
-from .header import parse_json
 from .keywords import NO_OPTIONS, ReadingOptions
 from .names import OPENINGS, PREFIXES, Dialect, common_prefixes, dialects
-from .quantised import COMPANIONS, MARKED, Nibbles, Weight, identify
+from .quantised import COMPANIONS, Weight, identify, parameter_shape
 from .resolve_config import resolve
+from .sayings import DATA, Stated, read_sayings
+from .settle import settle_facts
 from .source import CheckpointFiles, open_source
 from .storage import CheckpointError, Stored
 
 SCALE = "_scale"  # suffix of a tensor that is the scale of another one
 FILE_MARKER = "scaled_fp8"  # a tensor of old ComfyUI files, named after the prefix: float8 weights have scales
-QUANTISATION = "_quantization_metadata"  # key of the metadata that lists the formats of layers
+# Formats that are not read: suffixes of tensors that only they have.
+UNREAD = {
+    "SVDQuant": (".wscales", ".proj_down", ".proj_up", ".smooth_factor", ".svdquant_lora_a", ".svdquant_lora_b"),
+    "AWQ": (".qweight", ".qzeros", ".pre_quant_scale"),
+    "SDNQ": (".zero_point", ".svd_up", ".svd_down", ".scale"),
+}
 FIRST_BLOCK = "transformer_blocks.0."
 Shapes = dict[str, tuple[int, ...]]
 Built = TypeVar("Built", bound=LTX2VideoTransformer3DModel)
@@ -49,7 +55,7 @@ class Plan:
 
 
 def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_OPTIONS) -> Plan:
-    """Match a checkpoint to a model by its headers.
+    """Match a checkpoint to a model by its headers and by what it says of its weights.
 
     Raises `CheckpointError` if the checkpoint has no transformer. Lesser faults are listed in the plan's `problems`.
     """
@@ -63,17 +69,25 @@ def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_O
             own[name] = stored
         else:
             foreign.setdefault(prefix, []).append(stored)
-    companions = {name: owner for name in own if (owner := find_owner(name, own))}
-    packed = {owner for owner, kind in companions.values() if kind == "second scale"}
+    companions = companions_of(own)
+    stated = read_sayings(source.metadata, source.config, dialect, own, companions)
     shapes = {
-        dialect.ours(name): unpacked(stored, name in packed)
+        dialect.ours(name.removesuffix(DATA)): parameter_shape(stored, companions.get(name, {}), stated.of(name))
         for name, stored in own.items()
-        if name.startswith(dialect.prefix) and name not in companions
+        if name.startswith(dialect.prefix) and not find_owner(name, own)
     }
     facts = resolve(source, shapes, options.config)
-    plan = Plan(source, dialect, facts.config, facts.origins, {}, {}, foreign, [], facts.problems, facts.notes)
+    problems = [*stated.problems, *facts.problems]
+    plan = Plan(source, dialect, facts.config, facts.origins, {}, {}, foreign, [], problems, facts.notes)
     if not facts.problems:  # with a wrong config, all further problems would only be consequences
-        match_weights(plan, own, companions, options.nibbles)
+        match_weights(plan, own, companions, stated)
+        open_problems, open_notes = settle_facts(
+            plan.weights.values(), source.metadata, stated.quantiser, options.nibbles, options.scales
+        )
+        plan.problems.extend(open_problems)
+        plan.notes.extend(open_notes)
+        plan.formats.update({name: weight.label for name, weight in plan.weights.items()})
+        check_formats(plan, dialect.prefix + FILE_MARKER in own)
     return plan
 
 
@@ -112,52 +126,56 @@ def the_dialect(source: CheckpointFiles, prefix: str | None) -> Dialect:
     raise CheckpointError(source.path if len(source.files) > 1 else source.files[0].path, [problem])
 
 
+def companions_of(own: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
+    """Return the companions of each tensor by kind. If there are two of a kind, the second one belongs to nothing."""
+    found: dict[str, dict[str, Stored]] = {}
+    for name, stored in own.items():
+        if owned := find_owner(name, own):
+            owner, kind = owned
+            found.setdefault(owner, {}).setdefault(kind, stored)
+    return found
+
+
 def find_owner(name: str, own: Mapping[str, Stored]) -> tuple[str, str] | None:
     """Return the tensor that this one is a companion of, and which kind of companion it is, or None."""
     for suffix, kind in COMPANIONS.items():
-        if name.endswith(suffix) and (owner := name.removesuffix(suffix) + ".weight") in own:
-            return owner, kind
+        if name.endswith(suffix):
+            for owner in (f"{name.removesuffix(suffix)}.weight{end}" for end in ("", DATA)):
+                if owner in own:
+                    return owner, kind
     owner = name.removesuffix(SCALE)
     return (owner, "scale") if owner != name and owner in own else None
 
 
-def unpacked(stored: Stored, fp4: bool) -> tuple[int, ...]:
-    """Return the shape of a tensor once its fp4 codes, two in a byte, are unpacked."""
-    return (*stored.shape[:-1], 2 * stored.shape[-1]) if fp4 and stored.shape else stored.shape
-
-
 def match_weights(
-    plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, tuple[str, str]], nibbles: Nibbles | None
+    plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, Mapping[str, Stored]], stated: Stated
 ) -> None:
-    """Fill in the plan's weights and formats, and list what is missing, unexpected or cannot be decoded."""
+    """Fill in the plan's weights, and list what is missing, unexpected or cannot be decoded."""
     problems, dialect = plan.problems, plan.dialect
-    parts: dict[str, dict[str, Stored]] = {}
     used = {dialect.prefix + FILE_MARKER} & own.keys()
-    for name, (owner, kind) in companions.items():
-        if parts.setdefault(owner, {}).setdefault(kind, own[name]) is own[name]:
-            used.add(name)
-    expected = parameter_shapes(plan.config)
-    for name, shape in expected.items():
-        stored = own.get(dialect.stored(name))
+    for name, shape in parameter_shapes(plan.config).items():
+        names = spellings_of(dialect.stored(name))
+        stored = next((own[spelling] for spelling in names if spelling in own), None)
         if stored is None:
-            problems.append(f"{dialect.stored(name)}: missing, expected {list(shape)}")
+            problems.append(f"{names[0]}: missing, expected {list(shape)}")
             continue
-        used.add(stored.name)
-        kinds = parts.get(stored.name, {})
-        weight = Weight(shape, stored, kinds, "low" if "torchao marker" in kinds else nibbles or "high")
+        kinds = companions.get(stored.name, {})
+        used |= {stored.name, *(companion.name for companion in kinds.values())}
         try:
-            plan.formats[name] = identify(weight)
+            plan.weights[name] = identify(shape, stored, kinds, stated.of(stored.name))
         except ValueError as error:
             problems.append(str(error))
-        plan.weights[name] = weight
-    for name in own.keys() - used | {name for name, (owner, _) in companions.items() if owner not in used}:
-        plan.unknown.append(own[name])
+    plan.unknown.extend(stored for name, stored in own.items() if name not in used)
+    foreign_formats = {known for stored in plan.unknown if (known := unread_format(stored.name))}
+    problems[:0] = [f"it is quantised with {known}, which is not supported" for known in sorted(foreign_formats)]
     problems += [f"{stored}: {unexpected(stored.name)}" for stored in sorted(plan.unknown, key=lambda s: s.name)]
-    check_formats(plan, bool(used & {dialect.prefix + FILE_MARKER}))
-    if "nvfp4" in plan.formats.values():
-        check_nibbles(plan, nibbles)
     skipped = sum(map(len, plan.foreign.values()))
     assert len(used) + len(plan.unknown) + skipped == len(plan.source.tensors)
+
+
+def spellings_of(name: str) -> list[str]:
+    """Return the names that a parameter's tensor may have: its own, quanto's, and MLX's."""
+    return [name, name + DATA, name.replace(".to_out.0.", ".to_out.")]
 
 
 @cache
@@ -192,9 +210,16 @@ class WithoutValues(TorchFunctionMode):
 
 def unexpected(name: str) -> str:
     """Return why a tensor is not expected."""
+    if known := unread_format(name):
+        return f"a part of {known} that no tensor uses"
     if name.endswith((*COMPANIONS, SCALE, "scale")):
         return "a scale or marker that no tensor uses"
     return "not expected in this model"
+
+
+def unread_format(name: str) -> str | None:
+    """Return the format that is not supported and whose tensors have such names, or None."""
+    return next((known for known, suffixes in UNREAD.items() if name.endswith(suffixes)), None)
 
 
 def check_formats(plan: Plan, marked: bool) -> None:
@@ -207,46 +232,3 @@ def check_formats(plan: Plan, marked: bool) -> None:
     if cast and (scaled or marked):
         why = f"{len(scaled)} others have one" if scaled else f"{FILE_MARKER} says that it has one"
         plan.problems.extend(f"{plan.weights[name].tensor}: its scale is missing, {why}" for name in cast)
-    if QUANTISATION in plan.source.metadata:
-        plan.problems.extend(misquoted(plan))
-
-
-def misquoted(plan: Plan) -> list[str]:
-    """Return the layers of the transformer that the metadata declare to have another format than they have.
-
-    A layer's own marker takes precedence over the metadata, as it does in ComfyUI.
-    """
-    try:
-        layers = parse_json(plan.source.metadata[QUANTISATION].encode())["layers"]
-        declared = {f"{layer}.weight": said["format"] for layer, said in layers.items()}
-        marked = {weight.tensor.name for weight in plan.weights.values() if "marker" in weight.companions}
-        wanted = {
-            name: MARKED[kind][0]
-            for name, kind in declared.items()
-            if plan.dialect.foreign(name) is None and name not in marked
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{QUANTISATION}: not the formats of layers: {type(error).__name__} {error}"]
-    tensors = plan.source.tensors
-    return [
-        f"{QUANTISATION}: {name} is {declared[name]}, but the file has "
-        f"{tensors[name].dtype if name in tensors else 'no such tensor'}"
-        for name, dtype in wanted.items()
-        if name not in tensors or tensors[name].dtype != dtype
-    ]
-
-
-def check_nibbles(plan: Plan, nibbles: Nibbles | None) -> None:
-    """Report a wrong order of NVFP4 codes, and note it when the order has to be assumed.
-
-    Files from torchao carry its markers. Files with either kind of metadata come from ComfyUI or Lightricks.
-    """
-    kinds = [plan.weights[name].companions.keys() for name, format in plan.formats.items() if format == "nvfp4"]
-    if nibbles and any("torchao marker" in kind for kind in kinds) and nibbles == "high":
-        plan.problems.append("nibbles = 'high', but its torchao_nvfp4 markers say low")
-    told = QUANTISATION in plan.source.metadata or all(kind & {"marker", "torchao marker"} for kind in kinds)
-    if not told and nibbles is None:
-        plan.notes.append(
-            "nothing in the checkpoint says which NVFP4 code of a byte comes first: assumed the high "
-            "nibble, as in Lightricks' files (nibbles='low' for the other order)"
-        )

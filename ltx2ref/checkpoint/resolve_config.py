@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..config import LTX_2_0, LTX_2_3, LTX_2_5, TransformerConfig
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_NAMES, ConfigError
 from .header import parse_json
+from .sayings import QUANTISER
 from .source import CheckpointFiles
 from .storage import CheckpointError
 
@@ -120,7 +121,7 @@ def says(
             origin, config = METADATA, parse_json(source.metadata["config"].encode())
         if config is None:
             return None, {}
-        config = config.get("transformer", config)
+        config = {key: value for key, value in config.get("transformer", config).items() if key != QUANTISER}
         name = config.get("_class_name", DIFFUSERS_CLASS)
         if name not in (DIFFUSERS_CLASS, LIGHTRICKS_CLASS, FASTVIDEO_CLASS):
             raise ConfigError(f"_class_name = {str(name)[:80]!r}: expected {DIFFUSERS_CLASS} or {LIGHTRICKS_CLASS}")

@@ -21,7 +21,7 @@ from .keywords import ReadingOptions
 from .loading import LTX2VideoTransformer3DModel, Recipe, prepare
 from .lora import merged_into
 from .match import without_values
-from .quantised import Nibbles
+from .quantised import Nibbles, ScaleOrder
 from .storage import require_unchanged
 
 BLOCKS_PREFIX = "transformer_blocks."
@@ -36,6 +36,7 @@ def stream(
     device: str | torch.device = "cpu",
     config: TransformerConfig | None = None,
     nibbles: Nibbles | None = None,
+    scales: ScaleOrder | None = None,
     prefix: str | None = None,
     variant: str | None = None,
     lora: Sequence[tuple[str | Path, float]] = (),
@@ -50,7 +51,7 @@ def stream(
     The model runs one forward at a time. A forward that needs gradients raises `RuntimeError`. Deep copies of the
     model, and the model after `double()`, are streamed as well.
     """
-    recipe = prepare(path, dtype, ReadingOptions(config, nibbles, prefix, variant), lora, conventions)
+    recipe = prepare(path, dtype, ReadingOptions(config, nibbles, scales, prefix, variant), lora, conventions)
     outside = {
         name: torch.empty(weight.shape, dtype=recipe.dtype, device=device)
         for name, weight in recipe.plan.weights.items()

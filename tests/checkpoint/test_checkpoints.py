@@ -161,7 +161,6 @@ FORMATS: dict[str, tuple[str, Write, dict[str, Any], str]] = {
         {"blobs": False, "metadata_says": "float8_e4m3fn"},
         "2.3",
     ),
-    "fp8-new-comfy-blob-wins": ("fp8 scaled", writers.write_fp8_new_comfy, {"metadata_says": "nvfp4"}, "2.3"),
     "fp8-vonkaiser": ("fp8 scaled", writers.write_fp8_vonkaiser, {}, "2.5"),
     "int8-convrot": ("int8 ConvRot", writers.write_int8_convrot, {}, "2.5"),
     "nvfp4": ("nvfp4", writers.write_nvfp4, {}, "2.5"),
@@ -251,7 +250,8 @@ ENCODERS = {
 @pytest.mark.parametrize("format", ENCODERS)
 def test_a_layer_of_real_size_is_decoded_in_pieces_to_the_same_weights(format: str, layer: str, tmp_path: Path) -> None:
     from ltx2ref.checkpoint.header import read_header
-    from ltx2ref.checkpoint.quantised import COMPANIONS, Weight, identify
+    from ltx2ref.checkpoint.quantised import COMPANIONS, identify
+    from ltx2ref.checkpoint.sayings import read_marker
 
     weight = torch.randn(REAL[layer], generator=torch.Generator().manual_seed(1)).to(torch.bfloat16) / 64
     stored, truth = ENCODERS[format](weight)
@@ -260,8 +260,10 @@ def test_a_layer_of_real_size_is_decoded_in_pieces_to_the_same_weights(format: s
     companions = {
         COMPANIONS[name.removeprefix("layer")]: tensor for name, tensor in tensors.items() if name != "layer.weight"
     }
-    read = Weight(REAL[layer], tensors["layer.weight"], companions, "high")
-    assert identify(read) == format
+    sayings = [read_marker("marker", companions["marker"])] if "marker" in companions else []
+    read = identify(REAL[layer], tensors["layer.weight"], companions, sayings)
+    read.facts.update(nibbles="high", scales=read.facts.get("scales", "tiled"))
+    assert read.label == format
     assert torch.equal(read.read(torch.float32), truth.float())
 
 
@@ -311,8 +313,8 @@ def negative_scale(tensors: State) -> None:
     tensors[LAYER + ".weight_scale"] *= -1
 
 
-def scale_by_row(tensors: State) -> None:
-    tensors[LAYER + ".weight_scale"] = torch.ones(len(tensors[LAYER + ".weight"]), 1)
+def scale_of_seven_rows(tensors: State) -> None:
+    tensors[LAYER + ".weight_scale"] = torch.ones(7, 1)
 
 
 def smoothing(tensors: State) -> None:
@@ -326,7 +328,7 @@ BAD = {
     "packed fp4": (pack, ["[256, 128] is packed fp4 of [256, 256]"]),
     "a NaN scale": (nan_scale, [LAYER + ".weight_scale", "not finite"]),
     "a negative scale": (negative_scale, [LAYER + ".weight_scale", "negative"]),
-    "scales by row": (scale_by_row, [LAYER + ".weight_scale", "wrong shape"]),
+    "scales of other rows": (scale_of_seven_rows, [LAYER + ".weight_scale", "wrong shape"]),
     "scales of the inputs": (smoothing, [LAYER + ".pre_quant_scale", "no tensor uses"]),
 }
 
@@ -394,9 +396,9 @@ def test_what_had_to_be_assumed_is_said_aloud(tmp_path: Path, caplog: pytest.Log
         assert not caplog.records
         writers.write_nvfp4(path, state_of(config), config, quantization=False)
         ltx2ref.load(path)
-        assert "assumed the high nibble" in caplog.text
+        assert "assumed high, as in Lightricks' files" in caplog.text
         caplog.clear()
-        ltx2ref.load(path, nibbles="high")
+        ltx2ref.load(path, nibbles="high", scales="tiled")
         assert not caplog.records
         writers.write_transformer_only(path, state_of(config), config, metadata=False)
         ltx2ref.load(path)
@@ -430,10 +432,11 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
 # ---------------------------------------------------------------- KNOWN_BUGS: the loader's rows 27 to 30, and 28's file
 def test_unscaled_fp8_weights_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltx2ref.checkpoint import quantised
+    from ltx2ref.checkpoint.quantised import FORMATS as TABLE
 
     path, truth, config = fp8_file(tmp_path)
-    monkeypatch.setattr(quantised, "fp8", lambda weight: lambda a, b: weight.tensor.rows(a, b).float())
+    unscaled = TABLE["fp8 scaled"]._replace(decode=lambda weight: lambda a, b: weight.tensor.rows(a, b).float())
+    monkeypatch.setitem(TABLE, "fp8 scaled", unscaled)
     with pytest.raises(AssertionError):
         assert_same(ltx2ref.load(path), direct(config, truth, torch.bfloat16))
 
@@ -467,11 +470,11 @@ def test_swapped_nibbles_would_be_seen(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_unrotated_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltx2ref.checkpoint import quantised
+    from ltx2ref.checkpoint import decoders
 
     config, path = writers.quantisable_config("2.5"), tmp_path / "ltx.safetensors"
     truth = writers.write_int8_convrot(path, state_of(config), config)
-    monkeypatch.setattr(quantised, "hadamard", lambda: 16 * torch.eye(256))
+    monkeypatch.setattr(decoders, "hadamard", lambda size: size**0.5 * torch.eye(size))
     with pytest.raises(AssertionError):
         assert_same(ltx2ref.load(path), direct(config, truth, torch.bfloat16))
 

@@ -28,7 +28,8 @@ import ltx2ref.rope
 from ltx2ref import LTX2VideoTransformer3DModel as Model
 from ltx2ref import load
 from ltx2ref.block import StreamLayer
-from ltx2ref.checkpoint import quantised
+from ltx2ref.checkpoint import decoders
+from ltx2ref.checkpoint.quantised import FORMATS
 from ltx2ref.modulation import EPS, modulate, rms_norm, rows
 from ltx2ref.rope import Rope, rotation
 from ltx2ref.sizes import StreamSizes
@@ -351,7 +352,8 @@ def small_file(folder: Path, seed: int, release: str, write: Callable[..., Any],
 @loader("fp8-scale-ignored")
 def _(folder: Path, seed: int) -> Loaded:
     path = small_file(folder, seed, "2.3", writers.write_fp8_scaled)
-    with patch.object(quantised, "fp8", lambda weight: lambda a, b: weight.tensor.rows(a, b).float()):
+    unscaled = FORMATS["fp8 scaled"]._replace(decode=lambda weight: lambda a, b: weight.tensor.rows(a, b).float())
+    with patch.dict(FORMATS, {"fp8 scaled": unscaled}):
         wrong = load(path)
     return load(path), wrong
 
@@ -376,7 +378,7 @@ def _(folder: Path, seed: int) -> Loaded:
 @loader("int8-not-unrotated")
 def _(folder: Path, seed: int) -> Loaded:
     path = small_file(folder, seed, "2.5", writers.write_int8_convrot)
-    with patch.object(quantised, "hadamard", lambda: 16 * torch.eye(256)):
+    with patch.object(decoders, "hadamard", lambda size: size**0.5 * torch.eye(size)):
         wrong = load(path)
     return load(path), wrong
 

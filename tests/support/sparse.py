@@ -57,10 +57,11 @@ ABSENT_2_0 = (
 
 
 class Spec(NamedTuple):
-    """A tensor without its numbers."""
+    """A tensor without its numbers, unless it is a marker."""
 
     dtype: str
     shape: tuple[int, ...]
+    content: bytes = b""
 
     @property
     def bytes(self) -> int:
@@ -110,6 +111,12 @@ def write_sparse(path: Path, specs: Specs, metadata: Metadata) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(len(head).to_bytes(8, "little") + head)
     os.truncate(path, 8 + len(head) + total(specs))
+    described = json.loads(head)
+    with path.open("r+b") as file:
+        for name, spec in specs.items():
+            if spec.content:
+                file.seek(8 + len(head) + described[name]["data_offsets"][0])
+                file.write(spec.content)
 
 
 def header(specs: Specs, metadata: Metadata) -> bytes:
@@ -241,11 +248,17 @@ def fp8_scaled(module: str, weight: Spec) -> Specs:
     }
 
 
+def marker(said: dict[str, Any]) -> Spec:
+    """Return ComfyUI's marker of a layer, which has the published length."""
+    text = json.dumps(said).encode()
+    return Spec("U8", (len(text),), text)
+
+
 def fp8_comfy(module: str, weight: Spec) -> Specs:
     return {
         f"{module}.weight": Spec("F8_E4M3", weight.shape),
         f"{module}.weight_scale": Spec("F32", ()),
-        f"{module}.comfy_quant": Spec("U8", (27,)),
+        f"{module}.comfy_quant": marker({"format": "float8_e4m3fn"}),
     }
 
 
@@ -253,7 +266,7 @@ def int8_convrot(module: str, weight: Spec) -> Specs:
     return {
         f"{module}.weight": Spec("I8", weight.shape),
         f"{module}.weight_scale": Spec("F32", (weight.shape[0], 1)),
-        f"{module}.comfy_quant": Spec("U8", (72,)),
+        f"{module}.comfy_quant": marker({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256}),
     }
 
 

@@ -1,0 +1,301 @@
+"""Sayings: what files state about how their weights are stored, read before any data.
+
+A layer's own marker is a small tensor of JSON. The metadata may hold an entry for each layer, and a config of the
+quantiser for the whole file, which also stands in config.json. All of them become facts under the same few names, so
+that `quantised` can compare them with one another and with the shapes.
+"""
+
+import base64
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+
+from .header import parse_json
+from .names import Dialect
+from .storage import CheckpointError, Stored, require
+
+FactMap = Mapping[str, Any]  # by the name of a fact: format, dtypes, nibbles, scales, group, rotation, shape, ...
+
+QUANTISATION = "_quantization_metadata"  # key of the metadata with an entry for each layer, as in its marker
+QUANTISER = "quantization_config"  # key of the metadata and of config.json: what a quantiser did to the whole file
+QUANTO_MAP = "quantization_map_base64"  # key of the metadata: quanto's formats of layers
+DATA = "._data"  # suffix of quanto's weights, behind the parameter's name
+MARKER_KINDS = ("marker", "torchao marker", "quant state")  # kinds of companions
+MARKER_BYTES = 4096  # the longest published marker has 240
+
+
+class Saying(NamedTuple):
+    """What one place in a checkpoint states about a weight."""
+
+    where: str
+    facts: FactMap
+
+
+class Declared(NamedTuple):
+    """A format as markers name it."""
+
+    facts: FactMap  # that the name implies
+    keys: tuple[str, ...] = ()  # that may stand beside it, besides those of `KEYS_OF_ALL`
+    marker: FactMap = MappingProxyType(
+        {}
+    )  # facts that a layer's own marker implies, but an entry of the metadata does not
+
+
+KEYS_OF_ALL = ("full_precision_matrix_mult", "orig_dtype", "orig_shape")
+CONVROT = ("convrot", "convrot_groupsize")
+TORCHAO = ("scope", "config", "use_triton_kernel", "use_dynamic_activation", "use_dynamic_per_tensor_scale")
+# ComfyUI's arrangement of formats with scales of blocks. ModelOpt writes the same names into metadata for other ones.
+COMFY: FactMap = {"nibbles": "high", "scales": "tiled"}
+DECLARED = {
+    "float8_e4m3fn": Declared({"format": "fp8 scaled", "dtypes": ("F8_E4M3",)}, ("group_size",)),
+    "float8_e5m2": Declared({"format": "fp8 scaled", "dtypes": ("F8_E5M2",)}),
+    "float8_e4m3fn_rowwise": Declared({"format": "fp8 scaled", "dtypes": ("F8_E4M3",), "scales": "rows"}),
+    "float8_e4m3fn_blockwise": Declared(
+        {"format": "fp8 scaled", "dtypes": ("F8_E4M3",), "scales": "blocks"}, ("group_size",)
+    ),
+    "fp8": Declared({"format": "fp8 scaled", "dtypes": ("F8_E4M3",)}),  # ModelOpt's
+    "int8_tensorwise": Declared({"format": "int8", "rotation": 0}, (*CONVROT, "per_row")),
+    "int8_blockwise": Declared({"format": "int8", "rotation": 0, "scales": "blocks"}, ("group_size",)),
+    "mxfp8": Declared({"format": "mxfp8", "group": 32}, ("group_size",), {"scales": "tiled"}),
+    "hybrid_mxfp8": Declared({"format": "mxfp8", "group": 32}, ("group_size",), {"scales": "tiled"}),
+    "nvfp4": Declared({"format": "nvfp4", "group": 16}, ("group_size",), COMFY),
+    "torchao_nvfp4": Declared(
+        {"format": "nvfp4", "group": 16, "nibbles": "low"}, ("block_size", "is_swizzled_scales", *TORCHAO)
+    ),
+    "convrot_w4a4": Declared(
+        {"format": "convrot_w4a4", "rotation": 256}, (*CONVROT, "quant_group_size", "linear_dtype")
+    ),
+    "asym_w4a8_int8": Declared({"format": "asym_w4a8_int8", "rotation": 256, "group": 16}, (*CONVROT, "group_size")),
+}
+# Formats that are known and not read: by the names that markers and configs have for them.
+REFUSED = {
+    "SVDQuant": ("svdquant_w4a4", "nunchaku", "svdquant", "nvfp4_svd", "nvfp4_svdquant"),
+    "AWQ": ("awq_w4a16", "awq", "nvfp4_awq", "w4a16_awq", "w4a8_awq"),
+    "SDNQ": ("sdnq", "sdnq_training"),
+}
+
+
+def of_type(kind: type, value: Any) -> Any:
+    """Return a value of the right kind. Raises `ValueError` for any other, and for integers that count nothing."""
+    good = type(value) is kind and (not isinstance(value, int) or isinstance(value, bool) or 0 < value < 2**31)
+    require(good, f"expected {kind.__name__}, got {str(value)[:80]!r}")
+    return value
+
+
+def flag(yes: Any = None, no: Any = None) -> Callable[[Any], Any]:
+    """Return a function that turns true and false into what they mean."""
+    return lambda value: yes if of_type(bool, value) else no
+
+
+def named_dtype(value: Any) -> None:
+    """Check the name of a dtype that a weight had before it was quantised, which changes nothing."""
+    named = getattr(torch, of_type(str, value).removeprefix("torch."), None)
+    require(isinstance(named, torch.dtype), f"expected a dtype, got {value!r}")
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Return the shape that a list of integers gives."""
+    return tuple(of_type(int, length) for length in of_type(list, value))
+
+
+# The keys of markers: which fact each states, if any, and a function that reads its value.
+MARKER_KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "convrot": ("rotation", flag(256, 0)),
+    "convrot_groupsize": ("rotation", lambda value: of_type(int, value)),
+    "group_size": ("group", lambda value: of_type(int, value)),
+    "block_size": ("group", lambda value: of_type(int, value)),
+    "quant_group_size": ("", lambda value: of_type(int, value)),  # of activations
+    "per_row": ("scales", flag("rows")),
+    "is_swizzled_scales": ("scales", flag("tiled", "flat")),
+    "orig_shape": ("shape", shape_of),
+    "orig_dtype": ("", named_dtype),
+    "full_precision_matrix_mult": ("", flag()),
+    **{key: ("", lambda value: None) for key in (*TORCHAO, "linear_dtype")},
+}
+
+
+def facts_of(said: Mapping[str, Any], *, marker: bool) -> dict[str, Any]:
+    """Return the facts that a layer's marker, or its entry in the metadata, states. Raises `ValueError`."""
+    nested = said.get("params")  # an early writer put the other keys into an object of their own
+    said = {**said, **nested} if isinstance(nested, dict) else said
+    name = of_type(str, said.get("format"))
+    require(name in DECLARED, f"format {name!r} is not supported{refused(name)}")
+    facts, keys, own = DECLARED[name]
+    found = {**facts, **(own if marker else {})}
+    for key, value in said.items():
+        if key == "format" or value is nested is not None:
+            continue
+        require(key in (*keys, *KEYS_OF_ALL), f"unknown key {key!r} of format {name!r}")
+        fact, read = MARKER_KEYS[key]
+        try:
+            meaning = read(value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        if fact and meaning is not None:
+            found[fact] = meaning
+    if "rotation" in found:  # the size of its groups counts only if there is a rotation, which two formats always have
+        rotated = said.get("convrot", bool(facts["rotation"]))
+        found["rotation"] = said.get("convrot_groupsize", 256) if rotated else 0
+    return found
+
+
+def refused(name: str) -> str:
+    """Return a remark on the name of a format or quantiser, for a message."""
+    return next((f" ({known})" for known, names in REFUSED.items() if name.lower() in names), "")
+
+
+def read_marker(kind: str, stored: Stored) -> Saying:
+    """Read the marker of a layer. Raises `CheckpointError`, which names it and what it says."""
+    text = b"more than the longest marker" if stored.stop - stored.start > MARKER_BYTES else bytes(stored.bytes())
+    try:
+        said = parse_json(text)
+        return Saying(stored.name, quant_state(said) if kind == "quant state" else facts_of(said, marker=True))
+    except ValueError as error:
+        raise CheckpointError(stored.file.path, [f"{stored} says {text[:200]!r}: {error}"]) from None
+
+
+def quant_state(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts in the state that bitsandbytes stores with a layer of 4 bits. Raises `ValueError`."""
+    require(said.get("quant_type") in ("nf4", "fp4"), f"quant_type {said.get('quant_type')!r} is not supported")
+    known = {"quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset"}
+    require(said.keys() <= known, f"unknown keys {', '.join(sorted(said.keys() - known))}")
+    facts = {
+        "format": f"bitsandbytes {said['quant_type']}",
+        "group": of_type(int, said.get("blocksize")),
+        "shape": shape_of(said.get("shape")),
+    }
+    if "nested_blocksize" in said:
+        facts |= {
+            "nested group": of_type(int, said["nested_blocksize"]),
+            "offset": of_type(float, said["nested_offset"]),
+        }
+    return facts
+
+
+def layer_sayings(metadata: Mapping[str, str]) -> dict[str, list[Saying]]:
+    """Return what the metadata state about single layers, by the layers' names there. Raises `ValueError`."""
+    found: dict[str, list[Saying]] = {}
+    for key, read in {QUANTISATION: entry_facts, QUANTO_MAP: quanto_facts}.items():
+        for layer, entry in (layers_of(key, metadata[key]) if key in metadata else {}).items():
+            facts = placed(f"{key}: {layer}", read, entry)
+            if facts:
+                found.setdefault(layer, []).append(Saying(key, facts))
+    return found
+
+
+def layers_of(key: str, text: str) -> dict[str, Any]:
+    """Return the entries of layers in the metadata. Raises `ValueError` unless each one is an object."""
+    try:
+        layers = parse_json(text.encode())["layers"] if key == QUANTISATION else parse_json(base64.b64decode(text))
+        require(isinstance(layers, dict), f"expected an object of layers, got {str(layers)[:80]}")
+        return {layer: of_type(dict, entry) for layer, entry in layers.items()}
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{key}: not the formats of layers: {type(error).__name__} {error}") from None
+
+
+def entry_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts in a layer's entry of the metadata, which has the keys of its marker. Raises `ValueError`."""
+    return facts_of(entry, marker=False)
+
+
+def quanto_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts in a layer's entry of quanto's map. Raises `ValueError`."""
+    weights = entry.get("weights")
+    require(weights in ("qint8", "none", None), f"{weights!r} is not supported, expected qint8")
+    return {"format": "quanto int8"} if weights == "qint8" else {}
+
+
+def placed(where: str, read: Callable[[Any], dict[str, Any]], value: Any) -> dict[str, Any]:
+    """Return what a function reads, with its place in front of the message of an error."""
+    try:
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def quantiser_saying(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> Saying | None:
+    """Return what a quantiser's config states about all weights of the file. Raises `ValueError`."""
+    configs = [(f"{QUANTISER} in config.json", config[QUANTISER])] if config and QUANTISER in config else []
+    if QUANTISER in metadata:
+        configs.append((QUANTISER, parse_json(b'{"_": %s}' % metadata[QUANTISER].encode())["_"]))
+    sayings = [Saying(where, placed(where, quantiser_facts, said)) for where, said in configs if said is not None]
+    stated = " and ".join(f"{saying.where}: {dict(saying.facts)}" for saying in sayings)
+    require(len({str(saying.facts) for saying in sayings}) < 2, f"two configs of quantisers differ: {stated}")
+    return sayings[-1] if sayings else None
+
+
+def quantiser_facts(config: Any) -> dict[str, Any]:
+    """Return the facts in a quantiser's config. Raises `ValueError` for a quantiser whose files are not read.
+
+    ModelOpt puts the first of two codes into the low nibble. It leaves scales of blocks flat unless it was told to
+    arrange them for cuBLAS.
+    """
+    require(isinstance(config, dict), f"expected an object, got {str(config)[:80]}")
+    producer = config.get("producer") if isinstance(config.get("producer"), dict) else {}
+    method = str(config.get("quant_method") or producer.get("name") or "").lower()
+    inner = config.get("quantization") if isinstance(config.get("quantization"), dict) else {}
+    algorithm = str(config.get("quant_algo") or inner.get("quant_algo") or "").upper()
+    if method == "modelopt":
+        supported = ("FP8", "NVFP4", "W4A16_NVFP4", "MXFP8", "MIXED_PRECISION", "")
+        require(algorithm in supported, f"ModelOpt's {algorithm} is not supported{refused(algorithm)}")
+        swizzled = [bool(value) for key, value in {**config, **inner}.items() if "swizzle" in key.lower()]
+        return {
+            "quantiser": "ModelOpt",
+            "algorithm": algorithm,
+            "nibbles": "low",
+            "scales": "tiled" if any(swizzled) else "flat",
+            "scales said": bool(swizzled),
+        }
+    require(
+        method in ("bitsandbytes", "quanto"),
+        f"the quantiser {method or str(config)[:80]!r} is not supported{refused(method)}",
+    )
+    return {"quantiser": method}
+
+
+class Stated(NamedTuple):
+    """Everything that a checkpoint states about how its weights are stored."""
+
+    layers: dict[str, list[Saying]]  # by the tensors' names
+    quantiser: Saying | None  # about the whole file
+    problems: list[str]
+
+    def of(self, name: str) -> list[Saying]:
+        """Return what is stated about one tensor."""
+        return self.layers.get(name, [])
+
+
+def read_sayings(
+    metadata: Mapping[str, str],
+    config: Mapping[str, Any] | None,
+    dialect: Dialect,
+    own: Mapping[str, Stored],
+    companions: Mapping[str, Mapping[str, Stored]],
+) -> Stated:
+    """Read what markers, metadata and the config state about weights, with every problem of these texts."""
+    stated = Stated({}, None, [])
+    for owner, kinds in companions.items():
+        for kind in kinds.keys() & {*MARKER_KINDS}:
+            try:
+                stated.layers.setdefault(owner, []).append(read_marker(kind, kinds[kind]))
+            except CheckpointError as error:
+                stated.problems.extend(error.problems)
+    try:
+        layers = layer_sayings(metadata)
+    except ValueError as error:
+        stated.problems.append(str(error))
+        layers = {}
+    for layer, sayings in layers.items():
+        names = [f"{before}{layer}.weight{end}" for before in ("", dialect.prefix) for end in ("", DATA)]
+        name = next((name for name in names if name in own), None)
+        if name is not None:
+            stated.layers.setdefault(name, []).extend(sayings)
+        elif all(dialect.foreign(name) is None for name in names):
+            stated.problems.append(f"{sayings[0].where}: {layer} has a format, but the file has no such tensor")
+    try:
+        return stated._replace(quantiser=quantiser_saying(metadata, config))
+    except ValueError as error:
+        stated.problems.append(str(error))
+        return stated

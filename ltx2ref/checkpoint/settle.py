@@ -1,0 +1,116 @@
+"""Facts that are still open after shapes and layers' own sayings: decided by the quantiser, the caller, or refused."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .quantised import FORMATS, Weight, add_fact
+from .sayings import COMFY, QUANTISATION, QUANTISER, Saying
+
+# For each fact that shapes may leave open: what is open, and whose files have which value.
+OPEN = {
+    "nibbles": (
+        "which of two codes in a byte comes first",
+        "nibbles='high' (ComfyUI, Lightricks) or nibbles='low' (ModelOpt, torchao)",
+    ),
+    "scales": (
+        "whether scales of blocks are in cuBLAS' tiles",
+        "scales='tiled' (ComfyUI, Lightricks) or scales='flat' (ModelOpt)",
+    ),
+}
+# The formats that ModelOpt's algorithms make.
+ALGORITHMS = {"NVFP4": "nvfp4", "W4A16_NVFP4": "nvfp4", "FP8": "fp8 scaled", "MXFP8": "mxfp8"}
+
+
+def settle_facts(
+    weights: Collection[Weight],
+    metadata: Mapping[str, str],
+    quantiser: Saying | None,
+    nibbles: str | None,
+    scales: str | None,
+) -> tuple[list[str], list[str]]:
+    """Decide the open facts of weights, and return problems and notes.
+
+    The config of the quantiser comes first, then the caller's arguments, then habits: ModelOpt's, and that of
+    Lightricks and ComfyUI, whose files have Lightricks' config in the metadata and no config of a quantiser. A fact
+    that is open after that is a problem.
+    """
+    problems, notes = wrong_algorithm(weights, quantiser), list[str]()
+    for fact, argument in (("nibbles", nibbles), ("scales", scales)):
+        concerned = [x for x in weights if x.format in FORMATS and fact in FORMATS[x.format].facts]
+        for value, by in (
+            (certain(quantiser, fact), quantiser.where if quantiser else ""),
+            (argument, f"the argument {fact}"),
+        ):
+            problems += decide(concerned, fact, value, by)
+        undecided = [weight for weight in concerned if fact not in weight.facts]
+        if not undecided:
+            continue
+        what, choice = OPEN[fact]
+        value, why = habit(metadata, quantiser, fact)
+        problems += decide(undecided, fact, value, why)
+        if value is None:
+            example = undecided[0].tensor.name
+            problems.append(f"nothing says {what}, in {len(undecided)} weights such as {example}: give {choice}")
+        elif quantiser.where == QUANTISER if quantiser else QUANTISATION not in metadata:
+            notes.append(f"nothing in the checkpoint says {what}: assumed {value}, {why} ({choice})")
+    return problems + unlike_others(weights), notes + not_rotated(weights)
+
+
+def wrong_algorithm(weights: Collection[Weight], quantiser: Saying | None) -> list[str]:
+    """Return the problem that a quantiser's config names a format which no weight has."""
+    algorithm = quantiser.facts.get("algorithm", "") if quantiser else ""
+    if quantiser is None or algorithm not in ALGORITHMS:
+        return []
+    wanted = ALGORITHMS[algorithm]
+    if any(weight.format == wanted for weight in weights):
+        return []
+    return [f"{quantiser.where} says {algorithm}, but no weight is {wanted}"]
+
+
+def certain(quantiser: Saying | None, fact: str) -> Any:
+    """Return what the quantiser's config states about a fact, or None."""
+    if quantiser is None or (fact == "scales" and not quantiser.facts.get("scales said")):
+        return None
+    return quantiser.facts.get(fact)
+
+
+def habit(metadata: Mapping[str, str], quantiser: Saying | None, fact: str) -> tuple[Any, str]:
+    """Return what the producer of such a file does where it says nothing, and the reason to think so; or None."""
+    if quantiser is not None:
+        return quantiser.facts.get(fact), f"the default of {quantiser.facts['quantiser']}"
+    if "config" in metadata:
+        return COMFY[fact], "as in Lightricks' files, whose config it has"
+    return None, ""
+
+
+def decide(weights: Collection[Weight], fact: str, value: Any, by: str) -> list[str]:
+    """Add a fact to weights, and return a problem if something else is known of some already."""
+    contradicted = []
+    for weight in weights if value is not None else ():
+        try:
+            add_fact(weight.facts, weight.said, fact, value, weight.tensor, by)
+        except ValueError as error:
+            contradicted.append(str(error))
+    more = f" (and {len(contradicted) - 1} more)" if len(contradicted) > 1 else ""
+    return [contradicted[0] + more] if contradicted else []
+
+
+def silent(weights: Collection[Weight]) -> tuple[list[Weight], int]:
+    """Return the int8 weights of whose rotation nothing is said, and the number of the others."""
+    int8 = [weight for weight in weights if weight.format == "int8"]
+    found = [weight for weight in int8 if weight.said.get("rotation", "nothing") == "nothing"]
+    return found, len(int8) - len(found)
+
+
+def unlike_others(weights: Collection[Weight]) -> list[str]:
+    """Return the int8 weights without a marker in a file where others have one."""
+    found, others = silent(weights)
+    return [f"{weight.tensor}: its marker is missing, {others} others have one" for weight in found if others]
+
+
+def not_rotated(weights: Collection[Weight]) -> list[str]:
+    """Take int8 weights of which nothing is said as not rotated, and return a note if there are any."""
+    found, _ = silent(weights)
+    decide(found, "rotation", 0, "nothing")
+    count = f"{len(found)} int8 weights are rotated (ConvRot)"
+    return [f"nothing in the checkpoint says whether its {count}: assumed not"] if found else []
