@@ -60,14 +60,14 @@ def bitsandbytes_int8(weight: "Weight") -> Rows:
 def nvfp4(weight: "Weight") -> Rows:
     """Decode NVFP4: E2M1 codes, two in a byte, times a float8 scale for each 16 columns, times one scale for all."""
     by_block = block_scales(weight, scales(weight, "scale"), 16)
-    codes, scale = lookup(pairs(E2M1, str(weight.facts["nibbles"])), weight), scales(weight, "second scale").reshape(())
+    codes, scale = lookup(values_by_byte(E2M1, str(weight.facts["nibbles"])), weight), scales(weight, "second scale").reshape(())
     decoded = scaled(codes, by_block, weight)
     return lambda start, stop: decoded(start, stop) * scale
 
 
 def int4_convrot(weight: "Weight") -> Rows:
     """Decode convrot_w4a4: signed numbers of 4 bits, the first one in the low nibble, rotated before rounding."""
-    return rotated_back(lookup(pairs(INT4, "low"), weight), scales(weight, "scale"), weight)
+    return rotated_back(lookup(values_by_byte(INT4, "low"), weight), scales(weight, "scale"), weight)
 
 
 def w4a8(weight: "Weight") -> Rows:
@@ -108,7 +108,7 @@ def bitsandbytes_4bit(weight: "Weight") -> Rows:
         codes = numbers_of(weight, "nested quant map").reshape(-1)[largest.long()]
         of = torch.arange(len(codes)) // weight.facts["nested group"]
         largest = codes * numbers_of(weight, "nested absmax").reshape(-1)[of] + weight.facts["offset"]
-    values = pairs(tuple(table.tolist()), "high")
+    values = values_by_byte(tuple(table.tolist()), "high")
 
     def rows(start: int, stop: int) -> Tensor:
         data = weight.tensor.file.read(
@@ -203,7 +203,7 @@ def fp8_table(stored: Stored) -> Tensor:
     return torch.arange(256, dtype=torch.uint8).view(TORCH[stored.dtype]).float()
 
 
-def pairs(values: tuple[float, ...], first: str) -> Tensor:
+def values_by_byte(values: tuple[float, ...], first: str) -> Tensor:
     """Return (256, 2): the two values of each byte, of which the first one has its code in the high or low nibble."""
     table = torch.tensor(values, dtype=torch.float32)
     both = torch.cartesian_prod(table, table)
