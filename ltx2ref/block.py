@@ -20,6 +20,7 @@ class Conditioning(NamedTuple):
     """What one stream takes unchanged through all blocks. Each block adds the offsets to its own tables."""
 
     offsets: Tensor  # (B, T|1, 6|9, D), from `Stream.timestep`
+    embedding: Tensor  # (B, T|1, D), from the same, for the output
     text: Tensor  # (B, S, D)
     text_offsets: Tensor | None  # (B, 1, 2, D), from `Stream.sigma`; None if the text has no offsets
     text_mask: Tensor | None  # (B, 1, 1|T, S)
@@ -37,7 +38,7 @@ class Perturbation(NamedTuple):
     """
 
     keep: Tensor | None  # spatio-temporal guidance, see `Attention.forward`; None: self-attention is as always
-    isolated: bool  # modality guidance: True leaves the exchange out
+    isolated: bool  # modality guidance: True leaves the exchange out, so that each stream is alone
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,7 @@ class StreamLayer:
     def text_context(self, c: Conditioning) -> Tensor:
         if self.text_table is None:
             return c.text
-        if c.text_offsets is None:
-            shift, scale = self.text_table.unbind(0)
-        else:
-            shift, scale = rows(self.text_table, c.text_offsets)
+        shift, scale = rows(self.text_table, c.text_offsets)
         return modulate(c.text, shift, scale)
 
     def for_exchange(self, h: Tensor, c: Conditioning, direction: slice) -> Tensor:
@@ -86,6 +84,14 @@ class StreamLayer:
     def feed_forward(self, x: Tensor, c: Conditioning) -> Tensor:
         shift, scale, gate = rows(self.table[3:6], c.offsets[:, :, 3:6])
         return x + gate * self.ff(modulate(rms_norm(x), shift, scale))
+
+    def alone(self, x: Tensor, c: Conditioning | None, keep: Tensor | None) -> Tensor:
+        """Pass through the block without an exchange. An absent stream stays as it is: without tokens."""
+        if c is None:
+            return x
+        x = self.self_attention(x, c, keep)
+        x = self.text_attention(x, c)
+        return self.feed_forward(x, c)
 
 
 def exchange(
@@ -160,16 +166,17 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, vx: Tensor, ax: Tensor, vc: Conditioning, ac: Conditioning, perturbation: Perturbation
+        self, vx: Tensor, ax: Tensor, vc: Conditioning | None, ac: Conditioning | None, perturbation: Perturbation
     ) -> tuple[Tensor, Tensor]:
         video = self.video
         audio = self.audio
+        if vc is None or ac is None or perturbation.isolated:
+            return video.alone(vx, vc, perturbation.keep), audio.alone(ax, ac, perturbation.keep)
         vx = video.self_attention(vx, vc, perturbation.keep)
         ax = audio.self_attention(ax, ac, perturbation.keep)
         vx = video.text_attention(vx, vc)
         ax = audio.text_attention(ax, ac)
-        if not perturbation.isolated:
-            vx, ax = exchange(video, audio, vx, ax, vc, ac)
+        vx, ax = exchange(video, audio, vx, ax, vc, ac)
         return video.feed_forward(vx, vc), audio.feed_forward(ax, ac)
 
 

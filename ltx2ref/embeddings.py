@@ -44,6 +44,8 @@ class AdaLayerNormSingle(nn.Module):
         self.num_rows = num_rows
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        if timestep.shape[1] == 0:  # there are none for the exchange of a stream that is alone
+            return timestep, timestep
         embedding = self.emb["timestep_embedder"](timestep)
         offsets = self.linear(F.silu(embedding))
         return rearrange(offsets, "b t (k d) -> b t k d", k=self.num_rows), embedding

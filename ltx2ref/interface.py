@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from einops import rearrange
-from torch import LongTensor, Tensor
+from torch import LongTensor, Tensor, nn
 
 from .config import TransformerConfig
 from .model import LTX2Transformer, Stream
@@ -80,6 +80,9 @@ LTX_CORE_2026_08 = Conventions(
 )
 
 
+LEFT_OUT = "to leave a stream out, give (B, 0, C) as its hidden_states, and 0 or None as its number of frames"
+
+
 class AudioVisualModelOutput(NamedTuple):
     """The velocities of both streams, (B, T, C) each, by attribute, by key or by index.
 
@@ -128,12 +131,23 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
     @property
     def device(self) -> torch.device:
         """The device of the weights, or of those that are always there, if the model is streamed."""
-        return self.proj_in.weight.device
+        return self.first_layer.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        return self.proj_in.weight.dtype
+        return self.first_layer.weight.dtype
+
+    @property
+    def first_layer(self) -> nn.Linear:
+        """The layer that the tokens of video enter, or those of audio in a model that has only audio's weights."""
+        return self.proj_in if "video" in self.streams else self.audio_proj_in
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams of which the model has the weights: both, or the one that `load` was asked for."""
+        layers = {"video": self.proj_in, "audio": self.audio_proj_in}
+        return tuple(stream for stream, layer in layers.items() if layer._parameters["weight"] is not None)
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Count the elements of all parameters, or of those that require gradients."""
@@ -171,6 +185,10 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
         of their documented type. Audio's default to video's. `perturbation_mask`, (B,) or (B, 1, 1), is 0 where the
         blocks of spatio-temporal guidance are perturbed, and 1 where they are not; without it, all are.
 
+        A stream is left out by giving it no tokens: latents (B, 0, C), and 0 or nothing for its grid and coordinates.
+        All its other arguments are ignored and may be None. Its velocities are (B, 0, C), and those of the other stream
+        are what `isolate_modalities` makes them.
+
         Raises `ValueError`, or `TypeError` for a wrong type, that names the argument, what was expected and what came.
         """
         config = self.config
@@ -195,14 +213,16 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
             coords=audio_coords,
             grid=(audio_num_frames,),
         )
+        check_presence(video, audio, self.streams)
         check_stream(video, config.video, "B", self.dtype)
         check_stream(audio, config.audio, len(hidden_states), self.dtype)
         guided = config.perturbed_attn or self.conventions.guidance == "always"
         check_options(config, video, fps, spatio_temporal_guidance_blocks, perturbation_mask, guided)
         exchange = exchange_mode(self.conventions, use_cross_timestep)
-        if sigma is None and (exchange != "own" or self.prompt_adaln is not None):
+        one = audio if video.absent else video
+        if one.sigma is None and (self.prompt_adaln is not None or (exchange != "own" and not audio.absent)):
             raise ValueError("sigma: expected a tensor, for prompt_adaln or use_cross_timestep; got None")
-        dtype = hidden_states.dtype  # the model's, or under autocast perhaps autocast's
+        dtype = one.latent.dtype  # the model's, or under autocast perhaps autocast's
         keep = hidden_states.new_zeros(1) if perturbation_mask is None else perturbation_mask
         # It weighs results of attention, and autocast does not cast it to their dtype.
         keep = keep.to(dtype_of_linears(self.dtype, self.device))
@@ -240,10 +260,15 @@ class StreamArguments(NamedTuple):
     timestep: Tensor  # (B,), (B, 1) or (B, T)
     sigma: Any  # (B,) or (B, 1); None where nothing needs it
     text_mask: Tensor | None  # (B, S), 1 keeps; or (B, 1|T, S), added to the logits, or bool, True where one is seen
-    coords: Tensor | None  # (B, P, T, 2) patch bounds, or (B, P, T) positions
-    grid: tuple[Any, ...]  # token frames, for video also rows and columns: for coordinates, if there are none
+    coords: Any  # (B, P, T, 2) patch bounds, or (B, P, T) positions; None: those of the grid
+    grid: tuple[Any, ...]  # token frames, for video also rows and columns
     self_mask: Tensor | None = None  # (B, T, T), 1 keeps
     keyframes: Tensor | None = None  # (B, T, 1), positive for the tokens of keyframes
+
+    @property
+    def absent(self) -> bool:
+        """Whether the stream is left out: it has no tokens, and its other arguments are ignored."""
+        return isinstance(self.latent, Tensor) and self.latent.ndim == 3 and self.latent.shape[1] == 0
 
 
 def prepared_streams(
@@ -259,40 +284,52 @@ def prepared_streams(
     if dtype == torch.float64:  # the truth that others are measured against: nothing may pass through float32
         video, audio = in_double(video), in_double(audio)
     wide = torch.promote_types(dtype, torch.float32)
-    device = video.latent.device
-    video_coords = video.coords
-    if video_coords is None:
-        video_coords = video_positions(video.grid, fps, config, wide, device)
+    if video.coords is None and not video.absent:
+        video_coords = video_positions(video.grid, fps, config, wide, video.latent.device)
         video_coords = video_coords.to(dtype if conventions.positions_dtype == "model" else wide)
-    audio_coords = audio.coords
-    if audio_coords is None:
-        audio_coords = audio_positions(audio.grid[0], config, wide, device)
+        video = video._replace(coords=video_coords)
+    if audio.coords is None and not audio.absent:
+        audio = audio._replace(coords=audio_positions(audio.grid[0], config, wide, audio.latent.device))
     return (
-        prepared_stream(video, video_coords, audio.sigma, exchange, conventions, dtype),
-        prepared_stream(audio, audio_coords, video.sigma, exchange, conventions, dtype),
+        prepared_stream(video, audio, exchange, conventions, dtype),
+        prepared_stream(audio, video, exchange, conventions, dtype),
     )
 
 
 def prepared_stream(
-    own: StreamArguments, coords: Tensor, other_sigma: Any, exchange: str, conventions: Conventions, dtype: torch.dtype
+    own: StreamArguments, other: StreamArguments, exchange: str, conventions: Conventions, dtype: torch.dtype
 ) -> Stream:
+    if own.absent:
+        return Stream._make((own.latent, *[None] * (len(Stream._fields) - 1)))  # the model reads nothing else
     text_mask = self_mask = None
     if own.text_mask is not None:
         text_mask = text_attention_mask(own.text_mask, dtype, conventions.text_mask_bias)
     if own.self_mask is not None:
         self_mask = attention_bias(own.self_mask, dtype, conventions.self_mask_bias)[:, None]
+    exchange_timestep, exchange_gate_timestep = exchange_levels(own, other, exchange)
     return Stream(
         latent=own.latent,
         text=own.text,
-        coords=coords,
+        coords=own.coords,
         timestep=token_levels(own.timestep),
         sigma=None if own.sigma is None else token_levels(own.sigma),
-        exchange_timestep=token_levels(other_sigma if exchange == "other" else own.timestep),
-        exchange_gate_timestep=token_levels(own.timestep if exchange == "own" else other_sigma),
+        exchange_timestep=exchange_timestep,
+        exchange_gate_timestep=exchange_gate_timestep,
         text_mask=text_mask,
         self_mask=self_mask,
         keyframes=None if own.keyframes is None else own.keyframes > 0,
         tables_dtype=dtype if conventions.rotation_dtype == "model" else None,
+    )
+
+
+def exchange_levels(own: StreamArguments, other: StreamArguments, exchange: str) -> tuple[Tensor, Tensor]:
+    """Return the noise levels of the exchange, of scale and shift and of the gate: none if the other one is absent."""
+    if other.absent:
+        nothing = own.latent.new_empty(len(own.latent), 0)
+        return nothing, nothing
+    return (
+        token_levels(other.sigma if exchange == "other" else own.timestep),
+        token_levels(own.timestep if exchange == "own" else other.sigma),
     )
 
 
@@ -348,8 +385,23 @@ def attention_masks(given: dict[str, Any] | None) -> dict[str, Any]:
     return {names[key]: value for key, value in (given or {}).items()}
 
 
+def check_presence(video: StreamArguments, audio: StreamArguments, weights: tuple[str, ...]) -> None:
+    """Refuse a call with neither stream, and one with a stream whose weights the model does not have."""
+    if video.absent and audio.absent:
+        raise ValueError("hidden_states and audio_hidden_states: expected tokens in one of them, got none in both")
+    for name, s in (("video", video), ("audio", audio)):
+        if not s.absent and name not in weights:
+            got = tuple(s.latent.shape) if isinstance(s.latent, Tensor) else type(s.latent).__name__
+            raise ValueError(
+                f"{s.prefix}hidden_states: expected (B, 0, C): the model has no weights of {name}; got {got}"
+            )
+
+
 def check_stream(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype: torch.dtype) -> None:
     """Check shapes and types, and no values: compiled graphs stay whole."""
+    if s.absent:
+        check_absent(s, sizes, batch, dtype)
+        return
     expect(f"{s.prefix}hidden_states", s.latent, (batch, "T", sizes.in_channels), dtype=dtype)
     expect(f"{s.prefix}encoder_hidden_states", s.text, (len(s.latent), "S", sizes.text_dim), dtype=dtype)
     b, t, _ = s.latent.shape
@@ -373,6 +425,16 @@ def check_stream(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype
             raise ValueError(f"{mask}: with 3 dimensions, expected floating or bool, got {kind}")
     if s.coords is None:
         check_grid(s, coords)
+
+
+def check_absent(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype: torch.dtype) -> None:
+    """Check that what says how many tokens a stream has says none."""
+    expect(f"{s.prefix}hidden_states", s.latent, (batch, 0, sizes.in_channels), dtype=dtype)
+    b, axes = len(s.latent), len(sizes.max_position)
+    if s.coords is not None:
+        expect(f"{s.prefix or 'video_'}coords", s.coords, (b, axes, 0, 2), (b, axes, 0))
+    if None not in s.grid and math.prod(s.grid) != 0:
+        raise ValueError(f"{s.prefix}hidden_states: 0 tokens, expected {math.prod(s.grid)}, {s.grid} ({LEFT_OUT})")
 
 
 def check_grid(s: StreamArguments, coords: str) -> None:
@@ -420,7 +482,7 @@ def expect(name: str, x: object, *shapes: tuple[int | str, ...], dtype: torch.dt
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if not any(fits(x, shape) for shape in shapes):
         expected = " or ".join(f"({', '.join(map(str, shape))})" for shape in shapes)
-        empty = ", not empty" if 0 in x.shape else ""
+        empty = f", not empty ({LEFT_OUT})" if 0 in x.shape and not any(0 in shape for shape in shapes) else ""
         raise ValueError(f"{name}: expected shape {expected}{empty}, got {tuple(x.shape)}")
     if dtype is not None and x.dtype not in (dtype, dtype_of_linears(dtype, x.device)):
         raise ValueError(f"{name}: expected {dtype}, the model's dtype, got {x.dtype}")

@@ -30,13 +30,13 @@ class Stream(NamedTuple):
         own timestep              the other stream's sigma  ltx-core since 2026-05-28
     """
 
-    latent: Tensor  # (B, T, C)
+    latent: Tensor  # (B, T, C); (B, 0, C) leaves the stream out, and then nothing else of it is read
     text: Tensor  # (B, S, E)
     coords: Tensor  # (B|1, P, T, 2) patch bounds, or (B|1, P, T) positions: seconds, for video also pixels
     timestep: Tensor  # (B, T|1), for the rows of self-attention, text attention (queries), feed-forward and output
     sigma: Tensor | None  # (B, 1), this stream's own, for the rows of the text; None where the text has none
-    exchange_timestep: Tensor  # (B, T|1), for scale and shift in the exchange
-    exchange_gate_timestep: Tensor  # (B, T|1), for the gate in the exchange
+    exchange_timestep: Tensor  # (B, T|1), for scale and shift in the exchange; (B, 0) if the other stream is absent
+    exchange_gate_timestep: Tensor  # (B, T|1), for the gate in the exchange; (B, 0) likewise
     text_mask: Tensor | None  # (B, 1, 1|T, S), see `Attention.forward`
     self_mask: Tensor | None  # (B, 1, T, T), the same for self-attention
     keyframes: Tensor | None  # (B, T, 1) bool, True for the tokens of keyframes
@@ -58,8 +58,10 @@ class StreamEnds:
     table: Tensor  # (2, D)
     proj_out: nn.Linear
 
-    def enter(self, s: Stream, config: Sizes) -> tuple[Tensor, Tensor, Conditioning]:
-        """Return tokens (B, T, D), the embedding of their noise level (B, T|1, D), and what the blocks take."""
+    def enter(self, s: Stream, config: Sizes) -> tuple[Tensor, Conditioning | None]:
+        """Return tokens (B, T, D), and what the blocks take: None if the stream is absent."""
+        if s.latent.shape[1] == 0:
+            return s.latent, None
         x = self.proj_in(s.latent)
         if s.keyframes is not None and self.keyframes is not None:
             x = torch.where(s.keyframes, x + self.keyframes, x)
@@ -67,26 +69,25 @@ class StreamEnds:
         # 1000 / 1000 in every checkpoint. A port with 1 / 1000 sounded garbled for months.
         gate_factor = config.cross_attn_timestep_scale_multiplier / config.timestep_scale_multiplier
         angles_dtype = torch.promote_types(x.dtype, torch.float32)
-        return (
-            x,
-            embedding,
-            Conditioning(
-                offsets=offsets,
-                text=s.text if self.text_projection is None else self.text_projection(s.text),
-                text_offsets=None if self.text_embed is None else self.text_embed(s.sigma)[0],
-                text_mask=s.text_mask,
-                self_mask=s.self_mask,
-                exchange_offsets=self.exchange_embed(s.exchange_timestep)[0],
-                exchange_gate_offset=self.exchange_gate_embed(s.exchange_gate_timestep * gate_factor)[0],
-                rope=rotation(s.coords, self.stream, config, angles_dtype, s.tables_dtype),
-                # The exchange happens at audio's width and heads, and over audio's one axis, time.
-                exchange_rope=rotation(s.coords[:, :1], config.audio, config, angles_dtype, s.tables_dtype),
-            ),
+        return x, Conditioning(
+            offsets=offsets,
+            embedding=embedding,
+            text=s.text if self.text_projection is None else self.text_projection(s.text),
+            text_offsets=None if self.text_embed is None else self.text_embed(s.sigma)[0],
+            text_mask=s.text_mask,
+            self_mask=s.self_mask,
+            exchange_offsets=self.exchange_embed(s.exchange_timestep)[0],
+            exchange_gate_offset=self.exchange_gate_embed(s.exchange_gate_timestep * gate_factor)[0],
+            rope=rotation(s.coords, self.stream, config, angles_dtype, s.tables_dtype),
+            # The exchange happens at audio's width and heads, and over audio's one axis, time.
+            exchange_rope=rotation(s.coords[:, :1], config.audio, config, angles_dtype, s.tables_dtype),
         )
 
-    def leave(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def leave(self, x: Tensor, c: Conditioning | None) -> Tensor:
         """Return the velocity (B, T, C) of each token."""
-        shift, scale = rows(self.table, embedding[:, :, None])  # the same embedding is added to both rows
+        if c is None:
+            return x.new_empty(len(x), 0, self.stream.out_channels)
+        shift, scale = rows(self.table, c.embedding[:, :, None])  # the same embedding is added to both rows
         normed = F.layer_norm(x, x.shape[-1:], eps=EPS)
         return self.proj_out(modulate(normed, shift, scale))
 
@@ -158,13 +159,13 @@ class LTX2Transformer(nn.Module):
     def velocities(
         self, video: Stream, audio: Stream, keep: Tensor, perturbed_blocks: set[int], isolated: bool
     ) -> tuple[Tensor, Tensor]:
-        """Predict the velocities of video (B, T, C) and of audio (B, T, C).
+        """Predict the velocities of video (B, T, C) and of audio (B, T, C), or (B, 0, C) of one that is absent.
 
         `keep` acts in `perturbed_blocks` alone, and `isolated` in all blocks: see `Perturbation`.
         """
-        vx, v_embedding, vc = self.video.enter(video, self.config)
-        ax, a_embedding, ac = self.audio.enter(audio, self.config)
+        vx, vc = self.video.enter(video, self.config)
+        ax, ac = self.audio.enter(audio, self.config)
         for i, block in enumerate(self.transformer_blocks):
             perturbation = Perturbation(keep if i in perturbed_blocks else None, isolated)
             vx, ax = block(vx, ax, vc, ac, perturbation)
-        return self.video.leave(vx, v_embedding), self.audio.leave(ax, a_embedding)
+        return self.video.leave(vx, vc), self.audio.leave(ax, ac)

@@ -30,6 +30,6 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
-def rows(table: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
-    """Add a learned table (K, D) to offsets (B, T|1, K, D), and return the K rows, each (B, T|1, D)."""
-    return (table + offsets).unbind(-2)
+def rows(table: Tensor, offsets: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the K rows of a learned table (K, D) plus offsets (B, T|1, K, D), if there are any: each (B, T|1, D)."""
+    return (table if offsets is None else table + offsets).unbind(-2)

@@ -3,6 +3,7 @@
 Two streams of tokens, video and audio, pass through the same blocks. In a block each stream attends to itself
 (self-attention) and to a text (text attention), then the two attend to each other (the exchange), and each passes
 through a feed-forward layer. Vectors that depend on the noise level modulate all of these: one vector is a *row*.
+Either stream may be absent: it has no tokens then, and the other one is alone in all blocks, without an exchange.
 
 Shapes are written with these letters:
 

@@ -37,13 +37,13 @@ def run(
     inject: Taps | None = None,
     deviations: Mapping[str, Tensor] | None = None,
 ) -> Taps:
-    """Run the model and return all taps, including the returned outputs, on the CPU.
+    """Run the model and return all taps, including the returned outputs, on the CPU. An absent stream has none.
 
     Taps in `inject` are recorded, and then replaced for the rest of the forward. `deviations` are added to taps before
     they are recorded. Raises `OutputError` if the model does not return video and audio.
     """
     with torch.no_grad(), trace(model, inject=inject, deviations=deviations) as taps:
         output = model(**inputs)
-    found = {name: x.cpu() for name, x in (taps | returned(output)).items()}
+    found = {name: x.cpu() for name, x in (taps | returned(output)).items() if x.numel()}
     changed = {name: x for name, x in (deviations or {}).items() if name in PROJECTED}  # what no layer computes
     return found | {name: (found[name].double() + x).to(found[name].dtype) for name, x in changed.items()}

@@ -145,7 +145,7 @@ class Truth:
     def __init__(
         self, model: LTX2VideoTransformer3DModel, inputs: Inputs, deviations: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.dtype, self.model, self.inputs = model.proj_in.weight.dtype, doubled(model), wide(inputs)
+        self.dtype, self.model, self.inputs = model.dtype, doubled(model), wide(inputs)
         self.deviations = dict(deviations or {})
         self.bounds: Taps = {}
         layers = {name: layer for name in ADALN_LAYERS if (layer := getattr(self.model, name)) is not None}
@@ -178,7 +178,8 @@ class Truth:
 
     def far(self, moved: Mapping[str, Tensor]) -> float:
         """Return how far other outputs are from these, relative to their L2 norms."""
-        return max(norm(moved[name] - self.pure[name]) / (norm(self.pure[name]) or 1.0) for name in PROJECTED)
+        outputs = PROJECTED.keys() & self.pure.keys()
+        return max(norm(moved[name] - self.pure[name]) / (norm(self.pure[name]) or 1.0) for name in outputs)
 
     def drawn(self, name: str, reference: Tensor, seed: int) -> Tensor:
         """Draw at random a phase that a candidate could have without being wrong.

@@ -122,3 +122,15 @@ def random_inputs(
     if keyframes:
         masks["video_keyframes_mask"] = (uniform(batch, video_tokens, 1) - 0.7).clamp(min=0)
     return inputs | ({"attention_kwargs": masks} if masks else {}) | arguments
+
+
+def without(stream: str, inputs: Inputs) -> Inputs:
+    """Return the documented arguments with one stream left out, and nothing said of it: "video" or "audio"."""
+    prefix = "audio_" if stream == "audio" else ""
+    latent = inputs[prefix + "hidden_states"]
+    grid = {name: 0 for name in ("audio_num_frames",) if prefix} or {"num_frames": 0, "height": None, "width": None}
+    said = dict.fromkeys(("encoder_hidden_states", "timestep", "sigma", "encoder_attention_mask"))
+    own = {prefix + name: x for name, x in said.items()} | {f"{prefix or 'video_'}coords": None}
+    if not prefix:  # audio's default to video's
+        own |= {f"audio_{name}": inputs.get(f"audio_{name}", inputs.get(name)) for name in ("timestep", "sigma")}
+    return inputs | own | grid | {prefix + "hidden_states": latent[:, :0]}

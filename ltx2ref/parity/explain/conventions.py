@@ -132,7 +132,7 @@ def other_conventions(
 
     A forward can take minutes, so conventions without an effect are not tried.
     """
-    narrow = torch.finfo(model.proj_in.weight.dtype).bits < 32
+    narrow = torch.finfo(model.dtype).bits < 32
     acts = {
         "rotation_dtype": narrow,
         "positions_dtype": narrow and x.get("video_coords") is None,

@@ -120,7 +120,7 @@ def local_evidence(name: str, sides: Sides) -> Evidence | None:
     known = {x: spread(x, y, local.reference[x]).cpu() for x in earlier if isinstance(y := theirs.get(x), Tensor)}
     # In the reference's dtypes: a candidate may mix others in ways that no operation takes.
     known = {x: y.to(ours[x].dtype) for x, y in known.items() if y.shape == local.reference[x].shape}
-    own = own.to(torch.promote_types(other.dtype, model.proj_in.weight.dtype))
+    own = own.to(torch.promote_types(other.dtype, model.dtype))
     # Later taps are those of a right forward: in `local` they are made from the candidate's wrong one.
     taps = {**ours, **{x: local.reference[x] for x in earlier}, **known, name: own}
     return gathered(Evidence(name, own, other, local.truth[name], taps, known, model.config, inputs, model))

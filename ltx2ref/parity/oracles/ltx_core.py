@@ -89,9 +89,15 @@ def run_ltx_core(model: LTXCore, inputs: Arguments) -> tuple[Tensor, Tensor]:
     """
     _check_ltx_core_inputs(inputs)
     kwargs = inputs.get("attention_kwargs") or {}
-    video = _modality(inputs, model.config, "", kwargs.get("video_self_attention_mask"))
-    audio = _modality(inputs, model.config, "audio_", None)
-    out_video, out_audio = returned(model.model(video, audio, _perturbations(inputs))).values()
+    latents = inputs["hidden_states"], inputs["audio_hidden_states"]
+    video, audio = (
+        _modality(inputs, model.config, side, mask) if latent.shape[1] else None
+        for latent, side, mask in zip(latents, ("", "audio_"), (kwargs.get("video_self_attention_mask"), None))
+    )
+    found = model.model(video, audio, _perturbations(inputs))
+    # It returns None for a stream that is absent.
+    filled = [latent if x is None else x for x, latent in zip(found, latents, strict=True)]
+    out_video, out_audio = returned(filled).values()
     return out_video, out_audio
 
 
@@ -173,7 +179,8 @@ def _caption_projections(config: Config) -> dict[str, nn.Module]:
 
 
 def _check_ltx_core_inputs(inputs: Arguments) -> None:
-    if not inputs.get("use_cross_timestep") or inputs.get("sigma") is None:
+    sigma = inputs.get("sigma" if inputs["hidden_states"].shape[1] else "audio_sigma")
+    if not inputs.get("use_cross_timestep") or sigma is None:
         raise Unsupported("ltx-core 1.0.0 computes use_cross_timestep=True only, and needs sigma")
     if (inputs.get("attention_kwargs") or {}).get("video_keyframes_mask") is not None:
         raise Unsupported("ltx-core 1.0.0 has no video_keyframes_mask")

@@ -47,7 +47,8 @@ def assemble(rows: list[TapRow], notes: list[str]) -> Report:
     """
     found, finding = {row.verdict for row in rows}, finding_in(rows)
     first = finding.first
-    if {row.name for row in rows if row.verdict != MISSING} >= PROJECTED.keys():
+    outputs = PROJECTED.keys() & {row.name for row in rows}  # without that of an absent stream
+    if outputs and outputs <= {row.name for row in rows if row.verdict != MISSING}:
         found -= {MISSING}
     verdict = next(v for v in (DIVERGED, SHAPE, SUSPECT, MISSING, ROUNDING, IDENTICAL) if v in found or v == IDENTICAL)
     return Report(

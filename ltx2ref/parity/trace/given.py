@@ -39,12 +39,21 @@ def taps_to_compare(ours: Taps, given: Any, inputs: Inputs, exactly: bool = Fals
 
     `given` is what the candidate returned. Raises `ValueError` if nothing in it has one of our names.
     """
+    given = without_absent(ours, given)
     others = {name: x for name, x in given.items() if name not in ours} if isinstance(given, Mapping) else {}
     theirs = as_taps({name: x for name, x in given.items() if name in ours} if others else given, exactly) | others
     require_common(ours, theirs)
     theirs, cut = fitted(ours, theirs)
     inside = [] if ours.keys() & theirs.keys() - PROJECTED.keys() else [OUTPUTS_ALONE]
     return shown(ours, theirs, inputs), theirs, [*inside, *cut, *suggestions(ours, theirs)]
+
+
+def without_absent(ours: Taps, given: Any) -> Any:
+    """Return what a port gave without the output of an absent stream, which the reference lacks."""
+    named = dict(zip(PROJECTED, given, strict=False)) if isinstance(given, tuple | list) else given
+    if PROJECTED.keys() <= ours.keys() or not isinstance(named, Mapping):
+        return given
+    return {name: x for name, x in named.items() if name in ours or (x is not None and 0 not in np.shape(x))}
 
 
 # ---------------------------------------------------------------- values

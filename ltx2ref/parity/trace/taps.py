@@ -74,6 +74,7 @@ PHASES = (".cos", ".sin", ".sinusoid")  # taps that are judged against pure floa
 PROJECTED = {"sample": "proj_out", "audio_sample": "audio_proj_out"}
 ATTENTION_LAYERS = ("attn1", "audio_attn1", "attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 FEED_FORWARDS = ("ff", "audio_ff")
+EXCHANGES = ATTENTION_LAYERS[4:]
 SUBLAYERS = (*ATTENTION_LAYERS, *FEED_FORWARDS)  # in the order of the block, which normalises the residual for each
 VIDEO_SUBLAYERS = ("attn1", "attn2", "audio_to_video_attn", "ff")
 AUDIO_SUBLAYERS = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
@@ -149,12 +150,14 @@ class Recorder:
     sublayer: str = ""  # the one whose attention is running
     norms: Iterator[str] = field(default_factory=lambda: iter(()))  # residuals that a block has yet to normalise
     chunks: dict[str, list[Tensor]] = field(default_factory=dict)  # chunks of queries that an attention has seen so far
-    outputs: int = 0  # how often the last norms have run: video's comes first
+    last_norms: Iterator[str] = field(default_factory=lambda: iter(()))  # the taps of norms that are yet to run
     flow: Flow | None = None  # says whose norm a tensor is, in any model but ours
     normalised: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # residuals that a layer has normalised
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """Record a tap and return the tensor that the model goes on with: `x`, or its replacement."""
+        if x.numel() == 0:  # an absent stream has no taps
+            return x
         # In these taps B and T are two dimensions in some implementations, and one in others.
         flat = name.endswith((".sinusoid", ".emb", ".linear"))
         x = self.deviated(name, x)
@@ -181,7 +184,7 @@ class Recorder:
 
     def returned(self, output: Any) -> None:
         """Record the outputs of the forward."""
-        self.taps |= {name: self.keep(x.detach()) for name, x in returned(output).items()}
+        self.taps |= {name: self.keep(x.detach()) for name, x in returned(output).items() if x.numel()}
 
     def entering(self, sublayer: str, x: Tensor | None) -> None:
         """Begin a sub-layer, which is given `x`, and record its residual.
@@ -335,8 +338,7 @@ class Functions(TorchFunctionMode):
             args = (self.residual(args[0]), *args[1:])
         result = func(*args, **kwargs)
         if func is F.layer_norm:
-            self.recorder.outputs += 1
-            return self.recorder("norm_out" if self.recorder.outputs % 2 else "audio_norm_out", result)
+            return self.recorder(next(self.recorder.last_norms, "audio_norm_out"), result)
         return result
 
     def residual(self, x: Tensor) -> Tensor:
@@ -707,29 +709,35 @@ def our_doors(hooks: TapHooks) -> None:
         given = FORWARD.bind(model, *args, **{name: x for name, x in kwargs.items() if name in FORWARD.parameters})
         given.apply_defaults()
         a, config = given.arguments, model.config
-        dtype, device = model.proj_in.weight.dtype, a["hidden_states"].device
-        wide = torch.promote_types(dtype, torch.float32)
+        wide = torch.promote_types(model.dtype, torch.float32)
         grid = a["num_frames"], a["height"], a["width"]
-        video, audio = a["video_coords"], a["audio_coords"]
-        if video is None:
-            into = wide if model.conventions.positions_dtype == "float32" else dtype
-            video = video_positions(grid, a["fps"], config, wide, device).to(into)
-        audio = audio_positions(a["audio_num_frames"], config, wide, device) if audio is None else audio
-        for name, coords in (("video_coords", video), ("audio_coords", audio)):
-            tap(name, coords.expand(len(a["hidden_states"]), *coords.shape[1:]))
+        latents = {"video_coords": a["hidden_states"], "audio_coords": a["audio_hidden_states"]}
+        present = {name: x for name, x in latents.items() if x.shape[1] > 0}  # an absent stream has no taps
+        tap.last_norms = iter(["norm_out"] * ("video_coords" in present) + ["audio_norm_out"])
+        for name, latent in present.items():
+            coords = a[name]
+            if coords is None and name == "video_coords":
+                into = wide if model.conventions.positions_dtype == "float32" else model.dtype
+                coords = video_positions(grid, a["fps"], config, wide, latent.device).to(into)
+            elif coords is None:
+                coords = audio_positions(a["audio_num_frames"], config, wide, latent.device)
+            tap(name, coords.expand(len(latent), *coords.shape[1:]))
 
     def ropes(_: nn.Module, args: tuple[Any, ...], block: str) -> tuple[Any, ...]:
         vx, ax, vc, ac, perturbation = args
-        skipped = ATTENTION_LAYERS[4:] if perturbation.isolated else ()
-        tap.norms = iter([f"{block}.{name}.stream" for name in SUBLAYERS if name not in skipped])
-        vc = vc._replace(
-            rope=pair("rope", vc.rope, len(vx)), exchange_rope=pair("cross_attn_rope", vc.exchange_rope, len(vx))
-        )
-        ac = ac._replace(
-            rope=pair("audio_rope", ac.rope, len(vx)),
-            exchange_rope=pair("cross_attn_audio_rope", ac.exchange_rope, len(vx)),
-        )
+        alone = vc is None or ac is None or perturbation.isolated
+        present = [layers for layers, c in ((VIDEO_SUBLAYERS, vc), (AUDIO_SUBLAYERS, ac)) if c is not None]
+        running = [x for layers in present for x in layers if x not in EXCHANGES] if alone else SUBLAYERS
+        tap.norms = iter([f"{block}.{name}.stream" for name in running])
+        if vc is not None:
+            vc = with_ropes(vc, "rope", "cross_attn_rope", len(vx), ac is not None)
+        if ac is not None:
+            ac = with_ropes(ac, "audio_rope", "cross_attn_audio_rope", len(ax), vc is not None)
         return vx, ax, vc, ac, perturbation
+
+    def with_ropes(c: Any, own: str, of_exchange: str, batch: int, exchange: bool) -> Any:
+        c = c._replace(rope=pair(own, c.rope, batch))
+        return c._replace(exchange_rope=pair(of_exchange, c.exchange_rope, batch)) if exchange else c
 
     def pair(name: str, rope: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
         cos, sin = (
