@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .checkpoint.match import Shapes, parameter_shapes
+from .checkpoint.streams import STREAMS, StreamName, require_streams
 from .config import TransformerConfig
 from .interface import LTX2VideoTransformer3DModel
 
@@ -71,6 +72,7 @@ class Architecture:
     """The result of `describe`. Memory is in bytes, and activations come on top of weights and inputs."""
 
     config: TransformerConfig
+    streams: list[str]  # both, or the one that is alone
     lengths: Lengths
     dtype: str
     rows: list[Row]
@@ -108,15 +110,21 @@ def lengths(
     return Lengths(math.ceil(frames / t) * (height // y) * (width // x), audio, text, batch)
 
 
-def describe(config: TransformerConfig, lengths: Lengths, dtype: torch.dtype = torch.bfloat16) -> Architecture:
+def describe(
+    config: TransformerConfig, lengths: Lengths, dtype: torch.dtype = torch.bfloat16, streams: StreamName | None = None
+) -> Architecture:
     """Describe a forward with one noise level for each element of the batch, as in text-to-video.
 
-    Raises `ValueError` unless all lengths are positive.
+    With `streams`, it is that of one stream alone, and the length of the other one does not count. Raises `ValueError`
+    unless all lengths are positive.
     """
     for name, n in lengths._asdict().items():
         if n < 1:
             raise ValueError(f"{name}: expected a positive number, got {n}")
-    shapes = parameter_shapes(config)
+    require_streams(streams)
+    present = STREAMS if streams is None else (streams,)
+    lengths = lengths._replace(**{stream: 0 for stream in STREAMS if stream not in present})
+    shapes = parameter_shapes(config, present)
     rows = [
         row
         for step in STEPS
@@ -127,6 +135,7 @@ def describe(config: TransformerConfig, lengths: Lengths, dtype: torch.dtype = t
     assert parameters == sum(row.parameters for row in rows)
     return Architecture(
         config=config,
+        streams=[*present],
         lengths=lengths,
         dtype=str(dtype).removeprefix("torch."),
         rows=rows,
@@ -246,14 +255,15 @@ def blank_inputs(config: TransformerConfig, n: Lengths, dtype: torch.dtype) -> d
 
 @contextmanager
 def steps(model: LTX2VideoTransformer3DModel, live: Live) -> Iterator[None]:
-    """Make `live.step` follow the model: a step begins where its first module does."""
+    """Make `live.step` follow the model: a step begins where its first module does, of either stream."""
     block: Any = model.transformer_blocks[0]
-    firsts = {step: getattr(block, STEPS[step][0][0]) for step in IN_BLOCKS[:4]} | {"output": model.proj_out}
+    firsts = [(step, getattr(block, own[0])) for step in IN_BLOCKS[:4] for own in STEPS[step]]
+    firsts += [("output", model.proj_out), ("output", model.audio_proj_out)]
 
     def begins(step: str) -> Any:
         return lambda *_: setattr(live, "step", step)
 
-    hooks = [module.register_forward_pre_hook(begins(step)) for step, module in firsts.items()]
+    hooks = [module.register_forward_pre_hook(begins(step)) for step, module in firsts]
     try:
         yield
     finally:

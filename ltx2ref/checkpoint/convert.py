@@ -19,6 +19,7 @@ from .save import STORED, TARGETS, Contents, checked_limit, config_of_dialect, r
 from .sayings import QUANTISATION
 from .source import CheckpointFiles
 from .storage import TORCH, CheckpointError, Stored
+from .streams import StreamName
 from .writer import TensorEntry
 
 PIECE = 2**20  # bytes copied at a time; with larger pieces, memory becomes slower than the disk
@@ -54,20 +55,21 @@ def convert(
     max_shard_size: int | str | None = None,
     prefix: str | None = None,
     variant: str | None = None,
+    streams: StreamName | None = None,
 ) -> Conversion:
     """Write the transformer of a checkpoint in another dialect or dtype, in bounded memory.
 
     The diffusers dialect is written as a folder, the Lightricks dialect as one file. Without `dtype`, the bytes of each
     tensor are copied, which is refused for quantised tensors. With `dtype`, each tensor is decoded and rounded once.
 
-    `prefix` and `variant` are those of `load`. Raises `CheckpointError` or `ValueError` as `load` and `save` do. Like
-    `save`, it writes everything or nothing and never overwrites what exists.
+    `prefix`, `variant` and `streams` are those of `load`. Raises `CheckpointError` or `ValueError` as `load` and `save`
+    do. Like `save`, it writes everything or nothing and never overwrites what exists.
     """
     if dtype not in (None, *STORED):
         raise ValueError(f"dtype: expected one of {', '.join(map(str, STORED))}, got {dtype}")
     path = Path(destination)
     limit = checked_limit(path, dialect, max_shard_size)
-    plan = make_plan(source, ReadingOptions(prefix=prefix, variant=variant))
+    plan = make_plan(source, ReadingOptions(prefix=prefix, variant=variant, streams=streams))
     plan.check()
     quantised = sorted(set(plan.formats.values()) - set(PLAIN_DTYPES))
     if quantised and dtype is None:

@@ -18,6 +18,7 @@ from .quantised import Weight
 from .resolve_config import any_block, release_of
 from .source import CheckpointFiles, checkpoints_in, open_source, read_json
 from .storage import CheckpointError, Stored
+from .streams import is_needed
 
 READ = 2**24  # bytes read at a time
 UNREADABLE = "unreadable"  # the kind of a file that cannot be read, in a folder with others
@@ -58,6 +59,7 @@ class Description:
     tensors: int
     release: str | None = None
     dialect: str | None = None
+    streams: list[str] = field(default_factory=list)  # those whose parameters it has
     parameters: int | None = None
     published_shapes: bool | None = None  # whether all names and shapes are those of the published release
     formats: list[dict[str, Any]] = field(default_factory=list)
@@ -147,6 +149,7 @@ def description(
     return Description(
         kind="transformer",
         release=release,
+        streams=[*plan.streams],
         dialect=str(plan.dialect),
         formats=formats(plan),
         parameters=sum(torch.Size(weight.shape).numel() for weight in plan.weights.values()),
@@ -234,7 +237,8 @@ def published(source: CheckpointFiles, digest: str | None) -> list[Published]:
 def has_published_shapes(plan: Plan, release: str) -> bool:
     """Return whether all names and shapes are those of the published release."""
     rows = manifest.manifest().get("releases", {}).get(release, {}).get("tensors", {})
-    theirs = {any_block(row["diffusers"].replace("{i}", "*")): tuple(row["shape"]) for row in rows.values()}
+    names = {row["diffusers"].replace("{i}", "0"): tuple(row["shape"]) for row in rows.values()}
+    theirs = {any_block(name): shape for name, shape in names.items() if is_needed(name, plan.streams)}
     return bool(theirs) and {any_block(name): weight.shape for name, weight in plan.weights.items()} == theirs
 
 

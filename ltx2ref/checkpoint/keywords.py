@@ -7,6 +7,7 @@ import torch
 
 from ..config import TransformerConfig
 from .quantised import Nibbles, ScaleOrder
+from .streams import StreamName
 
 Device = str | int | torch.device
 SHARING_OUT = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps of accelerate
@@ -20,6 +21,7 @@ class ReadingOptions(NamedTuple):
     scales: ScaleOrder | None = None
     prefix: str | None = None
     variant: str | None = None
+    streams: StreamName | None = None
 
 
 NO_OPTIONS = ReadingOptions()

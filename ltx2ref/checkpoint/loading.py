@@ -22,6 +22,7 @@ from .match import Plan, make_plan, without_values
 from .quantised import Nibbles, ScaleOrder
 from .save import save
 from .storage import TORCH, require_unchanged
+from .streams import StreamName
 
 log = logging.getLogger("ltx2ref")
 
@@ -88,6 +89,7 @@ def load(
     scales: ScaleOrder | None = None,
     prefix: str | None = None,
     variant: str | None = None,
+    streams: StreamName | None = None,
     lora: Sequence[tuple[str | Path, float]] = (),
     conventions: Conventions = DIFFUSERS,
 ) -> LTX2VideoTransformer3DModel:
@@ -101,17 +103,22 @@ def load(
     - `scales`: whether scales of blocks are "tiled" for cuBLAS or "flat", for files that do not say so.
     - `prefix`: what all names in the file begin with, where that is none of the usual prefixes ("module." and so on).
     - `variant`: which of several checkpoints in a folder, by the part of its name in front of the last dot: "fp16".
+    - `streams`: "video" or "audio" reads what that stream needs when it is alone, and nothing else. None reads all.
     - `lora`: pairs of a file and a strength. LoRAs are added to each weight in float32, and the sum is rounded once.
     - `conventions`: diffusers' by default; `ltx2ref.LTX_CORE_2026_08` makes the model compute as ltx-core does.
 
     On the CPU, tensors that are stored in `dtype` stay memory-mapped, so the file must not shrink while the model
     lives. All others are decoded one at a time. Assumptions about the file are logged as warnings by "ltx2ref".
 
-    Raises `CheckpointError`, with all problems, unless the file holds exactly one whole model and each LoRA fits it.
+    A file that holds one stream alone makes a model of that stream: all calls have to leave the other one out.
+
+    Raises `CheckpointError`, with all problems, unless the file holds exactly one whole model, or all of one of its
+    streams, and each LoRA fits it.
     """
-    recipe = prepare(path, dtype, ReadingOptions(config, nibbles, scales, prefix, variant), lora, conventions)
+    options = ReadingOptions(config, nibbles, scales, prefix, variant, streams)
+    recipe = prepare(path, dtype, options, lora, conventions)
     state = read_state(recipe, torch.device(device))
-    result = without_values(LTX2VideoTransformer3DModel, recipe.plan.config, conventions)
+    result = without_values(LTX2VideoTransformer3DModel, recipe.plan.config, conventions, recipe.plan.streams)
     result.load_state_dict(state, strict=True, assign=True)
     return result.eval()
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .header import parse_json, read_header
-from .match import Plan
+from .match import Plan, parameter_shapes
 from .names import DIFFUSERS_DIALECT, FOREIGN_INSIDE, OPENINGS, to_lightricks
 from .quantised import PLAIN_DTYPES, Weight
 from .storage import CheckpointError, Stored, TensorFile, require
@@ -128,14 +128,17 @@ def lora_format(names: Iterable[str]) -> str | None:
 
 
 def read_lora(path: str | Path, plan: Plan) -> Lora:
-    """Read a LoRA for the model of a plan.
+    """Read a LoRA for the model of a plan. What it has for a stream that is not read is left out.
 
     Raises `CheckpointError`, with all problems, unless every tensor of the file is understood and fits the model.
     """
     file, tensors = read_header(Path(path))
     own = [stored for stored in tensors.values() if not stored.name.startswith(SKIPPED)]
     skipped = Counter(prefix for name in tensors for prefix in SKIPPED if name.startswith(prefix))
-    parts, problems = match_layers(own, plan)
+    fitting, problems = match_layers(own, plan)
+    parts = {name: part for name, part in fitting.items() if name in plan.weights}
+    if fitting and not parts:
+        problems.append(f"nothing in it is of the {' and '.join(plan.streams)} stream")
     format = lora_format(stored.name for stored in own)
     if format not in LORA_FORMATS:
         problems.insert(0, f"names of several formats: {format}" if format else "no LoRA of the transformer in it")
@@ -224,7 +227,7 @@ def match_layers(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, Layer
     """Return the LoRA tensors of each weight, by the weight's name in the model, and all problems with the names."""
     weights = {
         spelling: name
-        for name in plan.weights
+        for name in parameter_shapes(plan.config)
         if name.endswith(".weight")
         for spelling in spellings(name.removesuffix(".weight"))
     }

@@ -1,6 +1,6 @@
 """Matching: which stored tensor holds which parameter of the model, and everything that is wrong with a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from .sayings import DATA, Stated, read_sayings
 from .settle import settle_facts
 from .source import CheckpointFiles, open_source
 from .storage import CheckpointError, Stored
+from .streams import STREAMS, StreamName, is_needed, require_streams, streams_of
 
 SCALE = "_scale"  # suffix of a tensor that is the scale of another one
 FILE_MARKER = "scaled_fp8"  # a tensor of old ComfyUI files, named after the prefix: float8 weights have scales
@@ -41,6 +42,7 @@ class Plan:
     dialect: Dialect
     config: TransformerConfig
     origins: dict[str, str]  # where the value of each config field comes from
+    streams: tuple[StreamName, ...]  # both, or the only one that is read
     weights: dict[str, Weight]  # by the parameters' names in the model
     formats: dict[str, str]  # by the parameters' names in the model
     foreign: dict[str, list[Stored]]  # tensors that other models own, by prefix
@@ -77,8 +79,9 @@ def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_O
         if name.startswith(dialect.prefix) and not find_owner(name, own)
     }
     facts = resolve(source, shapes, options.config)
+    streams = chosen_streams(shapes, options.streams, facts.problems, facts.notes)
     problems = [*stated.problems, *facts.problems]
-    plan = Plan(source, dialect, facts.config, facts.origins, {}, {}, foreign, [], problems, facts.notes)
+    plan = Plan(source, dialect, facts.config, facts.origins, streams, {}, {}, foreign, [], problems, facts.notes)
     if not facts.problems:  # with a wrong config, all further problems would only be consequences
         match_weights(plan, own, companions, stated)
         open_problems, open_notes = settle_facts(
@@ -89,6 +92,21 @@ def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_O
         plan.formats.update({name: weight.label for name, weight in plan.weights.items()})
         check_formats(plan, dialect.prefix + FILE_MARKER in own)
     return plan
+
+
+def chosen_streams(
+    names: Iterable[str], wanted: StreamName | None, problems: list[str], notes: list[str]
+) -> tuple[StreamName, ...]:
+    """Return the streams to be read: the one that is wanted, or all that have tensors of their own."""
+    require_streams(wanted)
+    present = streams_of(names) or STREAMS
+    if wanted is None:
+        if present != STREAMS:
+            notes.append(f"{present[0]} stream only: every call of the model has to leave the other one out")
+        return present
+    if wanted not in present:
+        problems.append(f"streams = {wanted!r}, but it has tensors of the {' and '.join(present)} stream only")
+    return (wanted,)
 
 
 def the_dialect(source: CheckpointFiles, prefix: str | None) -> Dialect:
@@ -156,11 +174,14 @@ def match_weights(
     for name, shape in parameter_shapes(plan.config).items():
         names = spellings_of(dialect.stored(name))
         stored = next((own[spelling] for spelling in names if spelling in own), None)
+        needed = is_needed(name, plan.streams)
         if stored is None:
-            problems.append(f"{names[0]}: missing, expected {list(shape)}")
+            problems += [f"{names[0]}: missing, expected {list(shape)}"] if needed else []
             continue
         kinds = companions.get(stored.name, {})
         used |= {stored.name, *(companion.name for companion in kinds.values())}
+        if not needed:  # known as a parameter of the other stream or of the exchange, and not read
+            continue
         try:
             plan.weights[name] = identify(shape, stored, kinds, stated.of(stored.name))
         except ValueError as error:
@@ -179,8 +200,10 @@ def spellings_of(name: str) -> list[str]:
 
 
 @cache
-def parameter_shapes(config: TransformerConfig) -> Shapes:
-    """Return the shapes of all parameters by name. All blocks are alike, so only one is built."""
+def parameter_shapes(config: TransformerConfig, streams: tuple[str, ...] = STREAMS) -> Shapes:
+    """Return the shapes of all parameters by name, or of those of one stream. All blocks are alike: one is built."""
+    if streams != STREAMS:
+        return {name: shape for name, shape in parameter_shapes(config).items() if is_needed(name, streams)}
     model = without_values(LTX2VideoTransformer3DModel, replace(config, num_layers=1))
     first = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     block = {name.removeprefix(FIRST_BLOCK): shape for name, shape in first.items() if name.startswith(FIRST_BLOCK)}
@@ -190,10 +213,23 @@ def parameter_shapes(config: TransformerConfig) -> Shapes:
     }
 
 
-def without_values(kind: type[Built], config: TransformerConfig, conventions: Conventions = DIFFUSERS) -> Built:
-    """Build a model on the meta device, where its parameters have shapes but no values."""
+def without_values(
+    kind: type[Built],
+    config: TransformerConfig,
+    conventions: Conventions = DIFFUSERS,
+    streams: tuple[str, ...] = STREAMS,
+) -> Built:
+    """Build a model on the meta device, where its parameters have shapes but no values.
+
+    A model of one stream has None in place of the parameters that it never uses.
+    """
     with torch.device("meta"), WithoutValues():
-        return kind(config, conventions)
+        model = kind(config, conventions)
+    for path, module in model.named_modules():
+        for leaf in list(module._parameters):
+            if not is_needed(f"{path}.{leaf}".lstrip("."), streams):
+                setattr(module, leaf, None)
+    return model
 
 
 class WithoutValues(TorchFunctionMode):

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from .header import parse_json
 from .sayings import QUANTISER
 from .source import CheckpointFiles
 from .storage import CheckpointError
+from .streams import STREAMS, is_needed, streams_of
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
 # The fields that tell the releases apart. Keyframes do not: one published file of 2.5 has none.
@@ -54,6 +55,8 @@ PRESENCE = {
 }
 # In the releases that modulate text, this tensor is present if use_prompt_adaln_single is true.
 PROMPT_ADALN = "prompt_adaln.linear.weight"
+# The fields above that are decided by a tensor of video, although audio has one like it.
+OF_BOTH_STREAMS = ("caption_channels", "use_prompt_embeddings", "use_prompt_adaln_single")
 # For each config field, a table that has 9 rows instead of 6 if the field is true.
 NINE_ROWS = {
     "cross_attn_mod": "transformer_blocks.*.scale_shift_table",
@@ -150,23 +153,32 @@ def lightricks(config: Mapping[str, Any], origin: str, notes: list[str]) -> tupl
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Return every config field that the shapes decide.
 
-    `shapes` are those of the unpacked tensors, by the parameters' names in the model.
+    `shapes` are those of the unpacked tensors, by the parameters' names in the model. Those of one stream alone decide
+    nothing about the other one.
     """
+    streams = streams_of(shapes) or STREAMS
     blocks = {match[1] for name in shapes if (match := BLOCK_NAME.match(name))}
     alike: dict[str, Counter[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         alike.setdefault(any_block(name), Counter())[shape] += 1
     most = {name: counter.most_common(1)[0][0] for name, counter in alike.items()}
     facts: dict[str, Any] = {"num_layers": len(blocks)} if blocks else {}
-    facts |= {field: most[name][axis] for field, (name, axis) in LENGTHS.items() if len(most.get(name, ())) == 2}
-    facts |= {field: name in most for field, name in PRESENCE.items()}
+    lengths = {field: (witness(field, name, streams), axis) for field, (name, axis) in LENGTHS.items()}
+    facts |= {field: most[name][axis] for field, (name, axis) in lengths.items() if len(most.get(name, ())) == 2}
+    presence = {field: witness(field, name, streams) for field, name in PRESENCE.items()}
+    facts |= {field: name in most for field, name in presence.items() if is_needed(name, streams)}
     facts |= {field: most[name][0] == 9 for field, name in NINE_ROWS.items() if most.get(name)}
     if facts.get("cross_attn_mod") or facts.get("audio_cross_attn_mod"):
-        facts["use_prompt_adaln_single"] = PROMPT_ADALN in most
+        facts["use_prompt_adaln_single"] = witness("use_prompt_adaln_single", PROMPT_ADALN, streams) in most
     for stream, heads in (("", "num_attention_heads"), ("audio_", "audio_num_attention_heads")):
         if facts.get(heads) and f"{stream}cross_attention_dim" in facts:
             facts[f"{stream}attention_head_dim"] = facts[f"{stream}cross_attention_dim"] // facts[heads]
     return facts
+
+
+def witness(field: str, name: str, streams: Sequence[str]) -> str:
+    """Return the tensor that decides a field of both streams: audio's own if there is no video, or else video's."""
+    return f"audio_{name}" if field in OF_BOTH_STREAMS and "video" not in streams else name
 
 
 def any_block(name: str) -> str:
@@ -180,7 +192,7 @@ def presumed(measured: Mapping[str, Any]) -> TransformerConfig:
 
     Models without gates do not show their number of heads, so they keep the published one.
     """
-    release = "2.0" if measured["use_prompt_embeddings"] else "2.3" if measured["ff_bias"] else "2.5"
+    release = "2.0" if measured["use_prompt_embeddings"] else "2.3" if measured.get("ff_bias", True) else "2.5"
     return RELEASES[release]
 
 

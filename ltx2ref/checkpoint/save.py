@@ -57,7 +57,7 @@ def save(
     `ConfigError` for a config that the dialect cannot express.
     """
     limit, state = checked_limit(Path(path), dialect, max_shard_size), model.state_dict()
-    wanted = {name: str(list(shape)) for name, shape in parameter_shapes(model.config).items()}
+    wanted = {name: str(list(shape)) for name, shape in parameter_shapes(model.config, model.streams).items()}
     has = {
         name: str(list(x.shape) if x.dtype in STORED and not x.is_meta else f"{x.dtype} on {x.device}")
         for name, x in state.items()

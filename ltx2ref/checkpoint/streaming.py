@@ -23,6 +23,7 @@ from .lora import merged_into
 from .match import without_values
 from .quantised import Nibbles, ScaleOrder
 from .storage import require_unchanged
+from .streams import StreamName
 
 BLOCKS_PREFIX = "transformer_blocks."
 Room = dict[str, nn.Parameter]  # the memory of one block, by its parameters' names inside the block
@@ -39,6 +40,7 @@ def stream(
     scales: ScaleOrder | None = None,
     prefix: str | None = None,
     variant: str | None = None,
+    streams: StreamName | None = None,
     lora: Sequence[tuple[str | Path, float]] = (),
     conventions: Conventions = DIFFUSERS,
 ) -> "StreamedTransformer":
@@ -51,7 +53,8 @@ def stream(
     The model runs one forward at a time. A forward that needs gradients raises `RuntimeError`. Deep copies of the
     model, and the model after `double()`, are streamed as well.
     """
-    recipe = prepare(path, dtype, ReadingOptions(config, nibbles, scales, prefix, variant), lora, conventions)
+    options = ReadingOptions(config, nibbles, scales, prefix, variant, streams)
+    recipe = prepare(path, dtype, options, lora, conventions)
     outside = {
         name: torch.empty(weight.shape, dtype=recipe.dtype, device=device)
         for name, weight in recipe.plan.weights.items()
@@ -96,7 +99,8 @@ def assemble_streamed(
     outside: dict[str, Tensor], reader: "BlockReader", conventions: Conventions
 ) -> StreamedTransformer:
     """Build the model from its weights outside the blocks, and put the reader's hooks on the blocks."""
-    model = without_values(StreamedTransformer, reader.recipe.plan.config, conventions).requires_grad_(False)
+    plan = reader.recipe.plan
+    model = without_values(StreamedTransformer, plan.config, conventions, plan.streams).requires_grad_(False)
     nn.Module.load_state_dict(model, outside, strict=False, assign=True)
     model.reader = reader
     for i, block in enumerate(model.transformer_blocks):

@@ -70,6 +70,11 @@ def add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument("--variant", metavar="NAME", help="which checkpoint of a folder: fp16 or so")
 
 
+def add_streams(command: argparse.ArgumentParser) -> None:
+    """Add the option that chooses one stream of a model."""
+    command.add_argument("--streams", choices=["video", "audio"], help="one of them alone; default: all that there are")
+
+
 def add_list(command: argparse.ArgumentParser) -> None:
     """Add the option that lists cases."""
     command.add_argument("--list", action="store_true", help="print the names of the cases and run none")

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, DTYPES, add_command, add_source, sigterm_raises
+from .command import DONE, DTYPES, add_command, add_source, add_streams, sigterm_raises
 from .output import print_json, print_line
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add_convert(commands: Any) -> None:
     command.add_argument("source", metavar="SRC", help="a .safetensors or .gguf file, or a folder")
     command.add_argument("destination", metavar="DST", help="a new folder for diffusers, a new file for lightricks")
     add_source(command)
+    add_streams(command)
     command.add_argument("--to", required=True, choices=["diffusers", "lightricks"], help="the dialect of DST")
     command.add_argument("--dtype", choices=DTYPES, help="of all tensors; default: as they are")
     command.add_argument("--max-shard-size", metavar="SIZE", help="for diffusers: 5GB or so; default: one file")
@@ -58,6 +59,7 @@ def run_convert(options: argparse.Namespace) -> int:
             max_shard_size=options.max_shard_size,
             prefix=options.prefix,
             variant=options.variant,
+            streams=options.streams,
         )
     if options.json:
         print_json(report._asdict())

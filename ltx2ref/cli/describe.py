@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, RELEASE_NAMES, add_command
+from .command import DONE, RELEASE_NAMES, add_command, add_streams
 from .output import Column, print_json, print_table
 
 if TYPE_CHECKING:
+    from ..checkpoint.streams import StreamName
     from ..config import TransformerConfig
     from ..describe import Architecture, Lengths
 
@@ -52,6 +53,7 @@ def add_describe(commands: Any) -> None:
     command.add_argument("--text", type=int, default=1024, metavar="TOKENS", help="default: 1024")
     command.add_argument("--batch", type=int, default=1, help="default: 1")
     command.add_argument("--tokens", type=int, nargs=3, metavar=("VIDEO", "AUDIO", "TEXT"), help="in place of sizes")
+    add_streams(command)
     command.add_argument(
         "--dtype", choices=["float64", "float32", "bfloat16", "float16"], default="bfloat16", help="default: bfloat16"
     )
@@ -63,32 +65,35 @@ def run_describe(options: argparse.Namespace) -> int:
 
     from ..describe import describe
 
-    config = config_named(options.what)
+    config, streams = named(options.what)
     n = lengths_of(config, options)
-    described = describe(config, n, getattr(torch, options.dtype))
+    described = describe(config, n, getattr(torch, options.dtype), options.streams or streams)
     if options.json:
-        print_json(asdict(described) | {"lengths": n._asdict()})
+        print_json(asdict(described) | {"lengths": described.lengths._asdict()})
     else:
         print_architecture(options.what, described)
     return DONE
 
 
-def config_named(what: str) -> "TransformerConfig":
-    """Return the config of a release, a checkpoint or a config.json. Raises `ValueError` if `what` is none of these."""
+def named(what: str) -> "tuple[TransformerConfig, StreamName | None]":
+    """Return the config of a release, a checkpoint or a config.json, and the only stream of a checkpoint with one.
+
+    Raises `ValueError` if `what` is none of these.
+    """
     from ..checkpoint.match import make_plan
     from ..checkpoint.resolve_config import RELEASES
     from ..checkpoint.source import read_json
     from ..config import TransformerConfig
 
     if what in RELEASES:
-        return RELEASES[what]
+        return RELEASES[what], None
     if not Path(what).exists():
         raise ValueError(f"{what}: expected one of the releases {', '.join(RELEASES)}, or a file or folder")
     if what.endswith(".json"):
-        return TransformerConfig.from_diffusers(read_json(Path(what)))
+        return TransformerConfig.from_diffusers(read_json(Path(what))), None
     plan = make_plan(what)
     plan.check()
-    return plan.config
+    return plan.config, plan.streams[0] if len(plan.streams) == 1 else None
 
 
 def lengths_of(config: "TransformerConfig", o: argparse.Namespace) -> "Lengths":
@@ -104,8 +109,9 @@ def print_architecture(what: str, d: "Architecture") -> None:
     """Print the sizes, the total costs, and a table of the steps."""
     v, a, n = d.config.video, d.config.audio, d.lengths
     print(f"{what}: {d.config.num_layers} blocks")
-    print(f"  video {v.dim:,} wide, {v.num_heads} heads of {v.head_dim}")
-    print(f"  audio {a.dim:,} wide, {a.num_heads} heads of {a.head_dim}")
+    for stream, sizes in (("video", v), ("audio", a)):
+        if stream in d.streams:
+            print(f"  {stream} {sizes.dim:,} wide, {sizes.num_heads} heads of {sizes.head_dim}")
     print(f"  {d.parameters:,} parameters, {gib(d.weight_bytes)} in {d.dtype}")
     print(f"one forward: {d.flops / 1e12:,.4g} TFLOP, {gib(d.activation_bytes)} of activations")
     print(f"  {n.video:,} video, {n.audio:,} audio and {n.text:,} text tokens in a batch of {n.batch}\n")
@@ -117,7 +123,7 @@ def print_architecture(what: str, d: "Architecture") -> None:
             Column("share", [f"{row.parameters / d.parameters:.1%}" for row in d.rows], joined=True),
             Column("TFLOP", [f"{row.flops / 1e12:,.3f}" for row in d.rows]),
             Column("share", [f"{row.flops / d.flops:.1%}" for row in d.rows], joined=True),
-            Column("GiB", [held(d, row.step) if row.stream == "video" else "" for row in d.rows]),
+            Column("GiB", [held(d, row.step) if row.stream == d.streams[0] else "" for row in d.rows]),
             Column("matrices, in x out", [", ".join(row.matrices) for row in d.rows]),
         ],
         keys=2,

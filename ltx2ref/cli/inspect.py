@@ -77,7 +77,7 @@ def print_descriptions(found: "Sequence[Description]") -> None:
     print_table(
         [
             Column("file", [Path(d.path).name for d in found]),
-            Column("kind", [f"{d.kind} {d.release or ''}".strip() for d in found]),
+            Column("kind", [f"{d.kind} {d.release or ''}".strip() + only_stream(d) for d in found]),
             Column("formats", [", ".join(dict.fromkeys(row["format"] for row in d.formats)) for d in found]),
             Column("tensors", [f"{d.tensors:,}" for d in found]),
             Column("bytes", [f"{d.bytes:,}" for d in found]),
@@ -92,9 +92,14 @@ def print_descriptions(found: "Sequence[Description]") -> None:
             print_line(f"{Path(d.path).name}: {len(d.stats)} tensors stand out; inspect the file alone for their names")
 
 
+def only_stream(d: "Description") -> str:
+    """Return in words which stream a transformer has, if it has only one."""
+    return f", {d.streams[0]} stream only" if len(d.streams) == 1 else ""
+
+
 def print_description(d: "Description") -> None:
     """Print everything that is known about a checkpoint."""
-    print_line(f"{d.path}: {d.kind}{f', release {d.release}' if d.release else ''}")
+    print_line(f"{d.path}: {d.kind}{only_stream(d)}{f', release {d.release}' if d.release else ''}")
     size = f"{d.bytes:,} bytes in {d.files} {d.container} file{'s' * (d.files > 1)}"
     print_line(f"  {size}, {d.tensors:,} tensors; metadata: {', '.join(d.metadata) or 'none'}")
     if d.kind == "transformer":

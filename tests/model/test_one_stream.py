@@ -5,10 +5,12 @@ pytest tests/model/test_one_stream.py
 
 import contextlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from mutants import ABSENT, patched
 from tiny import Inputs, random_inputs, random_model, tiny_config, without
 from torch import Tensor, nn
 
@@ -113,15 +115,30 @@ def own(stream: str, name: str) -> bool:
     return not layer.startswith(EXCHANGE) and layer.startswith("audio") == (stream == "audio")
 
 
-@releases
-@streams
-def test_only_the_streams_own_layers_are_called(release: str, stream: str) -> None:
-    model = random_model(tiny_config(release))
-    inputs = random_inputs(model.config, per_token=True, use_cross_timestep=True)
+def assert_only_own_layers(model: Any, stream: str, inputs: Inputs) -> None:
     alone = called(model, only(stream, inputs))
     assert alone and all(own(stream, name) for name in alone)
     isolated = called(model, inputs | {"isolate_modalities": True})
     assert sorted(alone) == sorted(name for name in isolated if own(stream, name))
+
+
+@releases
+@streams
+def test_only_the_streams_own_layers_are_called(release: str, stream: str) -> None:
+    model = random_model(tiny_config(release))
+    assert_only_own_layers(model, stream, random_inputs(model.config, per_token=True, use_cross_timestep=True))
+
+
+@streams
+@pytest.mark.parametrize(("mutant", "check"), [("exchanged", assert_isolated), ("embedded", assert_only_own_layers)])
+def test_a_stream_that_is_exchanged_with_nothing_or_given_the_absent_ones_noise_level_is_noticed(
+    mutant: str, check: Callable[..., None], stream: str
+) -> None:
+    model = random_model(tiny_config("2.3"))
+    inputs = random_inputs(model.config)
+    check(model, stream, inputs)
+    with patched(ABSENT[mutant]()), pytest.raises(AssertionError):
+        check(model, stream, inputs)
 
 
 @releases

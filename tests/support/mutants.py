@@ -28,8 +28,9 @@ import ltx2ref.rope
 from ltx2ref import LTX2VideoTransformer3DModel as Model
 from ltx2ref import load
 from ltx2ref.block import StreamLayer
-from ltx2ref.checkpoint import decoders
+from ltx2ref.checkpoint import decoders, match
 from ltx2ref.checkpoint.quantised import FORMATS
+from ltx2ref.checkpoint.streams import needs
 from ltx2ref.modulation import EPS, modulate, rms_norm, rows
 from ltx2ref.rope import Rope, rotation
 from ltx2ref.sizes import StreamSizes
@@ -381,6 +382,37 @@ def _(folder: Path, seed: int) -> Loaded:
     with patch.object(decoders, "hadamard", lambda size: size**0.5 * torch.eye(size)):
         wrong = load(path)
     return load(path), wrong
+
+
+# ---------------------------------------------------------------- bugs of an absent stream
+right_alone = StreamLayer.alone
+
+
+def exchanged_with_nothing(self: StreamLayer, x: Tensor, c: Any, keep: Tensor | None) -> Tensor:
+    """Let a stream whose other one is absent attend to no keys: that adds the bias of the last layer, times a gate."""
+    if c is None or c.exchange_offsets.shape[1] > 0:
+        return right_alone(self, x, c, keep)
+    x = self.text_attention(self.self_attention(x, c, keep), c)
+    nothing = x.new_zeros(len(x), 0, self.exchange_attn.to_k.in_features)
+    x = x + self.exchange_table[4] * self.exchange_attn(rms_norm(x), nothing)
+    return self.feed_forward(x, c)
+
+
+def levels_of_nothing(own: Any, other: Any, exchange: str) -> tuple[Tensor, Tensor]:
+    """Embed a noise level of the absent stream for the exchange of the one that is there."""
+    level = torch.full((len(own.latent), 1), 500.0)
+    return level, level
+
+
+def needed_with_the_exchange(name: str, streams: Iterable[str]) -> bool:
+    return any(stream in needs(name) for stream in streams)
+
+
+ABSENT: dict[str, Callable[[], list[Patch]]] = {
+    "exchanged": lambda: [patch.object(StreamLayer, "alone", exchanged_with_nothing)],
+    "embedded": lambda: [patch.object(ltx2ref.interface, "exchange_levels", levels_of_nothing)],
+    "exchange-loaded": lambda: [patch.object(match, "is_needed", needed_with_the_exchange)],
+}
 
 
 # ---------------------------------------------------------------- where each shows, and the hints that name it

@@ -89,15 +89,15 @@ def run_ltx_core(model: LTXCore, inputs: Arguments) -> tuple[Tensor, Tensor]:
     """
     _check_ltx_core_inputs(inputs)
     kwargs = inputs.get("attention_kwargs") or {}
-    latents = inputs["hidden_states"], inputs["audio_hidden_states"]
-    video, audio = (
-        _modality(inputs, model.config, side, mask) if latent.shape[1] else None
-        for latent, side, mask in zip(latents, ("", "audio_"), (kwargs.get("video_self_attention_mask"), None))
+    video = _modality(inputs, model.config, "", kwargs.get("video_self_attention_mask"))
+    audio = _modality(inputs, model.config, "audio_", None)
+    found_video, found_audio = model.model(video, audio, _perturbations(inputs))
+    # It returns None for an absent stream.
+    pair = (
+        inputs["hidden_states"] if video is None else found_video,
+        inputs["audio_hidden_states"] if audio is None else found_audio,
     )
-    found = model.model(video, audio, _perturbations(inputs))
-    # It returns None for a stream that is absent.
-    filled = [latent if x is None else x for x, latent in zip(found, latents, strict=True)]
-    out_video, out_audio = returned(filled).values()
+    out_video, out_audio = returned(pair).values()
     return out_video, out_audio
 
 
@@ -186,9 +186,11 @@ def _check_ltx_core_inputs(inputs: Arguments) -> None:
         raise Unsupported("ltx-core 1.0.0 has no video_keyframes_mask")
 
 
-def _modality(inputs: Arguments, config: Config, side: str, attention_mask: Tensor | None) -> Modality:
-    """Return the input of one stream; `side` is the prefix of its arguments."""
+def _modality(inputs: Arguments, config: Config, side: str, attention_mask: Tensor | None) -> Modality | None:
+    """Return the input of one stream, or None if it is absent; `side` is the prefix of its arguments."""
     latent = inputs[f"{side}hidden_states"]
+    if latent.shape[1] == 0:
+        return None
     timestep, sigma = (_own(inputs, side, name) for name in ("timestep", "sigma"))
     multiplier = config["timestep_scale_multiplier"]
     return Modality(
