@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .checkpoint.match import Shapes, parameter_shapes
-from .checkpoint.streams import STREAMS, StreamName, require_streams
+from .checkpoint.streams import BOTH_STREAMS, StreamName, require_streams
 from .config import TransformerConfig
 from .interface import LTX2VideoTransformer3DModel
 
@@ -122,8 +122,8 @@ def describe(
         if n < 1:
             raise ValueError(f"{name}: expected a positive number, got {n}")
     require_streams(streams)
-    present = STREAMS if streams is None else (streams,)
-    lengths = lengths._replace(**{stream: 0 for stream in STREAMS if stream not in present})
+    present = BOTH_STREAMS if streams is None else (streams,)
+    lengths = lengths._replace(**{stream: 0 for stream in BOTH_STREAMS if stream not in present})
     shapes = parameter_shapes(config, present)
     rows = [
         row

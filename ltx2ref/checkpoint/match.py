@@ -19,7 +19,7 @@ from .sayings import DATA, Stated, read_sayings
 from .settle import settle_facts
 from .source import CheckpointFiles, open_source
 from .storage import CheckpointError, Stored
-from .streams import STREAMS, StreamName, is_needed, require_streams, streams_of
+from .streams import BOTH_STREAMS, StreamName, is_needed, require_streams, streams_of
 
 SCALE = "_scale"  # suffix of a tensor that is the scale of another one
 FILE_MARKER = "scaled_fp8"  # a tensor of old ComfyUI files, named after the prefix: float8 weights have scales
@@ -99,9 +99,9 @@ def chosen_streams(
 ) -> tuple[StreamName, ...]:
     """Return the streams to be read: the one that is wanted, or all that have tensors of their own."""
     require_streams(wanted)
-    present = streams_of(names) or STREAMS
+    present = streams_of(names) or BOTH_STREAMS
     if wanted is None:
-        if present != STREAMS:
+        if present != BOTH_STREAMS:
             notes.append(f"{present[0]} stream only: every call of the model has to leave the other one out")
         return present
     if wanted not in present:
@@ -200,9 +200,9 @@ def spellings_of(name: str) -> list[str]:
 
 
 @cache
-def parameter_shapes(config: TransformerConfig, streams: tuple[str, ...] = STREAMS) -> Shapes:
+def parameter_shapes(config: TransformerConfig, streams: tuple[str, ...] = BOTH_STREAMS) -> Shapes:
     """Return the shapes of all parameters by name, or of those of one stream. All blocks are alike: one is built."""
-    if streams != STREAMS:
+    if streams != BOTH_STREAMS:
         return {name: shape for name, shape in parameter_shapes(config).items() if is_needed(name, streams)}
     model = without_values(LTX2VideoTransformer3DModel, replace(config, num_layers=1))
     first = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -217,7 +217,7 @@ def without_values(
     kind: type[Built],
     config: TransformerConfig,
     conventions: Conventions = DIFFUSERS,
-    streams: tuple[str, ...] = STREAMS,
+    streams: tuple[str, ...] = BOTH_STREAMS,
 ) -> Built:
     """Build a model on the meta device, where its parameters have shapes but no values.
 

@@ -13,7 +13,7 @@ from .header import parse_json
 from .sayings import QUANTISER
 from .source import CheckpointFiles
 from .storage import CheckpointError
-from .streams import STREAMS, is_needed, streams_of
+from .streams import BOTH_STREAMS, is_needed, streams_of
 
 RELEASES = {"2.0": LTX_2_0, "2.3": LTX_2_3, "2.5": LTX_2_5}
 # The fields that tell the releases apart. Keyframes do not: one published file of 2.5 has none.
@@ -156,7 +156,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     `shapes` are those of the unpacked tensors, by the parameters' names in the model. Those of one stream alone decide
     nothing about the other one.
     """
-    streams = streams_of(shapes) or STREAMS
+    streams = streams_of(shapes) or BOTH_STREAMS
     blocks = {match[1] for name in shapes if (match := BLOCK_NAME.match(name))}
     alike: dict[str, Counter[tuple[int, ...]]] = {}
     for name, shape in shapes.items():

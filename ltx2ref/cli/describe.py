@@ -65,7 +65,7 @@ def run_describe(options: argparse.Namespace) -> int:
 
     from ..describe import describe
 
-    config, streams = named(options.what)
+    config, streams = config_and_stream(options.what)
     n = lengths_of(config, options)
     described = describe(config, n, getattr(torch, options.dtype), options.streams or streams)
     if options.json:
@@ -75,7 +75,7 @@ def run_describe(options: argparse.Namespace) -> int:
     return DONE
 
 
-def named(what: str) -> "tuple[TransformerConfig, StreamName | None]":
+def config_and_stream(what: str) -> "tuple[TransformerConfig, StreamName | None]":
     """Return the config of a release, a checkpoint or a config.json, and the only stream of a checkpoint with one.
 
     Raises `ValueError` if `what` is none of these.
