@@ -29,10 +29,11 @@ from ltx2ref import LTX_2_3, TransformerConfig
 from ltx2ref.checkpoint.manifest import manifest
 from ltx2ref.checkpoint.storage import TORCH
 from ltx2ref.checkpoint.streaming import BLOCKS_PREFIX, StreamedTransformer
-from ltx2ref.checkpoint.writer import TensorEntry, header, pieces, put
+from ltx2ref.checkpoint.writer import TensorEntry, header, pieces
 from ltx2ref.parity.audit import fingerprint
 from ltx2ref.parity.trace.sketch import sketch
 from ltx2ref.parity.trace.tracefile import save_trace
+from ltx2ref.whole import put
 
 EXAMPLES = """examples:
   python scripts/full_size.py DIR                          48 layers: 38 GB in DIR, 3 GB of memory

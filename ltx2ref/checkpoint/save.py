@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..config import TransformerConfig
 from ..interface import LTX2VideoTransformer3DModel
+from ..whole import put, require_new, staged
 from .match import parameter_shapes
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT, PREFIXES, Dialect
 from .quantised import CHUNK, PLAIN_DTYPES
 from .resolve_config import DIFFUSERS_CLASS
 from .storage import TORCH, CheckpointError, TensorFile, require_unchanged
-from .writer import TensorEntry, header, pieces, put, require_new, staged
+from .writer import TensorEntry, header, pieces, writing
 
 TARGETS = {
     DIFFUSERS_DIALECT: Dialect(DIFFUSERS_DIALECT, ""),
@@ -103,7 +104,8 @@ def checked_limit(path: Path, dialect: str, max_shard_size: int | str | None) ->
     if (path.suffix == ".safetensors") != (dialect == LIGHTRICKS_DIALECT):
         kind = "a folder" if dialect == DIFFUSERS_DIALECT else "a .safetensors file"
         raise CheckpointError(path, [f"expected the name of {kind}, because {dialect} is written as such"])
-    require_new(path)
+    with writing(path):
+        require_new(path)
     if max_shard_size is None:
         return None
     parsed = re.fullmatch(r"([0-9.]*[0-9]) ?([KMGT]B|)", str(max_shard_size).upper())
@@ -125,7 +127,7 @@ def write_contents(path: Path, contents: Contents, limit: int | None, sources: S
     sizes = [len(header(part, metadata)) + sum(entry.size for entry in part.values()) for part in parts]
     names = [FILE.format(f"-{i + 1:05d}-of-{len(parts):05d}" if len(parts) > 1 else "") for i in range(len(parts))]
     files = dict(zip([path.name] if single else names, parts, strict=True))
-    with staged(path, path.name if single else "") as folder:
+    with writing(path), staged(path, path.name if single else "") as folder:
         if sum(sizes) > (free := shutil.disk_usage(folder).free):
             raise CheckpointError(path, [f"needs {sum(sizes):,} bytes, but the disk has only {free:,} free"])
         for name, part in files.items():

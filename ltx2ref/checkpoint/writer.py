@@ -1,9 +1,6 @@
-"""Writing safetensors files piece by piece, and places on the disk that are filled as a whole or not at all."""
+"""Writing safetensors files piece by piece."""
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..progress import track
+from ..whole import EXISTS
 from .header import BITS
 from .storage import CheckpointError
 
@@ -59,74 +57,11 @@ def packed(tensors: Mapping[str, TensorEntry]) -> list[tuple[str, TensorEntry]]:
 
 
 @contextmanager
-def staged(path: Path, inside: str) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`. On success it, or the file `inside` it, is renamed to `path`.
-
-    If anything fails, nothing is left on the disk. Raises `CheckpointError` if the disk refuses.
-    """
-    with temporary_folder(path.parent, path) as folder:
-        yield folder
-        sync(folder)
-        require_new(path)
-        (folder / inside).rename(path)
-        sync(path.parent)
-
-
-@contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder, whose files are on success those of `path`, a new or empty folder.
-
-    If anything fails, no file is left on the disk. Raises `CheckpointError` if the disk refuses.
-    """
-    if not path.is_dir():
-        with staged(path, "") as folder:
-            yield folder
-        return
-    with temporary_folder(path, path) as folder:  # a folder that somebody stands in must not be replaced
-        yield folder
-        moved = [path / file.name for file in folder.iterdir()]
-        try:
-            for file in moved:
-                (folder / file.name).rename(file)
-        except BaseException:
-            for file in moved:
-                file.unlink(missing_ok=True)
-            raise
-        sync(path)
-
-
-@contextmanager
-def temporary_folder(parent: Path, path: Path) -> Iterator[Path]:
-    """Yield a hidden folder, which is removed in any case. Raises `CheckpointError` for `path` if the disk refuses."""
-    folder = parent / f".ltx2ref-{secrets.token_hex(4)}.partial"
+def writing(path: Path) -> Iterator[None]:
+    """Raise `CheckpointError` for `path` in place of an error of the system."""
     try:
-        folder.mkdir()
-        yield folder
+        yield
+    except FileExistsError as error:
+        raise CheckpointError(path, [EXISTS if error.strerror == EXISTS else f"cannot be written: {error}"]) from None
     except OSError as error:
         raise CheckpointError(path, [f"cannot be written: {error.strerror or error}"]) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def require_new(path: Path) -> None:
-    """Raise `CheckpointError` if `path` exists or its parent folder does not."""
-    if os.path.lexists(path):
-        raise CheckpointError(path, ["exists already and is not overwritten"])
-    if not path.parent.is_dir():
-        raise CheckpointError(path, [f"there is no folder {path.parent}"])
-
-
-def put(path: Path, content: Iterable[Piece]) -> None:
-    """Write a new file and wait until it is on the disk."""
-    with open(path, "xb") as file:
-        file.writelines(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk. Only POSIX systems can open a folder for that."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from .. import __version__
 from ..printable import printable_lines
 from .audit import add_audit
-from .command import BROKEN_PIPE, INTERRUPTED, UNCLEAR, layout
+from .command import BROKEN_PIPE, INTERRUPTED, UNCLEAR, layout, signals_interrupt
 from .compare import add_compare
 from .convert import add_convert
 from .describe import add_describe
@@ -33,12 +33,21 @@ exit status of every command:
   1    something is wrong: a difference beyond rounding, a damaged file
   2    undecided: unusable input, or something suspect or missing
   3    audit: the port raised an exception, or returned no tensors
+  129  the terminal was closed
   130  interrupted with Ctrl-C
-  141  whoever reads the output has stopped, as after `| head -1`"""
+  141  whoever reads the output has stopped, as after `| head -1`
+  143  terminated"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status (docs/command-line.md)."""
+    with signals_interrupt() as came:
+        status = guarded(arguments)
+    return 128 + came[0] if came else status
+
+
+def guarded(arguments: list[str] | None) -> int:
+    """Run one command and return its exit status, whatever becomes of standard output."""
     try:
         try:
             return run_command(arguments)

@@ -6,12 +6,12 @@ Names in help texts are literals, because importing the lists of them would impo
 import argparse
 import json
 import signal
-import sys
 import textwrap
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Exit statuses of all commands. docs/command-line.md has the table.
 DONE, WRONG, UNCLEAR, RAISED = 0, 1, 2, 3
 WORST_FIRST = (WRONG, RAISED, UNCLEAR)  # what was found to be wrong stays wrong, whatever raised elsewhere
-INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # 128 + the number of the signal: SIGINT, SIGPIPE, SIGTERM
+HUNG_UP, INTERRUPTED, BROKEN_PIPE, TERMINATED = 129, 130, 141, 143  # 128 + SIGHUP, SIGINT, SIGPIPE or SIGTERM
 
 RELEASE_NAMES = ("2.0", "2.3", "2.5")
 DTYPES = ("float32", "bfloat16", "float16")  # dtypes in which cases are recorded
@@ -146,13 +146,31 @@ def device_named(name: str) -> "torch.device":
 
 
 @contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM raise `SystemExit`, as Ctrl-C raises `KeyboardInterrupt`, so that nothing half-written is left."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+def signals_interrupt() -> Iterator[list[int]]:
+    """Make the signals that end a process interrupt it as Ctrl-C does, so that nothing half-written is left.
+
+    Yields a list that gets the signal. Later ones are ignored, since nothing must interrupt what cleans up. A signal
+    that is ignored already, as under nohup, or handled by somebody else, stays so.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        came.append(number)
+        raise KeyboardInterrupt
+
+    here = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only
+        here = []
+    before = [number for number in here if signal.getsignal(number) == signal.SIG_DFL]
     try:
-        yield
+        for number in before:
+            signal.signal(number, interrupt)
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def worst(statuses: Iterable[int]) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, DTYPES, add_command, add_source, add_streams, sigterm_raises
+from .command import DONE, DTYPES, add_command, add_source, add_streams
 from .output import print_json, print_line
 
 if TYPE_CHECKING:
@@ -50,17 +50,16 @@ def run_convert(options: argparse.Namespace) -> int:
 
     from ..checkpoint.convert import convert
 
-    with sigterm_raises():
-        report = convert(
-            options.source,
-            options.destination,
-            dialect=options.to,
-            dtype=getattr(torch, options.dtype) if options.dtype else None,
-            max_shard_size=options.max_shard_size,
-            prefix=options.prefix,
-            variant=options.variant,
-            streams=options.streams,
-        )
+    report = convert(
+        options.source,
+        options.destination,
+        dialect=options.to,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        max_shard_size=options.max_shard_size,
+        prefix=options.prefix,
+        variant=options.variant,
+        streams=options.streams,
+    )
     if options.json:
         print_json(report._asdict())
     else:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, KIT_LEVELS, add_command, add_list, add_page, add_partial, layout, required, sigterm_raises
+from .command import DONE, KIT_LEVELS, add_command, add_list, add_page, add_partial, layout, required
 from .output import print_json, print_line, print_names, print_text, write_page
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run_kit_export(options: argparse.Namespace) -> int:
     if options.list:
         return list_kit(options)
     required(options, "directory", "DIR")
-    with sigterm_raises(), threads(1):  # one thread is fastest for tensors this small
+    with threads(1):  # one thread is fastest for tensors this small
         kit = export(options.directory)
     if options.json:
         print_json(kit)

@@ -127,9 +127,11 @@ def page_path(path: str) -> str:
 def write_page(path: str, report: "Report") -> None:
     """Write a report as an HTML page. Raises `ValueError` if the file cannot be written."""
     from ..parity.report.html import html
+    from ..whole import replacing
 
     try:
-        Path(path).write_text(html(report), encoding="utf-8")
+        with replacing(Path(path)) as page:
+            page.write_text(html(report), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--html {path}: {error.strerror}") from None
 

@@ -179,6 +179,7 @@ def recorded_taps(model: "LTX2VideoTransformer3DModel", inputs: dict[str, Any], 
 def write_files(case: "Case | RealCase", dtype: "torch.dtype", folder: str) -> list[dict[str, Any]]:
     """Write the weights of a case, under diffusers' names, its inputs and its config, for a port in any language."""
     import json
+    import os
 
     import torch
     from safetensors.torch import save_file
@@ -186,14 +187,19 @@ def write_files(case: "Case | RealCase", dtype: "torch.dtype", folder: str) -> l
     from ..interface import DIFFUSERS
     from ..parity.run import cast
     from ..parity.trace.inputfile import save_inputs
+    from ..whole import temporary_folder
 
     inside = Path(folder)
     try:
         inside.mkdir(parents=True, exist_ok=True)
-        state = reference_model(case, dtype, DIFFUSERS, torch.device("cpu"), False).state_dict()
-        save_file(dict(state), inside / "weights.safetensors", {"format": "pt"})
-        save_inputs(inside / "inputs.safetensors", cast(case.inputs(), dtype))
-        (inside / "config.json").write_text(json.dumps(case.config.to_diffusers(), indent=1) + "\n", encoding="utf-8")
+        with temporary_folder(inside) as partial:
+            state = reference_model(case, dtype, DIFFUSERS, torch.device("cpu"), False).state_dict()
+            save_file(dict(state), partial / "weights.safetensors", {"format": "pt"})
+            save_inputs(partial / "inputs.safetensors", cast(case.inputs(), dtype))
+            config = json.dumps(case.config.to_diffusers(), indent=1) + "\n"
+            (partial / "config.json").write_text(config, encoding="utf-8")
+            for file in sorted(partial.iterdir()):
+                os.replace(file, inside / file.name)
     except OSError as error:
         raise ValueError(f"--files {folder}: {error.strerror or error}") from None
     what = {

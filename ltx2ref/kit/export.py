@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from ..checkpoint.writer import staged_folder
+from ..checkpoint.writer import writing
 from ..parity import record
 from ..parity.arithmetic import VERSION
 from ..parity.cases import Case
@@ -28,6 +28,7 @@ from ..parity.record import NATIVE_DTYPES
 from ..parity.trace.taps import Taps
 from ..parity.truth import FLOOR, SHARE, norm
 from ..progress import track
+from ..whole import make_parents, staged_folder, warn_of_leftovers
 from .cases import COMPONENTS, MODELS, Component
 from .recorded import RecordedModel
 
@@ -53,11 +54,13 @@ def export(directory: str | Path) -> dict[str, Any]:
     recording is missing, or differs from what this package's model computes under exact arithmetic.
     """
     folder = Path(directory)
+    warn_of_leftovers(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: expected a new or empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with staged_folder(folder) as partial:
-        return write_kit(partial)
+    with writing(folder):
+        make_parents(folder)
+        with staged_folder(folder) as partial:
+            return write_kit(partial)
 
 
 def write_kit(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import __version__
 from ..interface import LTX2VideoTransformer3DModel
 from ..printable import printable
+from ..whole import make_parents, staged
 from . import record
 from .audit import Setup, candidate_named, conventions_of
 from .cases import CASES, Inputs
@@ -146,11 +147,14 @@ def reproduce(report: Report, place: str, folder: Path, again: Again) -> Reprodu
 
 def write_folder(folder: Path, tensors: Mapping[str, Taps], texts: Mapping[str, str]) -> None:
     """Write files of tensors and of text to a new folder."""
-    folder.mkdir(parents=True)
-    for file, some in tensors.items():
-        save_file({x: y.cpu().clone(memory_format=torch.contiguous_format) for x, y in some.items()}, folder / file)
-    for file, text in texts.items():
-        (folder / file).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    make_parents(folder)
+    with staged(folder, "") as unfinished:
+        for file, some in tensors.items():
+            save_file(
+                {x: y.cpu().clone(memory_format=torch.contiguous_format) for x, y in some.items()}, unfinished / file
+            )
+        for file, text in texts.items():
+            (unfinished / file).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
 def require_new_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import keyword
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
+from ..whole import hidden, place, temporary_folder
 from .contents import (
     ORIGIN,
     PACKAGE,
@@ -280,26 +280,24 @@ def put_copy(
 def replace_folder(target: Path, contents: Files) -> None:
     """Write all files, or none if that fails, in place of the existing folder. Raises `ValueError` if that fails."""
     target = target.resolve()
-    token = secrets.token_hex(4)
-    partial, old = (target.with_name(f".{target.name}-{token}.{what}") for what in ("partial", "old"))
+    old = hidden(target.parent, "old")
     try:
-        for path, data in contents.items():
-            file = partial / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
-        try:
-            if target.exists():
-                target.rename(old)
-            partial.rename(target)
-        except BaseException:  # also Ctrl-C: the only copy of somebody's changes may be what was moved aside
-            if old.exists():
-                old.rename(target)
-            raise
+        with temporary_folder(target.parent) as folder:
+            for path, data in contents.items():
+                file = folder / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+            try:
+                if target.exists():
+                    target.rename(old)
+                place(folder, target)
+            except BaseException:  # also Ctrl-C: the only copy of somebody's changes may be what was moved aside
+                if old.exists():
+                    old.rename(target)
+                raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise ValueError(f"{target}: cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise ValueError(f"{target}: cannot be written: {error.strerror or error}") from None
 
 
 # ---------------------------------------------------------------- versions

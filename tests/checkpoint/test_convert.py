@@ -24,9 +24,8 @@ from tiny import RELEASES, random_model, tiny_config
 from torch import Tensor
 from writers import PREFIX, State, lightricks_metadata, original_name, prefixed
 
-from ltx2ref import CheckpointError, ConfigError, LTX2VideoTransformer3DModel, TransformerConfig, cli, load, save
+from ltx2ref import CheckpointError, ConfigError, LTX2VideoTransformer3DModel, TransformerConfig, cli, load, save, whole
 from ltx2ref.checkpoint import convert as converting
-from ltx2ref.checkpoint import writer
 from ltx2ref.checkpoint.convert import convert
 from ltx2ref.checkpoint.match import make_plan
 from ltx2ref.checkpoint.storage import TensorFile
@@ -507,7 +506,7 @@ def test_what_is_there_is_never_touched(
         expected.update(snapshot(tmp_path))
 
     if late:
-        monkeypatch.setattr(writer, "sync", occupy)  # happens before the destination is looked at again
+        monkeypatch.setattr(whole, "sync", occupy)  # happens before the destination is looked at again
     else:
         occupy()
         monkeypatch.setattr(converting, "make_plan", None)  # happens before any work
@@ -550,7 +549,7 @@ def test_a_disk_that_fills_up_is_an_error_that_says_so(tmp_path: Path, monkeypat
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writer.os, "fsync", full)
+    monkeypatch.setattr(whole.os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"b: cannot be written: No space left on device"):
         save(random_model(tiny_config("2.0")), tmp_path / "b")
     assert listing(tmp_path) == []

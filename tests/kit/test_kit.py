@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 import ltx2ref
-from ltx2ref import cli, exact
+from ltx2ref import cli, exact, whole
 from ltx2ref.kit import check as checking
 from ltx2ref.kit.cases import COMPONENTS, MASKED, MODELS, NEWEST, T2V
 from ltx2ref.kit.check import check_results
@@ -219,8 +219,8 @@ def first_case_and_then_a_signal():
     os.kill(os.getpid(), int(sys.argv[1]))
     yield {"file": "b.safetensors"}, {}
 export.everything = first_case_and_then_a_signal
-from ltx2ref.checkpoint import writer
-writer.secrets.token_hex = lambda size: "x"
+from ltx2ref import whole
+whole.secrets.token_hex = lambda size: "x"
 sys.exit(cli.main(["kit", "export", sys.argv[2]]))
 """
 
@@ -242,17 +242,17 @@ def test_an_interrupted_export_leaves_no_file(number: signal.Signals, there: boo
 def test_a_kit_that_cannot_be_put_in_its_place_leaves_no_file(
     there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, rename = tmp_path / "kit", Path.rename
+    folder, place = tmp_path / "kit", whole.place
     if there:
         folder.mkdir()
 
-    def refused(path: Path, target: Path) -> Path:
-        if path.name == "README.md" or path.suffix == ".partial":
+    def refused(path: Path, target: Path) -> None:
+        if path.name == "a.safetensors" or path.suffix == ".partial":
             raise OSError(errno.EACCES, "Permission denied")
-        return rename(path, target)
+        place(path, target)
 
     monkeypatch.setattr("ltx2ref.kit.export.everything", lambda: iter([({"file": "a.safetensors"}, {})]))
-    monkeypatch.setattr(Path, "rename", refused)
+    monkeypatch.setattr(whole, "place", refused)
     with pytest.raises(ValueError, match="kit: cannot be written: Permission denied"):
         export(folder)
     assert [*tmp_path.rglob("*")] == ([folder] if there else [])

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ...checkpoint.header import MAX_HEADER, parse_json, read_header
 from ...checkpoint.storage import require
-from ...checkpoint.writer import header, pieces, put
+from ...checkpoint.writer import header, pieces
 from ...interface import LTX2VideoTransformer3DModel
 from ...printable import printable
-from .tracefile import naming_file, of_tensor, read, replacing, to_json
+from ...whole import put, replacing
+from .tracefile import naming_file, of_tensor, read, to_json
 
 INPUTS_SCHEMA = 1
 INPUTS_KEY, NESTED = "inputs", "attention_kwargs"

@@ -11,9 +11,7 @@ key is optional, and so is everything in it except the schema:
 
 import json
 import math
-import os
 import re
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +23,8 @@ from torch import Tensor
 
 from ...checkpoint.header import MAX_HEADER, parse_json, read_header, whole
 from ...checkpoint.storage import TORCH, CheckpointError, Stored, TensorFile, require
-from ...checkpoint.writer import Piece, TensorEntry, header, pieces, put
+from ...checkpoint.writer import Piece, TensorEntry, header, pieces
+from ...whole import put, replacing
 from .sketch import BUCKETS, SPELLING, Sketch
 
 TRACE_SCHEMA = 1
@@ -210,20 +209,6 @@ def to_json(value: dict[str, Any]) -> str:
         return json.dumps(value, allow_nan=False, separators=(",", ":"), default=dict)
     except TypeError as error:
         raise ValueError(f"not JSON: {error}") from None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path in the same folder, for a file that replaces `path` at the end.
-
-    After an error nothing is left of it.
-    """
-    partial = path.with_name(f".ltx2ref-{secrets.token_hex(4)}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- reading
