@@ -138,8 +138,16 @@ RELEASE_OF = {
     "Lightricks/LTX-2.3-22b-LoRA-Cinemagraph": "2.3",
     "Lightricks/LTX-2.5": "2.5",
     "Lightricks/LTX-2.5-22b-IC-LoRA-Pixel-Spatial-Upscaler": "2.5",
+    "Lightricks/LTX-2.5-Pre-Trained": "2.5",
     "Comfy-Org/ltx-2.3": "2.3",
+    "DeepBeepMeep/LTX-2": "2.3",  # the file listed below; others there are of 2.0
     "Kijai/LTX2.3_comfy": "2.3",
+    "Kijai/LTXV2_comfy": "2.0",
+    "Winnougan/ltx-2.5-w4a8-convrot-int4-convrot-Winnougan-Blessing": "2.5",
+    "elismasilva/ltx2.3-image-comfyui": "2.3",
+    "rockerBOO/ltx-2.5-nvfp4-convrot": "2.5",
+    "silveroxides/LTX-2.3-Quants": "2.3",
+    "tsolful/LTX_2.5_INT4_W4A8_ConvRot": "2.5",
     "vonkaiser/LTX-2.5-FP8-NVFP4": "2.5",
 }
 
@@ -181,7 +189,8 @@ class File(NamedTuple):
     evidence: tuple[str, ...] = STATED
 
 
-# Files of known size that are not in checkpoints.json: repackages of the transformer by others, and LoRAs.
+# Files that are not in checkpoints.json: later ones of Lightricks', repackages of the transformer by others, and LoRAs.
+# Where a source states gigabytes alone, the number of bytes is unknown.
 OTHERS = (
     File(
         "Kijai/LTX2.3_comfy",
@@ -198,6 +207,65 @@ OTHERS = (
         sha256="b7a945ff24d65ad22c6977787c2e594e74df226e35f1f9dedb64be8fdbd6ffd8",
         format="mxfp8",
         contents="transformer",
+    ),
+    File(
+        "Lightricks/LTX-2.5-Pre-Trained",
+        "ltx-2.5-22b-pt-bf16.safetensors",
+        revision="290c9c49958def5c68b5acdf45aac55d314b3f61",
+        format="bf16",
+        contents="single-file",
+        note="before fine-tuning; 46.17 GB",
+    ),
+    *(
+        File(
+            "elismasilva/ltx2.3-image-comfyui",
+            f"ltx-2.3-13b-image-{kind}{suffix}.safetensors",
+            format=format,
+            note="images alone: without what only video and audio need",
+        )
+        for kind in ("dev", "distilled")
+        for suffix, format in (("", "bf16"), ("-convrot-int8", "int8 ConvRot"))
+    ),
+    File(
+        "DeepBeepMeep/LTX-2",
+        "ltx-2.3-22b-dev_diffusion_model_quanto_int8.safetensors",
+        bytes=19_447_662_547,
+        sha256="5fc8d83656cdabf93b79bfb8799ee1c84c8270c59a49caccd4f8d1a27c77f6ec",
+        format="quanto int8",
+    ),
+    File(
+        "rockerBOO/ltx-2.5-nvfp4-convrot",
+        "ltx-2.5-22b-distilled-transformer_nvfp4_convrot_int8.safetensors",
+        bytes=22_116_870_688,
+        format="nvfp4 + int8 ConvRot",
+    ),
+    File(
+        "Winnougan/ltx-2.5-w4a8-convrot-int4-convrot-Winnougan-Blessing",
+        "diffusion_models/ltx-2.5-22b-distilled-transformer-w4a8_convrot.safetensors",
+        format="W4A8 ConvRot",
+        note="11.7 GB",
+    ),
+    *(
+        File(
+            "tsolful/LTX_2.5_INT4_W4A8_ConvRot",
+            f"ltx-2.5-22b-{kind}-transformer_W4A8_Mixed.safetensors",
+            format="W4A8, mixed",
+            note="14.4 GB",
+        )
+        for kind in ("dev", "distilled")
+    ),
+    File(
+        "silveroxides/LTX-2.3-Quants",
+        "ltx-2.3-22b-distilled-mxfp8mixed.safetensors",
+        format="mxfp8, mixed",
+        note="29.7 GB",
+    ),
+    File(
+        "Kijai/LTXV2_comfy",
+        "loras/ltx-2-19b-distilled-lora_resized_dynamic_fro09_avg_rank_175_fp8.safetensors",
+        format="fp8",
+        contents="LoRA",
+        note="1.79 GB",
     ),
     File(
         "vonkaiser/LTX-2.5-FP8-NVFP4",

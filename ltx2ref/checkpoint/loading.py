@@ -151,6 +151,8 @@ def prepare(
     loras = [(read_lora(file, plan), strength) for file, strength in lora]
     for change, strength in loras:
         log.info("%s, strength %g", change, strength)
+        for note in change.notes:
+            log.warning("%s: %s", change.path, printable(note))
     return Recipe(plan, loras, dtype or linear_dtype(plan))
 
 

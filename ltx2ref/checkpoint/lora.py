@@ -1,79 +1,189 @@
-"""LoRAs: low-rank changes of Linear layers, matched to a model by name and added to its weights.
+"""LoRAs: changes of weights, matched to a model by name and added to them.
 
-All formats mean W' = W + strength * factor * B @ A. They differ in names and in the source of the factor:
+All formats mean W' = W + strength * factor * change. The tables below say how they spell names and what a change is
+made from: the product B @ A of two narrow matrices (LoRA), a Kronecker product (LoKr), or the difference itself. The
+factor is
 
-- a layer with an alpha tensor has factor = alpha / rank,
-- so has a file with PEFT's config in its metadata, where the config gives the alpha,
-- in all other files the factor is 1.
+- alpha / rank of a layer with an alpha tensor,
+- what PEFT's config says (adapter.py), if there is one,
+- 1 in all other files.
 
-The rank is that of the layer's own A. Published files limit it to the layer's width, whatever their metadata say.
+The rank is that of the layer's own tensors. Published files limit it to the layer's width, whatever their metadata say.
 """
 
 import math
-import re
-import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .header import parse_json, read_header
+from .adapter import Adapter, files_of, is_finite_number, read_adapter, unused_alphas
+from .header import read_header
 from .match import Plan, parameter_shapes
-from .names import DIFFUSERS_DIALECT, FOREIGN_INSIDE, OPENINGS, to_lightricks
-from .quantised import PLAIN_DTYPES, Weight
-from .storage import CheckpointError, Stored, TensorFile, require
+from .names import FOREIGN_INSIDE, OPENINGS, to_lightricks
+from .quantised import FP8, PLAIN_DTYPES, Weight
+from .storage import CheckpointError, Stored, TensorFile
 
-ADAPTER = "lora_adapter_metadata"  # the key of PEFT's config in the metadata
-ADAPTER_PREFIX = "transformer."  # in front of that config's keys, except as `save_lora_adapter` writes them
-KOHYA = "kohya"
-# How the names of each format begin. diffusers' `save_lora_adapter` writes the last one.
-LORA_FORMATS = {
-    "lightricks": ("diffusion_model.",),
-    "diffusers": ("transformer.",),
-    KOHYA: ("lora_unet_",),
-    "diffusers without prefix": tuple(
-        f"{name}."
-        for name in (
-            *OPENINGS[DIFFUSERS_DIALECT],
-            "transformer_blocks",
-            "proj_out",
-            "audio_proj_out",
-            "caption_projection",
-            "audio_caption_projection",
-        )
-    ),
+PEFT, KOHYA = "peft", "kohya"
+# What names begin with, and the format that this shows. A layer's name follows in either dialect. Longer ones are first
+# where one begins with another.
+LORA_PREFIXES = {
+    "base_model.model.diffusion_model.": PEFT,
+    "base_model.model.transformer.": PEFT,
+    "base_model.model.": PEFT,
+    "model.diffusion_model.": "lightricks",
+    "diffusion_model.": "lightricks",
+    "transformer.": "diffusers",
+    "lora_unet_model_": KOHYA,  # musubi-tuner's
+    "lora_unet_": KOHYA,
+    "lora_transformer_": KOHYA,
+    "lycoris_": KOHYA,
+    "": "without prefix",
 }
-PARTS = {  # suffixes after the name of a layer: A has shape (RANK, IN), B has shape (OUT, RANK)
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora_down.weight": "A",
-    ".lora_up.weight": "B",
-    ".alpha": "alpha",
-}
-# Tensors of other models that may share a file with the transformer's LoRA.
-SKIPPED = (
-    "text_embedding_projection.",
-    "diffusion_model.text_embedding_projection.",
-    "connectors.",
-    *(f"diffusion_model.{part}" for part in FOREIGN_INSIDE),
+UNDERSCORED = tuple(prefix for prefix, format in LORA_PREFIXES.items() if format == KOHYA)  # then dots are underscores
+# The first segments of layers' names, which show what a name without a prefix is.
+FIRST_SEGMENTS = tuple(
+    f"{segment}."
+    for segment in (
+        *(segment for segments in OPENINGS.values() for segment in segments),
+        "transformer_blocks",
+        "proj_out",
+        "audio_proj_out",
+        "caption_projection",
+        "audio_caption_projection",
+    )
 )
-LayerParts = dict[str, Stored]  # the tensors of one layer by "A", "B" and "alpha"
+# What follows the name of a layer, and which part of its change it is.
+PARTS = {
+    ".lora_A.weight": "A",
+    ".lora_A.default.weight": "A",
+    ".lora_down.weight": "A",
+    ".lora.down.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_B.default.weight": "B",
+    ".lora_up.weight": "B",
+    ".lora.up.weight": "B",
+    ".alpha": "alpha",
+    ".lokr_w1": "w1",
+    ".lokr_w1_a": "w1_a",
+    ".lokr_w1_b": "w1_b",
+    ".lokr_w2": "w2",
+    ".lokr_w2_a": "w2_a",
+    ".lokr_w2_b": "w2_b",
+    ".diff": "diff",
+    ".diff_b": "diff of the bias",
+}
+BIAS = "diff of the bias"  # the part that changes a bias; all others change the weight
+# Parts of other models after any prefix: the connectors, what is before them, and text encoders.
+FOREIGN_LAYERS = (
+    *FOREIGN_INSIDE,
+    "text_embedding_projection.",
+    "feature_extractor_linear.",
+    "connectors.",
+    "text_encoder.",
+)
+TEXT_ENCODERS = ("lora_te_", "lora_te1_", "lora_te2_")  # kohya's prefixes of them
+SKIPPED = (
+    tuple(
+        prefix + (part.replace(".", "_") if prefix in UNDERSCORED else part)
+        for prefix in LORA_PREFIXES
+        for part in FOREIGN_LAYERS
+    )
+    + TEXT_ENCODERS
+)
+NO_ALPHA = "its names are PEFT's, whose alpha is in adapter_config.json, and that is not beside it"
+FACTOR_DTYPES = (*PLAIN_DTYPES, *FP8)
+LayerParts = dict[str, Stored]  # the tensors of one parameter's change, by the values of `PARTS`
+
+
+def low_rank(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the product of the two narrow matrices of a LoRA."""
+    return parts["B"] @ parts["A"]
+
+
+def kronecker(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the Kronecker product of a LoKr, each side of which is whole or the product of two matrices."""
+    return torch.kron(
+        *(parts[side] if side in parts else parts[f"{side}_a"] @ parts[f"{side}_b"] for side in ("w1", "w2"))
+    )
+
+
+def whole_difference(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return a change that is stored whole."""
+    return next(iter(parts.values()))
+
+
+class Kind(NamedTuple):
+    """A way to store a change: its parts with their sizes, and what is computed from them."""
+
+    sizes: dict[str, str]  # by part: OUT and IN are the weight's, R is the rank; "" is the weight's whole shape
+    change: Callable[[Mapping[str, Tensor]], Tensor]
+
+    def __str__(self) -> str:
+        return " and ".join(self.sizes)
+
+    @property
+    def scaled(self) -> bool:
+        """Return whether an alpha may lie beside the parts."""
+        return any(self.sizes.values())
+
+    def fits(self, parts: LayerParts) -> bool:
+        """Return whether these are the parts of such a change."""
+        return self.sizes.keys() == parts.keys() - ({"alpha"} if self.scaled else set())
+
+    def rank(self, parts: LayerParts) -> int | None:
+        """Return the rank by which an alpha is divided, or None if an alpha has no effect."""
+        for part, letters in self.sizes.items():
+            if "R" in letters.split():
+                return parts[part].shape[letters.split().index("R")]
+        return None
+
+    def shapes(self, parts: LayerParts, whole: tuple[int, ...]) -> dict[str, list[tuple[int, ...]]]:
+        """Return the shapes that each part may have. The first part with a size decides the size.
+
+        OUT is O1 * O2, and IN is I1 * I2.
+        """
+        size = dict(zip(("OUT", "IN"), whole, strict=False))
+        result: dict[str, list[tuple[int, ...]]] = {"alpha": [(), (1,)]}
+        for part, letters in self.sizes.items():
+            for i, letter in enumerate(letters.split()):
+                size.setdefault(letter, max((1, *parts[part].shape[i : i + 1])))
+                if letter in ("O1", "I1"):
+                    product = size["OUT" if letter == "O1" else "IN"]
+                    size[letter] = math.gcd(product, size[letter])
+                    size[f"{letter[0]}2"] = product // size[letter]
+            result[part] = [tuple(size[letter] for letter in letters.split()) if letters else whole]
+        return result
+
+
+LEFT_SIDES = ({"w1": "O1 I1"}, {"w1_a": "O1 R", "w1_b": "R I1"})
+RIGHT_SIDES = ({"w2": "O2 I2"}, {"w2_a": "O2 R", "w2_b": "R I2"})
+KINDS = (
+    Kind({"A": "R IN", "B": "OUT R"}, low_rank),
+    *(Kind(left | right, kronecker) for left in LEFT_SIDES for right in RIGHT_SIDES),
+    Kind({"diff": ""}, whole_difference),
+    Kind({BIAS: ""}, whole_difference),
+)
 
 
 class Layer(NamedTuple):
-    """The change of one weight."""
+    """The change of one parameter."""
 
-    a: Stored
-    b: Stored
+    kind: Kind
+    parts: LayerParts
     factor: float
 
     @property
-    def rank(self) -> int:
-        """Return the rank of this layer's change."""
-        return self.a.shape[0]
+    def rank(self) -> int | None:
+        """Return the rank of this change, or None if it has none."""
+        return self.kind.rank(self.parts)
+
+    def change(self, dtype: torch.dtype) -> Tensor:
+        """Return the change without its factor, computed in a dtype."""
+        return self.kind.change({part: self.parts[part].tensor().to(dtype) for part in self.kind.sizes})
 
 
 class Lora(NamedTuple):
@@ -83,30 +193,26 @@ class Lora(NamedTuple):
     format: str
     layers: dict[str, Layer]  # by the parameters' names in the model
     skipped: dict[str, int]  # number of tensors that other models own, by prefix
+    alphas: str  # where they were found
+    notes: list[str]
 
     def __str__(self) -> str:
-        ranks = [layer.rank for layer in self.layers.values()]
+        ranks = [layer.rank for layer in self.layers.values() if layer.rank is not None]
         factors = [layer.factor for layer in self.layers.values()]
         skipped = ", ".join(f"{count} tensors of {prefix}*" for prefix, count in self.skipped.items()) or "nothing"
         return (
-            f"{self.path}: {self.format} LoRA, {len(self.layers)} layers, ranks {min(ranks)} to {max(ranks)}, "
-            f"factors {min(factors):g} to {max(factors):g}, skipped {skipped}"
+            f"{self.path}: {self.format} LoRA, {len(self.layers)} layers, "
+            f"{f'ranks {min(ranks)} to {max(ranks)}' if ranks else 'no ranks'}, "
+            f"factors {min(factors):g} to {max(factors):g} by {self.alphas}, skipped {skipped}"
         )
 
 
-class Adapter(NamedTuple):
-    """The part of PEFT's config that decides the factors of a LoRA."""
+class Found(NamedTuple):
+    """What the names of a file say of the change of one parameter."""
 
-    alpha: float
-    patterns: dict[str, float]  # alphas of single layers by the end of a name, or by "^" and the whole name
-    rank_stabilised: bool
-
-    def factor(self, layer: str, rank: int) -> float:
-        """Return the factor of a layer: alpha / rank, or alpha / sqrt(rank) if the LoRA is rank-stabilised."""
-        matching = (
-            alpha for end, alpha in self.patterns.items() if layer == end.removeprefix("^") or layer.endswith(f".{end}")
-        )
-        return next(matching, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
+    module: str  # the layer as the file spells it, without its prefix
+    flat: bool
+    parts: LayerParts
 
 
 def lora_format(names: Iterable[str]) -> str | None:
@@ -114,45 +220,48 @@ def lora_format(names: Iterable[str]) -> str | None:
 
     A mixture is named like "kohya and lightricks".
     """
-    factors = [name for name in names if layer_and_part(name)[1] in ("A", "B")]
-    return (
-        " and ".join(
-            sorted(
-                format
-                for format, openings in LORA_FORMATS.items()
-                if any(name.startswith(openings) for name in factors)
-            )
-        )
-        or None
-    )
+    found = set()
+    for name in names:
+        prefix = next(prefix for prefix in LORA_PREFIXES if name.startswith(prefix))
+        if layer_and_part(name)[1] not in ("", "alpha") and (prefix or name.startswith(FIRST_SEGMENTS)):
+            found.add(LORA_PREFIXES[prefix])
+    return " and ".join(sorted(found)) or None
 
 
 def read_lora(path: str | Path, plan: Plan) -> Lora:
-    """Read a LoRA for the model of a plan. What it has for a stream that is not read is left out.
+    """Read a LoRA for the model of a plan, from a file or from a folder of PEFT's.
+
+    What it has for a stream that is not read is checked as well, and left out.
 
     Raises `CheckpointError`, with all problems, unless every tensor of the file is understood and fits the model.
     """
-    file, tensors = read_header(Path(path))
-    own = [stored for stored in tensors.values() if not stored.name.startswith(SKIPPED)]
-    skipped = Counter(prefix for name in tensors for prefix in SKIPPED if name.startswith(prefix))
-    fitting, problems = match_layers(own, plan)
-    parts = {name: part for name, part in fitting.items() if name in plan.weights}
-    if fitting and not parts:
+    file, tensors = read_header(files_of(path))
+    skipped = Counter(owner for name in tensors if (owner := foreign(name)))
+    own = [stored for stored in tensors.values() if not foreign(stored.name)]
+    shapes = parameter_shapes(plan.config)
+    whole, problems = match_layers(own, shapes)
+    found = {name: it for name, it in whole.items() if name in plan.weights}
+    if whole and not found:
         problems.append(f"nothing in it is of the {' and '.join(plan.streams)} stream")
-    format = lora_format(stored.name for stored in own)
-    if format not in LORA_FORMATS:
+    format = lora_format(stored.name for stored in own) or ""
+    if not format or (KOHYA in format and format != KOHYA):
         problems.insert(0, f"names of several formats: {format}" if format else "no LoRA of the transformer in it")
-    problems += [problem for name in parts for problem in faults(plan.weights[name], parts[name])]
+    problems += [problem for name, it in whole.items() for problem in faults(name, shapes[name], it.parts)]
     raise_problems(file, problems)
-    adapter = read_adapter(file)
+    by_peft = format == PEFT or any(".default." in stored.name for stored in own)
+    adapter, origin = read_adapter(file, by_peft)
     layers = {
-        name: Layer(part["A"], part["B"], factor(name, part, format == KOHYA, adapter)) for name, part in parts.items()
+        name: Layer(kind, it.parts, factor(it, kind, adapter, origin))
+        for name, it in found.items()
+        if (kind := kind_of(it.parts))
     }
-    raise_problems(
-        file,
-        [f"{parts[name]['alpha']}: not finite" for name, layer in layers.items() if not math.isfinite(layer.factor)],
-    )
-    return Lora(file.path, str(format), layers, dict(skipped))
+    alphas = [layer.parts["alpha"] for layer in layers.values() if "alpha" in layer.parts]
+    ranks = [layer.rank for layer in layers.values() if layer.rank is not None]
+    unsaid = ranks and not adapter and not alphas
+    raise_problems(file, [NO_ALPHA] if unsaid and PEFT in format else [])
+    notes = unused_alphas(file.metadata, max(ranks)) if unsaid else []
+    where = " and ".join(filter(None, ["alpha tensors" if alphas else "", origin])) or "no alpha"
+    return Lora(file.path, format, layers, dict(skipped), where, notes)
 
 
 def require_strengths(files: Sequence[tuple[str | Path, float]]) -> None:
@@ -194,89 +303,98 @@ def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.d
     wide = torch.promote_types(dtype, torch.float32)
     result = weight.into(torch.empty(weight.shape, dtype=wide, device="cpu"))
     for layer, strength in changed:
-        delta = layer.b.tensor().to(wide) @ layer.a.tensor().to(wide)
-        result = delta.mul_(strength * layer.factor).add_(result)
+        result = layer.change(wide).mul_(strength * layer.factor).add_(result)
         if not result.isfinite().all():
-            raise CheckpointError(layer.a.file.path, [f"{layer.a.name}: the merged weight is not finite"])
+            first = layer.parts[next(iter(layer.kind.sizes))]
+            raise CheckpointError(first.file.path, [f"{first.name}: the merged weight is not finite"])
     return result.to(dtype)
 
 
+def foreign(name: str) -> str | None:
+    """Return the prefix that shows that a tensor belongs to another model, or None."""
+    return next((prefix for prefix in SKIPPED if name.startswith(prefix)), None)
+
+
 def layer_and_part(name: str) -> tuple[str, str]:
-    """Return the layer that a tensor belongs to and which part of its LoRA it is, or two empty strings."""
+    """Return the layer that a tensor belongs to and which part of its change it is, or two empty strings."""
     return next(
         ((name.removesuffix(ending), part) for ending, part in PARTS.items() if name.endswith(ending)), ("", "")
     )
 
 
-def spellings(layer: str) -> list[str]:
-    """Return the names that the formats use for a layer of the model.
-
-    Kohya's names come in either dialect, and musubi-tuner's have one more prefix.
-    """
-    theirs = to_lightricks(layer)
-    flat = [name.replace(".", "_") for name in (layer, theirs)]
-    return [
-        f"diffusion_model.{theirs}",
-        f"transformer.{layer}",
-        layer,
-        *(f"lora_unet_{wrapper}{name}" for wrapper in ("", "model_") for name in flat),
-    ]
+def spellings(layer: str) -> set[str]:
+    """Return the names of a layer: in both dialects, and without the 0 of `to_out.0`."""
+    names = {layer, to_lightricks(layer)}
+    return names | {name.removesuffix(".0") for name in names if name.endswith(".to_out.0")}
 
 
-def match_layers(tensors: Iterable[Stored], plan: Plan) -> tuple[dict[str, LayerParts], list[str]]:
-    """Return the LoRA tensors of each weight, by the weight's name in the model, and all problems with the names."""
-    weights = {
-        spelling: name
-        for name in parameter_shapes(plan.config)
-        if name.endswith(".weight")
-        for spelling in spellings(name.removesuffix(".weight"))
-    }
-    parts: dict[str, LayerParts] = {}
+def match_layers(tensors: Iterable[Stored], names: Collection[str]) -> tuple[dict[str, Found], list[str]]:
+    """Return what a LoRA has for each of the parameters of a model, and all problems with its names."""
+    layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+    dotted = {name: layer for layer in layers for name in spellings(layer)}
+    flat = {name.replace(".", "_"): layer for name, layer in dotted.items()}
+    found: dict[str, Found] = {}
     problems = []
     for stored in tensors:
-        layer, part = layer_and_part(stored.name)
+        whole, part = layer_and_part(stored.name)
+        matching = (
+            (prefix, module, known[module])
+            for prefix in LORA_PREFIXES
+            for known, module in [(flat if prefix in UNDERSCORED else dotted, whole.removeprefix(prefix))]
+            if whole.startswith(prefix) and module in known
+        )
+        prefix, module, layer = next(matching, ("", "", ""))
+        name = layer + (".bias" if part == BIAS else ".weight")
         if not part:
             problems.append(f"{stored}: not supported, a layer can have {', '.join(PARTS)}")
-        elif layer not in weights:
-            problems.append(f"{stored}: the model has no such layer")
-        elif parts.setdefault(weights[layer], {}).setdefault(part, stored) is not stored:
-            problems.append(f"{stored}: the same as {parts[weights[layer]][part].name}")
-    return parts, problems
+        elif name not in names:
+            problems.append(f"{stored}: the model has no such layer{' with a bias' * (layer != '')}")
+        else:
+            parts = found.setdefault(name, Found(module, prefix in UNDERSCORED, {})).parts
+            if parts.setdefault(part, stored) is not stored:
+                problems.append(f"{stored}: the same as {parts[part].name}")
+    return found, problems
 
 
-def faults(weight: Weight, parts: LayerParts) -> list[str]:
-    """Return what is wrong with the tensors of one layer, judged by their names, shapes and dtypes."""
-    if len(weight.shape) != 2:
-        return [f"{stored}: {weight.tensor.name} is not of a Linear layer" for stored in parts.values()]
-    if not {"A", "B"} <= parts.keys():
-        return [
-            f"{stored}: A and B belong together, but the layer has only {' and '.join(sorted(parts))}"
-            for stored in parts.values()
-        ]
-    (rows, columns), rank = weight.shape, max((1, *parts["A"].shape[:1]))
-    shapes: dict[str, list[tuple[int, ...]]] = {"A": [(rank, columns)], "B": [(rows, rank)], "alpha": [(), (1,)]}
+def kind_of(parts: LayerParts) -> Kind | None:
+    """Return the kind of change that has exactly these parts, or None."""
+    return next((kind for kind in KINDS if kind.fits(parts)), None)
+
+
+def faults(name: str, shape: tuple[int, ...], parts: LayerParts) -> list[str]:
+    """Return what is wrong with the tensors of one parameter's change, judged by names, shapes and dtypes."""
+    kind = kind_of(parts)
+    if len(shape) != 2 and not parts.keys() <= {"diff", BIAS}:
+        return [f"{stored}: {name} is not of a Linear layer" for stored in parts.values()]
+    if kind is None:
+        has, known = " and ".join(sorted(parts)), ", or ".join(map(str, KINDS))
+        return [f"{stored}: the layer has {has}; expected {known}" for stored in parts.values()]
+    shapes = kind.shapes(parts, shape)
     return [
-        f"{stored}: expected {' or '.join(str(list(shape)) for shape in shapes[part])}, {', '.join(PLAIN_DTYPES)}"
+        f"{stored}: expected {' or '.join(str(list(right)) for right in shapes[part])}, {', '.join(FACTOR_DTYPES)}"
         for part, stored in parts.items()
-        if stored.shape not in shapes[part] or stored.dtype not in PLAIN_DTYPES
+        if stored.shape not in shapes[part] or stored.dtype not in FACTOR_DTYPES
     ]
 
 
-def factor(name: str, parts: LayerParts, kohya: bool, adapter: Adapter | None) -> float:
-    """Return the factor of one layer: alpha / rank if the file has an alpha, or else 1.
+def factor(found: Found, kind: Kind, adapter: Adapter | None, origin: str) -> float:
+    """Return the factor of one change: alpha / rank if the file has an alpha, or else 1.
 
-    Raises `CheckpointError` if the layer's alpha tensor and PEFT's config disagree.
+    A LoKr whose sides are both whole has no rank, and the factor 1: trainers write an alpha there that means nothing.
+
+    Raises `CheckpointError` if the alpha is not finite, or disagrees with PEFT's config.
     """
-    rank = parts["A"].shape[0]
-    by_peft = adapter.factor(name.removesuffix(".weight"), rank) if adapter else 1.0
-    if "alpha" not in parts:
+    parts, rank = found.parts, kind.rank(found.parts)
+    by_peft = adapter.factor(found.module, rank) if adapter and rank and "A" in parts else 1.0
+    if rank is None or "alpha" not in parts:
         return by_peft
     alpha = parts["alpha"].tensor().double().item()
-    result = (alpha or rank) / rank if kohya else alpha / rank  # kohya's scripts take 0 to mean the rank
+    result = (alpha or rank) / rank if found.flat else alpha / rank  # kohya's scripts take 0 to mean the rank
+    if not math.isfinite(result):
+        raise_problems(parts["alpha"].file, [f"{parts['alpha']}: not finite"])
     if adapter and not math.isclose(result, by_peft, rel_tol=2**-8):  # alpha may be rounded to bfloat16
-        raise CheckpointError(
-            parts["alpha"].file.path, [f"{parts['alpha']} = {alpha}: a factor of {result}, but {by_peft} by {ADAPTER}"]
-        )
+        said = f"{parts['alpha']} = {alpha}: a factor of {result}, but {by_peft} by {origin}"
+        raise_problems(parts["alpha"].file, [said])
     return result
 
 
@@ -284,52 +402,3 @@ def raise_problems(file: TensorFile, problems: Sequence[str]) -> None:
     """Raise `CheckpointError` if there are problems."""
     if problems:
         raise CheckpointError(file.path, problems)
-
-
-# PEFT's config is in the metadata of the files that diffusers writes. They have the alpha nowhere else.
-
-
-def read_adapter(file: TensorFile) -> Adapter | None:
-    """Return PEFT's config from the metadata, or None if there is none.
-
-    Raises `CheckpointError` for a config that asks for more than the product of two matrices.
-    """
-    if ADAPTER not in file.metadata:
-        return None
-    try:
-        config = {
-            key.removeprefix(ADAPTER_PREFIX): value
-            for key, value in parse_json(file.metadata[ADAPTER].encode()).items()
-        }
-        config = {key: value for key, value in config.items() if "." not in key}  # dotted keys are for connectors
-        return parse_adapter(config) if config else None
-    except ValueError as error:
-        raise CheckpointError(file.path, [f"{ADAPTER}: {error}"]) from None
-
-
-def parse_adapter(config: dict[str, Any]) -> Adapter:
-    """Check PEFT's config and return what decides the factors. Raises `ValueError` for what is not supported."""
-    for key, value in config.items():
-        require(not (value and is_variant(key)), f"{key} = {value!r} is not supported")
-    # The other initialisations change the base weight as well, and PEFT does so again when it loads such a file.
-    initialisation = config.get("init_lora_weights", True)
-    require(initialisation in (True, False, "gaussian"), f"init_lora_weights = {initialisation!r} is not supported")
-    patterns = config.get("alpha_pattern") or {}
-    require(isinstance(patterns, dict), f"alpha_pattern = {patterns!r}: expected an object")
-    for end, alpha in {"lora_alpha": config.get("lora_alpha"), **patterns}.items():
-        require(is_finite_number(alpha), f"{end} = {alpha!r}: expected a finite number")
-        require(re.fullmatch(r"\^?[\w.]+", end) is not None, f"{end!r}: expected the end of a layer's name")
-    return Adapter(config["lora_alpha"], patterns, bool(config.get("use_rslora")))
-
-
-def is_variant(key: str) -> bool:
-    """Return whether this key, if set, asks for a method other than LoRA.
-
-    PEFT adds such keys with every release, so they are recognised by how they are named.
-    """
-    return key.endswith(("_config", "_tokens")) or (key.startswith("use_") and key != "use_rslora")
-
-
-def is_finite_number(value: object) -> bool:
-    """Return whether a value is a finite int or float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

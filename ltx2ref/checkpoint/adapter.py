@@ -1,0 +1,156 @@
+"""Alphas that no tensor of a LoRA file holds: PEFT's config, in the metadata or beside the file, and other entries.
+
+PEFT scales by alpha / rank. Where diffusers writes a file, PEFT's config is in the metadata; where PEFT does, it is in
+adapter_config.json beside the file. Other programs leave an alpha in the metadata that their own readers ignore.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .header import parse_json
+from .source import read_json
+from .storage import CheckpointError, TensorFile, require
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # the files in a folder of PEFT's
+ADAPTER_METADATA = "lora_adapter_metadata"  # the key of the config in the metadata
+ADAPTER_PREFIX = "transformer."  # in front of the config's keys, except as `save_lora_adapter` writes them
+# Metadata entries that may state an alpha. `lora_alpha` is PEFT's word, the others are kohya's and its followers'.
+ALPHA_KEY, ALPHA_KEYS = "lora_alpha", ("lora_alpha", "ss_network_alpha", "network_alpha", "alpha")
+WORDS = {"true": True, "false": False, "null": None, "none": None}  # as JSON and str() write them
+
+
+class Adapter(NamedTuple):
+    """The part of PEFT's config that decides the factors of a LoRA."""
+
+    alpha: float
+    patterns: dict[str, float]  # alphas of single layers by the end of a name, or by "^" and the whole name
+    rank_stabilised: bool
+
+    def factor(self, layer: str, rank: int) -> float:
+        """Return the factor of a layer: alpha / rank, or alpha / sqrt(rank) if the LoRA is rank-stabilised."""
+        matching = (
+            alpha for end, alpha in self.patterns.items() if layer == end.removeprefix("^") or layer.endswith(f".{end}")
+        )
+        return next(matching, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+
+def files_of(path: str | Path) -> Path:
+    """Return a path unchanged, or the weights in a folder of PEFT's. Raises `CheckpointError` for another folder."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    missing = [name for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            path, [f"a folder of PEFT has {ADAPTER_WEIGHTS} and {ADAPTER_CONFIG}: no {' and no '.join(missing)} in it"]
+        )
+    return path / ADAPTER_WEIGHTS
+
+
+def read_adapter(file: TensorFile, by_peft: bool) -> tuple[Adapter | None, str]:
+    """Return PEFT's config and where it was found, or None.
+
+    `by_peft` says that the names in the file are PEFT's own, so that the config beside it is the file's.
+
+    Raises `CheckpointError` for a config that asks for more than the product of two matrices, and for several that
+    differ.
+    """
+    beside = file.path.with_name(ADAPTER_CONFIG)
+    configs: dict[str, Mapping[str, Any]] = {}
+    if ADAPTER_METADATA in file.metadata:
+        configs[ADAPTER_METADATA] = of_transformer(file, ADAPTER_METADATA, json_of(file, ADAPTER_METADATA))
+    if ADAPTER_PREFIX + ALPHA_KEY in file.metadata:
+        plain = {key: value for key, value in file.metadata.items() if key.startswith(ADAPTER_PREFIX)}
+        configs[f"{ADAPTER_PREFIX}{ALPHA_KEY} in the metadata"] = of_transformer(file, "metadata", parsed(plain))
+    if (by_peft or file.path.name == ADAPTER_WEIGHTS) and beside.is_file():
+        configs[ADAPTER_CONFIG] = read_json(beside)
+    elif by_peft and not configs and ALPHA_KEY in file.metadata:
+        configs[f"{ALPHA_KEY} in the metadata"] = parsed({ALPHA_KEY: file.metadata[ALPHA_KEY]})
+    found: dict[str, Adapter] = {}
+    for where, config in configs.items():
+        try:
+            found |= {where: parse_adapter(config)} if config else {}
+        except ValueError as error:
+            raise CheckpointError(file.path, [f"{where}: {error}"]) from None
+    if len({repr(adapter) for adapter in found.values()}) > 1:
+        said = ", but ".join(f"{adapter} by {where}" for where, adapter in found.items())
+        raise CheckpointError(file.path, [said])
+    return next(iter(found.values()), None), " and ".join(found)
+
+
+def json_of(file: TensorFile, key: str) -> dict[str, Any]:
+    """Return the JSON object in an entry of the metadata. Raises `CheckpointError`."""
+    try:
+        return parse_json(file.metadata[key].encode())
+    except ValueError as error:
+        raise CheckpointError(file.path, [f"{key}: {error}"]) from None
+
+
+def of_transformer(file: TensorFile, where: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a config that concern the transformer. Those of the connectors keep a dot."""
+    own = {key.removeprefix(ADAPTER_PREFIX): value for key, value in config.items()}
+    return {key: value for key, value in own.items() if "." not in key}
+
+
+def parsed(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return entries of the metadata as what they say: numbers and truth values, or else the texts."""
+    return {key: WORDS.get(text.lower(), as_number(text)) for key, text in texts.items()}
+
+
+def as_number(text: str) -> float | str:
+    """Return the number that a text says, or else the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def parse_adapter(config: Mapping[str, Any]) -> Adapter:
+    """Check PEFT's config and return what decides the factors. Raises `ValueError` for what is not supported."""
+    for key, value in config.items():
+        require(not (value and is_variant(key)), f"{key} = {value!r} is not supported")
+    require(config.get("peft_type", "LORA") == "LORA", f"peft_type = {config.get('peft_type')!r} is not supported")
+    # The other initialisations change the base weight as well, and PEFT does so again when it loads such a file.
+    initialisation = config.get("init_lora_weights", True)
+    require(initialisation in (True, False, "gaussian"), f"init_lora_weights = {initialisation!r} is not supported")
+    patterns = config.get("alpha_pattern") or {}
+    require(isinstance(patterns, dict), f"alpha_pattern = {patterns!r}: expected an object")
+    for end, alpha in {ALPHA_KEY: config.get(ALPHA_KEY), **patterns}.items():
+        require(is_finite_number(alpha), f"{end} = {alpha!r}: expected a finite number")
+        require(re.fullmatch(r"\^?[\w.]+", end) is not None, f"{end!r}: expected the end of a layer's name")
+    return Adapter(config[ALPHA_KEY], patterns, bool(config.get("use_rslora")))
+
+
+def is_variant(key: str) -> bool:
+    """Return whether this key, if set, asks for a method other than LoRA.
+
+    PEFT adds such keys with every release, so they are recognised by how they are named.
+    """
+    return key.endswith(("_config", "_tokens")) or (key.startswith("use_") and key != "use_rslora")
+
+
+def is_finite_number(value: object) -> bool:
+    """Return whether a value is a finite int or float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def unused_alphas(metadata: Mapping[str, str], rank: int) -> list[str]:
+    """Return notes on alphas in the metadata of a file whose factor is 1. `rank` is the largest of its layers.
+
+    Lightricks' own LoRAs state an alpha that equals the rank. Kohya's scripts write theirs for the reader, and keep it
+    when they have multiplied the weights by it. An alpha that equals the rank means 1 in any case.
+    """
+    stated = {key: as_number(metadata[key]) for key in ALPHA_KEYS if key in metadata}
+    notes = []
+    for key, alpha in stated.items():
+        if alpha != rank:
+            meant = f", which would be a factor of {alpha / rank:g}" if isinstance(alpha, float) else ""
+            notes.append(
+                f"{key} = {alpha} in the metadata is not used{meant}: without alpha tensors the factor of such files is 1; "
+                "if another is meant, put it into the strength"
+            )
+    return notes
