@@ -150,7 +150,7 @@ def unused_alphas(metadata: Mapping[str, str], rank: int) -> list[str]:
         if alpha != rank:
             meant = f", which would be a factor of {alpha / rank:g}" if isinstance(alpha, float) else ""
             notes.append(
-                f"{key} = {alpha} in the metadata is not used{meant}: without alpha tensors the factor of such files is 1; "
-                "if another is meant, put it into the strength"
+                f"{key} = {alpha} in the metadata is not used{meant}: without alpha tensors the factor of such files "
+                "is 1; if another is meant, put it into the strength"
             )
     return notes
