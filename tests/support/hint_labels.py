@@ -168,6 +168,11 @@ def _(it: Changed) -> Verdict:
     return True  # a shape that was measured
 
 
+@claim(r"is its input: nothing was computed")
+def _(it: Changed) -> Verdict:
+    return it.operator in REPLACED
+
+
 @claim(r"^the gate as|the gate, not times|its gate, not times")
 def _(it: Changed) -> Verdict:
     return it.about("gate|sigmoid")
@@ -213,7 +218,7 @@ def _(it: Changed) -> Verdict:
     return it.variant not in ("bfloat16", "float16", "half")
 
 
-@claim(r"epsilon|eps\b")
+@claim(r"epsilon|\beps\b")
 def _(it: Changed) -> Verdict:
     return it.about(r"eps") or (it.operator == "dropped term" and it.about("norm|variance"))
 
