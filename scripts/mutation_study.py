@@ -703,7 +703,7 @@ def page(found: Found, held_out: Found, seed: int) -> str:
                 "\n## Mutants of another seed\n",
                 "Hints, and the table of what they may say, were written while the results above were read. These "
                 "mutants were drawn and audited afterwards, and nothing was changed because of them. The table is "
-                "strict: it calls a hint wrong that names another way to say the same. `--misses` lists these to be read.\n",
+                "strict: it calls a hint wrong that says the same in another way. `--misses` lists these to be read.\n",
                 table(("", *held_out["audits"]), transposed(held_out["audits"])),
             )
             if held_out["audits"]
