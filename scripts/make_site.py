@@ -10,6 +10,7 @@ the site's light/dark switch, and the repository's address, if pyproject.toml gi
 
 import argparse
 import html
+import json
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ FIGURE = (
 BLOCK = re.compile(r"^```(sh|console|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COLUMN = 88  # characters of code that fit
 INLINE = re.compile(r"<code>([^<]+)</code>")
+PARTS = ("page.html", "page.css", "page.js", "text.toml")  # of docs/live.html, which has them in it
 LONGEST = 32  # characters of a word in inline code that is never broken
 
 
@@ -51,7 +53,7 @@ def main() -> None:
 def stage(folder: Path) -> None:
     """Write the configuration and all pages into `folder`."""
     docs = folder / "docs"
-    shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("ruff.toml"))
+    shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("ruff.toml", *PARTS))
     (folder / "zensical.toml").write_text(configuration(), encoding="utf-8")
     for name in PROJECT:
         text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
@@ -61,11 +63,30 @@ def stage(folder: Path) -> None:
         text = path.read_text(encoding="utf-8")
         linked |= {match[2] for match in LINE.finditer(text)}
         path.write_text(page(text, "../" * (len(path.relative_to(docs).parts) - 1)), encoding="utf-8")
+    live = docs / "live.html"
+    live.write_text(linked_to_lines(live.read_text(encoding="utf-8"), linked), encoding="utf-8")
     for name in linked:
         source = docs / "source" / f"{name.removesuffix('.py')}.md"
         source.parent.mkdir(parents=True, exist_ok=True)
         code = (ROOT / name).read_text(encoding="utf-8")
         source.write_text(f'# {name}\n\n````python linenums="1"\n{code}````\n', encoding="utf-8")
+
+
+def linked_to_lines(text: str, linked: set[str]) -> str:
+    """Return the live page with links to the site's pages, and to the lines of code that it quotes."""
+
+    def with_lines(match: re.Match[str]) -> str:
+        data = json.loads(match[2])
+        for said in data["tensor"]:
+            path = f"ltx2ref/{said['file']}"
+            lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+            number = next(number for number, line in enumerate(lines, 1) if said["code"] in line)
+            said["href"] = f"source/{path.removesuffix('.py')}.html#__codelineno-0-{number}"
+            linked.add(path)
+        return match[1] + json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c") + match[3]
+
+    text = re.sub(r'href="([\w-]+)\.md"', r'href="\1.html"', text)
+    return re.sub(r'(id="data">)(.*?)(</script>)', with_lines, text, flags=re.DOTALL)
 
 
 def configuration() -> str:
@@ -112,7 +133,7 @@ def build(folder: Path) -> None:
 
 def finish(site: Path) -> None:
     """Keep the words of inline code in one piece: a browser would break `2.3/t2v` and `--case` in the middle."""
-    for path in site.rglob("*.html"):
+    for path in {*site.rglob("*.html")} - {site / "live.html"}:
         text = path.read_text(encoding="utf-8")
         path.write_text(INLINE.sub(lambda match: f"<code>{unbroken(match[1])}</code>", text), encoding="utf-8")
 

@@ -137,7 +137,7 @@ class LTX2 {
 
   parameter(name, ...shape) {
     if (!this.parameters.has(name)) {
-      this.parameters.set(name, tensor(shape, Float64Array.from(this.source(name, shape), this.r)));
+      this.parameters.set(name, tensor(shape, this.source(name, shape).map(this.r)));
     }
     return this.parameters.get(name);
   }
@@ -377,9 +377,11 @@ class LTX2 {
     return this.tap(`${name}.to_out`, this.linear(`${name}.to_out.0`, reshape(y, ...x.shape.slice(0, 2), inner), out));
   }
 
+  gelu(x) { return geluTanh(x); }
+
   feedForward(name, x, { dim, ffBias }) {
     const hidden = this.tap(`${name}.proj`, this.linear(`${name}.net.0.proj`, x, 4 * dim, ffBias));
-    const activation = this.tap(`${name}.activation`, this.each(geluTanh, hidden));
+    const activation = this.tap(`${name}.activation`, this.each(this.gelu, hidden));
     return this.tap(`${name}.output`, this.linear(`${name}.net.2`, activation, dim, ffBias));
   }
 
@@ -420,32 +422,32 @@ class LTX2 {
   }
 
   /** Modulate a stream, normalised, as the queries or the context of a direction (0: to video, 2: to audio). */
-  forExchange(at, s, c, h, direction, name) {
+  forExchange(at, s, c, h, direction) {
     const [scale, shift] = this.rows(this.exchangeTable(at, s), direction, 2, c.exchangeOffsets); // scale first
-    return { scale, shift, h: this.modulate(h, shift, scale) };
+    return this.modulate(h, shift, scale);
   }
 
   exchangeTable(at, s) { return this.parameter(`${at}${s.exchangeTable}`, 5, s.dim); }
 
-  /** Return what stream s receives from the other one: `mine` gives the queries, `theirs` the keys and values. */
-  received(at, s, c, x, mine, theirs, theirRope) {
+  /** Return what stream s receives from the other one: `query` is its own, `context` the other's. */
+  received(at, s, c, x, query, context, theirs) {
     const name = at + s.exchangeAttn, { heads, headDim } = this.streams[1]; // at audio's size, both ways
-    const [gate] = this.rows(this.exchangeTable(at, s), 4, 1, c.exchangeGateOffset, 0);
+    const other = this.streams.find((stream) => stream.name !== s.name), table = this.exchangeTable(at, s);
+    const [gate] = this.rows(table, 4, 1, c.exchangeGateOffset, 0), ropes = [c.exchangeRope, theirs.exchangeRope];
     this.tap(`${name}.stream`, x);
-    this.tapRows(`${name}.rows`, mine.scale, mine.shift, gate);
-    this.tapRows(`${name}.context_rows`, theirs.scale, theirs.shift);
-    this.tap(`${name}.input`, mine.h);
-    this.tap(`${name}.context`, theirs.h);
-    const ropes = [c.exchangeRope, theirRope];
-    return this.each(mul, gate, this.attention(name, mine.h, theirs.h, { heads, headDim, gated: s.gated, ropes }));
+    this.tapRows(`${name}.rows`, ...this.rows(table, s.receives, 2, c.exchangeOffsets), gate);
+    this.tapRows(`${name}.context_rows`, ...this.rows(this.exchangeTable(at, other), s.receives, 2, theirs.exchangeOffsets));
+    this.tap(`${name}.input`, query);
+    this.tap(`${name}.context`, context);
+    return this.each(mul, gate, this.attention(name, query, context, { heads, headDim, gated: s.gated, out: s.dim, ropes }));
   }
 
   /** Let each stream attend to the other. Both directions read the streams as they were before. */
   exchange(at, [vc, ac], [vx, ax]) {
     const [video, audio] = this.streams, vh = this.rmsNorm(vx), ah = this.rmsNorm(ax);
     const part = (s, c, h, to) => this.forExchange(at, s, c, h, to.receives);
-    const toVideo = this.received(at, video, vc, vx, part(video, vc, vh, video), part(audio, ac, ah, video), ac.exchangeRope);
-    const toAudio = this.received(at, audio, ac, ax, part(audio, ac, ah, audio), part(video, vc, vh, audio), vc.exchangeRope);
+    const toVideo = this.received(at, video, vc, vx, part(video, vc, vh, video), part(audio, ac, ah, video), ac);
+    const toAudio = this.received(at, audio, ac, ax, part(audio, ac, ah, audio), part(video, vc, vh, audio), vc);
     return [this.each(add, vx, toVideo), this.each(add, ax, toAudio)];
   }
 
@@ -618,7 +620,7 @@ function generated(seed) {
 const PRIMES = [];
 for (let n = 2; PRIMES.length < 64; n++) if (PRIMES.every((p) => n % p)) PRIMES.push(n);
 const fraction = (x) => (x - Math.floor(x)) * 2 ** 32 | 0;
-const ROUND_CONSTANTS = PRIMES.map((p) => fraction(Math.cbrt(p)));
+const ROUND_CONSTANTS = Int32Array.from(PRIMES, (p) => fraction(Math.cbrt(p)));
 const START = PRIMES.slice(0, 8).map((p) => fraction(Math.sqrt(p)));
 
 function sha256(bytes) {
@@ -637,7 +639,8 @@ function sha256(bytes) {
     for (let i = 0; i < 64; i++) {
       const t1 = h + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + (e & f ^ ~e & g) + ROUND_CONSTANTS[i] + w[i] | 0;
       const t2 = (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + (a & b ^ a & c ^ b & c) | 0;
-      [h, g, f, e, d, c, b, a] = [g, f, e, d + t1 | 0, c, b, a, t1 + t2 | 0];
+      h = g; g = f; f = e; e = d + t1 | 0; // not as one assignment of tuples: this loop is most of a digest's time
+      d = c; c = b; b = a; a = t1 + t2 | 0;
     }
     [a, b, c, d, e, f, g, h].forEach((x, i) => { state[i] += x; });
   }
@@ -649,13 +652,13 @@ function digest({ shape, data }, dtype) {
   const head = new TextEncoder().encode(`${dtype} ${shape.join(',')}\n`), size = dtype === 'float32' ? 4 : 2;
   const bytes = new Uint8Array(head.length + data.length * size), view = new DataView(bytes.buffer);
   bytes.set(head);
-  data.forEach((x, i) => {
-    const at = head.length + i * size;
+  for (let i = 0, at = head.length; i < data.length; i++, at += size) {
+    const x = data[i];
     one[0] = x;
     if (x !== x) bits[0] = 0x7fc00000;
     if (dtype === 'float32') view.setUint32(at, bits[0], true);
     else view.setUint16(at, dtype === 'bfloat16' ? bits[0] >>> 16 : halfBits(x), true);
-  });
+  }
   return sha256(bytes).slice(0, 32);
 }
 

@@ -3,6 +3,8 @@
 pytest tests/docs/test_docs_site.py
 """
 
+import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,6 +16,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.zensical]
 
 ROOT = Path(__file__).parents[2]
+LIVE = Path("live.html")  # its fragments are states: tests/docs/test_live.py
 
 
 class Page(HTMLParser):
@@ -67,10 +70,26 @@ def test_every_link_leads_to_a_page_and_an_anchor_of_it(site: dict[Path, Page | 
                 continue
             to, fragment = target(path, link), unquote(urlsplit(link).fragment)
             assert to in site or to / "index.html" in site, (path, link)
+            if to == LIVE and fragment.startswith("step="):
+                continue
             if fragment and (there := site.get(to)) is not None:
                 assert fragment in there.anchors, (path, link)
                 checked += 1
     assert checked > 500
+
+
+def test_the_live_page_leads_to_the_lines_that_it_quotes(site: dict[Path, Page | None]) -> None:
+    page = pages(site)[LIVE]
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', page.text, re.DOTALL)[0])
+    steps = {f"step={step['id']}" for step in data["step"]}
+    linked = {
+        urlsplit(x).fragment.partition("&")[0] for x in pages(site)[Path("architecture.html")].links if "#step=" in x
+    }
+    assert len(linked) >= 5 and linked <= steps
+    for said in data["tensor"]:
+        path, _, anchor = said["href"].partition("#")
+        there = site[Path(path)]
+        assert there is not None and anchor in there.anchors, said
 
 
 def test_no_page_loads_anything_from_another_server(site: dict[Path, Page | None]) -> None:

@@ -1,0 +1,326 @@
+"""The live page is what its script makes, and in a browser it computes diffusers' bits and what its controls say.
+
+    pytest tests/docs/test_live.py
+
+The tests in a browser are skipped where there is no Chromium, the others that need it where there is no Node.js.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import make_live
+import pytest
+from browser import CHROMIUM, MISSING, Browser
+from make_live import CASE_NAMES, PAGE, TABLE, Control
+
+from ltx2ref.parity.record import EXACT_DTYPES
+
+TEXT = PAGE.read_text(encoding="utf-8")
+DATA = json.loads(re.findall(r'id="data">(.*?)</script>', TEXT, re.DOTALL)[0])
+SENTENCES = {bug["name"]: bug["sentence"] for bug in DATA["bug"]}
+CONTROLS = {control.name: control for control in make_live.controls()}
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+with_node = pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine: apt-get install nodejs")
+STEPS = [step["id"] for step in DATA["step"]]
+PANELS = ("words", "releases", "noise", "clock", "rotation", "bugs", "conventions", "depth")
+
+
+# ---------------------------------------------------------------- the files
+def test_the_committed_page_is_what_the_script_makes_of_its_sources() -> None:
+    """The sentences are those in it; the tests below, and the script without --write, compute them again."""
+    data = make_live.data_of_the_page()
+    data["bug"] = [bug | {"sentence": SENTENCES[bug["name"]]} for bug in data["bug"]]
+    assert make_live.page(data) == TEXT, "python scripts/make_live.py --write"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sequential-exchange", "rope-float32-frequencies", "gelu-erf"])
+def test_a_bug_has_the_sentence_of_an_audit(name: str) -> None:
+    bug = next(bug for bug in DATA["bug"] if bug["name"] == name)
+    assert make_live.sentence(bug) == bug["sentence"] and bug["sentence"].startswith("first divergence at ")
+
+
+@pytest.mark.slow
+@with_node
+def test_javascript_and_python_change_the_same_tensors_to_the_same_bits() -> None:
+    rows = make_live.rows(make_live.data_of_the_page())
+    assert [row.control.name for row in rows if not row.same] == [] and len(rows) == len(CONTROLS) >= 40
+    assert make_live.table(rows) == TABLE.read_text(encoding="utf-8")
+
+
+def test_it_is_small_and_loads_nothing() -> None:
+    assert len(TEXT.encode()) < 1e6
+    assert "default-src 'none'" in TEXT
+    assert not re.findall(
+        r"""(?:src|srcset)=|url\(|@import|fetch\(|XMLHttp|(?:href="|["'])https?://(?!www\.w3)""", TEXT
+    )
+    assert set(re.findall(r'<link[^>]*href="([^"]*)"', TEXT)) == {"data:,"}
+
+
+def test_every_tensor_has_a_title_a_formula_and_a_line_of_the_code() -> None:
+    named = {said["name"] for said in DATA["tensor"]}
+    for case in DATA["cases"].values():
+        for tap in case["taps"]:
+            assert roles(tap) & named, tap
+    make_live.check_quotes(DATA["tensor"])
+    wrong = [DATA["tensor"][0] | {"code": "return frames"}]
+    with pytest.raises(ValueError, match=r"expected `return frames` in one line of rope\.py, found 0"):
+        make_live.check_quotes(wrong)
+
+
+def roles(tap: str) -> set[str]:
+    """Return the names under which text.toml may describe a tap."""
+    if (name := re.sub(r"transformer_blocks\.\d+\.", "", tap)) in ("video", "audio"):
+        return {"block"}
+    name = re.sub(r"^(video_to_audio|audio_to_video)_attn", "exchange", name)
+    name = re.sub(r"^(time_embed|prompt_adaln|av_cross_attn_\w+)\.", "adaln.", re.sub(r"^audio_(?!coords)", "", name))
+    name = name.replace("cross_attn_audio_rope", "cross_attn_rope")
+    return {name, re.sub(r"^(attn1|attn2|exchange)\.", "attention.", name)}
+
+
+# ---------------------------------------------------------------- in a browser
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("browser")) as found:
+        found.size(1280, 900)
+        yield found
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Browser]:
+    browser.size(1280, 900)
+    browser.theme("light")
+    browser.open(PAGE.as_uri())
+    yield browser
+    assert browser.problems == []
+    assert {address.partition("#")[0] for address in browser.requests if address != "data:,"} == {PAGE.as_uri()}
+
+
+def seal(page: Browser) -> tuple[str, str]:
+    said: list[str] = page.evaluate("[$('seal').dataset.is, $('seal').textContent]")
+    return said[0], said[1]
+
+
+def changed(page: Browser) -> list[str]:
+    found: list[str] = page.evaluate("[...run.changed.keys()]")
+    return found
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_every_tensor_of_every_case_has_the_recorded_bits(page: Browser) -> None:
+    for case in CASE_NAMES:
+        release, scene = case.split("/")
+        for dtype in EXACT_DTYPES:
+            page.evaluate(f"set({{...pristine(), release: '{release}', scene: '{scene}', dtype: '{dtype}'}})")
+            n, whose = len(DATA["cases"][case]["taps"]), "ltx-core's" if "ltx-core" in case else "diffusers'"
+            assert seal(page) == ("good", f"{n} of {n} tensors have {whose} bits"), (case, dtype)
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_wrong_bit_breaks_the_seal(page: Browser) -> None:
+    page.evaluate(
+        "LTX2.prototype.middle = (a, b, round) => round(round(a + b) * (0.5 + 2 ** -23)); set({dtype: 'float32'})"
+    )
+    kind, said = seal(page)
+    assert kind == "bad" and int(said.split()[0]) < 232
+
+
+# How a reader works each kind of control: with the event that the browser sends.
+WORK = {
+    "levels": "for (const [name, value] of Object.entries(VALUE)) slide(`level-${name}`, value)",
+    "cross": "$('cross').click()",
+    "fps": "set({panel: 'clock'}); slide('fps', VALUE)",
+    "conventions": "set({panel: 'conventions'}); Object.entries(VALUE).forEach(([a, b]) => $(`${a}-${b}`).click())",
+    "bug": "set({panel: 'bugs'}); document.querySelector('[data-pick=\"bug-' + VALUE + '\"]').click()",
+}
+SLIDE = """
+    const slide = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event('input')); };
+    set({...pristine(), release: RELEASE, scene: SCENE, dtype: 'float32', panel: 'noise'});
+    WORK;
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    return [[...run.changed.keys()], Object.fromEntries(run.digests), caseName(), state.dtype];
+"""
+
+
+def worked(page: Browser, control: Control) -> Any:
+    """Work a control as a reader does, and return the changed taps, all digests, the case and the dtype."""
+    release, scene = control.case.split("/")
+    setting = control.setting()
+    kind = next(kind for kind in WORK if kind in setting)
+    script = SLIDE.replace("WORK", WORK[kind].replace("VALUE", json.dumps(setting[kind])))
+    script = script.replace("RELEASE", repr(release)).replace("SCENE", repr(scene))
+    return page.evaluate(f"(async () => {{ {script} }})()")
+
+
+SOME = (
+    *("`audio_sigma` of the first element to 100", "`timestep` to 100, image to video", "`fps` from 25 to 50"),
+    *("`exchange=other_gate`", "`positions_dtype=model`", "`self_mask_bias=linear`", "bug `sequential-exchange`"),
+)
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("name", SOME)
+def test_a_control_gives_every_tensor_python_s_bits(page: Browser, name: str) -> None:
+    control = CONTROLS[name]
+    found, there, case, dtype = worked(page, control)
+    here = make_live.digests(control)
+    assert (case, dtype) == (control.case, control.dtype)
+    assert here == {name: there.get(name) for name in here} and 0 < len(found) < len(here)
+    assert seal(page)[0] == ("bad" if control.bug else "own")
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_every_control_changes_the_tensors_that_the_table_names(page: Browser) -> None:
+    table = re.findall(
+        r"^\| (.+) \| (\S+), \w+ \| `(.+)` \| (\d+) of \d+ \| equal \|$", TABLE.read_text(), re.MULTILINE
+    )
+    assert len(table) == len(make_live.controls())
+    for control, (name, case, first, count) in zip(make_live.controls(), table, strict=True):
+        found = worked(page, control)[0]
+        assert (control.name, control.case) == (name, case)
+        assert (found[0], len(found)) == (first, int(count)), name
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_bug_shows_where_it_begins_and_beside_it_what_an_audit_says(page: Browser) -> None:
+    page.open(f"{PAGE.as_uri()}#step=exchange&bug=sequential-exchange&panel=bugs")
+    first = "transformer_blocks.0.video_to_audio_attn.context"
+    assert page.evaluate("[...document.querySelectorAll('[data-first]')].map((x) => x.dataset.tap)") == [first]
+    assert SENTENCES["sequential-exchange"] in page.evaluate("document.querySelector('.said').textContent")
+    assert seal(page) == ("bad", "163 of 232 tensors have diffusers' bits")
+    page.evaluate("document.querySelector('[data-pick=\"try\"]').click()")
+    assert seal(page)[0] == "good" and changed(page) == []
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("release,lit", [("2.0", "caption_projection"), ("2.3", "attn1.gate"), ("2.5", "ff.proj")])
+def test_a_release_lights_what_it_changed(page: Browser, release: str, lit: str) -> None:
+    page.open(f"{PAGE.as_uri()}#step=text&release={release}")
+    found = page.evaluate("[...document.querySelectorAll('[data-lit]')].map((x) => x.dataset.tap)")
+    assert any(tap.endswith(lit) for tap in found) and seal(page)[0] == "good"
+    assert not any(tap.endswith("norm_q") for tap in found)
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_an_error_of_one_bit_grows_over_48_blocks(page: Browser) -> None:
+    ends = page.evaluate("['float32', 'bfloat16'].map((dtype) => [...growth(dtype)]).map((x) => [x.length, ...x[47]])")
+    assert [end[0] for end in ends] == [48, 48]
+    assert 1e-8 < ends[0][1] < 1e-5 and 1e-3 < ends[1][1] < 0.3
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_the_keyboard_reaches_the_path_the_controls_and_every_cell(page: Browser) -> None:
+    def focus() -> str:
+        found: str = page.evaluate("document.activeElement.dataset.pick || document.activeElement.id || ''")
+        return found
+
+    page.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    seen = set()
+    for _ in range(40):
+        page.press("Tab")
+        seen.add(focus())
+    assert {"seal", "step-0", "next", "tab-words", "release-2.3", "pick-case"} <= seen
+    page.evaluate("document.querySelector('[data-pick=\"next\"]').focus()")
+    page.press("Enter")
+    assert page.evaluate("state.step") == STEPS[1] and focus() == "step"
+    page.evaluate("$('tab-noise').focus()")
+    page.press("ArrowRight")
+    assert page.evaluate("state.panel") == "clock" and focus() == "tab-clock"
+    page.evaluate("$('heat').focus()")
+    page.press("ArrowDown")
+    page.press("ArrowRight", 2)
+    assert page.evaluate("state.cell") == [1, 2] and focus() == "heat"
+    page.evaluate("$('fps').focus()")
+    page.press("ArrowRight")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert page.evaluate("state.fps") == 26 and focus() == "fps" and changed(page)[0] == "video_coords"
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_tensor_opens_as_a_sheet_on_a_phone_and_escape_closes_it(page: Browser) -> None:
+    page.size(390, 844)
+    page.open(f"{PAGE.as_uri()}#step=self")
+    assert page.evaluate("getComputedStyle($('inspector')).display") == "none"
+    page.evaluate("document.querySelector('[data-tap=\"transformer_blocks.0.attn1.q\"]').click()")
+    assert page.evaluate("getComputedStyle($('inspector')).display") == "block"
+    assert "apply_rope(q, ropes[0], self.layout)" in page.evaluate("$('inspector').textContent")
+    page.press("Escape")
+    assert page.evaluate("getComputedStyle($('inspector')).display") == "none"
+    assert page.evaluate("document.activeElement.dataset.tap") == "transformer_blocks.0.attn1.q"
+
+
+# Returns the texts whose contrast with what is behind them is below AA, with the ratio.
+CONTRAST = """(() => {
+  const rgb = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const linear = (x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => [r, g, b].map((x) => linear(x / 255))
+    .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = rgb(getComputedStyle(node).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const low = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let checked = 0;
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement, style = getComputedStyle(node);
+    const said = walker.currentNode.textContent.trim();
+    if (!said || !node.checkVisibility() || /SCRIPT|STYLE|OPTION/.test(node.tagName)) continue;
+    const colour = rgb(node instanceof SVGElement ? style.fill : style.color), back = behind(node);
+    const [a, b] = [luminance(colour), luminance(back)].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
+    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 600);
+    checked++;
+    if (ratio < (large ? 3 : 4.5)) low.push(`${ratio.toFixed(2)} ${node.tagName} ${said.slice(0, 40)}`);
+  }
+  return { low, checked };
+})()"""
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_all_text_has_contrast_and_nothing_is_wider_than_the_page(page: Browser, theme: str, width: int) -> None:
+    page.size(width, 900)
+    page.theme(theme)
+    page.open(f"{PAGE.as_uri()}#bug=gelu-erf&panel=bugs")
+    for panel in PANELS:
+        page.evaluate(f"set({{panel: '{panel}'}})")
+        found = page.evaluate(CONTRAST)
+        assert found["low"] == [] and found["checked"] > 150, panel
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), panel
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_step_works_and_its_address_leads_back_to_it(page: Browser, width: int) -> None:
+    page.size(width, 844)
+    for step in STEPS:
+        page.open(f"{PAGE.as_uri()}#step={step}")
+        assert page.evaluate("state.step") == step and seal(page)[0] == "good"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), step
+        assert page.evaluate("run.taps.has(state.tap)")
+        assert f"step={step}" in page.evaluate("(set({}), location.hash)")
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_an_address_that_names_nothing_known_is_harmless(page: Browser) -> None:
+    page.open(f"{PAGE.as_uri()}#step=none&release=9&scene=x&dtype=int8&bug=moth&tap=<img src=x>&exchange=y&block=7")
+    assert seal(page)[0] == "good" and page.evaluate("[state.release, state.bug, state.block]") == ["2.3", "", 0]
