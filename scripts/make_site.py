@@ -80,7 +80,9 @@ def linked_to_lines(text: str, linked: set[str]) -> str:
         for said in data["tensor"]:
             path = f"ltx2ref/{said['file']}"
             lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
-            number = next(number for number, line in enumerate(lines, 1) if said["code"] in line)
+            number = next((number for number, line in enumerate(lines, 1) if said["code"] in line), None)
+            if number is None:
+                sys.exit(f"docs/live.html quotes what {path} does not have: {said['code']}")
             said["href"] = f"source/{path.removesuffix('.py')}.html#__codelineno-0-{number}"
             linked.add(path)
         return match[1] + json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c") + match[3]
