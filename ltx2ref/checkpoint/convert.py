@@ -10,13 +10,14 @@ import torch
 from ..config import LTX_2_0
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_FIXED, LIGHTRICKS_NAMES
 from .header import parse_json
+from .keep import add_sayings, kept_tensors, require_same_weights
 from .keywords import ReadingOptions
 from .match import Plan, make_plan
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT
-from .quantised import PLAIN_DTYPES, Weight
+from .quantised import PLAIN_DTYPES, Nibbles, ScaleOrder, Weight
 from .resolve_config import DIFFUSERS_CLASS
 from .save import STORED, TARGETS, Contents, checked_limit, config_of_dialect, raw, write_contents
-from .sayings import QUANTISATION
+from .sayings import ABOUT_WEIGHTS, QUANTISER
 from .source import CheckpointFiles
 from .storage import TORCH, CheckpointError, Stored
 from .streams import StreamName
@@ -52,7 +53,10 @@ def convert(
     *,
     dialect: str,
     dtype: torch.dtype | None = None,
+    keep: bool = False,
     max_shard_size: int | str | None = None,
+    nibbles: Nibbles | None = None,
+    scales: ScaleOrder | None = None,
     prefix: str | None = None,
     variant: str | None = None,
     streams: StreamName | None = None,
@@ -61,27 +65,38 @@ def convert(
 
     The diffusers dialect is written as a folder, the Lightricks dialect as one file. Without `dtype`, the bytes of each
     tensor are copied, which is refused for quantised tensors. With `dtype`, each tensor is decoded and rounded once.
+    With `keep`, quantised tensors are copied as well, with all that belongs to them, where the dialect can say how they
+    are stored.
 
-    `prefix`, `variant` and `streams` are those of `load`. Raises `CheckpointError` or `ValueError` as `load` and `save`
-    do. Like `save`, it writes everything or nothing and never overwrites what exists.
+    `nibbles`, `scales`, `prefix`, `variant` and `streams` are those of `load`. Raises `CheckpointError` or `ValueError`
+    as `load` and `save` do. Like `save`, it writes everything or nothing and never overwrites what exists.
     """
+    if keep and dtype is not None:
+        raise ValueError(f"keep and dtype = {dtype}: expected one of them")
     if dtype not in (None, *STORED):
         raise ValueError(f"dtype: expected one of {', '.join(map(str, STORED))}, got {dtype}")
     path = Path(destination)
     limit = checked_limit(path, dialect, max_shard_size)
-    plan = make_plan(source, ReadingOptions(prefix=prefix, variant=variant, streams=streams))
+    plan = make_plan(source, ReadingOptions(None, nibbles, scales, prefix, variant, streams))
     plan.check()
     quantised = sorted(set(plan.formats.values()) - set(PLAIN_DTYPES))
-    if quantised and dtype is None:
+    if quantised and dtype is None and not keep:
         raise CheckpointError(
             plan.source.path,
             [
                 f"quantised as {', '.join(quantised)}: say into which dtype "
-                "(--dtype float32, bfloat16 or float16) to decode it"
+                "(--dtype float32, bfloat16 or float16) to decode it, or keep it as it is (--keep)"
             ],
         )
     contents, left_out = carried_over(plan, dialect)
-    contents.entries.update({name: converted_tensor(weight, dtype) for name, weight in plan.weights.items()})
+    if keep:
+        tensors = kept_tensors(plan)
+        add_sayings(plan, contents, tensors)
+        require_same_weights(plan, contents, tensors, limit is not None)
+        contents.entries.update({name: TensorEntry(x.dtype, x.shape, copied(x)) for name, x in tensors.items()})
+        left_out = [key for key in left_out if key.removeprefix("metadata ") not in contents.metadata]
+    else:
+        contents.entries.update({name: converted_tensor(weight, dtype) for name, weight in plan.weights.items()})
     size = write_contents(path, contents, limit, plan.source.files)
     foreign = {
         prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
@@ -146,12 +161,13 @@ def carried_over(plan: Plan, dialect: str) -> tuple[Contents, list[str]]:
     source, said, config = plan.source, stated(plan.source), config_of_dialect(plan.config, dialect)
     whole: dict[str, Any] = {}
     if said.dialect == dialect:  # keep the source's order; a key that our config omits gets the format's default
-        config = {key: (LIGHTRICKS_ABSENT | config).get(key, value) for key, value in said.inner.items()} | config
+        theirs = {key: value for key, value in said.inner.items() if key != QUANTISER}
+        config = {key: (LIGHTRICKS_ABSENT | config).get(key, value) for key, value in theirs.items()} | config
         whole = said.whole if said.inner is not said.whole else {}
     metadata = {
         key: value
         for key, value in source.metadata.items()
-        if plan.dialect.names == dialect and key not in ("config", QUANTISATION) and not key.startswith(GGUF)
+        if plan.dialect.names == dialect and key not in ("config", *ABOUT_WEIGHTS) and not key.startswith(GGUF)
     }
     known = {*metadata, "format", said.where}
     lost = [f"metadata {key}" for file in source.files for key in file.metadata if key not in known]

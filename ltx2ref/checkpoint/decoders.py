@@ -38,7 +38,7 @@ def mxfp8(weight: "Weight") -> Rows:
     exponents = bytes_of(weight.companions["scale"])
     if (exponents == 255).any():
         raise CheckpointError(weight.tensor.file.path, [f"{weight.companions['scale']}: a scale that is not finite"])
-    powers = torch.ldexp(torch.ones((), dtype=torch.float64), exponents.int() - 127).float()
+    powers = exponents.view(torch.float8_e8m0fnu).float()
     _, columns = weight.shape
     padded = weight._replace(shape=weight.tensor.shape)
     decoded = scaled(lookup(fp8_table(weight.tensor), padded), block_scales(padded, powers, 32), padded)

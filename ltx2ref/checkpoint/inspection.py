@@ -14,8 +14,9 @@ from . import manifest
 from .keywords import ReadingOptions
 from .lora import lora_format
 from .match import Plan, make_plan
-from .quantised import Weight
+from .quantised import COMPANIONS, Nibbles, ScaleOrder, Weight
 from .resolve_config import any_block, release_of
+from .sayings import MARKER_KINDS
 from .source import CheckpointFiles, checkpoints_in, open_source, read_json
 from .storage import CheckpointError, Stored
 from .streams import is_needed
@@ -79,15 +80,18 @@ def inspect(
     *,
     sha256: bool = False,
     stats: bool = False,
+    nibbles: Nibbles | None = None,
+    scales: ScaleOrder | None = None,
     prefix: str | None = None,
     variant: str | None = None,
 ) -> Description:
-    """Describe a file or folder from its headers.
+    """Describe a file or folder from its headers and from what it says of its weights.
 
-    With `sha256` or `stats` the whole file is read, in bounded memory. `prefix` and `variant` are those of `load`.
-    Faults of a transformer are listed in `problems`. Raises `CheckpointError` for files that cannot be read.
+    With `sha256` or `stats` the whole file is read, in bounded memory. The other arguments are those of `load`. Faults
+    of a transformer are listed in `problems`. Raises `CheckpointError` for files that cannot be read.
     """
-    return description(open_source(path, variant), sha256=sha256, stats=stats, prefix=prefix)
+    options = ReadingOptions(None, nibbles, scales, prefix, variant)
+    return description(open_source(path, variant), options, sha256=sha256, stats=stats)
 
 
 def inspect_all(
@@ -95,6 +99,8 @@ def inspect_all(
     *,
     sha256: bool = False,
     stats: bool = False,
+    nibbles: Nibbles | None = None,
+    scales: ScaleOrder | None = None,
     prefix: str | None = None,
     variant: str | None = None,
 ) -> list[Description]:
@@ -103,18 +109,18 @@ def inspect_all(
     In a folder with several checkpoints, one that cannot be read is described as unreadable. In all other cases that
     raises `CheckpointError`.
     """
-    folder = Path(path)
+    folder, options = Path(path), ReadingOptions(None, nibbles, scales, prefix, variant)
     several = variant is None and folder.is_dir() and not (folder / "model_index.json").exists()
     found = checkpoints_in(folder) if several else []
     if len(found) < 2:
-        return [inspect(path, sha256=sha256, stats=stats, prefix=prefix, variant=variant)]
+        return [description(open_source(path, variant), options, sha256=sha256, stats=stats)]
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else None
     described = []
     for file in found:
         try:
             source = open_source(file)
             source = source if "config" in source.metadata else source._replace(config=config)
-            described.append(description(source, file, sha256=sha256, stats=stats, prefix=prefix))
+            described.append(description(source, options, file, sha256=sha256, stats=stats))
         except CheckpointError as error:
             described.append(Description(str(file), UNREADABLE, "", 1, file.stat().st_size, 0, problems=error.problems))
     return described
@@ -122,11 +128,11 @@ def inspect_all(
 
 def description(
     source: CheckpointFiles,
+    options: ReadingOptions,
     path: Path | None = None,
     *,
     sha256: bool = False,
     stats: bool = False,
-    prefix: str | None = None,
 ) -> Description:
     """Describe an opened checkpoint, under its own path or another one."""
     digest = sha256_of(source) if sha256 else None
@@ -140,7 +146,7 @@ def description(
         "manifest": published(source, digest),
     }
     try:
-        plan = make_plan(source, ReadingOptions(prefix=prefix))
+        plan = make_plan(source, options)
     except CheckpointError as error:
         kind = other_kind(source)
         return Description(kind=kind or "not understood", problems=[] if kind else error.problems, **common)
@@ -188,21 +194,42 @@ def other_kind(source: CheckpointFiles) -> str | None:
 
 
 def formats(plan: Plan) -> list[dict[str, Any]]:
-    """Return a row for each group of layers and each format in it, with the blocks that use the format."""
-    rows: dict[tuple[bool, str, str], list[str]] = {}
+    """Return a row for each group of layers that are stored alike, with the blocks in which they are."""
+    rows: dict[tuple[bool, str, str, str], list[str]] = {}
     for name, format in plan.formats.items():
         layers = next(layers for part, layers in LAYERS.items() if part in name)
-        rows.setdefault((name.startswith("transformer_blocks."), layers, format), []).append(name)
+        key = name.startswith("transformer_blocks."), layers, format, str(how_stored(plan.weights[name]))
+        rows.setdefault(key, []).append(name)
     return [
         {
             "layers": layers,
             "format": format,
+            "stored": how_stored(plan.weights[names[0]]),
             "tensors": len(names),
             "bytes": sum(stored_bytes(plan, names)),
             "blocks": ranges(int(name.split(".")[1]) for name in names) if inside else None,
         }
-        for (inside, layers, format), names in rows.items()
+        for (inside, layers, format, _), names in rows.items()
     ]
+
+
+def how_stored(weight: Weight) -> dict[str, dict[str, Any]]:
+    """Return the facts about how a weight is stored, each with its value and where it is said."""
+    return {
+        fact: {"value": weight.facts[fact], "said": place(weight.said[fact])}
+        for fact in ("nibbles", "scales", "group", "rotation")
+        if weight.facts.get(fact)
+    }
+
+
+def place(said: str) -> str:
+    """Return where a fact is said, without the name of the layer."""
+    endings = {suffix: "marker" for suffix, kind in COMPANIONS.items() if kind in MARKER_KINDS}
+    known = {"the shape of": "shape", "the format": "format", "the argument": "argument"}
+    return next(
+        (short for text, short in endings.items() if said.endswith(text)),
+        next((short for text, short in known.items() if said.startswith(text)), said),
+    )
 
 
 def stored_bytes(plan: Plan, names: Iterable[str]) -> Iterable[int]:
@@ -249,8 +276,7 @@ def cannot_tell(plan: Plan, same: Sequence[Published], digest: str | None) -> li
         if digest and len(same) == 1
         else ["dev or distilled: nothing in the tensors or the metadata says it (--sha256 does, for a published file)"]
     )
-    if any("assumed" in note for note in plan.notes):
-        unsure.append("which NVFP4 code of a byte comes first")
+    unsure += [f"{note.removeprefix('nothing in the checkpoint says ')}" for note in plan.notes if "assumed" in note]
     return unsure
 
 
@@ -268,9 +294,15 @@ def statistics(plan: Plan) -> list[dict[str, Any]]:
     """Return a row for each tensor that looks damaged or is an outlier.
 
     A tensor looks damaged if it has values that are not finite, or if it is all zero. It is an outlier if its RMS
-    differs by a factor of `OUTLIER` from the median over the blocks.
+    differs by a factor of `OUTLIER` from the median over the blocks. What cannot be decoded becomes a problem of the
+    plan.
     """
-    measured = {name: weight_statistics(weight) for name, weight in track([*plan.weights.items()], "reading tensors")}
+    measured = {}
+    for name, weight in track([*plan.weights.items()], "reading tensors"):
+        try:
+            measured[name] = weight_statistics(weight)
+        except CheckpointError as error:
+            plan.problems.extend(error.problems)
     alike: dict[str, list[float]] = {}
     for name, (_, rms, _) in measured.items():
         alike.setdefault(any_block(name), []).append(rms)

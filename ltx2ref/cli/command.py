@@ -65,9 +65,16 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 
 def add_source(command: argparse.ArgumentParser) -> None:
-    """Add the options that choose a checkpoint in a folder, and say what its names begin with."""
+    """Add the options that choose a checkpoint in a folder, and that say of it what it does not say itself."""
     command.add_argument("--prefix", metavar="TEXT", help="what all its names begin with: module. or so")
     command.add_argument("--variant", metavar="NAME", help="which checkpoint of a folder: fp16 or so")
+    command.add_argument("--nibbles", choices=["high", "low"], help="which of two codes in a byte comes first")
+    command.add_argument("--scales", choices=["tiled", "flat"], help="how scales of blocks are arranged")
+
+
+def source_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of these options, as the functions that read checkpoints take them."""
+    return {name: getattr(options, name) for name in ("prefix", "variant", "nibbles", "scales")}
 
 
 def add_streams(command: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, DTYPES, add_command, add_source, add_streams
+from .command import DONE, DTYPES, add_command, add_source, add_streams, source_options
 from .output import print_json, print_line
 
 if TYPE_CHECKING:
@@ -15,11 +15,13 @@ CONVERT_EXAMPLES = """examples:
   ltx2ref convert transformer ltx-2.3-transformer.safetensors --to lightricks
   ltx2ref convert ltx-2.3-22b-dev-fp8.safetensors transformer --to diffusers \\
       --dtype bfloat16
+  ltx2ref convert ltx-2.5-int8.safetensors transformer --to diffusers --keep
 
-Tensors keep their dtypes and bits unless --dtype is given, which a quantised
-checkpoint needs. DST appears when all of it is written, and an existing DST is
-never touched. What is left out is listed: other models, and metadata that are
-not understood.
+Tensors keep their dtypes and bits unless --dtype is given. A quantised
+checkpoint needs that, or --keep, which renames its tensors and what it says of
+them. DST appears when all of it is written, and an existing DST is never
+touched. What is left out is listed: other models, and metadata that are not
+understood.
 
 exit status:
   0  written
@@ -41,6 +43,7 @@ def add_convert(commands: Any) -> None:
     add_streams(command)
     command.add_argument("--to", required=True, choices=["diffusers", "lightricks"], help="the dialect of DST")
     command.add_argument("--dtype", choices=DTYPES, help="of all tensors; default: as they are")
+    command.add_argument("--keep", action="store_true", help="copy quantised tensors as they are")
     command.add_argument("--max-shard-size", metavar="SIZE", help="for diffusers: 5GB or so; default: one file")
 
 
@@ -55,10 +58,10 @@ def run_convert(options: argparse.Namespace) -> int:
         options.destination,
         dialect=options.to,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
+        keep=options.keep,
         max_shard_size=options.max_shard_size,
-        prefix=options.prefix,
-        variant=options.variant,
         streams=options.streams,
+        **source_options(options),
     )
     if options.json:
         print_json(report._asdict())

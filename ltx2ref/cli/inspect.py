@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import DONE, UNCLEAR, WRONG, add_command, add_source, worst
+from .command import DONE, UNCLEAR, WRONG, add_command, add_source, source_options, worst
 from .output import Column, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     """Describe a checkpoint, or each checkpoint in a folder."""
     from ..checkpoint.inspection import inspect_all
 
-    found = inspect_all(
-        options.path, sha256=options.sha256, stats=options.stats, prefix=options.prefix, variant=options.variant
-    )
+    found = inspect_all(options.path, sha256=options.sha256, stats=options.stats, **source_options(options))
     if options.json:
         print_json(
             asdict(found[0]) if len(found) == 1 else {"path": options.path, "checkpoints": [*map(asdict, found)]}
@@ -124,6 +122,7 @@ def print_transformer(d: "Description") -> None:
             Column("layers", [row["layers"] for row in d.formats]),
             Column("blocks", [row["blocks"] or "" for row in d.formats]),
             Column("format", [row["format"] for row in d.formats]),
+            Column("stored", [stored_words(row["stored"]) for row in d.formats]),
             Column("tensors", [f"{row['tensors']:,}" for row in d.formats]),
             Column("bytes", [f"{row['bytes']:,}" for row in d.formats]),
         ]
@@ -137,6 +136,11 @@ def print_transformer(d: "Description") -> None:
         ]
     )
     print()
+
+
+def stored_words(facts: dict[str, dict[str, Any]]) -> str:
+    """Return the facts about how weights are stored, each with where it is said, in a line."""
+    return ", ".join(f"{fact} {x['value']} ({x['said']})" for fact, x in facts.items())
 
 
 def print_published(d: "Description") -> None:

@@ -651,6 +651,236 @@ def tile_offset(r: Any, c: Any, columns: int) -> Any:
     return tile * 512 + (r % 32) * 16 + ((r % 128) // 32) * 4 + c % 4
 
 
+# ---------------------------------------------------------------- other formats, layer by layer
+def write_layers(
+    path: Path,
+    state: State,
+    config: TransformerConfig,
+    *,
+    encode: Encoder,
+    entry: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    prefix_in_entries: bool = True,
+    quantised: Chooser = published_linears,
+    dtype: torch.dtype = torch.bfloat16,
+) -> State:
+    """Write a file whose quantised layers an encoder makes, with or without markers.
+
+    entry       what `_quantization_metadata` says of each of them
+    metadata    more metadata; None leaves out Lightricks' as well
+    """
+    layers, truth = encode_linears(cast(state, dtype), quantised, encode)
+    modules = [name.removesuffix(".weight") for name in state if is_linear(name.removesuffix(".weight"), state)]
+    names = [original_name(module) for module in modules if quantised(module)]
+    found = None if metadata is None else lightricks_metadata(config) | dict(metadata)
+    if entry is not None:
+        described = {(PREFIX if prefix_in_entries else "") + name: dict(entry) for name in names}
+        found = (found or {}) | {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": described})}
+    save(path, prefixed(layers), found)
+    return truth
+
+
+def spread(scale: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a scale for each element, of scales for all, for rows, or for blocks."""
+    grid = scale.double().reshape(1, 1) if scale.numel() == 1 else scale.double().reshape(len(scale), -1)
+    return grid.repeat_interleave(rows // grid.shape[0], 0).repeat_interleave(columns // grid.shape[1], 1)
+
+
+def largest(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the largest magnitude in each block of a weight, of which a grid of this shape has one each."""
+    rows, columns = weight.shape
+    grid = {0: (1, 1), 1: (shape[0] if shape else 1, 1)}.get(len(shape), shape[:2])
+    blocks = weight.double().abs().reshape(grid[0], rows // grid[0], grid[1], columns // grid[1])
+    return blocks.amax((1, 3)).reshape(shape).clamp(min=1e-12)
+
+
+def encode_grid(
+    kind: torch.dtype, shape: Callable[[int, int], tuple[int, ...]], mark: Mapping[str, Any] | None, rotation: int = 0
+) -> Encoder:
+    """Int8 or float8 times scales in any grid, perhaps rotated. Truth: number times scale, in float64, un-rotated."""
+
+    def encode(weight: Tensor) -> tuple[State, Tensor]:
+        rows, columns = weight.shape
+        turned = turn(weight.double(), rotation)
+        top = 127 if kind == torch.int8 else torch.finfo(kind).max
+        scale = (largest(turned, shape(rows, columns)) / top).float()
+        steps = spread(scale, rows, columns)
+        codes = (turned / steps).clamp(-top, top)
+        codes = (codes.round() if kind == torch.int8 else codes).to(kind)
+        parts = {"weight": codes, "weight_scale": scale} | ({} if mark is None else {"comfy_quant": blob(mark)})
+        return parts, turn(codes.double() * steps, rotation).float()
+
+    return encode
+
+
+def turn(weight: Tensor, group: int) -> Tensor:
+    """Multiply each group of columns by the Hadamard matrix of its size, element by element of its definition."""
+    if not group:
+        return weight
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < group:
+        matrix = torch.cat([torch.cat([matrix * x for x in row], 1) for row in H4], 0)
+    return (weight.reshape(-1, group) @ matrix / group**0.5).reshape(weight.shape)
+
+
+H4 = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
+
+
+def encode_mxfp8(mark: Mapping[str, Any] | None = None, declared: torch.dtype = torch.uint8) -> Encoder:
+    """Float8 times a power of two for each 32 columns, whose exponents are in tiles. Truth: the exact product."""
+
+    def encode(weight: Tensor) -> tuple[State, Tensor]:
+        blocks = weight.double().unflatten(1, (-1, 32))
+        exponents = torch.floor(torch.log2(blocks.abs().amax(2).clamp(min=2.0**-120))).int() - 8
+        codes = (blocks / torch.exp2(exponents.double())[:, :, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
+        truth = (codes.double() * torch.exp2(exponents.double())[:, :, None]).flatten(1).float()
+        tiles = swizzle((exponents + 127).to(torch.uint8)).view(declared)
+        marks = {"comfy_quant": blob({"format": "mxfp8"} | dict(mark))} if mark is not None else {}
+        return {"weight": codes.flatten(1), "weight_scale": tiles, **marks}, truth
+
+    return encode
+
+
+def encode_modelopt_nvfp4(weight: Tensor, tiled: bool = False) -> tuple[State, Tensor]:
+    """ModelOpt's NVFP4: the first code low, scales flat or, if exported for cuBLAS, in tiles."""
+    codes, scales, scale_2 = quantise_nvfp4(weight)
+    parts = {
+        "weight": pack_nibbles(codes, high_first=False),
+        "weight_scale": swizzle(scales) if tiled else scales,
+        "weight_scale_2": scale_2,
+        "input_scale": torch.tensor(0.03125),
+    }
+    return parts, dequantise_nvfp4(codes, scales, scale_2)
+
+
+def modelopt_config(algorithm: str = "NVFP4", **more: Any) -> dict[str, Any]:
+    """Return the `quantization_config` that ModelOpt writes into config.json, and into metadata after merging."""
+    return {
+        "config_groups": {"group_0": {"weights": {"dynamic": False, "num_bits": 4, "type": "float"}}},
+        "ignore": ["proj_out"],
+        "quant_algo": algorithm,
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+        "quant_method": "modelopt",
+        **more,
+    }
+
+
+def encode_quanto(weight: Tensor) -> tuple[State, Tensor]:
+    """Quanto's int8: names of its own, a bfloat16 scale for each row, and scales of activations that are 1."""
+    scale = (weight.double().abs().amax(1, keepdim=True) / 127).clamp(min=1e-12).to(torch.bfloat16)
+    codes = (weight.double() / scale.double()).round().clamp(-127, 127).to(torch.int8)
+    ones = {name: torch.ones((), dtype=torch.bfloat16) for name in ("input_scale", "output_scale")}
+    return {"weight._data": codes, "weight._scale": scale, **ones}, (codes.double() * scale.double()).float()
+
+
+def encode_w4a4(weight: Tensor, group: int = 256) -> tuple[State, Tensor]:
+    """Int4 from -7 to 7, the first number in the low nibble, rotated, with a scale for each row."""
+    turned = turn(weight.double(), group)
+    scale = (turned.abs().amax(1) / 7).float().clamp(min=1e-12)
+    codes = (turned / scale.double()[:, None]).round().clamp(-7, 7)
+    packed = pack_nibbles(codes.int().bitwise_and(15).to(torch.uint8), high_first=False).view(torch.int8)
+    mark = blob({"format": "convrot_w4a4", "convrot_groupsize": group, "linear_dtype": "int8"})
+    truth = turn(codes * scale.double()[:, None], group).float()
+    return {"weight": packed, "weight_scale": scale, "comfy_quant": mark}, truth
+
+
+def encode_w4a8(bits: int = 4, codebook: bool = True, declared: torch.dtype = torch.float8_e4m3fn) -> Encoder:
+    """Codes of 4 or 6 bits that become int8 by a table and a float8 scale for 16 columns; rotated, a scale by row."""
+
+    def encode(weight: Tensor) -> tuple[State, Tensor]:
+        turned = turn(weight.double(), 256)
+        channel = (turned.abs().amax(1) / 127).float().clamp(min=1e-12)
+        groups = (turned / channel.double()[:, None]).unflatten(1, (-1, 16))
+        half = 2 ** (bits - 1)
+        table = (torch.arange(2.0**bits) - half).double()
+        if codebook:
+            table = torch.linspace(-1.7, 1.9, 16).double()
+        scale = (groups.abs().amax(2) / table.abs().max()).clamp(max=448).to(torch.float8_e4m3fn)
+        steps = scale.double()[:, :, None].clamp(min=2.0**-9)
+        codes = (groups / steps)[..., None].sub(table).abs().argmin(-1).flatten(1)
+        levels = (table[codes].unflatten(1, (-1, 16)).float() * scale.float()[:, :, None]).round().clamp(-127, 127)
+        packed = pack_nibbles((codes & 15).to(torch.uint8), high_first=False)
+        if bits == 6:
+            upper = sum((codes[:, i::4] >> 4) << 2 * i for i in range(4))
+            packed = torch.cat([packed, upper.to(torch.uint8)], 1)
+        mark = {"format": "asym_w4a8_int8", "group_size": 16, "convrot_groupsize": 256}
+        parts = {
+            "weight": packed.view(torch.int8),
+            "weight_s_rel": scale.view(declared),
+            "weight_s_channel": channel,
+            "comfy_quant": blob(mark),
+        }
+        if codebook:
+            parts["weight_codebook"] = table.float()
+        return parts, turn(levels.flatten(1).double() * channel.double()[:, None], 256).float()
+
+    return encode
+
+
+NF4 = tuple(x / 8 for x in (-8, -5.6, -4.2, -3.2, -2.3, -1.5, -0.7, 0, 0.6, 1.3, 2, 2.7, 3.5, 4.5, 5.8, 8))
+
+
+def encode_nf4(nested: bool = False) -> Encoder:
+    """bitsandbytes' codes of 4 bits, high nibble first, times the largest of each 64, which may be coded themselves.
+
+    The sixteen values are stored with each layer, so any will do.
+    """
+
+    def encode(weight: Tensor) -> tuple[State, Tensor]:
+        table, blocks = torch.tensor(NF4), weight.float().reshape(-1, 64)
+        top = blocks.abs().amax(1).clamp(min=1e-12)
+        state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(weight.shape)}
+        more: State = {}
+        stored = top
+        if nested:
+            of = torch.arange(len(top)) // 256
+            offset = float(top.mean())
+            second = torch.stack([part.abs().max() for part in (top - offset).split(256)])
+            levels = torch.linspace(-1, 1, 256)
+            stored = ((top - offset) / second[of])[:, None].sub(levels).abs().argmin(1).to(torch.uint8)
+            top = levels[stored.long()] * second[of] + offset
+            more = {"weight.nested_absmax": second, "weight.nested_quant_map": levels}
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}
+        codes = (blocks / top[:, None])[..., None].sub(table).abs().argmin(-1).reshape(1, -1)
+        parts = {
+            "weight": pack_nibbles(codes.to(torch.uint8), high_first=True).reshape(-1, 1),
+            "weight.absmax": stored,
+            "weight.quant_map": table,
+            "weight.quant_state.bitsandbytes__nf4": blob(state),
+            **more,
+        }
+        truth = (table[codes.reshape(-1, 64)].double() * top.double()[:, None]).float()
+        return parts, truth.reshape(weight.shape)
+
+    return encode
+
+
+def encode_bnb_int8(weight: Tensor) -> tuple[State, Tensor]:
+    """bitsandbytes' int8, whose scales are 127 times those of a number. Truth in its own two products in float32."""
+    scale = weight.float().abs().amax(1).clamp(min=1e-12)
+    codes = (weight.double() * 127 / scale.double()[:, None]).round().to(torch.int8)
+    truth = codes.float() * scale[:, None] * 7.874015718698502e-3
+    return {"weight": codes, "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}, truth
+
+
+def encode_mlx(bits: int, dtype: torch.dtype = torch.bfloat16) -> Encoder:
+    """MLX's affine codes, packed from the low end of words of 32 bits. Truth: code * scale + bias in float32."""
+
+    def encode(weight: Tensor) -> tuple[State, Tensor]:
+        groups = weight.double().unflatten(1, (-1, 64))
+        low, high = groups.amin(2), groups.amax(2)
+        scale = (((high - low) / (2**bits - 1)).clamp(min=1e-9)).to(dtype)
+        bias = low.to(dtype)
+        codes = ((groups - bias.double()[..., None]) / scale.double()[..., None]).round().clamp(0, 2**bits - 1).long()
+        words = codes.flatten(1).unflatten(1, (-1, 32 // bits))
+        packed = (words << bits * torch.arange(32 // bits)).sum(2)
+        truth = codes.float() * scale.float()[..., None] + bias.float()[..., None]
+        signed = torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+        return {"weight": signed.view(torch.uint32), "scales": scale, "biases": bias}, truth.flatten(1)
+
+    return encode
+
+
 # ---------------------------------------------------------------- layers of a state
 def encode_linears(state: State, quantised: Chooser, encode: Encoder) -> tuple[State, State]:
     """Return what to store, under published names without a prefix, and the truth, under the names of `state`."""
