@@ -216,13 +216,13 @@ def formats(plan: Plan) -> list[dict[str, Any]]:
 def how_stored(weight: Weight) -> dict[str, dict[str, Any]]:
     """Return the facts about how a weight is stored, each with its value and where it is said."""
     return {
-        fact: {"value": weight.facts[fact], "said": place(weight.said[fact])}
+        fact: {"value": weight.facts[fact], "said": said_where(weight.said[fact])}
         for fact in ("nibbles", "scales", "group", "rotation")
         if weight.facts.get(fact)
     }
 
 
-def place(said: str) -> str:
+def said_where(said: str) -> str:
     """Return where a fact is said, without the name of the layer."""
     endings = {suffix: "marker" for suffix, kind in COMPANIONS.items() if kind in MARKER_KINDS}
     known = {"the shape of": "shape", "the format": "format", "the argument": "argument"}
