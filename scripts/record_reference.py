@@ -18,6 +18,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
 from importlib.metadata import version
 from typing import Any
@@ -50,6 +51,7 @@ from ltx2ref.progress import track
 TAPS = [f"{name}{part}" for name in ROPES for part in (".cos", ".sin")] + [
     f"{name}{part}" for name in ADALN_LAYERS for part in (".sinusoid", ".emb")
 ]
+EXCHANGE = ("av_cross_attn_", "cross_attn_", "audio_to_video_attn", "video_to_audio_attn")  # how its taps begin
 THREADS = 1  # the most reproducible number, and for tensors this small the fastest
 
 
@@ -83,7 +85,17 @@ def forward_of(case: Case | Kernel, dtype: str) -> tuple[Callable[[], Taps], Inp
         operation = kernel(case, given)
         return lambda: {KERNEL_OUTPUT: operation()}, given
     model, inputs = oracle(case, dtype)
+    if case.alone is not None:  # diffusers cannot leave a stream out, but it can isolate both
+        isolated = cast(replace(case, alone=None).inputs() | {"isolate_modalities": True}, record.EXACT_DTYPES[dtype])
+        return lambda: taps_of(str(case.alone), run(model, isolated)), inputs
     return lambda: run(model, inputs), inputs
+
+
+def taps_of(stream: str, taps: Taps) -> Taps:
+    """Return the taps of a forward that are one stream's own, and not the exchange's."""
+    inside = {name: name.split(".", 2)[2] if name.startswith("transformer_blocks.") else name for name in taps}
+    own = [name for name, layer in inside.items() if layer.startswith("audio") == (stream == "audio")]
+    return {name: taps[name] for name in own if not inside[name].startswith(EXCHANGE)}
 
 
 def kernel(case: Kernel, x: Inputs) -> Callable[[], torch.Tensor]:

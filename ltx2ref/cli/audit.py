@@ -177,11 +177,15 @@ def run_audit(options: argparse.Namespace) -> int:
 
 
 def chosen_cases(options: argparse.Namespace) -> "list[Case]":
-    """Return the cases that --case and --release select. Raises `ValueError` if there are none."""
-    from ..parity.cases import CASES
+    """Return the cases that --case and --release select. Raises `ValueError` if there are none.
+
+    Cases in which a stream is absent, which few ports can express, have to be called by their whole names.
+    """
+    from ..parity.cases import CASES, ONE_STREAM_CASES
 
     release = options.release or "*"
-    found = [case for case in CASES if fnmatch(case.id, options.case) and fnmatch(case.release, release)]
+    there = [*CASES, *(case for case in ONE_STREAM_CASES if case.id == options.case)]
+    found = [case for case in there if fnmatch(case.id, options.case) and fnmatch(case.release, release)]
     if not found:
         of = f" of release {options.release}" if options.release else ""
         raise ValueError(f"--case {options.case}: no such case{of}; `ltx2ref audit --list` names them")

@@ -58,6 +58,7 @@ class Case:
     scales: Scales = ()  # factors on the weights
     seed: int = SEED  # for the inputs
     native: bool = True  # recorded in native arithmetic, too
+    alone: str | None = None  # "video" or "audio" leaves the other stream out
     config: TransformerConfig = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,8 +71,8 @@ class Case:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Return the names of the taps that a recording stores as tensors."""
-        return OUTPUTS
+        """Return the names of the taps that a recording stores as tensors: an absent stream has none."""
+        return OUTPUTS if self.alone is None else (OUTPUTS[self.alone == "audio"],)
 
     def about(self) -> dict[str, Any]:
         """Return what a recording holds of the case besides its inputs."""
@@ -112,7 +113,20 @@ class Case:
         }
         for extra in self.extras:
             base |= extra(self, base)
+        base |= {"video": without_audio, "audio": without_video}[self.alone](base) if self.alone else {}
         return {name: x for name, x in base.items() if name not in self.absent}
+
+
+def without_audio(x: Inputs) -> Inputs:
+    """Leave the audio out: no tokens of it, and none of its text. Its noise levels stay, and are ignored."""
+    empty = {name: x[name][:, :0] for name in ("audio_hidden_states", "audio_encoder_hidden_states")}
+    return empty | {"audio_num_frames": 0, "audio_encoder_attention_mask": None, "audio_coords": None}
+
+
+def without_video(x: Inputs) -> Inputs:
+    """Leave the video out, likewise."""
+    empty = {name: x[name][:, :0] for name in ("hidden_states", "encoder_hidden_states")}
+    return empty | {"num_frames": 0, "encoder_attention_mask": None, "video_coords": None}
 
 
 def per_token(case: Case, x: Inputs) -> Inputs:
@@ -401,4 +415,16 @@ LTX_CORE_CASES = tuple(
         ),
     )
 )
-RECORDED = CASES + LTX_CORE_CASES
+# diffusers cannot leave a stream out. Recorded is what it computes for the other one with isolated modalities.
+ONE_STREAM_CASES = tuple(
+    replace(case, native=False)
+    for case in (
+        Case("2.0", "video-alone", extras=(text_masks,), alone="video"),
+        Case("2.0", "audio-alone", extras=(per_token, text_masks), alone="audio"),
+        Case("2.3", "video-alone", extras=(per_token, cross_timestep, stg_second, binary_self_mask), alone="video"),
+        Case("2.3", "audio-alone", extras=(cross_timestep, text_masks, stg), alone="audio"),
+        Case("2.5", "video-alone", INTERLEAVED, extras=(per_token, keyframes, coords), alone="video"),
+        Case("2.5", "audio-alone", extras=(per_token, coords), batch=2, alone="audio"),
+    )
+)
+RECORDED = CASES + LTX_CORE_CASES + ONE_STREAM_CASES

@@ -18,8 +18,13 @@ def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """
     main = ("hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states")
     masks = ("encoder_attention_mask", "audio_encoder_attention_mask")
-    biases = [name for name in masks if name in inputs and inputs[name].ndim == 3 and inputs[name].is_floating_point()]
+    biases = [name for name in masks if inputs.get(name) is not None and added_to_logits(inputs[name])]
     return inputs | {name: inputs[name].to(dtype) for name in (*main, *biases, "perturbation_mask") if name in inputs}
+
+
+def added_to_logits(mask: Tensor) -> bool:
+    """Tell whether a text mask is added to the logits."""
+    return mask.ndim == 3 and mask.is_floating_point()
 
 
 def moved(inputs: Inputs, move: Callable[[Tensor], Tensor]) -> Inputs:

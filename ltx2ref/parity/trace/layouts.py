@@ -156,9 +156,12 @@ def modality_arguments(hooks: "TapHooks") -> None:
                 hooks.tap(name, positions)
 
     def rotations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for prefix, side in (("", "video"), ("audio_", "audio")):
+        there = [side for side in ("video", "audio") if kwargs[side] is not None]
+        for side in there:
+            prefix = "audio_" if side == "audio" else ""
             record_tables(hooks, f"{prefix}rope", kwargs[side].positional_embeddings)
-            record_tables(hooks, f"cross_attn_{prefix}rope", kwargs[side].cross_positional_embeddings)
+            if len(there) == 2:
+                record_tables(hooks, f"cross_attn_{prefix}rope", kwargs[side].cross_positional_embeddings)
 
     hooks.call("", coordinates)
     hooks.call("transformer_blocks.0", rotations)

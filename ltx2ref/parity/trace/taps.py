@@ -183,8 +183,11 @@ class Recorder:
         return x if added is None else (x.double() + added.to(x.device).reshape(x.shape)).to(x.dtype)
 
     def returned(self, output: Any) -> None:
-        """Record the outputs of the forward."""
-        self.taps |= {name: self.keep(x.detach()) for name, x in returned(output).items() if x.numel()}
+        """Record the outputs of the forward. That of an absent stream, which is empty or None, is no tap."""
+        pair = output if isinstance(output, tuple | list) and len(output) == 2 else ()
+        there = {name: x for name, x in zip(PROJECTED, pair, strict=False) if isinstance(x, Tensor)}
+        found = there if len(there) == 1 and any(x is None for x in pair) else returned(output)
+        self.taps |= {name: self.keep(x.detach()) for name, x in found.items() if x.numel()}
 
     def entering(self, sublayer: str, x: Tensor | None) -> None:
         """Begin a sub-layer, which is given `x`, and record its residual.
@@ -585,10 +588,14 @@ def sole_tensor(x: Any) -> Any:
     return x if isinstance(x, Tensor) else None
 
 
-def both_streams(out: Any) -> tuple[Tensor, Tensor] | None:
-    """Return video and audio from what a block returned: a pair, of tensors or of objects that hold them as `x`."""
+def both_streams(out: Any) -> list[Tensor | None] | None:
+    """Return video and audio from what a block returned: a pair, of tensors or of objects that hold them as `x`.
+
+    One of them may be absent, and None.
+    """
     found = [sole_tensor(x) for x in out] if isinstance(out, list | tuple) else []
-    return (found[0], found[1]) if len(found) == 2 and found[0] is not None and found[1] is not None else None
+    absent = [x for x, kept in zip(found, out, strict=True) if x is None and kept is not None] if found else []
+    return found if len(found) == 2 and any(x is not None for x in found) and not absent else None
 
 
 def normalising(tap: Recorder, sublayer: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -671,7 +678,7 @@ def put_streams(tap: Recorder, block: str, out: Any) -> Any:
     tap.normalised.clear()
     if (pair := both_streams(out)) is None:
         return None
-    injected = tap(f"{block}video", pair[0]), tap(f"{block}audio", pair[1])
+    injected = tuple(x if x is None else tap(block + name, x) for name, x in zip(("video", "audio"), pair, strict=True))
     return injected if isinstance(out, tuple) and tap.changes else None
 
 
