@@ -123,12 +123,12 @@ Distance between the outputs of two choices, float32:
 """
 OTHERS = """## What is not a convention
 
-- **One stream alone.** ltx-core takes `video=None` or `audio=None`; here, [latents of no tokens](using.md#one-stream-alone)
-  leave a stream out, with the same bits. diffusers cannot.
-- **Partial isolation.** Skipping the exchange in one direction or for one sample, guidance in other blocks for one stream
-  than for the other, and a frozen stream: ltx-core can do this, and the documented arguments cannot express it. [A few
-  hooks](using.md#guidance-of-ltx-cores-pipelines) can, with the same bits. `isolate_modalities` skips both directions for
-  all samples; this is compared.
+- **One stream alone.** ltx-core takes `video=None` or `audio=None`. Here, [latents of no
+  tokens](using.md#one-stream-alone) leave a stream out, with the same bits. diffusers cannot.
+- **Partial isolation.** Skipping the exchange in one direction or for one sample, guidance in other blocks for one
+  stream than for the other, and a frozen stream: ltx-core can do this, and the documented arguments cannot express it.
+  [A few hooks](using.md#guidance-of-ltx-cores-pipelines) can, with the same bits. `isolate_modalities` skips both
+  directions for all samples; this is compared.
 - **Partial guidance.** diffusers and ltx2ref blend `perturbation_mask` with `lerp`, so spatio-temporal guidance can
   apply to a share of a sample. ltx-core perturbs a sample or does not, and the two agree there.
 - **The dtype of a guidance mask.** Another dtype than the model's is an error in diffusers; ltx2ref casts the mask.
