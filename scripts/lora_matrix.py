@@ -82,6 +82,7 @@ def lycoris(algorithm: str, **options: Any) -> Writer:
         LycorisNetwork.apply_preset({"target_module": ["Linear"], "target_name": [], "enable_conv": False})
         state = {name: x.detach().clone() for name, x in model.state_dict().items()}
         network = create_lycoris(model, 1.0, linear_dim=4, linear_alpha=7, algo=algorithm, **options)
+        network.apply_to()  # only then its layers are in what it saves
         generator = torch.Generator().manual_seed(3)
         for module in network.loras:
             for x in module.parameters():
@@ -95,7 +96,6 @@ def lycoris(algorithm: str, **options: Any) -> Writer:
             else:
                 delta = module.get_weight(changed.shape) if algorithm == "lokr" else module.get_diff_weight(1)[0]
                 state[f"{name}.weight"] = changed + delta.detach()
-        network.apply_to()  # only then its layers are in what it saves
         network.save_weights(str(path), torch.float32, {"ss_network_alpha": "7"})
         return state
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from tiny import random_model
 from torch import Tensor
 
+import ltx2ref
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.checkpoint.inspection import inspect
 from ltx2ref.checkpoint.streaming import StreamedTransformer
@@ -126,7 +127,7 @@ def test_the_line_loads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if "from_pretrained" in code:
         writers.write_diffusers(Path("snapshot/transformer"), dict(values), config)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: "snapshot")
-    model = eval(code)
+    model = eval(code, {"ltx2ref": ltx2ref})
     assert isinstance(model, StreamedTransformer if ".stream(" in code else LTX2VideoTransformer3DModel)
     found = dict(model.named_parameters())
     if names[1:]:
