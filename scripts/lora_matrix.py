@@ -39,7 +39,7 @@ def peft(**options: Any) -> Writer:
 
         config = LoraConfig(r=4, lora_alpha=7, init_lora_weights=False, target_modules=LAYERS, **options)
         wrapped = get_peft_model(model, config)
-        wrapped.save_pretrained(path)
+        wrapped.save_pretrained(str(path))
         merged: State = wrapped.merge_and_unload().state_dict()
         return merged
 

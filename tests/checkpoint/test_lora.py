@@ -489,6 +489,26 @@ def test_differences_of_weights_norms_and_biases_are_added(tmp_path: Path) -> No
         assert torch.equal(streamed.proj_in.bias, merged["proj_in.bias"])
 
 
+@pytest.mark.parametrize("streams", ["video", "audio"])
+def test_for_one_stream_a_lora_is_read_whole_and_applied_in_part(tmp_path: Path, streams: Any) -> None:
+    path, config, state = base(tmp_path, "2.3")
+    pairs = random_pairs(state, FIVE)
+    lora = save(tmp_path / "lora.safetensors", lightricks(pairs))
+    both = load_state(path, config, (lora, STRENGTH))
+    one = ltx2ref.load(path, config=config, lora=[(lora, STRENGTH)], streams=streams).state_dict()
+    assert one and all(torch.equal(x, both[name]) for name, x in one.items())
+    assert 0 < sum(not torch.equal(x, state[name]) for name, x in one.items()) < len(pairs)
+    for layer in pairs:  # a tensor of either stream that does not fit
+        name = f"diffusion_model.{LIGHTRICKS_NAME(layer)}.lora_A.weight"
+        damaged = save(tmp_path / "x.safetensors", lightricks(pairs) | {name: torch.ones(RANK, 3)})
+        with pytest.raises(CheckpointError, match=re.escape(f"{name} F32 [5, 3]: expected")):
+            ltx2ref.load(path, config=config, lora=[(damaged, 1)], streams=streams)
+    other = {layer: pair for layer, pair in pairs.items() if f"{layer}.weight" not in one}
+    lora = save(tmp_path / "x.safetensors", lightricks(other))
+    with pytest.raises(CheckpointError, match=f"nothing in it is of the {streams} stream"):
+        ltx2ref.load(path, config=config, lora=[(lora, 1)], streams=streams)
+
+
 # ---------------------------------------------------------------- where the alpha comes from
 RAW = "base_model.model."
 
