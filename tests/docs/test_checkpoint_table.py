@@ -27,6 +27,7 @@ from ltx2ref.checkpoint.streaming import StreamedTransformer
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 State = dict[str, Tensor]
 Make = Callable[[Path, State, TransformerConfig], Any]
+INSPECTED = ("prefix", "variant", "nibbles", "scales")  # arguments that `inspect` has as well
 LORA_LAYER, RANK = "transformer_blocks.0.attn1.to_q", 2
 
 
@@ -46,6 +47,11 @@ def lines() -> dict[str, str]:
 def small(release: str) -> tuple[TransformerConfig, Mapping[str, Tensor]]:
     config = writers.quantisable_config(release, num_layers=1)
     return config, {name: x.detach() for name, x in random_model(config).state_dict().items()}
+
+
+def encoded(encode: writers.Encoder, **options: Any) -> Make:
+    """Return a writer of files whose quantised layers an encoder makes."""
+    return lambda path, state, config: writers.write_layers(path, state, config, encode=encode, **options)
 
 
 def wrapped(path: Path, state: State, config: TransformerConfig) -> None:
@@ -97,6 +103,20 @@ FILES: dict[str, tuple[Make, str]] = {
     "ltx-2.5-22b-dev-transformer-comfy-int8-convrot.safetensors": (writers.write_int8_convrot, "2.5"),
     "ltx-2.5-22b-distilled-transformer-nvfp4.safetensors": (writers.write_nvfp4, "2.5"),
     "torchao-nvfp4.safetensors": (writers.write_nvfp4_torchao, "2.5"),
+    "modelopt-nvfp4.safetensors": (
+        encoded(writers.encode_modelopt_nvfp4, metadata={"quantization_config": json.dumps(writers.modelopt_config())}),
+        "2.5",
+    ),
+    "unknown-nvfp4.safetensors": (encoded(writers.encode_modelopt_nvfp4, entry={"format": "nvfp4"}), "2.5"),
+    "ltx-2.3-22b-distilled-1.1_transformer_only_mxfp8_block32.safetensors": (
+        encoded(writers.encode_mxfp8({}), metadata={}),
+        "2.3",
+    ),
+    "ltx-2.3-22b-dev_diffusion_model_quanto_int8.safetensors": (encoded(writers.encode_quanto, metadata={}), "2.3"),
+    "convrot-w4a4.safetensors": (encoded(writers.encode_w4a4, metadata={}), "2.5"),
+    "ltx-2.5-22b-distilled-transformer-w4a8_convrot.safetensors": (encoded(writers.encode_w4a8(), metadata={}), "2.5"),
+    "bitsandbytes-nf4.safetensors": (encoded(writers.encode_nf4(), metadata={}), "2.5"),
+    "mlx-q8.safetensors": (encoded(writers.encode_mlx(8), metadata={}), "2.5"),
     "ltx-2.3-22b-dev-Q8_0.gguf": (writers.write_gguf, "2.3"),
     "transformer/": (writers.write_diffusers, "2.3"),
     "Lightricks/LTX-2": (lambda path, state, config: None, "2.0"),
@@ -140,7 +160,7 @@ def test_the_line_loads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "streams" in code or found.keys() == truth.keys()
     if names[0] != "Lightricks/LTX-2":
         options = {k.arg: ast.literal_eval(k.value) for k in ast.parse(code).body[0].value.keywords}  # type: ignore[attr-defined]
-        d = inspect(names[0], **{key: options[key] for key in ("prefix", "variant") if key in options})
+        d = inspect(names[0], **{key: options[key] for key in INSPECTED if key in options})
         assert (d.kind, d.release, d.problems) == ("transformer", release, [])
         said = {row["format"] for row in d.formats}
     for words in re.findall(r'"([^"]+)"', lines()[code].partition("`ltx2ref.")[0]):
@@ -148,7 +168,7 @@ def test_the_line_loads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_kind_of_file_has_a_line_that_is_run() -> None:
-    assert len(lines()) >= 21
+    assert len(lines()) >= 29
     assert {name for code in lines() for name in paths_in(code)} == FILES.keys()
     without = [row for row in rows() if not row[2].startswith("`")]
     assert [row[2][:4] for row in without] == ["none"] * 2
