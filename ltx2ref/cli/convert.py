@@ -15,7 +15,8 @@ CONVERT_EXAMPLES = """examples:
   ltx2ref convert transformer ltx-2.3-transformer.safetensors --to lightricks
   ltx2ref convert ltx-2.3-22b-dev-fp8.safetensors transformer --to diffusers \\
       --dtype bfloat16
-  ltx2ref convert ltx-2.5-int8.safetensors transformer --to diffusers --keep
+  ltx2ref convert ltx-2.3-22b-dev-fp8.safetensors transformer --to diffusers \\
+      --keep
 
 Tensors keep their dtypes and bits unless --dtype is given. A quantised
 checkpoint needs that, or --keep, which renames its tensors and what it says of
