@@ -164,7 +164,7 @@ def blocks_of(size: int) -> Callable[[Shape, FactMap], Permitted]:
 
 def fixed(shape: Callable[[int, int, FactMap], Shape]) -> Callable[[Shape, FactMap], Permitted]:
     """Return the one shape of a companion, by the rows and columns of the parameter."""
-    return lambda of, facts: {"": [shape(of[0], of[1], facts)]}
+    return lambda of, facts: {"": [shape(of[0], of[1], facts)] if len(of) == 2 else []}
 
 
 def unpacked_columns(factor: int) -> Callable[[Stored, Mapping[str, Stored], FactMap], Shape]:
@@ -200,22 +200,28 @@ def said_shape(stored: Stored, companions: Mapping[str, Stored], facts: FactMap)
 UNUSED = Companion(needed=False)
 ONE_NUMBER = Companion(PLAIN_DTYPES, lambda shape, facts: {"": SCALAR})
 GRID = Companion(PLAIN_DTYPES, grid)
-ROWS = Companion(PLAIN_DTYPES, lambda shape, facts: {"rows": [(shape[0],), (shape[0], 1)]})
+ROWS = Companion(PLAIN_DTYPES, lambda shape, facts: {"rows": [shape[:1], (shape[0], 1)] if len(shape) == 2 else []})
 USUAL = {"input scale": UNUSED, "marker": UNUSED}
-NUMBERS = Companion(("F32",))
-NESTED_ABSMAX = Companion(("F32",), needed=False)
+PER_64 = Companion(PLAIN_DTYPES, fixed(lambda rows, columns, facts: (rows, columns // 64)))
 BNB = Format(
     ("U8",),
     {
         "absmax": Companion(("F32", "U8"), fixed(lambda rows, columns, facts: (-(-rows * columns // facts["group"]),))),
         "quant map": Companion(("F32",), fixed(lambda rows, columns, facts: (16,))),
         "quant state": Companion(("U8",)),
-        "nested absmax": NESTED_ABSMAX,
+        "nested absmax": Companion(
+            ("F32",),
+            fixed(
+                lambda rows, columns, facts: (-(-rows * columns // (facts["group"] * facts.get("nested group", 1))),)
+            ),
+            needed=False,
+        ),
         "nested quant map": Companion(("F32",), fixed(lambda rows, columns, facts: (256,)), needed=False),
     },
     decoders.bitsandbytes_4bit,
     stored=lambda shape: [(math.prod(shape) // 2, 1), (1, math.prod(shape) // 2)],
     unpacked=said_shape,
+    declared=True,
 )
 # The first format that fits a tensor's dtype and companions is taken, unless a saying names another one.
 FORMATS = {
@@ -289,16 +295,17 @@ FORMATS = {
     "bitsandbytes fp4": BNB,
     "mlx": Format(
         ("U32",),
-        {"scales": Companion(PLAIN_DTYPES), "biases": Companion(PLAIN_DTYPES)},
+        {"scales": PER_64, "biases": PER_64},
         decoders.mlx,
         stored=lambda shape: [(shape[0], shape[1] * bits // 32) for bits in (8, 4, 2)] if len(shape) == 2 else [],
         unpacked=by_groups("scales"),
+        implied={"group": 64},
     ),
 }
 
 
 def identify(shape: Shape, tensor: Stored, companions: Mapping[str, Stored], sayings: Sequence[Saying] = ()) -> Weight:
-    """Return how a parameter is stored. FactMap that neither sayings nor shapes decide are left out.
+    """Return how a parameter is stored. Facts that neither sayings nor shapes decide are left out.
 
     Raises `ValueError`, with the reason, if it is in no known format, or if what is said of it does not fit.
     """
@@ -317,9 +324,10 @@ def identify(shape: Shape, tensor: Stored, companions: Mapping[str, Stored], say
     for fact, value in format.implied.items():
         add_fact(facts, said, fact, value, tensor, f"the format {name}")
     add_fact(facts, said, "shape", shape, tensor, "the model")
-    for kind in companions.keys() & format.companions.keys():
+    for kind in companions:
         read_shapes(shape, companions[kind], format.companions[kind], facts, said)
     check_groups(name, shape, tensor, facts, said)
+    check_parts(name, tensor, companions, facts)
     said.setdefault("format", "dtypes")
     return Weight(shape, tensor, companions, name, facts, said)
 
@@ -376,7 +384,7 @@ def find_format(tensor: Stored, companions: Mapping[str, Stored], facts: FactMap
         name: lacking(format, companions)
         for name, format in FORMATS.items()
         if tensor.dtype in format.dtypes and companions.keys() <= format.companions.keys()
-        if tensor.name.endswith(f".weight{format.suffix}" if format.suffix or tensor.name.endswith(DATA) else "")
+        if tensor.name.endswith(DATA) == (format.suffix == DATA)
         if name == declared or not (declared or format.declared)
     }
     missing = f", {next(iter(possible.values()))}" if possible else ""
@@ -451,6 +459,16 @@ def check_groups(name: str, shape: Shape, tensor: Stored, facts: dict[str, Any],
     scales = facts.get("scales", "one")
     by_row = f"{tensor.name}: rotated by {said.get('rotation')}, which needs a scale for each row, but has {scales}"
     require(scales in ("one", "rows"), by_row)
+
+
+def check_parts(name: str, tensor: Stored, companions: Mapping[str, Stored], facts: FactMap) -> None:
+    """Raise `ValueError` unless the parts that a format may have belong together."""
+    nested = {"nested absmax" in companions, "nested quant map" in companions, "nested group" in facts}
+    if "absmax" in companions:
+        nested.add(companions["absmax"].dtype == "U8")
+    require(len(nested) == 1, f"{tensor}: its quant_state, absmax and nested tensors do not belong together")
+    six_bits = name == "asym_w4a8_int8" and tensor.shape[-1] * 8 > facts["shape"][-1] * 4
+    require(not (six_bits and "codebook" in companions), f"{tensor}: codes of 6 bits have no codebook")
 
 
 def in_words(companions: Mapping[str, Stored]) -> str:

@@ -279,7 +279,7 @@ def read_sayings(
     """Read what markers, metadata and the config state about weights, with every problem of these texts."""
     stated = Stated({}, None, [])
     for owner, kinds in companions.items():
-        for kind in kinds.keys() & {*MARKER_KINDS}:
+        for kind in (kind for kind in MARKER_KINDS if kind in kinds):
             try:
                 stated.layers.setdefault(owner, []).append(read_marker(kind, kinds[kind]))
             except CheckpointError as error:

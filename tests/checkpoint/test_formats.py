@@ -297,6 +297,56 @@ def test_int4_without_a_marker_is_refused(state: State, config: TransformerConfi
             ltx2ref.load(path)
 
 
+def without(*suffixes: str) -> Callable[[State], State]:
+    return lambda tensors: {name: x for name, x in tensors.items() if not name.endswith(suffixes)}
+
+
+def with_tensor(suffix: str, value: torch.Tensor) -> Callable[[State], State]:
+    name = PREFIX + "transformer_blocks.0.attn1.to_q" + suffix
+    return lambda tensors: tensors | {name: value}
+
+
+QUANT_STATE = ".quant_state.bitsandbytes__nf4"
+DAMAGED: dict[str, tuple[str, Callable[[State], State]]] = {
+    "MLX without biases": ("MLX q4", without(".biases")),
+    "MLX with fewer biases": ("MLX q4", with_tensor(".biases", torch.ones(256, 2, dtype=torch.bfloat16))),
+    "nf4 without its state": ("bitsandbytes nf4", without(QUANT_STATE)),
+    "nf4 without what is nested": ("bitsandbytes nf4, nested", without(".nested_absmax", ".nested_quant_map")),
+    "nf4 with a state that is no JSON": (
+        "bitsandbytes nf4",
+        with_tensor(".weight" + QUANT_STATE, torch.zeros(9, dtype=torch.uint8)),
+    ),
+    "nf4 with fewer blocks": ("bitsandbytes nf4", with_tensor(".weight.absmax", torch.ones(7))),
+    "6 bits with a codebook": ("asym_w4a8_int8 of 6 bits", with_tensor(".weight_codebook", torch.ones(16))),
+    "w4a8 without scales": ("asym_w4a8_int8", without("_s_channel")),
+    "mxfp8 with a NaN": ("mxfp8", with_tensor(".weight_scale", torch.full((256, 8), 255, dtype=torch.uint8))),
+    "int8 of a norm": ("bitsandbytes int8", lambda tensors: norm(tensors, SCB=torch.ones(256))),
+    "quanto's int8 of a norm": ("quanto int8", lambda tensors: norm(tensors, data="._data")),
+}
+
+
+def norm(tensors: State, data: str = "", **parts: torch.Tensor) -> State:
+    """Quantise a norm's weight, which has one dimension."""
+    layer = PREFIX + "transformer_blocks.0.attn1.q_norm"
+    found = {name: x for name, x in tensors.items() if name != f"{layer}.weight"}
+    found[f"{layer}.weight{data}"] = torch.ones(256, dtype=INT8)
+    if data:
+        found[f"{layer}.weight._scale"] = torch.ones(256, 1)
+    return found | {f"{layer}.{name}": x for name, x in parts.items()}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_parts_that_are_missing_or_do_not_fit_are_refused_with_a_message(
+    what: str, state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    layout, damage = DAMAGED[what]
+    path = tmp_path / "ltx.safetensors"
+    writers.write_layers(path, state, config, encode=LAYOUTS[layout][1], metadata={})
+    save_file(damage(load_file(path)), path, writers.lightricks_metadata(config))
+    with pytest.raises(CheckpointError, match=r"transformer_blocks\.0\.attn1"):
+        ltx2ref.load(path)
+
+
 # ---------------------------------------------------------------- quantisers' configs
 def folder(tmp_path: Path, state: State, config: TransformerConfig, said: Any, encode: Encoder) -> tuple[Path, State]:
     """Write a diffusers folder with a quantiser's config."""
