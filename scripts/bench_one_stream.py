@@ -25,13 +25,12 @@ from ltx2ref.progress import track
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from sparse import FILES  # type: ignore[import-not-found, unused-ignore]
 
-LENGTHS = Lengths(video=16, audio=25, text=16)  # so short that weights are what takes the time: a second of sound
+LENGTHS = Lengths(video=4, audio=4, text=4)  # so few tokens that reading the weights takes most of the time
 NAME = "2.3-bf16"
 # For each row: how the model is made, the arguments that say so, and the streams that run.
 ROWS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "audio alone": ("load", {"streams": "audio"}, ("audio",)),
     "audio alone, streamed": ("stream", {"streams": "audio"}, ("audio",)),
-    "audio alone, in float32": ("load", {"streams": "audio", "dtype": "float32"}, ()),
     "whole, streamed": ("stream", {}, ("video", "audio")),
 }
 
@@ -40,19 +39,17 @@ def measured(path: str, row: str) -> dict[str, Any]:
     """Load and run one row in this process, and return its figures."""
     torch.set_num_threads(1)
     how, options, streams = ROWS[row]
-    options = options | ({"dtype": getattr(torch, options["dtype"])} if "dtype" in options else {})
     begun, cpu = time.perf_counter(), time.process_time()
     model = getattr(ltx2ref, how)(path, **options)
     loaded = time.perf_counter() - begun, time.process_time() - cpu
     begun, cpu = time.perf_counter(), time.process_time()
-    if streams:
-        n = LENGTHS._replace(**{name: 0 for name in ("video", "audio") if name not in streams})
-        inputs = {
-            name: torch.zeros_like(x) if isinstance(x, torch.Tensor) else x
-            for name, x in blank_inputs(model.config, n, model.dtype).items()
-        }
-        with torch.no_grad():
-            model(**inputs)
+    n = LENGTHS._replace(**{name: 0 for name in ("video", "audio") if name not in streams})
+    inputs = {
+        name: torch.zeros_like(x) if isinstance(x, torch.Tensor) else x
+        for name, x in blank_inputs(model.config, n, model.dtype).items()
+    }
+    with torch.no_grad():
+        model(**inputs)
     return {
         "row": row,
         "parameters": model.num_parameters(),
@@ -80,7 +77,6 @@ def main() -> int:
         command = [sys.executable, __file__, str(options.folder), "--row", row]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         load, forward = (f"{found[x][0]:.1f} ({found[x][1]:.1f})" for x in ("load", "forward"))
-        forward = forward if ROWS[row][2] else ""
         print(f"| {row} | {found['parameters']:,} | {load} | {forward} | {found['peak'] / 1e9:.1f} |", flush=True)
     return 0
 
