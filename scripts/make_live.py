@@ -311,7 +311,7 @@ def draw() -> int:
     """Write what the committed page looks like at one of its steps, light and dark."""
     from browser import Browser  # type: ignore[import-not-found]  # in tests/support
 
-    with tempfile.TemporaryDirectory() as folder, Browser(Path(folder)) as browser:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Browser(Path(folder)) as browser:
         browser.size(1280, 720)
         for theme in ("light", "dark"):
             browser.theme(theme)

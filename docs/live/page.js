@@ -48,9 +48,22 @@ function set(changes) {
   if ('release' in changes && !entryOf(`${changes.release}/${changes.scene || state.scene}`)) changes.scene = 't2v';
   Object.assign(state, changes);
   if (computes) compute();
+  if (changes.bug) showFirst();
   if (!run.taps.has(state.tap)) state.tap = 'proj_in';
   show();
   writeAddress();
+  if (changes.bug) reveal(state.tap);
+}
+
+/** Open the first tensor that is wrong, at its difference. */
+function showFirst() {
+  const first = [...run.changed.keys()].find((tap) => run.taps.has(tap));
+  if (first) Object.assign(state, { tap: first, change: true, cell: [0, 0] });
+}
+
+function reveal(tap) {
+  const chip = document.querySelector(`.chip[data-tap="${tap}"]`);
+  if (chip && matchMedia('(min-width: 761px)').matches) chip.scrollIntoView({ block: 'center' });
 }
 const pristine = () => ({ bug: '', conventions: {}, levels: {}, cross: undefined, fps: 0 });
 
@@ -246,6 +259,7 @@ function showMachine() {
   for (const chip of document.querySelectorAll('.chip')) {
     const { tap } = chip.dataset, moved = run.changed.get(tap), mark = moved && (state.bug ? 'wrong' : 'moved');
     chip.setAttribute('aria-pressed', tap === state.tap);
+    chip.tabIndex = tap === state.tap ? 0 : -1;
     chip.setAttribute('aria-label', `${tap}${moved ? `, ${mark} by ${short(moved)}` : ''}`);
     chip.title = `${tap}: ${about(tap).title || ''}${moved ? `; ${mark} by ${short(moved)} of itself` : ''}`;
     if (mark) chip.dataset.is = mark; else delete chip.dataset.is;
@@ -255,6 +269,21 @@ function showMachine() {
     chip.firstChild.style.visibility = x ? 'visible' : 'hidden';
     if (x) paint(chip.firstChild, viewOf(tap, x), isAudio(tap), 64, 22);
   }
+  if (!document.querySelector('.chip[tabindex="0"]')) document.querySelector('.chip').tabIndex = 0;
+}
+
+/** Move the focus from tensor to tensor: left and right in order, up and down to the next part of the model. */
+function moveAmongChips(event) {
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (!by) return;
+  const part = /Up|Down/.test(event.key), here = event.currentTarget;
+  const places = [...document.querySelectorAll(part ? '.band' : '.chip')], i = places.indexOf(part ? here.closest('.band') : here);
+  const next = places[i + by], to = part && next ? next.querySelector('.chip') : next;
+  event.preventDefault();
+  if (!to) return;
+  here.tabIndex = -1;
+  to.tabIndex = 0;
+  to.focus();
 }
 
 function band({ id, title, about: says, sides, inBlock }) {
@@ -270,7 +299,7 @@ function band({ id, title, about: says, sides, inBlock }) {
 function chip(tap) {
   const alias = { to_gate_logits: 'logits', activation: 'GELU', context_rows: /attn2/.test(tap) ? 'text rows' : 'their rows' };
   const label = tap.replace(/^transformer_blocks\.\d+\./, '').replace(/^.*_attn\.|^(audio_)?(attn\d|ff)\.|^.*(time_embed|adaln|scale_shift|gate)\.|^(audio_|cross_attn_)*rope\.|^audio_(?=sample|norm|proj)/, '');
-  return el('button', { class: 'chip', 'data-tap': tap, click: () => openTensor(tap) }, el('canvas', { 'aria-hidden': 'true' }), el('span', {}, alias[label] || label.replace(/^(video|audio)_coords/, 'coords')));
+  return el('button', { class: 'chip', 'data-tap': tap, click: () => openTensor(tap), keydown: moveAmongChips }, el('canvas', { 'aria-hidden': 'true' }), el('span', {}, alias[label] || label.replace(/^(video|audio)_coords/, 'coords')));
 }
 
 /** Draw who reads whom in the exchange: both read from above, and both write below. */
@@ -318,7 +347,8 @@ function showStatus() {
   const off = (tap) => short(run.changed.get(tap) || 0);
   const ends = `Velocities move by ${off('sample')} (video) and ${off('audio_sample')} (audio) of themselves.`;
   if (!count) keepFocus($('status'), [document.createTextNode(`${scene.says}.${untouched() ? '' : ' Nothing changes here: the same bits at every tensor.'}`)]);
-  else keepFocus($('status'), [html('span', {}, `<b>${count} of ${run.order.length}</b> tensors ${state.bug ? 'are wrong' : 'change'}, first `), link, document.createTextNode(` ${ends}`)]);
+  else keepFocus($('status'), [html('span', {}, `<b>${count} of ${run.order.length}</b> tensors ${state.bug ? 'are wrong' : 'change'}, first `), link, document.createTextNode(` ${ends}`),
+    state.bug ? el('p', { class: 'said' }, el('b', {}, 'ltx2ref audit: '), DATA.bug.find(({ name }) => name === state.bug).sentence) : null]);
 }
 
 // ---- The seal ------------------------------------------------------------------------------------------------------
@@ -362,7 +392,7 @@ function showInspector() {
   Object.assign(marker.style, { left: `${100 * col / view.cols}%`, top: `${100 * row / view.rows}%`, width: `${100 / view.cols}%`, height: `${100 / view.rows}%` });
   const go = (r, c) => set({ cell: [Math.max(0, Math.min(view.rows - 1, r)), Math.max(0, Math.min(view.cols - 1, c))] });
   const heat = el('div', {
-    class: 'heat', tabindex: 0, role: 'img', id: 'heat', 'aria-label': `${tap}: ${view.rows} rows, ${view.cols} columns. Arrow keys move the cell.`,
+    class: 'heat', tabindex: 0, role: 'application', id: 'heat', 'aria-label': `${tap}: ${view.rows} rows, ${view.cols} columns. Arrow keys move the cell.`,
     click: (event) => {
       const box = canvas.getBoundingClientRect();
       go(Math.floor((event.clientY - box.top) / box.height * view.rows), Math.floor((event.clientX - box.left) / box.width * view.cols));
@@ -393,7 +423,7 @@ function showInspector() {
       real ? term(`in ${state.release}`, `${shape(real)} for 121 frames of 768 x 512`) : [],
       term('bits', same ? `those of ${entry.implementation}` : moved ? `moved by ${short(moved)} of itself` : 'not those recorded')),
     el('div', { class: 'go' },
-      batch > 1 ? Array.from({ length: batch }, (_, i) => el('button', { class: 'button', 'data-pick': `element-${i}`, 'aria-pressed': String(state.element === i), click: () => set({ element: i }) }, `element ${i}`)) : [],
+      batch > 1 ? Array.from({ length: batch }, (_, i) => el('button', { class: 'button', 'data-pick': `element-${i}`, 'aria-pressed': String(state.element === i), click: () => set({ element: i }) }, `batch ${i}`)) : [],
       moved && Number.isFinite(moved) ? el('button', { class: 'button', 'data-pick': 'change', 'aria-pressed': String(state.change), click: () => set({ change: !state.change }) }, 'show the change') : null),
     heat,
     el('p', { class: 'fine', 'aria-live': 'polite' }, `${place(tap, view, row, col)}: `, el('b', {}, String(at(row, col)))),
@@ -401,6 +431,13 @@ function showInspector() {
     el('p', { class: 'fine' }, `Root mean square ${short(Math.sqrt(size))}. Paper is 0, ${isAudio(tap) ? 'orange' : 'blue'} is positive, grey negative. Digest ${run.digests.get(tap).slice(0, 12)}…`),
   ]);
 }
+
+const ROW_NAMES = {
+  time_embed: ['self-attention', 'feed-forward', 'text attention'].flatMap((layer) => ['shift', 'scale', 'gate'].map((kind) => `${kind} of ${layer}`)),
+  prompt_adaln: ['shift of the text', 'scale of the text'],
+  scale_shift: ['scale, to video', 'shift, to video', 'scale, to audio', 'shift, to audio'],
+  gate: ['gate of the exchange'],
+};
 
 /** Return in words where a cell is. */
 function place(tap, view, row, col) {
@@ -411,6 +448,12 @@ function place(tap, view, row, col) {
   else if (view.rows === audio) line = `audio token ${row}`;
   else if (/encoder|context|caption|attn2\.(k|norm_k|to_v)$/.test(tap)) line = `word ${row}`;
   else if (tap.endsWith('rows')) line = ['shift', 'scale', 'gate'][row] && (/_to_/.test(tap) ? ['scale', 'shift', 'gate'] : ['shift', 'scale', 'gate'])[row];
+  else if (shape.length === 2) line = `batch element ${row}`;
+  const kind = /(time_embed|prompt_adaln|scale_shift|gate)\.linear$/.exec(tap);
+  if (kind) {
+    const dim = run.taps.get(isAudio(tap) ? 'audio_proj_in' : 'proj_in').shape[2];
+    return `${line}, ${ROW_NAMES[kind[1]][Math.floor(col / dim)]}, column ${col % dim}`;
+  }
   return heads ? `${line}, head ${Math.floor(col / heads)}, ${col % heads}` : `${line}, column ${col}`;
 }
 
@@ -516,13 +559,13 @@ function panelRotation() {
   const T = run.taps.get('rope.cos').shape[1], Ta = run.taps.get('audio_rope.cos').shape[1], token = Math.min(state.token, T - 1), audioToken = Math.min(state.token, Ta - 1);
   const dials = (name, kind, t, axes) => {
     const cos = run.taps.get(`${name}.cos`), sin = run.taps.get(`${name}.sin`), [, , heads, R] = cos.shape, planes = heads * R;
-    const n = Math.floor(planes / axes.length), pad = planes - n * axes.length, size = 24;
-    return el('svg', { viewBox: `0 0 ${Math.max(R * size + 44, 212)} ${heads * 40 + 2}`, width: Math.max(R * size + 44, 212), role: 'img', 'aria-label': `${name}: ${heads} heads of ${R} planes` },
-      Array.from({ length: heads }, (_, h) => [el('text', { x: 0, y: h * 40 + 17, class: 'soft' }, `head ${h}`), Array.from({ length: R }, (_, r) => {
-        const i = (t * heads + h) * R + r, j = h * R + r - pad, x = 54 + r * size, y = h * 40 + 13, label = j < 0 ? '·' : axes[j % axes.length];
-        return [el('circle', { cx: x, cy: y, r: 10, fill: 'none', stroke: 'var(--line)' }),
-          el('line', { x1: x, y1: y, x2: x + 10 * cos.data[i], y2: y - 10 * sin.data[i], stroke: `var(--${kind})`, 'stroke-width': 2 }),
-          el('text', { x, y: y + 22, 'text-anchor': 'middle', class: 'soft' }, label)];
+    const n = Math.floor(planes / axes.length), pad = planes - n * axes.length, size = 36;
+    return el('svg', { viewBox: `0 0 ${7 * size + 50} ${heads * 52 + 2}`, width: 7 * size + 50, role: 'img', 'aria-label': `${name}: ${heads} heads of ${R} planes` },
+      Array.from({ length: heads }, (_, h) => [el('text', { x: 0, y: h * 52 + 21, class: 'soft' }, `head ${h}`), Array.from({ length: R }, (_, r) => {
+        const i = (t * heads + h) * R + r, j = h * R + r - pad, x = 62 + r * size, y = h * 52 + 17, label = j < 0 ? '·' : axes[j % axes.length];
+        return [el('circle', { cx: x, cy: y, r: 15, fill: 'none', stroke: 'var(--line)' }),
+          el('line', { x1: x, y1: y, x2: x + 15 * cos.data[i], y2: y - 15 * sin.data[i], stroke: `var(--${kind})`, 'stroke-width': 2 }),
+          el('text', { x, y: y + 28, 'text-anchor': 'middle', class: 'soft' }, label)];
       })]));
   };
   const place = run.taps.get('video_coords'), middle = (x, count, t, axis) => (x.data[2 * (axis * count + t)] + x.data[2 * (axis * count + t) + 1]) / 2;
@@ -671,6 +714,7 @@ function show() {
 function start() {
   Object.assign(state, readAddress());
   compute();
+  if (state.bug && !/[#&]tap=/.test(location.hash)) showFirst();
   if (!run.taps.has(state.tap)) state.tap = 'proj_in';
   show();
   const { band: name } = DATA.step.find(({ id }) => id === state.step) || {};

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,12 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.session = None
+        with suppress(AssertionError, OSError):  # it may have ended already
+            self.send("Browser.close")
+        self.process.wait(timeout=30)
         os.close(self.writes)
         os.close(self.reads)
-        self.process.terminate()
-        self.process.wait(timeout=30)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command, and return its result. Events that arrive before it are noted."""
