@@ -72,11 +72,12 @@ def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_O
         else:
             foreign.setdefault(prefix, []).append(stored)
     companions = companions_of(own)
+    accompany = {stored.name for kinds in companions.values() for stored in kinds.values()}
     stated = read_sayings(source.metadata, source.config, dialect, own, companions)
     shapes = {
         dialect.ours(name.removesuffix(DATA)): parameter_shape(stored, companions.get(name, {}), stated.of(name))
         for name, stored in own.items()
-        if name.startswith(dialect.prefix) and not find_owner(name, own)
+        if name.startswith(dialect.prefix) and name not in accompany
     }
     facts = resolve(source, shapes, options.config)
     streams = chosen_streams(shapes, options.streams, facts.problems, facts.notes)
@@ -156,11 +157,13 @@ def companions_of(own: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
 
 def find_owner(name: str, own: Mapping[str, Stored]) -> tuple[str, str] | None:
     """Return the tensor that this one is a companion of, and which kind of companion it is, or None."""
-    for suffix, kind in COMPANIONS.items():
-        if name.endswith(suffix):
+    parts = name.split(".")
+    for count in (1, 2, 3):  # segments in a suffix
+        suffix = f".{'.'.join(parts[-count:])}"
+        if suffix in COMPANIONS:
             for owner in (f"{name.removesuffix(suffix)}.weight{end}" for end in ("", DATA)):
                 if owner in own:
-                    return owner, kind
+                    return owner, COMPANIONS[suffix]
     owner = name.removesuffix(SCALE)
     return (owner, "scale") if owner != name and owner in own else None
 

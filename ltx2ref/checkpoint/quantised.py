@@ -337,16 +337,18 @@ def unquantised(shape: Shape, tensor: Stored, companions: Mapping[str, Stored], 
 
     ggml drops leading dimensions of 1, so a GGUF file gives the others alone.
     """
-    require(not companions, f"{tensor} is not quantised, but comes with {in_words(companions)}")
+    if companions:
+        raise ValueError(f"{tensor} is not quantised, but comes with {in_words(companions)}")
     for where, facts in sayings:
         require(
             "format" not in facts, f"{where}: {tensor.name} is {facts.get('format')}, but the file has {tensor.dtype}"
         )
     if tensor.file.container == "gguf":
-        require(ggml_decodable(tensor), f"{tensor}: the gguf library cannot decode {tensor.dtype}")
+        require(ggml_decodable(tensor), f"{tensor.name}: the gguf library cannot decode {tensor.dtype}")
         if [x for x in tensor.shape if x > 1] == [x for x in shape if x > 1]:
             tensor = tensor._replace(shape=shape)
-    require(tensor.shape == shape, f"{tensor} has the wrong shape, expected {list(shape)}")
+    if tensor.shape != shape:
+        raise ValueError(f"{tensor} has the wrong shape, expected {list(shape)}")
     return Weight(shape, tensor, companions, tensor.dtype, {}, {"format": "dtype"})
 
 
@@ -388,15 +390,16 @@ def find_format(tensor: Stored, companions: Mapping[str, Stored], facts: FactMap
         if name == declared or not (declared or format.declared)
     }
     missing = f", {next(iter(possible.values()))}" if possible else ""
-    what = f"{tensor} with {in_words(companions)}"
     fitting = [name for name, fault in possible.items() if not fault]
-    require(bool(fitting) or not declared, f"{by}: {tensor.name} is {declared}, but the file has {what}{missing}")
-    require(bool(fitting), f"{what} is no supported format{missing}")
     dtypes = facts.get("dtypes", (tensor.dtype,))
-    require(
-        tensor.dtype in dtypes, f"{said.get('dtypes')}: {tensor.name} is {' or '.join(dtypes)}, but the file has {what}"
-    )
-    return fitting[0]
+    if fitting and tensor.dtype in dtypes:
+        return fitting[0]
+    what = f"{tensor} with {in_words(companions)}"
+    if fitting:
+        raise ValueError(f"{said['dtypes']}: {tensor.name} is {' or '.join(dtypes)}, but the file has {what}")
+    if declared:
+        raise ValueError(f"{by}: {tensor.name} is {declared}, but the file has {what}{missing}")
+    raise ValueError(f"{what} is no supported format{missing}")
 
 
 def lacking(format: Format, companions: Mapping[str, Stored]) -> str:
