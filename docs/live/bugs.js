@@ -7,17 +7,21 @@ const right = typeof LTX2 === 'undefined' ? require('./ltx2.js') : { LTX2, ROUND
 const { prototype: correct } = right.LTX2;
 
 /** Return the noise levels of a batch element as one number each. */
-const collapsed = (level, f) => right.tensor([level.shape[0], 1], Float64Array.from(
-  { length: level.shape[0] }, (_, b) => {
-    const n = level.data.length / level.shape[0];
-    return f(level.data.slice(b * n, (b + 1) * n));
-  }));
+const collapsed = (level, f) =>
+  right.tensor(
+    [level.shape[0], 1],
+    Float64Array.from({ length: level.shape[0] }, (_, b) => {
+      const n = level.data.length / level.shape[0];
+      return f(level.data.slice(b * n, (b + 1) * n));
+    }),
+  );
 const lastOf = (x) => x[x.length - 1];
 const meanOf = (x) => Math.fround(right.fold(x, x.length) / x.length);
 
 /** Return coordinates whose seconds are multiplied. */
 const stretched = (coords, factor) => {
-  const [, axes, T, bounds = 1] = coords.shape, seconds = Math.fround(factor);
+  const [, axes, T, bounds = 1] = coords.shape;
+  const seconds = Math.fround(factor);
   const data = coords.data.map((x, i) => (Math.floor(i / (T * bounds)) % axes ? x : Math.fround(x * seconds)));
   return { ...coords, data };
 };
@@ -25,10 +29,11 @@ const stretched = (coords, factor) => {
 /** The complementary error function: a series, or, for large x, a continued fraction. */
 function erfc(x) {
   if (x < 2.5) {
-    let term = 2 / Math.sqrt(Math.PI) * x * Math.exp(-x * x), sum = 0;
+    let term = (2 / Math.sqrt(Math.PI)) * x * Math.exp(-x * x),
+      sum = 0;
     for (let n = 1; Math.abs(term) > Math.abs(sum) * 1e-18; n++) {
       sum += term;
-      term *= 2 * x * x / (2 * n + 1);
+      term *= (2 * x * x) / (2 * n + 1);
     }
     return 1 - sum;
   }
@@ -39,13 +44,19 @@ function erfc(x) {
 
 /** A layer norm in bfloat16 that rounds after each addition. */
 function layerNormInBfloat16(x) {
-  const n = x.shape[x.shape.length - 1], { bfloat16 } = right.ROUND, data = new Float64Array(x.data.length);
+  const n = x.shape[x.shape.length - 1];
+  const { bfloat16 } = right.ROUND;
+  const data = new Float64Array(x.data.length);
   const mean = (terms) => bfloat16(terms.reduce((sum, term) => bfloat16(sum + term), 0) / n);
   for (let i = 0; i < data.length; i += n) {
-    const narrow = x.data.slice(i, i + n).map(bfloat16), middle = mean(narrow);
+    const narrow = x.data.slice(i, i + n).map(bfloat16);
+    const middle = mean(narrow);
     const centred = narrow.map((y) => bfloat16(y - middle));
     const scale = bfloat16(1 / Math.sqrt(bfloat16(mean(centred.map((y) => bfloat16(y * y))) + 1e-6)));
-    data.set(centred.map((y) => this.r(bfloat16(y * scale))), i);
+    data.set(
+      centred.map((y) => this.r(bfloat16(y * scale))),
+      i,
+    );
   }
   return right.tensor(x.shape, data);
 }
@@ -84,7 +95,10 @@ const BUGS = {
       rotation(coords, stream) {
         return correct.rotation.call(this, coords, stream).map((x) => {
           const [, , heads, R] = x.shape;
-          return right.tensor(x.shape, x.data.map((_, i) => x.data[Math.floor(i / (heads * R)) * heads * R + i % R]));
+          return right.tensor(
+            x.shape,
+            x.data.map((_, i) => x.data[Math.floor(i / (heads * R)) * heads * R + (i % R)]),
+          );
         });
       },
     },
@@ -93,7 +107,11 @@ const BUGS = {
   'fps-dropped': {
     model: {
       rotation(coords, stream) {
-        return correct.rotation.call(this, stream.maxPosition.length === 3 ? stretched(coords, 25 / 24) : coords, stream);
+        return correct.rotation.call(
+          this,
+          stream.maxPosition.length === 3 ? stretched(coords, 25 / 24) : coords,
+          stream,
+        );
       },
     },
   },
@@ -107,11 +125,21 @@ const BUGS = {
   'max-pos-frames': {
     model: {
       rotation(coords, stream) {
-        return correct.rotation.call(this, stream.maxPosition.length === 3 ? stretched(coords, 25 / 8) : coords, stream);
+        return correct.rotation.call(
+          this,
+          stream.maxPosition.length === 3 ? stretched(coords, 25 / 8) : coords,
+          stream,
+        );
       },
     },
   },
-  'mask-as-bool': { model: { textMask(mask) { return mask && this.each(Number, mask); } } },
+  'mask-as-bool': {
+    model: {
+      textMask(mask) {
+        return mask && this.each(Number, mask);
+      },
+    },
+  },
   'mask-ignored': { inputs: () => ({ encoder_attention_mask: null, audio_encoder_attention_mask: null }) },
   'stg-wrong-block': {
     inputs: (x) => ({ spatio_temporal_guidance_blocks: (x.spatio_temporal_guidance_blocks || []).map((i) => i - 1) }),
@@ -137,7 +165,8 @@ const BUGS = {
   'qk-norm-per-head': {
     model: {
       normHeads(x, weight, heads) {
-        const [batch, T, D] = x.shape, normed = this.rmsNorm(right.reshape(x, batch, T, heads, D / heads));
+        const [batch, T, D] = x.shape;
+        const normed = this.rmsNorm(right.reshape(x, batch, T, heads, D / heads));
         return this.each((w, y) => w * y, weight, right.reshape(normed, ...x.shape));
       },
     },
@@ -152,7 +181,9 @@ const BUGS = {
   },
   'a2v-v2a-swapped': {
     model: {
-      forExchange(at, s, c, h, direction) { return correct.forExchange.call(this, at, s, c, h, 2 - direction); },
+      forExchange(at, s, c, h, direction) {
+        return correct.forExchange.call(this, at, s, c, h, 2 - direction);
+      },
     },
   },
   'sequential-exchange': {
@@ -160,8 +191,16 @@ const BUGS = {
       exchange(at, [vc, ac], [vx, ax]) {
         const [video, audio] = this.streams;
         const part = (s, c, x, to) => this.forExchange(at, s, c, this.rmsNorm(x), to.receives);
-        vx = this.each((a, b) => a + b, vx, this.received(at, video, vc, vx, part(video, vc, vx, video), part(audio, ac, ax, video), ac));
-        ax = this.each((a, b) => a + b, ax, this.received(at, audio, ac, ax, part(audio, ac, ax, audio), part(video, vc, vx, audio), vc));
+        vx = this.each(
+          (a, b) => a + b,
+          vx,
+          this.received(at, video, vc, vx, part(video, vc, vx, video), part(audio, ac, ax, video), ac),
+        );
+        ax = this.each(
+          (a, b) => a + b,
+          ax,
+          this.received(at, audio, ac, ax, part(audio, ac, ax, audio), part(video, vc, vx, audio), vc),
+        );
         return [vx, ax];
       },
     },

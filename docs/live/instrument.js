@@ -6,8 +6,10 @@
  * of which everything but the case may be absent. `data` is what scripts/make_live.py embeds.
  */
 
-const parts = typeof LTX2 === 'undefined' ? { ...require('./ltx2.js'), ...require('./bugs.js') }
-  : { LTX2, DIFFUSERS, tensor, uniform, generated, digest, tapDtype, BUGS };
+const parts =
+  typeof LTX2 === 'undefined'
+    ? { ...require('./ltx2.js'), ...require('./bugs.js') }
+    : { LTX2, DIFFUSERS, tensor, uniform, generated, digest, tapDtype, BUGS };
 
 const weights = new Map(); // generated once for each name, shape and seed
 function cached(seed) {
@@ -27,7 +29,10 @@ function argumentsOf(data, name) {
     else {
       const count = x.shape.reduce((a, b) => a * b, 1);
       const numbers = x.draw ? parts.uniform(x.draw, count, Math.sqrt(3), data.seed) : Float64Array.from(x.values);
-      if (x.halved) numbers.forEach((u, i) => { numbers[i] = Math.min(1, Math.max(0, Math.fround(u * 0.5 + 0.5))); });
+      if (x.halved)
+        numbers.forEach((u, i) => {
+          numbers[i] = Math.min(1, Math.max(0, Math.fround(u * 0.5 + 0.5)));
+        });
       found[key] = { ...parts.tensor(x.shape, numbers), bool: x.bool };
     }
   }
@@ -36,18 +41,22 @@ function argumentsOf(data, name) {
 
 /** Return noise levels of which the first batch element's are set; given tokens keep their share of it. */
 function withLevel(levels, sigma, value) {
-  const n = levels.data.length / levels.shape[0], data = levels.data.slice();
+  const n = levels.data.length / levels.shape[0];
+  const data = levels.data.slice();
   for (let i = 0; i < n; i++) data[i] = Math.fround((n === 1 ? 1 : data[i] / sigma.data[0]) * value);
   return { ...levels, data };
 }
 
 /** Return the model of a setting, and its arguments. */
 function prepared(data, setting) {
-  const { dtype = 'float32', levels = {}, layers } = setting, entry = data.cases[setting.case];
-  const bug = parts.BUGS[setting.bug] || {}, more = layers ? { num_layers: layers } : {};
+  const { dtype = 'float32', levels = {}, layers } = setting;
+  const entry = data.cases[setting.case];
+  const bug = parts.BUGS[setting.bug] || {};
+  const more = layers ? { num_layers: layers } : {};
   const config = { ...data.configs[entry.release], ...entry.change, ...more, ...bug.config };
   const model = new parts.LTX2(config, dtype, cached(data.seed), { ...entry.conventions, ...setting.conventions });
-  const x = argumentsOf(data, setting.case), sigma = { timestep: x.sigma, audio_timestep: x.audio_sigma };
+  const x = argumentsOf(data, setting.case);
+  const sigma = { timestep: x.sigma, audio_timestep: x.audio_sigma };
   for (const [key, value] of Object.entries(levels)) x[key] = withLevel(x[key], sigma[key] || x[key], value);
   if (setting.cross !== undefined) x.use_cross_timestep = setting.cross;
   if (setting.fps) x.fps = setting.fps;
@@ -60,7 +69,8 @@ function prepared(data, setting) {
 
 /** Run a setting, and return every tap by name, in the order of the computation. */
 function computed(data, setting) {
-  const { model, x } = prepared(data, setting), taps = new Map();
+  const { model, x } = prepared(data, setting);
+  const taps = new Map();
   model.forward(x, (name, value) => taps.set(name, value));
   return taps;
 }

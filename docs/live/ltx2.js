@@ -3,8 +3,8 @@
  * every operation computes in float64 with sums in one order, and rounds once to the dtype of its result. So it has
  * diffusers' bits in any browser. Names are those of ltx2ref/*.py, parameter and tap names those of diffusers.
  *
- * A tensor is { shape, data }, row-major; its rows run along the last dimension. In an operation, a tensor of fewer rows
- * broadcasts: each of its rows stands for as many rows of the largest tensor (a batch element's for its tokens, a
+ * A tensor is { shape, data }, row-major; its rows run along the last dimension. In an operation, a tensor of fewer
+ * rows broadcasts: each of its rows stands for as many rows of the largest tensor (a batch element's for its tokens, a
  * parameter's for all), and a row of one column for all columns.
  *
  *    B  batch    T  tokens of a stream    S  text tokens    D  width of a stream    K  modulation rows
@@ -45,6 +45,8 @@ const tensor = (shape, data) => ({ shape, data });
 const last = (x) => x.shape[x.shape.length - 1];
 const rowsOf = (x) => x.data.length / last(x);
 const reshape = (x, ...shape) => tensor(shape, x.data);
+
+const rowOf = (table, k) => tensor([last(table)], table.data.subarray(k * last(table), (k + 1) * last(table)));
 
 /** Return columns `from` to `from + n` of each row. */
 function columns(x, from, n) {
@@ -178,7 +180,8 @@ class LTX2 {
   audioPositions(frames) {
     const { audio_scale_factor: size, causal_offset: offset, audio_hop_length, audio_sampling_rate } = this.config;
     const mel = Array.from({ length: 2 * frames }, (_, n) => Math.max(((n >> 1) + n % 2) * size + offset - size, 0));
-    return tensor([1, 1, frames, 2], Float64Array.from(mel, (x) => float32(float32(x * audio_hop_length) / audio_sampling_rate)));
+    const seconds = (x) => float32(float32(x * audio_hop_length) / audio_sampling_rate);
+    return tensor([1, 1, frames, 2], Float64Array.from(mel, seconds));
   }
 
   /** Return the middle of a patch, rounded to the dtype that coordinates have. */
@@ -198,7 +201,7 @@ class LTX2 {
     return i < 0 ? null : [Math.floor(i / axes), i % axes];
   }
 
-  /** Return cosines and sines (B, T, H, R) of D/2 angles, spread over all heads. `coords` may have a dtype's rounding. */
+  /** Return cosines and sines (B, T, H, R) of D/2 angles, spread over all heads. `coords.round` is their dtype's. */
   rotation(coords, stream) {
     const [batch, given, T] = coords.shape, round = coords.round || float32, axes = stream.maxPosition.length;
     const bounds = coords.shape.length === 4 ? 2 : 1, planes = stream.dim / 2, n = Math.floor(planes / axes);
@@ -217,7 +220,8 @@ class LTX2 {
         }
       }
     }
-    const table = this.conventions.rotation_dtype === 'model' ? this.r : Number, shape = [batch, T, stream.heads, planes / stream.heads];
+    const table = this.conventions.rotation_dtype === 'model' ? this.r : Number;
+    const shape = [batch, T, stream.heads, planes / stream.heads];
     return [Math.cos, Math.sin].map((f) => tensor(shape, angles.map((x) => table(float32(f(x))))));
   }
 
@@ -241,7 +245,8 @@ class LTX2 {
 
   /** Return 128 cosines and then 128 sines of each noise level (B, T|1). */
   sinusoid(timestep) {
-    const freqs = Array.from({ length: 128 }, (_, i) => float32(Math.exp(float32(float32(-Math.log(10000) * i) / 128))));
+    const frequency = (_, i) => float32(Math.exp(float32(float32(-Math.log(10000) * i) / 128)));
+    const freqs = Array.from({ length: 128 }, frequency);
     const data = new Float64Array(timestep.data.length * 256);
     timestep.data.forEach((level, n) => freqs.forEach((f, i) => {
       const phase = float32(float32(level) * f);
@@ -312,8 +317,7 @@ class LTX2 {
   rows(table, first, count, offsets, offsetFirst = first) {
     const dim = last(table);
     return Array.from({ length: count }, (_, k) => this.each(add,
-      columns(offsets, (offsetFirst + k) * dim, dim),
-      tensor([dim], table.data.subarray((first + k) * dim, (first + k + 1) * dim))));
+      columns(offsets, (offsetFirst + k) * dim, dim), rowOf(table, first + k)));
   }
 
   /** Show rows as one tap (B * T|1, K, D). */
@@ -393,7 +397,8 @@ class LTX2 {
     const [shift, scale, gate] = this.rows(table, 0, 3, c.offsets);
     this.tapRows(`${name}.rows`, shift, scale, gate);
     const h = this.tap(`${name}.input`, this.modulate(this.rmsNorm(x), shift, scale));
-    return this.residual(x, gate, this.attention(name, h, h, { ...s, ropes: [c.rope, c.rope], mask: c.selfMask, keep }));
+    const options = { ...s, ropes: [c.rope, c.rope], mask: c.selfMask, keep };
+    return this.residual(x, gate, this.attention(name, h, h, options));
   }
 
   textAttention(at, s, c, x) {
@@ -415,7 +420,7 @@ class LTX2 {
   textContext(at, name, s, c) {
     if (!this.hasTextTables) return c.text;
     const table = this.parameter(`${at}${s.prefix}prompt_scale_shift_table`, 2, s.dim);
-    if (!c.textOffsets) return this.modulate(c.text, ...[0, 1].map((k) => tensor([s.dim], table.data.subarray(k * s.dim, (k + 1) * s.dim))));
+    if (!c.textOffsets) return this.modulate(c.text, rowOf(table, 0), rowOf(table, 1));
     const [shift, scale] = this.rows(table, 0, 2, c.textOffsets);
     this.tapRows(`${name}.context_rows`, shift, scale);
     return this.modulate(c.text, shift, scale);
@@ -436,10 +441,12 @@ class LTX2 {
     const [gate] = this.rows(table, 4, 1, c.exchangeGateOffset, 0), ropes = [c.exchangeRope, theirs.exchangeRope];
     this.tap(`${name}.stream`, x);
     this.tapRows(`${name}.rows`, ...this.rows(table, s.receives, 2, c.exchangeOffsets), gate);
-    this.tapRows(`${name}.context_rows`, ...this.rows(this.exchangeTable(at, other), s.receives, 2, theirs.exchangeOffsets));
+    const theirRows = this.rows(this.exchangeTable(at, other), s.receives, 2, theirs.exchangeOffsets);
+    this.tapRows(`${name}.context_rows`, ...theirRows);
     this.tap(`${name}.input`, query);
     this.tap(`${name}.context`, context);
-    return this.each(mul, gate, this.attention(name, query, context, { heads, headDim, gated: s.gated, out: s.dim, ropes }));
+    const options = { heads, headDim, gated: s.gated, out: s.dim, ropes };
+    return this.each(mul, gate, this.attention(name, query, context, options));
   }
 
   /** Let each stream attend to the other. Both directions read the streams as they were before. */
@@ -475,7 +482,8 @@ class LTX2 {
   /** Return the tokens of a stream, and what its blocks take unchanged. */
   enter(s, given) {
     const { config } = this, { prefix, dim } = s;
-    const x = this.tokens(s, given), { offsets, embedding } = this.adaln(`${prefix}time_embed`, given.timestep, dim, s.numRows);
+    const x = this.tokens(s, given);
+    const { offsets, embedding } = this.adaln(`${prefix}time_embed`, given.timestep, dim, s.numRows);
     const gateFactor = config.cross_attn_timestep_scale_multiplier / config.timestep_scale_multiplier;
     const fromSigma = this.hasTextTables && config.use_prompt_adaln_single;
     const gateTimestep = each(float32, (t) => t * gateFactor, given.exchangeGateTimestep);
@@ -510,8 +518,8 @@ class LTX2 {
 
   /** Return the velocity (B, T, C) of each token. Both rows get the same embedding. */
   leave({ prefix, dim, outChannels }, x, embedding) {
-    const table = this.parameter(`${prefix}scale_shift_table`, 2, dim).data;
-    const [shift, scale] = [0, 1].map((k) => this.each(add, embedding, tensor([dim], table.subarray(k * dim, (k + 1) * dim))));
+    const table = this.parameter(`${prefix}scale_shift_table`, 2, dim);
+    const [shift, scale] = [0, 1].map((k) => this.each(add, embedding, rowOf(table, k)));
     const normed = this.tap(`${prefix}norm_out`, this.layerNorm(x));
     const h = this.tap(`${prefix}proj_out.input`, this.modulate(normed, shift, scale));
     return this.tap(`${prefix}sample`, this.tap(`${prefix}proj_out`, this.linear(`${prefix}proj_out`, h, outChannels)));
@@ -679,5 +687,7 @@ function tapDtype(name, dtype, { positions_dtype, rotation_dtype } = DIFFUSERS) 
 }
 
 if (typeof module !== 'undefined') {
-  module.exports = { LTX2, ROUND, DIFFUSERS, tensor, reshape, each, fold, columns, uniform, generated, sha256, digest, tapDtype };
+  module.exports = {
+    LTX2, ROUND, DIFFUSERS, tensor, reshape, each, fold, columns, uniform, generated, sha256, digest, tapDtype,
+  };
 }

@@ -3,15 +3,31 @@
 
 const DATA = JSON.parse(document.getElementById('data').textContent);
 const INITIAL = {
-  step: 'streams', release: '2.3', scene: 't2v', dtype: 'float32', bug: '', conventions: {}, levels: {}, cross: undefined,
-  fps: 0, tap: 'proj_in', panel: 'words', block: 0, element: 0, cell: [0, 0], change: false, time: 0.2, token: 40,
+  step: 'streams',
+  release: '2.3',
+  scene: 't2v',
+  dtype: 'float32',
+  bug: '',
+  conventions: {},
+  levels: {},
+  cross: undefined,
+  fps: 0,
+  tap: 'proj_in',
+  panel: 'words',
+  block: 0,
+  element: 0,
+  cell: [0, 0],
+  change: false,
+  time: 0.2,
+  token: 40,
 };
 const LEVELS = ['timestep', 'sigma', 'audio_timestep', 'audio_sigma'];
 const state = structuredClone(INITIAL);
 const run = {}; // what was computed last: taps, base, changed, digests, recorded, wrong, ms
 const $ = (id) => document.getElementById(id);
 const thousands = (n) => n.toLocaleString('en');
-const short = (x) => (x === 0 ? '0' : Math.abs(x) >= 1e4 || Math.abs(x) < 1e-3 ? x.toExponential(1) : String(+x.toPrecision(4)));
+const short = (x) =>
+  x === 0 ? '0' : Math.abs(x) >= 1e4 || Math.abs(x) < 1e-3 ? x.toExponential(1) : String(+x.toPrecision(4));
 
 /** Return an element with attributes (functions are listeners) and children (text, or elements). */
 function el(tag, attributes = {}, ...children) {
@@ -19,12 +35,14 @@ function el(tag, attributes = {}, ...children) {
   const node = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === 'function') node.addEventListener(name, value);
-    else if (value !== undefined && value !== null && value !== false) node.setAttribute(name, value === true ? '' : value);
+    else if (value !== undefined && value !== null && value !== false)
+      node.setAttribute(name, value === true ? '' : value);
   }
   node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
-const html = (tag, attributes, source) => { // only for the page's own text, which stands in DATA
+const html = (tag, attributes, source) => {
+  // only for the page's own text, which stands in DATA
   const node = el(tag, attributes);
   node.innerHTML = source;
   return node;
@@ -36,11 +54,20 @@ const caseName = () => `${state.release}/${state.scene}`;
 const entryOf = (name) => DATA.cases[name];
 const conventionsNow = () => ({ ...DATA.diffusers, ...entryOf(caseName()).conventions, ...state.conventions });
 const settingOf = () => ({
-  case: caseName(), dtype: state.dtype, bug: state.bug, conventions: state.conventions, levels: state.levels,
-  cross: state.cross, fps: state.fps || undefined,
+  case: caseName(),
+  dtype: state.dtype,
+  bug: state.bug,
+  conventions: state.conventions,
+  levels: state.levels,
+  cross: state.cross,
+  fps: state.fps || undefined,
 });
-const untouched = () => !state.bug && !Object.keys(state.conventions).length && !Object.keys(state.levels).length
-  && state.cross === undefined && !state.fps;
+const untouched = () =>
+  !state.bug &&
+  !Object.keys(state.conventions).length &&
+  !Object.keys(state.levels).length &&
+  state.cross === undefined &&
+  !state.fps;
 
 /** Change the setting, compute it if it needs to be, and show it. */
 function set(changes) {
@@ -84,23 +111,34 @@ function readAddress() {
   const step = DATA.step.find(({ id }) => id === given.step);
   const next = { ...structuredClone(INITIAL), ...(step ? ofStep(step) : {}) };
   for (const key of ['release', 'scene', 'dtype', 'bug', 'tap', 'panel']) if (given[key]) next[key] = given[key];
-  for (const key of ['block', 'fps']) if (given[key]) next[key] = Number(given[key]);
-  for (const key of LEVELS) if (given[key]) next.levels[key] = Number(given[key]);
+  if (given.block === '1') next.block = 1;
+  if (given.fps >= 1 && given.fps <= 240) next.fps = Number(given.fps);
+  for (const key of LEVELS) if (given[key] >= 0 && given[key] <= 1000) next.levels[key] = Number(given[key]);
   if (given.cross) next.cross = given.cross === 'true';
-  for (const { name, values } of DATA.convention) if (values.some((v) => v.name === given[name])) next.conventions[name] = given[name];
+  for (const { name, values } of DATA.convention)
+    if (values.some((v) => v.name === given[name])) next.conventions[name] = given[name];
   const bug = DATA.bug.find(({ name }) => name === next.bug);
   if (!bug) next.bug = '';
   else if (!given.release && !given.scene) [next.release, next.scene] = bug.case.split('/');
-  if (next.block !== 1) next.block = 0;
-  if (!DATA.configs[next.release]) next.release = '2.3';
-  if (!entryOf(`${next.release}/${next.scene}`)) next.scene = 't2v';
-  if (!entryOf(`${next.release}/${next.scene}`).digests[next.dtype]) next.dtype = 'float32';
+  if (!Object.hasOwn(PANELS, next.panel)) next.panel = 'words';
+  if (!Object.hasOwn(DATA.configs, next.release)) next.release = '2.3';
+  if (!Object.hasOwn(DATA.cases, `${next.release}/${next.scene}`)) next.scene = 't2v';
+  if (!Object.hasOwn(entryOf(`${next.release}/${next.scene}`).digests, next.dtype)) next.dtype = 'float32';
   return next;
 }
 
 const ofStep = (step) => ({
-  ...pristine(), step: step.id, release: '2.3', scene: step.scene || 't2v', dtype: 'float32', panel: step.panel,
-  tap: step.tap || state.tap, block: 0, element: 0, cell: [0, 0], change: false,
+  ...pristine(),
+  step: step.id,
+  release: '2.3',
+  scene: step.scene || 't2v',
+  dtype: 'float32',
+  panel: step.panel,
+  tap: step.tap || state.tap,
+  block: 0,
+  element: 0,
+  cell: [0, 0],
+  change: false,
 });
 
 // ---- The forward pass of it ----------------------------------------------------------------------------------------
@@ -111,7 +149,9 @@ const bases = new Map();
 function base(name, dtype) {
   const key = `${name} ${dtype}`;
   if (!bases.has(key)) {
-    const entry = entryOf(name), raw = atob(entry.digests[dtype]), recorded = new Map();
+    const entry = entryOf(name);
+    const raw = atob(entry.digests[dtype]);
+    const recorded = new Map();
     const hex = Array.from(raw, (c) => c.charCodeAt(0).toString(16).padStart(2, '0')).join('');
     entry.taps.forEach((tap, i) => recorded.set(tap, hex.slice(32 * i, 32 * i + 32)));
     bases.set(key, { recorded, taps: null });
@@ -122,7 +162,9 @@ function base(name, dtype) {
 /** Return the relative L2 distance of two tensors, and 0 only if all bits are the same. */
 function distance(x, y) {
   if (x === undefined || x.data.length !== y.data.length) return Infinity;
-  let error = 0, norm = 0, same = true;
+  let error = 0,
+    norm = 0,
+    same = true;
   for (let i = 0; i < y.data.length; i++) {
     if (!Object.is(x.data[i], y.data[i])) same = false;
     error += (x.data[i] - y.data[i]) ** 2;
@@ -132,12 +174,17 @@ function distance(x, y) {
 }
 
 function compute() {
-  const kept = base(caseName(), state.dtype), { recorded } = kept;
+  const kept = base(caseName(), state.dtype);
+  const { recorded } = kept;
   if (!untouched() && !kept.taps) kept.taps = computed(DATA, { case: caseName(), dtype: state.dtype });
-  const t0 = performance.now(), taps = computed(DATA, settingOf()), t1 = performance.now();
-  const before = kept.taps = kept.taps || taps;
-  const digests = digestsOf(taps, state.dtype, conventionsNow()), t2 = performance.now();
-  const changed = new Map(), order = [...recorded.keys()];
+  const t0 = performance.now();
+  const taps = computed(DATA, settingOf());
+  const t1 = performance.now();
+  const before = (kept.taps = kept.taps || taps);
+  const digests = digestsOf(taps, state.dtype, conventionsNow());
+  const t2 = performance.now();
+  const changed = new Map();
+  const order = [...recorded.keys()];
   for (const tap of order) {
     const moved = distance(taps.get(tap), before.get(tap));
     if (moved) changed.set(tap, moved);
@@ -160,7 +207,9 @@ function roleOf(tap) {
   let name = tap.replace(/^transformer_blocks\.\d+\./, '');
   if (name === 'video' || name === 'audio') return 'block';
   if (name.endsWith('_coords')) return name;
-  name = name.replace(/^(video_to_audio|audio_to_video)_attn/, 'exchange').replace('cross_attn_audio_rope', 'cross_attn_rope');
+  name = name
+    .replace(/^(video_to_audio|audio_to_video)_attn/, 'exchange')
+    .replace('cross_attn_audio_rope', 'cross_attn_rope');
   name = name.replace(/^audio_/, '').replace(/^(time_embed|prompt_adaln|av_cross_attn_\w+)\./, 'adaln.');
   const known = (role) => DATA.tensor.some((x) => x.name === role);
   return known(name) ? name : name.replace(/^(attn1|attn2|exchange)\./, 'attention.');
@@ -170,34 +219,85 @@ const litRole = (tap) => (/prompt_adaln/.test(tap) ? tap.replace(/^audio_/, '') 
 
 /** Return the parts of the model in order: for each stream, sets of taps under a heading. */
 function bands() {
-  const at = `transformer_blocks.${state.block}.`, has = (tap) => run.order.includes(tap);
+  const at = `transformer_blocks.${state.block}.`;
+  const has = (tap) => run.order.includes(tap);
   const sub = (name, parts) => parts.split(' ').map((part) => `${at}${name}.${part}`);
   const attention = 'norm_q norm_k to_v q k sdpa to_gate_logits gate to_out';
   const rule = { own: 'own timestep', other: "the other's sigma", other_gate: 'own timestep' };
-  const mode = conventionsNow().exchange === 'argument' ? (prepared(DATA, settingOf()).x.use_cross_timestep ? 'other' : 'own')
-    : conventionsNow().exchange;
+  const mode =
+    conventionsNow().exchange === 'argument'
+      ? prepared(DATA, settingOf()).x.use_cross_timestep
+        ? 'other'
+        : 'own'
+      : conventionsNow().exchange;
   const embed = (name) => ['sinusoid', 'emb', 'linear'].map((part) => `${name}.${part}`);
   const entrance = (p, name, direction, cross) => [
-    ['latents to tokens', [`${p}proj_in`]], ['text', [`${p}caption_projection`]],
+    ['latents to tokens', [`${p}proj_in`]],
+    ['text', [`${p}caption_projection`]],
     ['positions', [`${name}_coords`, `${p}rope.cos`, `${p}rope.sin`]],
     ['positions in the exchange', [`cross_attn_${p}rope.cos`, `cross_attn_${p}rope.sin`]],
-    ['rows, by own timestep', embed(`${p}time_embed`)], ['rows of the text, by own sigma', embed(`${p}prompt_adaln`)],
+    ['rows, by own timestep', embed(`${p}time_embed`)],
+    ['rows of the text, by own sigma', embed(`${p}prompt_adaln`)],
     [`rows of the exchange, by ${rule[mode]}`, embed(`av_cross_attn_${name}_scale_shift`)],
-    [`gate of the exchange, by ${mode === 'own' ? 'own timestep' : "the other's sigma"}`, embed(`av_cross_attn_${name}_${direction}_gate`)],
+    [
+      `gate of the exchange, by ${mode === 'own' ? 'own timestep' : "the other's sigma"}`,
+      embed(`av_cross_attn_${name}_${direction}_gate`),
+    ],
   ];
-  const layer = (name, own, rest) => [['rows and input', sub(name, own)], ['heads', sub(name, rest)]];
+  const layer = (name, own, rest) => [
+    ['rows and input', sub(name, own)],
+    ['heads', sub(name, rest)],
+  ];
   const both = (f) => [f('', 'video'), f('audio_', 'audio')];
   const found = [
-    { id: 'enter', title: 'In', about: 'latents, positions and noise levels; once, before all blocks', sides: [entrance('', 'video', 'a2v'), entrance('audio_', 'audio', 'v2a')] },
-    { id: 'self', title: 'Self-attention', about: 'each stream looks at itself', sides: both((p) => layer(`${p}attn1`, 'stream rows input', attention)) },
-    { id: 'text', title: 'Text attention', about: 'each stream looks at the prompt', sides: both((p) => layer(`${p}attn2`, 'stream rows input context_rows context', attention)) },
-    { id: 'exchange', title: 'Exchange', about: 'each stream looks at the other as it was before', sides: ['audio_to_video_attn', 'video_to_audio_attn'].map((name) => layer(name, 'stream rows input context_rows context', attention)) },
-    { id: 'ff', title: 'Feed-forward', about: 'each token for itself', sides: both((p, name) => [['rows and input', sub(`${p}ff`, 'stream rows input')], ['layers', sub(`${p}ff`, 'proj activation output')], ['after the block', [at + name]]]) },
-    { id: 'leave', title: 'Out', about: 'once, after all blocks', sides: both((p) => [['velocities', [`${p}norm_out`, `${p}proj_out.input`, `${p}sample`]]]) },
+    {
+      id: 'enter',
+      title: 'In',
+      about: 'latents, positions and noise levels; once, before all blocks',
+      sides: [entrance('', 'video', 'a2v'), entrance('audio_', 'audio', 'v2a')],
+    },
+    {
+      id: 'self',
+      title: 'Self-attention',
+      about: 'each stream looks at itself',
+      sides: both((p) => layer(`${p}attn1`, 'stream rows input', attention)),
+    },
+    {
+      id: 'text',
+      title: 'Text attention',
+      about: 'each stream looks at the prompt',
+      sides: both((p) => layer(`${p}attn2`, 'stream rows input context_rows context', attention)),
+    },
+    {
+      id: 'exchange',
+      title: 'Exchange',
+      about: 'each stream looks at the other as it was before',
+      sides: ['audio_to_video_attn', 'video_to_audio_attn'].map((name) =>
+        layer(name, 'stream rows input context_rows context', attention),
+      ),
+    },
+    {
+      id: 'ff',
+      title: 'Feed-forward',
+      about: 'each token for itself',
+      sides: both((p, name) => [
+        ['rows and input', sub(`${p}ff`, 'stream rows input')],
+        ['layers', sub(`${p}ff`, 'proj activation output')],
+        ['after the block', [at + name]],
+      ]),
+    },
+    {
+      id: 'leave',
+      title: 'Out',
+      about: 'once, after all blocks',
+      sides: both((p) => [['velocities', [`${p}norm_out`, `${p}proj_out.input`, `${p}sample`]]]),
+    },
   ];
   for (const band of found) {
     band.inBlock = !['enter', 'leave'].includes(band.id);
-    band.sides = band.sides.map((side) => side.map(([name, taps]) => [name, taps.filter(has)]).filter(([, taps]) => taps.length));
+    band.sides = band.sides.map((side) =>
+      side.map(([name, taps]) => [name, taps.filter(has)]).filter(([, taps]) => taps.length),
+    );
   }
   return found.filter((band) => band.sides.some((side) => side.length));
 }
@@ -206,7 +306,9 @@ function bands() {
 
 /** Return a tensor as rows and columns, of one batch element. */
 function viewOf(tap, x) {
-  const [n] = x.shape, batch = entryOf(caseName()).inputs.hidden_states.shape[0], element = Math.min(state.element, batch - 1);
+  const [n] = x.shape;
+  const batch = entryOf(caseName()).inputs.hidden_states.shape[0];
+  const element = Math.min(state.element, batch - 1);
   const tokens = n > batch; // noise levels by token: all rows of a token on one line
   const rows = tokens ? n / batch : x.shape.length > 2 ? x.shape[1] : n;
   const cols = x.data.length / n / (tokens || x.shape.length === 2 ? 1 : rows);
@@ -226,14 +328,19 @@ function colours() {
 
 /** Draw a view: zero is the paper, positive the stream's colour, negative grey; at most width x height pixels. */
 function paint(canvas, view, audio, width = Infinity, height = Infinity) {
-  const [paper, negative, video, orange] = colours(), positive = audio ? orange : video;
-  const w = Math.min(view.cols, width), h = Math.min(view.rows, height), image = new ImageData(w, h);
+  const [paper, negative, video, orange] = colours();
+  const positive = audio ? orange : video;
+  const w = Math.min(view.cols, width);
+  const h = Math.min(view.rows, height);
+  const image = new ImageData(w, h);
   let most = 0;
   for (let i = 0; i < view.rows * view.cols; i++) most = Math.max(most, Math.abs(view.data[view.start + i]) || 0);
   for (let y = 0, at = 0; y < h; y++) {
     for (let x = 0; x < w; x++, at += 4) {
-      const value = view.data[view.start + Math.floor(y * view.rows / h) * view.cols + Math.floor(x * view.cols / w)];
-      const share = most ? Math.sqrt(Math.min(1, Math.abs(value) / most)) : 0, to = value < 0 ? negative : positive;
+      const value =
+        view.data[view.start + Math.floor((y * view.rows) / h) * view.cols + Math.floor((x * view.cols) / w)];
+      const share = most ? Math.sqrt(Math.min(1, Math.abs(value) / most)) : 0;
+      const to = value < 0 ? negative : positive;
       for (let c = 0; c < 3; c++) image.data[at + c] = paper[c] + (to[c] - paper[c]) * share;
       image.data[at + 3] = 255;
     }
@@ -248,21 +355,27 @@ function paint(canvas, view, audio, width = Infinity, height = Infinity) {
 let drawn = ''; // what the bands were last built for
 
 function showMachine() {
-  const found = bands(), key = JSON.stringify(found.map(({ id, sides }) => [id, sides])) + (state.bug === 'sequential-exchange');
+  const found = bands();
+  const key = JSON.stringify(found.map(({ id, sides }) => [id, sides])) + (state.bug === 'sequential-exchange');
   if (key !== drawn) {
     $('bands').replaceChildren(...found.map(band));
     drawn = key;
   }
-  const step = DATA.step.find(({ id }) => id === state.step), lit = state.panel === 'releases' ? DATA.release.find(({ name }) => name === state.release).lit : [];
-  for (const node of document.querySelectorAll('.band')) node.toggleAttribute('data-now', node.id === `band-${step && step.band}`);
+  const step = DATA.step.find(({ id }) => id === state.step);
+  const lit = state.panel === 'releases' ? DATA.release.find(({ name }) => name === state.release).lit : [];
+  for (const node of document.querySelectorAll('.band'))
+    node.toggleAttribute('data-now', node.id === `band-${step && step.band}`);
   const [first] = run.changed.keys();
   for (const chip of document.querySelectorAll('.chip')) {
-    const { tap } = chip.dataset, moved = run.changed.get(tap), mark = moved && (state.bug ? 'wrong' : 'moved');
+    const { tap } = chip.dataset;
+    const moved = run.changed.get(tap);
+    const mark = moved && (state.bug ? 'wrong' : 'moved');
     chip.setAttribute('aria-pressed', tap === state.tap);
     chip.tabIndex = tap === state.tap ? 0 : -1;
     chip.setAttribute('aria-label', `${tap}${moved ? `, ${mark} by ${short(moved)}` : ''}`);
     chip.title = `${tap}: ${about(tap).title || ''}${moved ? `; ${mark} by ${short(moved)} of itself` : ''}`;
-    if (mark) chip.dataset.is = mark; else delete chip.dataset.is;
+    if (mark) chip.dataset.is = mark;
+    else delete chip.dataset.is;
     chip.toggleAttribute('data-first', Boolean(state.bug) && tap === first);
     chip.toggleAttribute('data-lit', lit.includes(litRole(tap)) && !(state.release === '2.5' && isAudio(tap)));
     const x = run.taps.get(tap);
@@ -276,9 +389,12 @@ function showMachine() {
 function moveAmongChips(event) {
   const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
   if (!by) return;
-  const part = /Up|Down/.test(event.key), here = event.currentTarget;
-  const places = [...document.querySelectorAll(part ? '.band' : '.chip')], i = places.indexOf(part ? here.closest('.band') : here);
-  const next = places[i + by], to = part && next ? next.querySelector('.chip') : next;
+  const part = /Up|Down/.test(event.key);
+  const here = event.currentTarget;
+  const places = [...document.querySelectorAll(part ? '.band' : '.chip')];
+  const i = places.indexOf(part ? here.closest('.band') : here);
+  const next = places[i + by];
+  const to = part && next ? next.querySelector('.chip') : next;
   event.preventDefault();
   if (!to) return;
   here.tabIndex = -1;
@@ -288,47 +404,150 @@ function moveAmongChips(event) {
 
 function band({ id, title, about: says, sides, inBlock }) {
   const names = id === 'exchange' ? ['video receives', 'audio receives'] : ['video', 'audio'];
-  const side = (sets, k) => el('div', { class: `side${k ? ' audio-side' : ''}` }, el('h4', {}, names[k]), sets.map(([name, taps]) => el(
-    'div', { class: 'set' }, el('div', { class: 'name' }, name), el('div', { class: 'chips' }, taps.map((tap) => chip(tap))))));
+  const side = (sets, k) =>
+    el(
+      'div',
+      { class: `side${k ? ' audio-side' : ''}` },
+      el('h4', {}, names[k]),
+      sets.map(([name, taps]) =>
+        el(
+          'div',
+          { class: 'set' },
+          el('div', { class: 'name' }, name),
+          el(
+            'div',
+            { class: 'chips' },
+            taps.map((tap) => chip(tap)),
+          ),
+        ),
+      ),
+    );
   const where = inBlock ? `block ${state.block}: ` : '';
-  return el('section', { class: 'band', id: `band-${id}`, 'aria-label': title },
+  return el(
+    'section',
+    { class: 'band', id: `band-${id}`, 'aria-label': title },
     el('header', {}, el('h3', {}, title), el('p', { class: 'about' }, where + says)),
-    id === 'exchange' ? crossing() : null, el('div', { class: 'sides' }, sides.map(side)));
+    id === 'exchange' ? crossing() : null,
+    el('div', { class: 'sides' }, sides.map(side)),
+  );
 }
 
 function chip(tap) {
-  const alias = { to_gate_logits: 'logits', activation: 'GELU', context_rows: /attn2/.test(tap) ? 'text rows' : 'their rows' };
-  const label = tap.replace(/^transformer_blocks\.\d+\./, '').replace(/^.*_attn\.|^(audio_)?(attn\d|ff)\.|^.*(time_embed|adaln|scale_shift|gate)\.|^(audio_|cross_attn_)*rope\.|^audio_(?=sample|norm|proj)/, '');
-  return el('button', { class: 'chip', 'data-tap': tap, click: () => openTensor(tap), keydown: moveAmongChips }, el('canvas', { 'aria-hidden': 'true' }), el('span', {}, alias[label] || label.replace(/^(video|audio)_coords/, 'coords')));
+  const alias = {
+    to_gate_logits: 'logits',
+    activation: 'GELU',
+    context_rows: /attn2/.test(tap) ? 'text rows' : 'their rows',
+  };
+  const label = tap
+    .replace(/^transformer_blocks\.\d+\./, '')
+    .replace(
+      /^.*_attn\.|^(audio_)?(attn\d|ff)\.|^.*(time_embed|adaln|scale_shift|gate)\.|^(audio_|cross_attn_)*rope\.|^audio_(?=sample|norm|proj)/,
+      '',
+    );
+  return el(
+    'button',
+    { class: 'chip', 'data-tap': tap, click: () => openTensor(tap), keydown: moveAmongChips },
+    el('canvas', { 'aria-hidden': 'true' }),
+    el('span', {}, alias[label] || label.replace(/^(video|audio)_coords/, 'coords')),
+  );
 }
 
 /** Draw who reads whom in the exchange: both read from above, and both write below. */
 function crossing() {
   const late = state.bug === 'sequential-exchange';
-  const path = (d, colour, extra = {}) => el('path', { d, fill: 'none', stroke: `var(--${colour})`, 'stroke-width': 2, 'vector-effect': 'non-scaling-stroke', ...extra });
-  const says = late ? 'The bug: audio reads video after video has read audio.' : 'Video reads audio and audio reads video, both as they were before; then both are written.';
-  const ends = (when) => el('div', { class: 'ends' }, el('span', { class: 'video' }, `video, ${when}`), el('span', { class: 'audio' }, `audio, ${when}`));
-  return el('div', { class: 'cross' }, ends('before'), el('svg', { viewBox: '0 0 400 54', width: '100%', height: 54, preserveAspectRatio: 'none', role: 'img', 'aria-label': says },
-    path('M90 2 V52', 'video'), path('M310 2 V52', 'audio'),
-    path('M310 8 C 310 34, 90 20, 90 50', 'exchange'),
-    late ? path('M90 46 C 180 54, 220 30, 310 44', 'bad', { 'stroke-dasharray': '5 4' }) : path('M90 8 C 90 34, 310 20, 310 50', 'exchange')),
-  ends('after'), el('p', { class: `fine ${late ? '' : 'exchange'}`, style: late ? 'color: var(--bad)' : null }, says));
+  const path = (d, colour, extra = {}) =>
+    el('path', {
+      d,
+      fill: 'none',
+      stroke: `var(--${colour})`,
+      'stroke-width': 2,
+      'vector-effect': 'non-scaling-stroke',
+      ...extra,
+    });
+  const says = late
+    ? 'The bug: audio reads video after video has read audio.'
+    : 'Video reads audio and audio reads video, both as they were before; then both are written.';
+  const ends = (when) =>
+    el(
+      'div',
+      { class: 'ends' },
+      el('span', { class: 'video' }, `video, ${when}`),
+      el('span', { class: 'audio' }, `audio, ${when}`),
+    );
+  return el(
+    'div',
+    { class: 'cross' },
+    ends('before'),
+    el(
+      'svg',
+      {
+        viewBox: '0 0 400 54',
+        width: '100%',
+        height: 54,
+        preserveAspectRatio: 'none',
+        role: 'img',
+        'aria-label': says,
+      },
+      path('M90 2 V52', 'video'),
+      path('M310 2 V52', 'audio'),
+      path('M310 8 C 310 34, 90 20, 90 50', 'exchange'),
+      late
+        ? path('M90 46 C 180 54, 220 30, 310 44', 'bad', { 'stroke-dasharray': '5 4' })
+        : path('M90 8 C 90 34, 310 20, 310 50', 'exchange'),
+    ),
+    ends('after'),
+    el('p', { class: `fine ${late ? '' : 'exchange'}`, style: late ? 'color: var(--bad)' : null }, says),
+  );
 }
 
 function showBar() {
   const scenes = DATA.scene.filter(({ name }) => entryOf(`${state.release}/${name}`));
   const pick = (name, value, options, change) => {
-    const select = el('select', { id: `pick-${name}`, change: (event) => change(event.target.value) }, options.map(([key, label]) => el('option', { value: key, selected: key === value }, label)));
+    const select = el(
+      'select',
+      { id: `pick-${name}`, change: (event) => change(event.target.value) },
+      options.map(([key, label]) => el('option', { value: key, selected: key === value }, label)),
+    );
     return el('span', { class: 'group' }, el('label', { for: `pick-${name}` }, name), select);
   };
-  const buttons = (name, value, options, change) => el('span', { class: 'group', role: 'group', 'aria-label': name }, el('span', { class: 'name', 'aria-hidden': 'true' }, name),
-    options.map((option) => el('button', { class: 'button', 'aria-pressed': String(option === value), 'data-pick': `${name}-${option}`, click: () => change(option) }, String(option))));
+  const buttons = (name, value, options, change) =>
+    el(
+      'span',
+      { class: 'group', role: 'group', 'aria-label': name },
+      el('span', { class: 'name', 'aria-hidden': 'true' }, name),
+      options.map((option) =>
+        el(
+          'button',
+          {
+            class: 'button',
+            'aria-pressed': String(option === value),
+            'data-pick': `${name}-${option}`,
+            click: () => change(option),
+          },
+          String(option),
+        ),
+      ),
+    );
   keepFocus($('bar'), [
     buttons('release', state.release, Object.keys(DATA.configs), (release) => set({ ...pristine(), release })),
-    pick('case', state.scene, scenes.map(({ name, label }) => [name, label]), (scene) => set({ ...pristine(), scene })),
-    pick('dtype', state.dtype, ['float32', 'bfloat16', 'float16'].map((x) => [x, x]), (dtype) => set({ dtype })),
-    buttons('block', state.block, [0, 1], (block) => set({ block, tap: state.tap.replace(/^transformer_blocks\.\d/, `transformer_blocks.${block}`) })),
-    untouched() ? null : el('button', { class: 'button', 'data-pick': 'reset', click: () => set(pristine()) }, 'Undo all changes'),
+    pick(
+      'case',
+      state.scene,
+      scenes.map(({ name, label }) => [name, label]),
+      (scene) => set({ ...pristine(), scene }),
+    ),
+    pick(
+      'dtype',
+      state.dtype,
+      ['float32', 'bfloat16', 'float16'].map((x) => [x, x]),
+      (dtype) => set({ dtype }),
+    ),
+    buttons('block', state.block, [0, 1], (block) =>
+      set({ block, tap: state.tap.replace(/^transformer_blocks\.\d/, `transformer_blocks.${block}`) }),
+    ),
+    untouched()
+      ? null
+      : el('button', { class: 'button', 'data-pick': 'reset', click: () => set(pristine()) }, 'Undo all changes'),
   ]);
 }
 
@@ -342,26 +561,53 @@ function keepFocus(node, children) {
 }
 
 function showStatus() {
-  const [first] = run.changed.keys(), count = run.changed.size, scene = DATA.scene.find(({ name }) => name === state.scene);
+  const [first] = run.changed.keys();
+  const count = run.changed.size;
+  const scene = DATA.scene.find(({ name }) => name === state.scene);
   const link = first && el('button', { class: 'button', 'data-pick': 'first', click: () => openTensor(first) }, first);
   const off = (tap) => short(run.changed.get(tap) || 0);
   const ends = `Velocities move by ${off('sample')} (video) and ${off('audio_sample')} (audio) of themselves.`;
-  if (!count) keepFocus($('status'), [document.createTextNode(`${scene.says}.${untouched() ? '' : ' Nothing changes here: the same bits at every tensor.'}`)]);
-  else keepFocus($('status'), [html('span', {}, `<b>${count} of ${run.order.length}</b> tensors ${state.bug ? 'are wrong' : 'change'}, first `), link, document.createTextNode(` ${ends}`),
-    state.bug ? el('p', { class: 'said' }, el('b', {}, 'ltx2ref audit: '), DATA.bug.find(({ name }) => name === state.bug).sentence) : null]);
+  if (!count)
+    keepFocus($('status'), [
+      document.createTextNode(
+        `${scene.says}.${untouched() ? '' : ' Nothing changes here: the same bits at every tensor.'}`,
+      ),
+    ]);
+  else
+    keepFocus($('status'), [
+      html('span', {}, `<b>${count} of ${run.order.length}</b> tensors ${state.bug ? 'are wrong' : 'change'}, first `),
+      link,
+      document.createTextNode(` ${ends}`),
+      state.bug
+        ? el(
+            'p',
+            { class: 'said' },
+            el('b', {}, 'ltx2ref audit: '),
+            DATA.bug.find(({ name }) => name === state.bug).sentence,
+          )
+        : null,
+    ]);
 }
 
 // ---- The seal ------------------------------------------------------------------------------------------------------
 
 function showSeal() {
-  const entry = entryOf(caseName()), whose = entry.implementation.replace('-core', '-core').split(' ')[0], n = run.order.length;
-  const good = run.same.length === n, own = !untouched() && !state.bug && !good;
+  const entry = entryOf(caseName());
+  const whose = entry.implementation.replace('-core', '-core').split(' ')[0];
+  const n = run.order.length;
+  const good = run.same.length === n;
+  const own = !untouched() && !state.bug && !good;
   $('seal').dataset.is = good ? 'good' : own ? 'own' : 'bad';
-  const wide = matchMedia('(min-width: 761px)').matches, bits = `${whose}${whose.endsWith('s') ? "'" : "'s"} bits`;
-  $('seal').textContent = own ? `${n - run.same.length} of ${n} tensors moved${wide ? ': your own setting, of which there is no recording' : ''}`
-    : wide ? `${run.same.length} of ${n} tensors have ${bits}` : `${run.same.length} of ${n}: ${bits}`;
-  $('seal-more').textContent = `The seal: a digest of each tensor of ${caseName()} in ${state.dtype}, compared with what ${entry.implementation} `
-    + `left under exact arithmetic. Computed just now, here: forward ${run.forward.toFixed(0)} ms, digests ${run.hashing.toFixed(0)} ms.`;
+  const wide = matchMedia('(min-width: 761px)').matches;
+  const bits = `${whose}${whose.endsWith('s') ? "'" : "'s"} bits`;
+  $('seal').textContent = own
+    ? `${n - run.same.length} of ${n} tensors moved${wide ? ': your own setting, of which there is no recording' : ''}`
+    : wide
+      ? `${run.same.length} of ${n} tensors have ${bits}`
+      : `${run.same.length} of ${n}: ${bits}`;
+  $('seal-more').textContent =
+    `The seal: a digest of each tensor of ${caseName()} in ${state.dtype}, compared with what ${entry.implementation} ` +
+    `left under exact arithmetic. Computed just now, here: forward ${run.forward.toFixed(0)} ms, digests ${run.hashing.toFixed(0)} ms.`;
 }
 
 // ---- One tensor ----------------------------------------------------------------------------------------------------
@@ -380,60 +626,160 @@ function closeTensor() {
 }
 
 function showInspector() {
-  const { tap } = state, said = about(tap), x = run.taps.get(tap), moved = run.changed.get(tap), entry = entryOf(caseName());
+  const { tap } = state;
+  const said = about(tap);
+  const x = run.taps.get(tap);
+  const moved = run.changed.get(tap);
+  const entry = entryOf(caseName());
   const batch = entry.inputs.hidden_states.shape[0];
   const real = DATA.real[state.release][tap.replace(/^transformer_blocks\.\d+/, 'transformer_blocks.0')];
-  const shape = (s) => `(${s.map(thousands).join(', ')})`, same = run.digests.get(tap) === run.recorded.get(tap);
+  const shape = (s) => `(${s.map(thousands).join(', ')})`;
+  const same = run.digests.get(tap) === run.recorded.get(tap);
   const shown = state.change && moved ? { ...x, data: x.data.map((v, i) => v - run.before.get(tap).data[i]) } : x;
-  const view = viewOf(tap, shown), [row, col] = [Math.min(state.cell[0], view.rows - 1), Math.min(state.cell[1], view.cols - 1)];
-  const canvas = el('canvas', { 'aria-hidden': 'true' }), marker = el('i', {});
+  const view = viewOf(tap, shown);
+  const [row, col] = [Math.min(state.cell[0], view.rows - 1), Math.min(state.cell[1], view.cols - 1)];
+  const canvas = el('canvas', { 'aria-hidden': 'true' });
+  const marker = el('i', {});
   paint(canvas, view, isAudio(tap));
-  canvas.style.height = `${Math.max(28, Math.min(300, Math.round(288 * view.rows / view.cols)))}px`;
-  Object.assign(marker.style, { left: `${100 * col / view.cols}%`, top: `${100 * row / view.rows}%`, width: `${100 / view.cols}%`, height: `${100 / view.rows}%` });
-  const go = (r, c) => set({ cell: [Math.max(0, Math.min(view.rows - 1, r)), Math.max(0, Math.min(view.cols - 1, c))] });
-  const heat = el('div', {
-    class: 'heat', tabindex: 0, role: 'application', id: 'heat', 'aria-label': `${tap}: ${view.rows} rows, ${view.cols} columns. Arrow keys move the cell.`,
-    click: (event) => {
-      const box = canvas.getBoundingClientRect();
-      go(Math.floor((event.clientY - box.top) / box.height * view.rows), Math.floor((event.clientX - box.left) / box.width * view.cols));
+  canvas.style.height = `${Math.max(28, Math.min(300, Math.round((288 * view.rows) / view.cols)))}px`;
+  Object.assign(marker.style, {
+    left: `${(100 * col) / view.cols}%`,
+    top: `${(100 * row) / view.rows}%`,
+    width: `${100 / view.cols}%`,
+    height: `${100 / view.rows}%`,
+  });
+  const go = (r, c) =>
+    set({ cell: [Math.max(0, Math.min(view.rows - 1, r)), Math.max(0, Math.min(view.cols - 1, c))] });
+  const heat = el(
+    'div',
+    {
+      class: 'heat',
+      tabindex: 0,
+      role: 'application',
+      id: 'heat',
+      'aria-label': `${tap}: ${view.rows} rows, ${view.cols} columns. Arrow keys move the cell.`,
+      click: (event) => {
+        const box = canvas.getBoundingClientRect();
+        go(
+          Math.floor(((event.clientY - box.top) / box.height) * view.rows),
+          Math.floor(((event.clientX - box.left) / box.width) * view.cols),
+        );
+      },
+      keydown: (event) => {
+        const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+        if (!step) return;
+        event.preventDefault();
+        go(row + step[0], col + step[1]);
+      },
     },
-    keydown: (event) => {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      go(row + step[0], col + step[1]);
-    },
-  }, canvas, marker);
+    canvas,
+    marker,
+  );
   const at = (r, c) => view.data[view.start + r * view.cols + c];
   const values = Array.from({ length: view.rows * view.cols }, (_, i) => view.data[view.start + i]);
   const size = values.reduce((sum, v) => sum + v * v, 0) / values.length;
-  const top = Math.max(0, Math.min(view.rows - 6, row - 2)), left = Math.max(0, Math.min(view.cols - 4, col - 1));
-  const rowsShown = Array.from({ length: Math.min(6, view.rows) }, (_, i) => top + i), colsShown = Array.from({ length: Math.min(4, view.cols) }, (_, i) => left + i);
-  const table = el('table', {}, el('thead', {}, el('tr', {}, el('th', {}, ''), colsShown.map((c) => el('th', { scope: 'col' }, String(c))))),
-    el('tbody', {}, rowsShown.map((r) => el('tr', {}, el('th', { scope: 'row' }, String(r)), colsShown.map((c) => el('td', { 'data-at': r === row && c === col }, at(r, c).toPrecision(4)))))));
+  const top = Math.max(0, Math.min(view.rows - 6, row - 2));
+  const left = Math.max(0, Math.min(view.cols - 4, col - 1));
+  const rowsShown = Array.from({ length: Math.min(6, view.rows) }, (_, i) => top + i);
+  const colsShown = Array.from({ length: Math.min(4, view.cols) }, (_, i) => left + i);
+  const table = el(
+    'table',
+    {},
+    el(
+      'thead',
+      {},
+      el(
+        'tr',
+        {},
+        el('th', {}, ''),
+        colsShown.map((c) => el('th', { scope: 'col' }, String(c))),
+      ),
+    ),
+    el(
+      'tbody',
+      {},
+      rowsShown.map((r) =>
+        el(
+          'tr',
+          {},
+          el('th', { scope: 'row' }, String(r)),
+          colsShown.map((c) => el('td', { 'data-at': r === row && c === col }, at(r, c).toPrecision(4))),
+        ),
+      ),
+    ),
+  );
   const term = (name, ...value) => [el('dt', {}, name), el('dd', {}, ...value)];
   keepFocus($('inspector'), [
     el('button', { class: 'button close', 'data-pick': 'close', click: closeTensor }, 'Close'),
     el('h2', {}, said.title || tap),
     el('p', { class: 'name' }, tap),
     el('div', { class: 'formula' }, said.formula || ''),
-    el('dl', {},
-      term('in code', el('code', {}, said.code || ''), ' in ', el('a', { href: said.href || `../ltx2ref/${said.file}` }, said.file || '')),
+    el(
+      'dl',
+      {},
+      term(
+        'in code',
+        el('code', {}, said.code || ''),
+        ' in ',
+        el('a', { href: said.href || `../ltx2ref/${said.file}` }, said.file || ''),
+      ),
       term('shape', `${shape(x.shape)}  ${said.axes || ''}`),
       real ? term(`in ${state.release}`, `${shape(real)} for 121 frames of 768 x 512`) : [],
-      term('bits', same ? `those of ${entry.implementation}` : moved ? `moved by ${short(moved)} of itself` : 'not those recorded')),
-    el('div', { class: 'go' },
-      batch > 1 ? Array.from({ length: batch }, (_, i) => el('button', { class: 'button', 'data-pick': `element-${i}`, 'aria-pressed': String(state.element === i), click: () => set({ element: i }) }, `batch ${i}`)) : [],
-      moved && Number.isFinite(moved) ? el('button', { class: 'button', 'data-pick': 'change', 'aria-pressed': String(state.change), click: () => set({ change: !state.change }) }, 'show the change') : null),
+      term(
+        'bits',
+        same ? `those of ${entry.implementation}` : moved ? `moved by ${short(moved)} of itself` : 'not those recorded',
+      ),
+    ),
+    el(
+      'div',
+      { class: 'go' },
+      batch > 1
+        ? Array.from({ length: batch }, (_, i) =>
+            el(
+              'button',
+              {
+                class: 'button',
+                'data-pick': `element-${i}`,
+                'aria-pressed': String(state.element === i),
+                click: () => set({ element: i }),
+              },
+              `batch ${i}`,
+            ),
+          )
+        : [],
+      moved && Number.isFinite(moved)
+        ? el(
+            'button',
+            {
+              class: 'button',
+              'data-pick': 'change',
+              'aria-pressed': String(state.change),
+              click: () => set({ change: !state.change }),
+            },
+            'show the change',
+          )
+        : null,
+    ),
     heat,
-    el('p', { class: 'fine', 'aria-live': 'polite' }, `${place(tap, view, row, col)}: `, el('b', {}, String(at(row, col)))),
+    el(
+      'p',
+      { class: 'fine', 'aria-live': 'polite' },
+      `${place(tap, view, row, col)}: `,
+      el('b', {}, String(at(row, col))),
+    ),
     table,
-    el('p', { class: 'fine' }, `Root mean square ${short(Math.sqrt(size))}. Paper is 0, ${isAudio(tap) ? 'orange' : 'blue'} is positive, grey negative. Digest ${run.digests.get(tap).slice(0, 12)}…`),
+    el(
+      'p',
+      { class: 'fine' },
+      `Root mean square ${short(Math.sqrt(size))}. Paper is 0, ${isAudio(tap) ? 'orange' : 'blue'} is positive, grey negative. Digest ${run.digests.get(tap).slice(0, 12)}…`,
+    ),
   ]);
 }
 
 const ROW_NAMES = {
-  time_embed: ['self-attention', 'feed-forward', 'text attention'].flatMap((layer) => ['shift', 'scale', 'gate'].map((kind) => `${kind} of ${layer}`)),
+  time_embed: ['self-attention', 'feed-forward', 'text attention'].flatMap((layer) =>
+    ['shift', 'scale', 'gate'].map((kind) => `${kind} of ${layer}`),
+  ),
   prompt_adaln: ['shift of the text', 'scale of the text'],
   scale_shift: ['scale, to video', 'shift, to video', 'scale, to audio', 'shift, to audio'],
   gate: ['gate of the exchange'],
@@ -441,13 +787,22 @@ const ROW_NAMES = {
 
 /** Return in words where a cell is. */
 function place(tap, view, row, col) {
-  const x = prepared(DATA, { case: caseName() }).x, video = x.hidden_states.shape[1], audio = x.audio_hidden_states.shape[1];
-  const shape = run.taps.get(tap).shape, heads = shape.length === 4 && !tap.endsWith('coords') ? shape[3] : 0;
+  const x = prepared(DATA, { case: caseName() }).x;
+  const video = x.hidden_states.shape[1];
+  const audio = x.audio_hidden_states.shape[1];
+  const shape = run.taps.get(tap).shape;
+  const heads = shape.length === 4 && !tap.endsWith('coords') ? shape[3] : 0;
   let line = `row ${row}`;
-  if (view.rows === video) line = x.height ? `video token ${row} (frame ${Math.floor(row / (x.height * x.width))}, row ${Math.floor(row / x.width) % x.height}, column ${row % x.width})` : `video token ${row}`;
+  if (view.rows === video)
+    line = x.height
+      ? `video token ${row} (frame ${Math.floor(row / (x.height * x.width))}, row ${Math.floor(row / x.width) % x.height}, column ${row % x.width})`
+      : `video token ${row}`;
   else if (view.rows === audio) line = `audio token ${row}`;
   else if (/encoder|context|caption|attn2\.(k|norm_k|to_v)$/.test(tap)) line = `word ${row}`;
-  else if (tap.endsWith('rows')) line = ['shift', 'scale', 'gate'][row] && (/_to_/.test(tap) ? ['scale', 'shift', 'gate'] : ['shift', 'scale', 'gate'])[row];
+  else if (tap.endsWith('rows'))
+    line =
+      ['shift', 'scale', 'gate'][row] &&
+      (/_to_/.test(tap) ? ['scale', 'shift', 'gate'] : ['shift', 'scale', 'gate'])[row];
   else if (shape.length === 2) line = `batch element ${row}`;
   const kind = /(time_embed|prompt_adaln|scale_shift|gate)\.linear$/.exec(tap);
   if (kind) {
@@ -460,71 +815,186 @@ function place(tap, view, row, col) {
 // ---- Panels --------------------------------------------------------------------------------------------------------
 
 const PANELS = {
-  words: ['Words', panelWords], releases: ['Releases', panelReleases], noise: ['Noise levels', panelNoise], clock: ['Clock', panelClock],
-  rotation: ['Rotation', panelRotation], bugs: ['Bugs', panelBugs], conventions: ['Conventions', panelConventions], depth: ['Depth', panelDepth],
+  words: ['Words', panelWords],
+  releases: ['Releases', panelReleases],
+  noise: ['Noise levels', panelNoise],
+  clock: ['Clock', panelClock],
+  rotation: ['Rotation', panelRotation],
+  bugs: ['Bugs', panelBugs],
+  conventions: ['Conventions', panelConventions],
+  depth: ['Depth', panelDepth],
 };
 
 function showPanel() {
   const names = Object.keys(PANELS);
-  keepFocus($('tabs'), names.map((name, i) => el('button', {
-    role: 'tab', id: `tab-${name}`, 'aria-selected': String(name === state.panel), 'aria-controls': 'panel', tabindex: name === state.panel ? 0 : -1,
-    click: () => set({ panel: name }),
-    keydown: (event) => {
-      const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!by) return;
-      set({ panel: names[(i + by + names.length) % names.length] });
-      $(`tab-${state.panel}`).focus();
-    },
-  }, PANELS[name][0])));
+  keepFocus(
+    $('tabs'),
+    names.map((name, i) =>
+      el(
+        'button',
+        {
+          role: 'tab',
+          id: `tab-${name}`,
+          'aria-selected': String(name === state.panel),
+          'aria-controls': 'panel',
+          tabindex: name === state.panel ? 0 : -1,
+          click: () => set({ panel: name }),
+          keydown: (event) => {
+            const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+            if (!by) return;
+            set({ panel: names[(i + by + names.length) % names.length] });
+            $(`tab-${state.panel}`).focus();
+          },
+        },
+        PANELS[name][0],
+      ),
+    ),
+  );
   $('panel').setAttribute('aria-labelledby', `tab-${state.panel}`);
   keepFocus($('panel'), PANELS[state.panel][1]().flat());
 }
 
 function panelWords() {
-  return [el('dl', { class: 'words' }, DATA.word.flatMap(({ name, says }) => [el('dt', {}, name), html('dd', {}, says)]))];
+  return [
+    el(
+      'dl',
+      { class: 'words' },
+      DATA.word.flatMap(({ name, says }) => [el('dt', {}, name), html('dd', {}, says)]),
+    ),
+  ];
 }
 
 function panelReleases() {
-  return [...DATA.release.map(({ name, says }) => el('div', {}, el('div', { class: 'go' }, el('button', {
-    class: 'button', 'data-pick': `panel-${name}`, 'aria-pressed': String(state.release === name), click: () => set({ ...pristine(), release: name }),
-  }, `Release ${name}`)), html('p', {}, says))), el('p', { class: 'fine' }, 'What the chosen release has, or changed, has a violet frame in the model.')];
+  return [
+    ...DATA.release.map(({ name, says }) =>
+      el(
+        'div',
+        {},
+        el(
+          'div',
+          { class: 'go' },
+          el(
+            'button',
+            {
+              class: 'button',
+              'data-pick': `panel-${name}`,
+              'aria-pressed': String(state.release === name),
+              click: () => set({ ...pristine(), release: name }),
+            },
+            `Release ${name}`,
+          ),
+        ),
+        html('p', {}, says),
+      ),
+    ),
+    el('p', { class: 'fine' }, 'What the chosen release has, or changed, has a violet frame in the model.'),
+  ];
 }
 
-const slider = (id, label, kind, value, min, max, step, change, more = '') => el('div', { class: 'slider' },
-  el('label', { for: id }, el('span', { class: kind }, label)), el('output', { for: id }, String(value)),
-  el('input', { type: 'range', id, class: kind, min, max, step, value, input: (event) => change(Number(event.target.value)) }),
-  more ? el('span', { class: 'fine' }, more) : null);
+const slider = (id, label, kind, value, min, max, step, change, more = '') =>
+  el(
+    'div',
+    { class: 'slider' },
+    el('label', { for: id }, el('span', { class: kind }, label)),
+    el('output', { for: id }, String(value)),
+    el('input', {
+      type: 'range',
+      id,
+      class: kind,
+      min,
+      max,
+      step,
+      value,
+      input: (event) => change(Number(event.target.value)),
+    }),
+    more ? el('span', { class: 'fine' }, more) : null,
+  );
 
 function panelNoise() {
   const { x } = prepared(DATA, { ...settingOf(), bug: '' });
   const value = (name) => {
-    const level = x[name], n = level.data.length / level.shape[0];
+    const level = x[name];
+    const n = level.data.length / level.shape[0];
     return Math.max(...level.data.slice(0, n));
   };
   const says = {
-    timestep: 'what video does by itself, and its output', sigma: "the prompt as video reads it",
-    audio_timestep: 'what audio does by itself, and its output', audio_sigma: 'the prompt as audio reads it',
+    timestep: 'what video does by itself, and its output',
+    sigma: 'the prompt as video reads it',
+    audio_timestep: 'what audio does by itself, and its output',
+    audio_sigma: 'the prompt as audio reads it',
   };
   const known = LEVELS.filter((name) => x[name]);
   return [
-    ...known.map((name) => slider(`level-${name}`, name.startsWith('audio') ? name.replace('_', ' ') : `video ${name}`, name.startsWith('audio') ? 'audio' : 'video', value(name), 0, 1000, 0.25,
-      (level) => later(() => set({ levels: { ...state.levels, [name]: level } })), `drives ${says[name]}`)),
-    el('label', { class: 'check' }, el('input', { type: 'checkbox', id: 'cross', checked: Boolean(x.use_cross_timestep), change: (event) => set({ cross: event.target.checked }) }),
-      el('span', {}, el('code', {}, 'use_cross_timestep'), ': the exchange follows the other stream’s sigma in place of its own timestep')),
-    el('p', { class: 'fine' }, 'The sliders set the first element of the batch. In image to video, given tokens stay at 0.'),
-    el('div', { class: 'go' }, entryOf(`${state.release}/i2v`) ? el('button', { class: 'button', 'data-pick': 'i2v', 'aria-pressed': String(state.scene === 'i2v'), click: () => set({ ...pristine(), scene: state.scene === 'i2v' ? 't2v' : 'i2v', tap: 'time_embed.linear' }) }, 'An image is given') : null),
+    ...known.map((name) =>
+      slider(
+        `level-${name}`,
+        name.startsWith('audio') ? name.replace('_', ' ') : `video ${name}`,
+        name.startsWith('audio') ? 'audio' : 'video',
+        value(name),
+        0,
+        1000,
+        0.25,
+        (level) => later(() => set({ levels: { ...state.levels, [name]: level } })),
+        `drives ${says[name]}`,
+      ),
+    ),
+    el(
+      'label',
+      { class: 'check' },
+      el('input', {
+        type: 'checkbox',
+        id: 'cross',
+        checked: Boolean(x.use_cross_timestep),
+        change: (event) => set({ cross: event.target.checked }),
+      }),
+      el(
+        'span',
+        {},
+        el('code', {}, 'use_cross_timestep'),
+        ': the exchange follows the other stream’s sigma in place of its own timestep',
+      ),
+    ),
+    el(
+      'p',
+      { class: 'fine' },
+      'The sliders set the first element of the batch. In image to video, given tokens stay at 0.',
+    ),
+    el(
+      'div',
+      { class: 'go' },
+      entryOf(`${state.release}/i2v`)
+        ? el(
+            'button',
+            {
+              class: 'button',
+              'data-pick': 'i2v',
+              'aria-pressed': String(state.scene === 'i2v'),
+              click: () =>
+                set({ ...pristine(), scene: state.scene === 'i2v' ? 't2v' : 'i2v', tap: 'time_embed.linear' }),
+            },
+            'An image is given',
+          )
+        : null,
+    ),
   ];
 }
 
 let waiting = null; // the newest of several changes between two frames
 function later(change) {
-  if (!waiting) requestAnimationFrame(() => { const now = waiting; waiting = null; now(); });
+  if (!waiting)
+    requestAnimationFrame(() => {
+      const now = waiting;
+      waiting = null;
+      now();
+    });
   waiting = change;
 }
 
 /** Return the distinct [start, end] of a stream's tokens on the time axis. */
 function spans(tap) {
-  const x = run.taps.get(tap), T = x.shape[2], found = [];
+  const x = run.taps.get(tap);
+  const T = x.shape[2];
+  const found = [];
   for (let t = 0; t < T; t++) {
     const pair = [x.data[2 * t], x.data[2 * t + 1]];
     if (!found.length || found[found.length - 1][0] !== pair[0]) found.push(pair);
@@ -533,88 +1003,259 @@ function spans(tap) {
 }
 
 function panelClock() {
-  const video = spans('video_coords'), audio = spans('audio_coords'), end = Math.max(video.at(-1)[1], audio.at(-1)[1]);
-  const width = 340, x = (s) => 6 + s / end * (width - 12), now = Math.min(state.time, end);
-  const lane = (list, y, kind, label) => [el('text', { x: 6, y: y - 5, class: 'soft' }, label), list.map(([a, b]) => el('rect', {
-    x: x(a), y, width: Math.max(0.8, x(b) - x(a) - 0.8), height: 22, fill: `var(--${kind})`, 'fill-opacity': a <= now && now < b ? 1 : 0.28 })),
-  list.map(([a, b]) => el('line', { x1: x((a + b) / 2), x2: x((a + b) / 2), y1: y + 22, y2: y + 27, stroke: `var(--${kind})` }))];
-  const step = end > 2 ? 1 : 0.1, ticks = Array.from({ length: Math.floor(end / step + 1e-9) + 1 }, (_, i) => i * step);
-  const at = (list) => list.findIndex(([a, b]) => a <= now && now < b), v = at(video), a = at(audio);
-  const said = (list, i, name) => (i < 0 ? `no ${name}` : `${name} ${i}, from ${list[i][0].toFixed(2)} to ${list[i][1].toFixed(2)} s, position ${((list[i][0] + list[i][1]) / 2).toFixed(3)} s`);
+  const video = spans('video_coords');
+  const audio = spans('audio_coords');
+  const end = Math.max(video.at(-1)[1], audio.at(-1)[1]);
+  const width = 340;
+  const x = (s) => 6 + (s / end) * (width - 12);
+  const now = Math.min(state.time, end);
+  const lane = (list, y, kind, label) => [
+    el('text', { x: 6, y: y - 5, class: 'soft' }, label),
+    list.map(([a, b]) =>
+      el('rect', {
+        x: x(a),
+        y,
+        width: Math.max(0.8, x(b) - x(a) - 0.8),
+        height: 22,
+        fill: `var(--${kind})`,
+        'fill-opacity': a <= now && now < b ? 1 : 0.28,
+      }),
+    ),
+    list.map(([a, b]) =>
+      el('line', { x1: x((a + b) / 2), x2: x((a + b) / 2), y1: y + 22, y2: y + 27, stroke: `var(--${kind})` }),
+    ),
+  ];
+  const step = end > 2 ? 1 : 0.1;
+  const ticks = Array.from({ length: Math.floor(end / step + 1e-9) + 1 }, (_, i) => i * step);
+  const at = (list) => list.findIndex(([a, b]) => a <= now && now < b);
+  const v = at(video);
+  const a = at(audio);
+  const said = (list, i, name) =>
+    i < 0
+      ? `no ${name}`
+      : `${name} ${i}, from ${list[i][0].toFixed(2)} to ${list[i][1].toFixed(2)} s, position ${((list[i][0] + list[i][1]) / 2).toFixed(3)} s`;
   const fps = prepared(DATA, settingOf()).x.fps || 24;
   return [
-    el('svg', { viewBox: `0 0 ${width} 128`, role: 'img', 'aria-label': 'Video frames and audio tokens on one axis of seconds' },
-      lane(video, 18, 'video', `video: ${video.length} token frames`), lane(audio, 70, 'audio', `audio: ${audio.length} tokens, 25 a second`),
-      ticks.map((s) => el('text', { x: x(s), y: 118, class: 'soft', 'text-anchor': s ? 'middle' : 'start' }, `${+s.toFixed(1)}${s ? '' : ' s'}`)),
-      el('line', { x1: x(now), x2: x(now), y1: 18, y2: 104, stroke: 'var(--exchange)', 'stroke-width': 1.5 })),
+    el(
+      'svg',
+      {
+        viewBox: `0 0 ${width} 128`,
+        role: 'img',
+        'aria-label': 'Video frames and audio tokens on one axis of seconds',
+      },
+      lane(video, 18, 'video', `video: ${video.length} token frames`),
+      lane(audio, 70, 'audio', `audio: ${audio.length} tokens, 25 a second`),
+      ticks.map((s) =>
+        el(
+          'text',
+          { x: x(s), y: 118, class: 'soft', 'text-anchor': s ? 'middle' : 'start' },
+          `${+s.toFixed(1)}${s ? '' : ' s'}`,
+        ),
+      ),
+      el('line', { x1: x(now), x2: x(now), y1: 18, y2: 104, stroke: 'var(--exchange)', 'stroke-width': 1.5 }),
+    ),
     slider('time', 'time', 'exchange', +now.toFixed(2), 0, +end.toFixed(2), 0.01, (time) => later(() => set({ time }))),
-    el('p', { class: 'fine', 'aria-live': 'polite' }, `At ${now.toFixed(2)} s: ${said(video, v, 'video frame')}; ${said(audio, a, 'audio token')}.`),
-    slider('fps', 'frames a second', 'video', fps, 8, 60, 1, (value) => later(() => set({ fps: value })), 'moves video’s seconds and nothing of audio’s'),
-    el('div', { class: 'go' }, entryOf(`${state.release}/121-frames`) ? el('button', { class: 'button', 'data-pick': 'long', 'aria-pressed': String(state.scene === '121-frames'), click: () => set({ ...pristine(), scene: state.scene === '121-frames' ? 't2v' : '121-frames', tap: 'video_coords' }) }, '121 frames') : null),
-    el('p', { class: 'fine' }, 'Ticks under the bars are positions: the middle of each token. They are divided by 20 seconds, whatever the length of the clip.'),
+    el(
+      'p',
+      { class: 'fine', 'aria-live': 'polite' },
+      `At ${now.toFixed(2)} s: ${said(video, v, 'video frame')}; ${said(audio, a, 'audio token')}.`,
+    ),
+    slider(
+      'fps',
+      'frames a second',
+      'video',
+      fps,
+      8,
+      60,
+      1,
+      (value) => later(() => set({ fps: value })),
+      'moves video’s seconds and nothing of audio’s',
+    ),
+    el(
+      'div',
+      { class: 'go' },
+      entryOf(`${state.release}/121-frames`)
+        ? el(
+            'button',
+            {
+              class: 'button',
+              'data-pick': 'long',
+              'aria-pressed': String(state.scene === '121-frames'),
+              click: () =>
+                set({ ...pristine(), scene: state.scene === '121-frames' ? 't2v' : '121-frames', tap: 'video_coords' }),
+            },
+            '121 frames',
+          )
+        : null,
+    ),
+    el(
+      'p',
+      { class: 'fine' },
+      'Ticks under the bars are positions: the middle of each token. They are divided by 20 seconds, whatever the length of the clip.',
+    ),
   ];
 }
 
 function panelRotation() {
-  const T = run.taps.get('rope.cos').shape[1], Ta = run.taps.get('audio_rope.cos').shape[1], token = Math.min(state.token, T - 1), audioToken = Math.min(state.token, Ta - 1);
+  const T = run.taps.get('rope.cos').shape[1];
+  const Ta = run.taps.get('audio_rope.cos').shape[1];
+  const token = Math.min(state.token, T - 1);
+  const audioToken = Math.min(state.token, Ta - 1);
   const dials = (name, kind, t, axes) => {
-    const cos = run.taps.get(`${name}.cos`), sin = run.taps.get(`${name}.sin`), [, , heads, R] = cos.shape, planes = heads * R;
-    const n = Math.floor(planes / axes.length), pad = planes - n * axes.length, size = 36;
-    return el('svg', { viewBox: `0 0 ${7 * size + 50} ${heads * 52 + 2}`, width: 7 * size + 50, role: 'img', 'aria-label': `${name}: ${heads} heads of ${R} planes` },
-      Array.from({ length: heads }, (_, h) => [el('text', { x: 0, y: h * 52 + 21, class: 'soft' }, `head ${h}`), Array.from({ length: R }, (_, r) => {
-        const i = (t * heads + h) * R + r, j = h * R + r - pad, x = 62 + r * size, y = h * 52 + 17, label = j < 0 ? '·' : axes[j % axes.length];
-        return [el('circle', { cx: x, cy: y, r: 15, fill: 'none', stroke: 'var(--line)' }),
-          el('line', { x1: x, y1: y, x2: x + 15 * cos.data[i], y2: y - 15 * sin.data[i], stroke: `var(--${kind})`, 'stroke-width': 2 }),
-          el('text', { x, y: y + 28, 'text-anchor': 'middle', class: 'soft' }, label)];
-      })]));
+    const cos = run.taps.get(`${name}.cos`);
+    const sin = run.taps.get(`${name}.sin`);
+    const [, , heads, R] = cos.shape;
+    const planes = heads * R;
+    const n = Math.floor(planes / axes.length);
+    const pad = planes - n * axes.length;
+    const size = 36;
+    return el(
+      'svg',
+      {
+        viewBox: `0 0 ${7 * size + 50} ${heads * 52 + 2}`,
+        width: 7 * size + 50,
+        role: 'img',
+        'aria-label': `${name}: ${heads} heads of ${R} planes`,
+      },
+      Array.from({ length: heads }, (_, h) => [
+        el('text', { x: 0, y: h * 52 + 21, class: 'soft' }, `head ${h}`),
+        Array.from({ length: R }, (_, r) => {
+          const i = (t * heads + h) * R + r;
+          const j = h * R + r - pad;
+          const x = 62 + r * size;
+          const y = h * 52 + 17;
+          const label = j < 0 ? '·' : axes[j % axes.length];
+          return [
+            el('circle', { cx: x, cy: y, r: 15, fill: 'none', stroke: 'var(--line)' }),
+            el('line', {
+              x1: x,
+              y1: y,
+              x2: x + 15 * cos.data[i],
+              y2: y - 15 * sin.data[i],
+              stroke: `var(--${kind})`,
+              'stroke-width': 2,
+            }),
+            el('text', { x, y: y + 28, 'text-anchor': 'middle', class: 'soft' }, label),
+          ];
+        }),
+      ]),
+    );
   };
-  const place = run.taps.get('video_coords'), middle = (x, count, t, axis) => (x.data[2 * (axis * count + t)] + x.data[2 * (axis * count + t) + 1]) / 2;
-  const seconds = middle(place, T, token, 0), sound = middle(run.taps.get('audio_coords'), Ta, audioToken, 0);
+  const place = run.taps.get('video_coords');
+  const middle = (x, count, t, axis) => (x.data[2 * (axis * count + t)] + x.data[2 * (axis * count + t) + 1]) / 2;
+  const seconds = middle(place, T, token, 0);
+  const sound = middle(run.taps.get('audio_coords'), Ta, audioToken, 0);
   return [
     slider('token', 'token', '', token, 0, T - 1, 1, (value) => later(() => set({ token: value }))),
-    el('p', { class: 'fine' }, `Video token ${token}: ${seconds.toFixed(3)} s, ${middle(place, T, token, 1)} px down, ${middle(place, T, token, 2)} px across. Audio token ${audioToken}: ${sound.toFixed(3)} s.`),
-    el('h3', { class: 'video', style: 'font-size: 14px' }, 'video, self-attention'), dials('rope', 'video', token, ['t', 'y', 'x']),
-    el('h3', { class: 'audio', style: 'font-size: 14px' }, 'audio, self-attention'), dials('audio_rope', 'audio', audioToken, ['t']),
-    el('h3', { class: 'exchange', style: 'font-size: 14px' }, 'the exchange: video, then audio, by time'), dials('cross_attn_rope', 'video', token, ['t']), dials('cross_attn_audio_rope', 'audio', audioToken, ['t']),
-    el('p', { class: 'fine' }, 'Each hand is one plane’s angle. t, y and x are the axes of time, height and width; · is a plane that is left over. The first planes are slow, the last ones turn by thousands of radians.'),
+    el(
+      'p',
+      { class: 'fine' },
+      `Video token ${token}: ${seconds.toFixed(3)} s, ${middle(place, T, token, 1)} px down, ${middle(place, T, token, 2)} px across. Audio token ${audioToken}: ${sound.toFixed(3)} s.`,
+    ),
+    el('h3', { class: 'video', style: 'font-size: 14px' }, 'video, self-attention'),
+    dials('rope', 'video', token, ['t', 'y', 'x']),
+    el('h3', { class: 'audio', style: 'font-size: 14px' }, 'audio, self-attention'),
+    dials('audio_rope', 'audio', audioToken, ['t']),
+    el('h3', { class: 'exchange', style: 'font-size: 14px' }, 'the exchange: video, then audio, by time'),
+    dials('cross_attn_rope', 'video', token, ['t']),
+    dials('cross_attn_audio_rope', 'audio', audioToken, ['t']),
+    el(
+      'p',
+      { class: 'fine' },
+      'Each hand is one plane’s angle. t, y and x are the axes of time, height and width; · is a plane that is left over. The first planes are slow, the last ones turn by thousands of radians.',
+    ),
   ];
 }
 
 function panelBugs() {
-  return [html('p', { class: 'fine' }, 'Each was found in a port. The sentence is what <code>ltx2ref audit --arithmetic exact</code> says about it. Press again to take it out.'), ...DATA.bug.map((bug) => {
-    const isIn = state.bug === bug.name, [release, scene] = bug.case.split('/');
-    return el('div', { class: 'bug', 'data-in': isIn },
-      el('button', { 'aria-pressed': String(isIn), 'data-pick': `bug-${bug.name}`, click: () => set(isIn ? pristine() : { ...pristine(), release, scene, bug: bug.name, dtype: 'float32' }) }, bug.says, el('code', {}, bug.name)),
-      isIn ? el('p', { class: 'said' }, el('b', {}, 'ltx2ref audit: '), bug.sentence) : null);
-  })];
+  return [
+    html(
+      'p',
+      { class: 'fine' },
+      'Each was found in a port. The sentence is what <code>ltx2ref audit --arithmetic exact</code> says about it. Press again to take it out.',
+    ),
+    ...DATA.bug.map((bug) => {
+      const isIn = state.bug === bug.name;
+      const [release, scene] = bug.case.split('/');
+      return el(
+        'div',
+        { class: 'bug', 'data-in': isIn },
+        el(
+          'button',
+          {
+            'aria-pressed': String(isIn),
+            'data-pick': `bug-${bug.name}`,
+            click: () => set(isIn ? pristine() : { ...pristine(), release, scene, bug: bug.name, dtype: 'float32' }),
+          },
+          bug.says,
+          el('code', {}, bug.name),
+        ),
+        isIn ? el('p', { class: 'said' }, el('b', {}, 'ltx2ref audit: '), bug.sentence) : null,
+      );
+    }),
+  ];
 }
 
 function panelConventions() {
   const now = conventionsNow();
-  return [el('p', { class: 'fine' }, 'Implementations differ in six places. A choice goes to a case where it shows; the line above the model says what changes first.'),
-    ...DATA.convention.map(({ name, says, values, case: shows, dtype }) => el('fieldset', {}, el('legend', {}, el('code', {}, name)), el('p', { class: 'fine' }, says), values.map((value) => el('label', { class: 'choice' },
-      el('input', { type: 'radio', name, id: `${name}-${value.name}`, checked: now[name] === value.name, change: () => {
-        const [release, scene] = shows.split('/'), here = caseName() === shows && state.dtype === dtype;
-        set({ ...(here ? {} : { ...pristine(), release, scene, dtype }), conventions: { ...(here ? state.conventions : {}), [name]: value.name } });
-      } }), el('span', {}, el('code', {}, value.name), ` ${value.who}`)))))];
+  return [
+    el(
+      'p',
+      { class: 'fine' },
+      'Implementations differ in six places. A choice goes to a case where it shows; the line above the model says what changes first.',
+    ),
+    ...DATA.convention.map(({ name, says, values, case: shows, dtype }) =>
+      el(
+        'fieldset',
+        {},
+        el('legend', {}, el('code', {}, name)),
+        el('p', { class: 'fine' }, says),
+        values.map((value) =>
+          el(
+            'label',
+            { class: 'choice' },
+            el('input', {
+              type: 'radio',
+              name,
+              id: `${name}-${value.name}`,
+              checked: now[name] === value.name,
+              change: () => {
+                const [release, scene] = shows.split('/');
+                const here = caseName() === shows && state.dtype === dtype;
+                set({
+                  ...(here ? {} : { ...pristine(), release, scene, dtype }),
+                  conventions: { ...(here ? state.conventions : {}), [name]: value.name },
+                });
+              },
+            }),
+            el('span', {}, el('code', {}, value.name), ` ${value.who}`),
+          ),
+        ),
+      ),
+    ),
+  ];
 }
 
 // ---- Depth: an error of one bit over 48 blocks ---------------------------------------------------------------------
 
-const DEPTH = 48, depth = { running: false, lines: {} };
+const DEPTH = 48;
+const depth = { running: false, lines: {} };
 
 /** Return arguments of one batch element. */
 function single(x) {
-  return Object.fromEntries(Object.entries(x).map(([name, value]) => {
-    if (!value || !value.shape) return [name, value];
-    const [batch, ...rest] = value.shape;
-    return [name, { ...value, shape: [1, ...rest], data: value.data.slice(0, value.data.length / batch) }];
-  }));
+  return Object.fromEntries(
+    Object.entries(x).map(([name, value]) => {
+      if (!value || !value.shape) return [name, value];
+      const [batch, ...rest] = value.shape;
+      return [name, { ...value, shape: [1, ...rest], data: value.data.slice(0, value.data.length / batch) }];
+    }),
+  );
 }
 
 /** Return latents whose first number is moved by one unit in the last place of a dtype. */
 function nudged(latents, dtype) {
-  const data = latents.data.slice(), view = new DataView(new ArrayBuffer(4));
+  const data = latents.data.slice();
+  const view = new DataView(new ArrayBuffer(4));
   view.setFloat32(0, data[0]);
   view.setUint32(0, view.getUint32(0) + (dtype === 'float32' ? 1 : 0x10000));
   data[0] = view.getFloat32(0);
@@ -624,7 +1265,8 @@ function nudged(latents, dtype) {
 /** Yield for each block how far both streams are from those of a model whose input differs in one bit. */
 function* growth(dtype, layers = DEPTH) {
   const runs = [false, true].map((moved) => {
-    const { model, x } = prepared(DATA, { case: '2.3/t2v', dtype, layers }), one = single(x);
+    const { model, x } = prepared(DATA, { case: '2.3/t2v', dtype, layers });
+    const one = single(x);
     if (moved) one.hidden_states = nudged(one.hidden_states, dtype);
     const conditioning = model.streams.map((s, k) => model.enter(s, model.given(s, model.streams[1 - k], one)));
     return { model, conditioning, xs: conditioning.map((c) => c.x) };
@@ -644,31 +1286,82 @@ function runDepth() {
     const until = performance.now() + 30;
     while (todo.length && performance.now() < until) {
       const { value, done } = todo[0][1].next();
-      if (done) todo.shift(); else depth.lines[todo[0][0]].push(value);
+      if (done) todo.shift();
+      else depth.lines[todo[0][0]].push(value);
     }
     if (state.panel === 'depth') showPanel();
-    if (todo.length) setTimeout(work); else { depth.running = false; depth.done = true; }
+    if (todo.length) setTimeout(work);
+    else {
+      depth.running = false;
+      depth.done = true;
+    }
   };
   work();
 }
 
 function panelDepth() {
   if (!depth.done && !depth.running) setTimeout(runDepth);
-  const width = 340, height = 210, x = (i) => 40 + i / DEPTH * (width - 50), y = (e) => 12 + Math.min(1, Math.max(0, -Math.log10(e || 1e-9) / 9)) * (height - 44);
+  const width = 340;
+  const height = 210;
+  const x = (i) => 40 + (i / DEPTH) * (width - 50);
+  const y = (e) => 12 + Math.min(1, Math.max(0, -Math.log10(e || 1e-9) / 9)) * (height - 44);
   const line = (dtype, k) => {
-    const found = depth.lines[dtype] || [], seen = found.map((e, i) => [x(i + 1), y(e[k])].map((v) => v.toFixed(1)).join(',')).join(' ');
-    return el('polyline', { points: seen, fill: 'none', stroke: `var(--${k ? 'audio' : 'video'})`, 'stroke-width': 2, 'stroke-dasharray': dtype === 'float32' ? '1 3' : null, 'stroke-linecap': 'round' });
+    const found = depth.lines[dtype] || [];
+    const seen = found.map((e, i) => [x(i + 1), y(e[k])].map((v) => v.toFixed(1)).join(',')).join(' ');
+    return el('polyline', {
+      points: seen,
+      fill: 'none',
+      stroke: `var(--${k ? 'audio' : 'video'})`,
+      'stroke-width': 2,
+      'stroke-dasharray': dtype === 'float32' ? '1 3' : null,
+      'stroke-linecap': 'round',
+    });
   };
-  const last = (dtype, k) => { const end = (depth.lines[dtype] || []).at(-1); return end ? short(end[k]) : '…'; };
+  const last = (dtype, k) => {
+    const end = (depth.lines[dtype] || []).at(-1);
+    return end ? short(end[k]) : '…';
+  };
   return [
-    el('p', {}, 'One number of the video latents is moved by one unit in the last place. This is how far both streams are from the unmoved ones after each of 48 blocks, computed now.'),
-    el('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': 'Relative error by block, for both streams in float32 and bfloat16' },
-      [0, -3, -6, -9].map((p) => [el('line', { x1: 40, x2: width - 10, y1: y(10 ** p), y2: y(10 ** p), stroke: 'var(--line)' }), el('text', { x: 34, y: y(10 ** p) + 4, 'text-anchor': 'end', class: 'soft' }, p ? `1e${p}` : '1')]),
-      [1, 12, 24, 36, 48].map((i) => el('text', { x: x(i), y: height - 14, 'text-anchor': 'middle', class: 'soft' }, String(i))), el('text', { x: x(24), y: height - 1, 'text-anchor': 'middle', class: 'soft' }, 'block'),
-      ['float32', 'bfloat16'].flatMap((dtype) => [line(dtype, 0), line(dtype, 1)])),
-    el('p', { class: 'legend' }, html('span', {}, '<b class="video">video</b>'), html('span', {}, '<b class="audio">audio</b>'), el('span', {}, '— bfloat16'), el('span', {}, '··· float32')),
-    el('p', { class: 'fine', 'aria-live': 'off' }, `After 48 blocks: float32 ${last('float32', 0)} and ${last('float32', 1)}, bfloat16 ${last('bfloat16', 0)} and ${last('bfloat16', 1)} (video and audio, relative L2).`),
-    el('p', { class: 'fine' }, 'In bfloat16 one bit of one number moves the whole result by some percent. Two right implementations that only add in another order are that far apart, a tolerance on the output has to be wider, and small bugs fit into it. So tensors are compared one by one, and best of all by their bits.'),
+    el(
+      'p',
+      {},
+      'One number of the video latents is moved by one unit in the last place. This is how far both streams are from the unmoved ones after each of 48 blocks, computed now.',
+    ),
+    el(
+      'svg',
+      {
+        viewBox: `0 0 ${width} ${height}`,
+        role: 'img',
+        'aria-label': 'Relative error by block, for both streams in float32 and bfloat16',
+      },
+      [0, -3, -6, -9].map((p) => [
+        el('line', { x1: 40, x2: width - 10, y1: y(10 ** p), y2: y(10 ** p), stroke: 'var(--line)' }),
+        el('text', { x: 34, y: y(10 ** p) + 4, 'text-anchor': 'end', class: 'soft' }, p ? `1e${p}` : '1'),
+      ]),
+      [1, 12, 24, 36, 48].map((i) =>
+        el('text', { x: x(i), y: height - 14, 'text-anchor': 'middle', class: 'soft' }, String(i)),
+      ),
+      el('text', { x: x(24), y: height - 1, 'text-anchor': 'middle', class: 'soft' }, 'block'),
+      ['float32', 'bfloat16'].flatMap((dtype) => [line(dtype, 0), line(dtype, 1)]),
+    ),
+    el(
+      'p',
+      { class: 'legend' },
+      html('span', {}, '<b class="video">video</b>'),
+      html('span', {}, '<b class="audio">audio</b>'),
+      el('span', {}, '— bfloat16'),
+      el('span', {}, '··· float32'),
+    ),
+    el(
+      'p',
+      { class: 'fine', 'aria-live': 'off' },
+      `After 48 blocks: float32 ${last('float32', 0)} and ${last('float32', 1)}, bfloat16 ${last('bfloat16', 0)} and ${last('bfloat16', 1)} (video and audio, relative L2).`,
+    ),
+    el(
+      'p',
+      { class: 'fine' },
+      'In bfloat16 one bit of one number moves the whole result by some percent. Two right implementations that only add in another order are that far apart, a tolerance on the output has to be wider, and small bugs fit into it. So tensors are compared one by one, and best of all by their bits.',
+    ),
   ];
 }
 
@@ -684,18 +1377,60 @@ function goTo(i) {
 
 let told = '';
 function showStory() {
-  const i = DATA.step.findIndex(({ id }) => id === state.step), step = DATA.step[i];
+  const i = DATA.step.findIndex(({ id }) => id === state.step);
+  const step = DATA.step[i];
   const key = state.step + (state.bug === (step.try || {}).bug);
   if (key === told) return;
   told = key;
-  keepFocus($('steps'), DATA.step.map((each, k) => el('li', {}, el('button', { 'aria-current': k === i ? 'step' : null, 'aria-label': `Step ${k + 1}: ${each.title}`, 'data-pick': `step-${k}`, title: each.title, click: () => goTo(k) }, String(k + 1)))));
-  const trial = step.try, isIn = trial && state.bug === trial.bug;
+  keepFocus(
+    $('steps'),
+    DATA.step.map((each, k) =>
+      el(
+        'li',
+        {},
+        el(
+          'button',
+          {
+            'aria-current': k === i ? 'step' : null,
+            'aria-label': `Step ${k + 1}: ${each.title}`,
+            'data-pick': `step-${k}`,
+            title: each.title,
+            click: () => goTo(k),
+          },
+          String(k + 1),
+        ),
+      ),
+    ),
+  );
+  const trial = step.try;
+  const isIn = trial && state.bug === trial.bug;
   keepFocus($('step'), [
-    el('p', { class: 'fine' }, `Step ${i + 1} of ${DATA.step.length}`), el('h2', {}, step.title), html('p', {}, step.text),
-    el('div', { class: 'go' },
-      trial ? el('button', { class: 'button bad', 'data-pick': 'try', click: () => set(isIn ? pristine() : { ...pristine(), bug: trial.bug, panel: 'bugs' }) }, isIn ? 'Take the bug out' : trial.label) : null,
-      i + 1 < DATA.step.length ? el('button', { class: 'button main', 'data-pick': 'next', click: () => goTo(i + 1) }, `Next: ${DATA.step[i + 1].title}`) : null,
-      i ? el('button', { class: 'button', 'data-pick': 'back', click: () => goTo(i - 1) }, 'Back') : null),
+    el('p', { class: 'fine' }, `Step ${i + 1} of ${DATA.step.length}`),
+    el('h2', {}, step.title),
+    html('p', {}, step.text),
+    el(
+      'div',
+      { class: 'go' },
+      trial
+        ? el(
+            'button',
+            {
+              class: 'button bad',
+              'data-pick': 'try',
+              click: () => set(isIn ? pristine() : { ...pristine(), bug: trial.bug, panel: 'bugs' }),
+            },
+            isIn ? 'Take the bug out' : trial.label,
+          )
+        : null,
+      i + 1 < DATA.step.length
+        ? el(
+            'button',
+            { class: 'button main', 'data-pick': 'next', click: () => goTo(i + 1) },
+            `Next: ${DATA.step[i + 1].title}`,
+          )
+        : null,
+      i ? el('button', { class: 'button', 'data-pick': 'back', click: () => goTo(i - 1) }, 'Back') : null,
+    ),
   ]);
 }
 
@@ -718,12 +1453,21 @@ function start() {
   if (!run.taps.has(state.tap)) state.tap = 'proj_in';
   show();
   const { band: name } = DATA.step.find(({ id }) => id === state.step) || {};
-  if (location.hash && name && matchMedia('(min-width: 761px)').matches) $(`band-${name}`).scrollIntoView({ block: 'start' });
+  if (location.hash && name && matchMedia('(min-width: 761px)').matches)
+    $(`band-${name}`).scrollIntoView({ block: 'start' });
 }
 
 addEventListener('hashchange', start);
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { palette = null; show(); });
-addEventListener('keydown', (event) => { if (event.key === 'Escape' && 'open' in $('inspector').dataset) closeTensor(); });
-$('seal').addEventListener('click', () => { compute(); show(); });
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
+  palette = null;
+  show();
+});
+addEventListener('keydown', (event) => {
+  if (event.key === 'Escape' && 'open' in $('inspector').dataset) closeTensor();
+});
+$('seal').addEventListener('click', () => {
+  compute();
+  show();
+});
 start();
 document.documentElement.dataset.ready = performance.now().toFixed(0); // milliseconds to the first result

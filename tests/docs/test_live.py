@@ -355,5 +355,10 @@ def test_every_step_works_and_its_address_leads_back_to_it(page: Browser, width:
 @pytest.mark.slow
 @in_a_browser
 def test_an_address_that_names_nothing_known_is_harmless(page: Browser) -> None:
-    page.open(f"{PAGE.as_uri()}#step=none&release=9&scene=x&dtype=int8&bug=moth&tap=<img src=x>&exchange=y&block=7")
-    assert seal(page)[0] == "good" and page.evaluate("[state.release, state.bug, state.block]") == ["2.3", "", 0]
+    hostile = "step=none&release=9&scene=x&dtype=int8&bug=moth&tap=<img src=x>&exchange=y&block=7&fps=-1&sigma=no"
+    for address in (
+        hostile,
+        "release=constructor&panel=constructor&dtype=toString&bug=__proto__&fps=Infinity&sigma=1e9",
+    ):
+        page.open(f"{PAGE.as_uri()}#{address}")
+        assert seal(page)[0] == "good" and page.evaluate("[state.release, state.bug, state.block]") == ["2.3", "", 0]
