@@ -235,15 +235,18 @@ def without_values(
     return model
 
 
-class WithoutValues(TorchFunctionMode):
-    """A mode that skips the arithmetic of initial values.
+INITIAL = (torch.Tensor.mul, torch.Tensor.fill_)  # arithmetic of initial values outside torch.nn.init
 
-    To do it on meta, torch would import a second's worth of code.
+
+class WithoutValues(TorchFunctionMode):
+    """A mode that skips the arithmetic of initial values, which takes longer on meta than all else that loads a file.
+
+    Some of it would also import a second's worth of torch's code.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.mul:
-            return args[0]
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in INITIAL:
+            return args[0] if args else (kwargs or {})["tensor"]
         return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 

@@ -54,7 +54,7 @@ FP8 = ("F8_E4M3", "F8_E5M2")
 BLOCK_SIDES = (16, 32, 64, 128, 256, 512)  # sides of blocks that share a scale
 ROTATIONS = (4, 16, 64, 256, 1024)
 SCALAR: list[Shape] = [(), (1,), (1, 1)]
-CHUNK = 2**22  # elements decoded at a time, which bounds the memory
+CHUNK = 2**18  # elements decoded at a time: few enough for the caches of a processor
 
 
 class Companion(NamedTuple):

@@ -102,7 +102,7 @@ def resolve(source: CheckpointFiles, shapes: Mapping[str, tuple[int, ...]], give
     if problems:
         return Facts(base, origins, problems, notes)
     try:
-        config = replace(base, **{name: measured[name] for name in measured if asdict(base)[name] is not None})
+        config = replace(base, **{name: measured[name] for name in measured if getattr(base, name) is not None})
     except ConfigError as error:
         raise CheckpointError(source.path, [f"the shapes of its tensors fit no config, give one: {error}"]) from None
     origins = {f.name: origins.get(f.name, SHAPES if f.name in measured else RELEASE_DEFAULT) for f in fields(config)}
