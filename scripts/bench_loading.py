@@ -1,4 +1,4 @@
-"""Measure time and peak memory of loading a checkpoint: ltx2ref beside diffusers' from_pretrained, at real widths.
+"""Measure time and peak memory of loading a checkpoint: ltx2ref beside diffusers and torch's own cast, at real widths.
 
 The script writes random weights as a diffusers folder, as Lightricks' single file and as its fp8 file. Each is loaded
 in a process of its own, in turns. A load that maps the file has read nothing yet, so each load is measured twice: until
@@ -28,12 +28,16 @@ EXAMPLES = """examples:
   python scripts/bench_loading.py --folder DIR --json      where the files go, and JSON
 """
 PREFIX = "model.diffusion_model."
-# What is loaded, and by whom. The first is what the others are compared with.
+DIFFUSERS, CAST, START = "diffusers, bf16", "torch's cast of the fp8 file's tensors to bf16", "import torch"
+# What is loaded, by whom, and what it is compared with. Nothing but torch's cast reads what diffusers cannot.
 RUNS = {
-    "diffusers, bf16": ("diffusers", "transformer"),
-    "ltx2ref, bf16, diffusers' folder": ("ltx2ref", "transformer"),
-    "ltx2ref, bf16, Lightricks' file": ("ltx2ref", "bf16.safetensors"),
-    "ltx2ref, fp8 scaled to bf16": ("ltx2ref", "fp8.safetensors"),
+    DIFFUSERS: ("diffusers", "transformer", DIFFUSERS),
+    "ltx2ref, bf16, diffusers' folder": ("ltx2ref", "transformer", DIFFUSERS),
+    "ltx2ref, bf16, Lightricks' file": ("ltx2ref", "bf16.safetensors", DIFFUSERS),
+    CAST: ("torch", "fp8.safetensors", CAST),
+    "ltx2ref, fp8 scaled to bf16": ("ltx2ref", "fp8.safetensors", CAST),
+    START: ("import", "", START),
+    "ltx2ref inspect, of the bf16 file": ("inspect", "bf16.safetensors", START),
 }
 
 
@@ -94,7 +98,7 @@ def write_fp8(path: Path, state: dict[str, torch.Tensor], config: ltx2ref.Transf
 def run(folder: Path, repeats: int) -> dict[str, Any]:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
     for turn in range(repeats + 1):  # the first one warms the cache of the disk
-        for name, (who, path) in RUNS.items():
+        for name, (who, path, _) in RUNS.items():
             command = [sys.executable, __file__, "--measure", who, str(folder / path)]
             result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(f"round {turn}: {name}: {result}", file=sys.stderr)
@@ -103,10 +107,17 @@ def run(folder: Path, repeats: int) -> dict[str, Any]:
     medians = {
         name: {key: statistics.median(row[key] for row in found) for key in found[0]} for name, found in rows.items()
     }
-    first = next(iter(medians.values()))
     return {
-        name: {"median": row, "over diffusers": {key: row[key] / first[key] for key in row}}
+        name: {"median": row, "over": RUNS[name][2], "ratio": ratios(rows[name], rows[RUNS[name][2]])}
         for name, row in medians.items()
+    }
+
+
+def ratios(found: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of the rounds' ratios, in which both sides ran one after the other."""
+    return {
+        key: statistics.median(one[key] / max(other[key], 1e-9) for one, other in zip(found, others, strict=True))
+        for key in found[0]
     }
 
 
@@ -115,10 +126,18 @@ def measure(who: str, path: str) -> dict[str, float]:
     import time
 
     before = peak()
+    if who in ("import", "inspect"):
+        command = ["-c", "import torch"] if who == "import" else ["-m", "ltx2ref", "inspect", path]
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "seconds, all read": seconds, "peak MiB": 1.0, "peak MiB, all read": 1.0}
     if who == "diffusers":
         from diffusers import LTX2VideoTransformer3DModel as Theirs
 
         load: Any = Theirs.from_pretrained
+    elif who == "torch":
+        load = cast_all
     else:
         load = ltx2ref.LTX2VideoTransformer3DModel.from_pretrained
     start = time.perf_counter()
@@ -136,6 +155,16 @@ def measure(who: str, path: str) -> dict[str, float]:
     }
 
 
+def cast_all(path: str, torch_dtype: torch.dtype) -> torch.nn.Module:
+    """Return a module that holds the tensors of a file, those of float8 cast by torch and without their scales."""
+    from safetensors.torch import load_file
+
+    module = torch.nn.Module()
+    for i, x in enumerate(load_file(path).values()):
+        module.register_parameter(str(i), torch.nn.Parameter(x.to(torch_dtype), requires_grad=False))
+    return module
+
+
 def peak() -> int:
     """Return this process's peak resident memory in KiB, which ru_maxrss would inherit from its parent."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
@@ -143,11 +172,11 @@ def peak() -> int:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = [f"{'':36}" + "".join(f"{key:>22}" for key in next(iter(results.values()))["median"])]
+    lines = [f"{'':48}" + "".join(f"{key:>22}" for key in next(iter(results.values()))["median"])]
     for name, row in results.items():
-        cells = [f"{row['median'][key]:.1f} ({row['over diffusers'][key]:.2f})" for key in row["median"]]
-        lines.append(f"{name:36}" + "".join(f"{cell:>22}" for cell in cells))
-    return "\n".join([*lines, "in brackets: over diffusers'"])
+        cells = [f"{row['median'][key]:.2f} ({row['ratio'][key]:.2f})" for key in row["median"]]
+        lines.append(f"{name:48}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join([*lines, f"in brackets: over {DIFFUSERS}; over {CAST}; over {START}"])
 
 
 if __name__ == "__main__":

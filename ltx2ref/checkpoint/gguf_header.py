@@ -122,6 +122,7 @@ def read_gguf(file: TensorFile, content: BinaryIO, types: Types) -> dict[str, St
     stored: dict[str, Stored] = {}
     for tensor in described:
         require(tensor.name not in stored, f"{tensor.name}: occurs twice")
+        require(tensor.offset % alignment == 0, f"{tensor.name}: its offset is no multiple of {alignment}")
         stored[tensor.name] = gguf_tensor(file, tensor, shapes.get(tensor.name), data, types)
     require_apart(stored)
     return stored

@@ -24,6 +24,7 @@ from corpus import (
     EXECUTED,
     HUNG,
     KINDS,
+    LORA,
     MEMORY,
     REJECTED,
     RIGHT,
@@ -57,7 +58,9 @@ bounded = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, datab
 # ---------------------------------------------------------------- the corpus
 def load(mutant: Mutation) -> Mapping[str, Tensor]:
     """Load a file with ltx2ref, every other one to float32, which holds everything that a file can express."""
-    model = ltx2ref.load(mutant.path, dtype=torch.float32 if mutant.index % 2 else None)
+    beside = mutant.path.parent / LORA
+    lora = [(beside, 1.0)] if beside.exists() else []
+    model = ltx2ref.load(mutant.path, dtype=torch.float32 if mutant.index % 2 else None, lora=lora)
     if model.training or mutant.config not in (None, model.config):
         raise AssertionError(f"in training mode, or another config: {model.config}")
     return model.state_dict()

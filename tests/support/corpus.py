@@ -26,6 +26,7 @@ import signal
 import string
 import struct
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -39,17 +40,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import writers
 from tiny import random_model, tiny_config
 from torch import Tensor
 
 from ltx2ref import ConfigError, LTX2VideoTransformer3DModel, TransformerConfig
 
+State = dict[str, Tensor]
 MANIFEST = Path(__file__).parents[2] / "weights_manifest.json"
 ERROR, SAME, EITHER = "error", "same", "either"
 RELEASES = ("2.0", "2.3", "2.5")
 LIGHTRICKS, FP8, DIFFUSERS, SHARDED = "lightricks", "fp8", "diffusers", "sharded"
+GGUF = "gguf"
+# Layouts whose files tests/support/writers.py writes, with the release and the writer.
+WRITTEN: dict[str, tuple[str, Callable[..., State]]] = {
+    "comfy-fp8": ("2.3", writers.write_fp8_new_comfy),
+    "int8": ("2.5", writers.write_int8_convrot),
+    "nvfp4": ("2.5", writers.write_nvfp4),
+    "torchao": ("2.5", writers.write_nvfp4_torchao),
+    GGUF: ("2.5", writers.write_gguf),
+}
+QUANTISED = tuple(layout for layout in WRITTEN if layout != GGUF)
 BASES = [(release, layout) for release in RELEASES for layout in (LIGHTRICKS, DIFFUSERS, SHARDED)] + [("2.3", FP8)]
-ANY, SINGLE, FOLDERS = (LIGHTRICKS, FP8, DIFFUSERS, SHARDED), (LIGHTRICKS, FP8), (DIFFUSERS, SHARDED)
+BASES += [(release, layout) for layout, (release, _) in WRITTEN.items()]
+ANY, FOLDERS = (LIGHTRICKS, FP8, DIFFUSERS, SHARDED), (DIFFUSERS, SHARDED)
+SINGLE, WHOLE_FILES = (LIGHTRICKS, FP8), (*ANY, *QUANTISED)
+LORA = "lora.safetensors"  # a file beside a checkpoint: it is loaded with it
 
 PREFIX, KEYFRAMES = "model.diffusion_model.", "keyframes_abs_pos_embedding"
 CONFIG, INDEX = "config.json", "diffusion_pytorch_model.safetensors.index.json"
@@ -68,7 +84,6 @@ WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "
 }
 
 Header = dict[str, Any]
-State = dict[str, Tensor]
 
 
 class Entry(NamedTuple):
@@ -133,7 +148,7 @@ def mutation(directory: Path, index: int, seed: int) -> Mutation:
     root.mkdir(parents=True)
     draft = Draft(chosen, rng, root)
     fate = spoil(draft)
-    state = chosen.state if fate.expected == SAME else fate.state
+    state = chosen.state if fate.expected == SAME and fate.state is None else fate.state
     files = draft.write()
     return Mutation(
         index,
@@ -146,7 +161,7 @@ def mutation(directory: Path, index: int, seed: int) -> Mutation:
         fate.names,
         fate.detail,
         draft.marker,
-        chosen.config if fate.same_config and fate.expected != ERROR else None,
+        chosen.config if fate.same_config and fate.expected != ERROR and chosen.document else None,
     )
 
 
@@ -163,10 +178,29 @@ class Base:
     document: dict[str, Any]  # content of config.json, or of "config" in `__metadata__`
     ours: dict[str, str]  # diffusers' names of parameters by their stored names
     state: State  # diffusers names
+    raw: bytes = b""  # the whole file, if it is no safetensors file
+
+
+def written_base(release: str, layout: str) -> Base:
+    """Return a checkpoint in a format of quantised weights, with what its writer says that it means."""
+    config = writers.quantisable_config(release, num_layers=1)
+    values = {name: t.detach() for name, t in random_model(config, seed=7).state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"ltx-{release}-{layout}.{'gguf' if layout == GGUF else 'safetensors'}"
+        state = WRITTEN[layout][1](path, values, config)
+        raw = path.read_bytes()
+    if layout == GGUF:
+        return Base(release, layout, config, {path.name: {}}, {}, {}, {}, state, raw)
+    metadata = json.loads(raw[8 : 8 + header_length(raw)]).get("__metadata__", {})
+    document = json.loads(metadata.pop("config", "{}"))
+    names = {PREFIX + writers.original_name(name): name for name in state}
+    return Base(release, layout, config, {path.name: readable(raw)}, metadata, document, names, state)
 
 
 @cache
 def base(release: str, layout: str) -> Base:
+    if layout in WRITTEN:
+        return written_base(release, layout)
     config = tiny_config(
         release,
         num_attention_heads=2,
@@ -301,7 +335,9 @@ class Draft:
             weight_map = {name: file for file, tensors in self.files.items() for name in tensors}
             self.index = {"metadata": {"total_size": 70000}, "weight_map": weight_map}
         self.target = rng.choice([*self.files])  # the file that is hit
-        self.raw: dict[str, bytes] = {}  # whole files that replace the above or lie beside it
+        self.raw: dict[str, bytes] = (
+            {self.target: original.raw} if original.raw else {}
+        )  # whole files that replace the above or lie beside it
         self.sizes: dict[str, int] = {}  # sizes to which files are extended with a hole
         self.links: dict[str, Path] = {}
         self.path = self.folder if original.layout in FOLDERS else root / self.target
@@ -328,7 +364,7 @@ class Draft:
     def layout(self, file: str = "") -> tuple[Header, bytes]:
         """Return header and data of a file from its current tensors and texts, by default for the target."""
         header: Header = {"__metadata__": dict(self.metadata)}
-        if self.base.layout in SINGLE and self.document_text != "":
+        if self.base.layout not in FOLDERS and self.document and self.document_text != "":
             header["__metadata__"]["config"] = self.document_text or dumps(self.document)
         data = bytearray()
         for name, stored in self.files[file or self.target].items():
@@ -1790,26 +1826,226 @@ def swapped_scales(draft: Draft) -> Fate:
     return judged(draft, f"{first} and {second}")
 
 
+# ---------------------------------------------------------------- kinds: formats of quantised weights
+MARKERS = (".comfy_quant", ".torchao_nvfp4")
+SCALES = (".weight_scale", ".weight_scale_2")
+
+
+def companion_of(draft: Draft, endings: tuple[str, ...]) -> str:
+    return draft.rng.choice([name for name in draft.tensors if name.endswith(endings) and PREFIX in name])
+
+
+def odd_marker(draft: Draft) -> Fate:
+    """Change the marker of a layer: malformed, of another format, or with a key or a value that nobody knows."""
+    name, rng = companion_of(draft, MARKERS), draft.rng
+    said = json.loads(draft.tensors[name].data)
+    what = rng.choice(["malformed", "another format", "no format", "unknown key", "value", "dtype", "twice"])
+    text = {
+        "malformed": rng.choice(["", "{", "[]", "null", "7", '"nvfp4"', "\0" * 72, nested(rng)]),
+        "another format": json.dumps(
+            said | {"format": rng.choice(["mxfp8", "int4", "float8_e5m2", "svdquant", 7, None])}
+        ),
+        "no format": json.dumps({key: value for key, value in said.items() if key != "format"}),
+        "unknown key": json.dumps(said | {"surprise": rng.choice([True, 1, "x", None])}),
+        "value": json.dumps({key: rng.choice([True, False, 64, -1, "x"]) for key in said} | {"format": said["format"]}),
+        "dtype": json.dumps(said),
+        "twice": json.dumps(said)[:-1] + f', "format": {json.dumps(said["format"])}}}',
+    }[what]
+    data = text.encode()
+    draft.tensors[name] = Entry("I8" if what == "dtype" else "U8", (len(data),), data)
+    layer = name.rpartition(".")[0]
+    if what in ("malformed", "another format", "no format"):
+        return error(f"{what}: {name}", name, layer, f"{layer}.weight")
+    return either(draft, f"{what}: {name}")
+
+
+def odd_quantised_scale(draft: Draft) -> Fate:
+    """Make one scale of a layer not finite or negative."""
+    name = companion_of(draft, SCALES)
+    stored = draft.tensors[name]
+    value = tensor(stored).float().flatten()
+    value[draft.rng.randrange(len(value))] = draft.rng.choice(
+        [math.nan, -1.0] if "F8" in stored.dtype else [math.nan, math.inf, -1.0]
+    )
+    draft.tensors[name] = entry(value.to(FLOATS[stored.dtype]).reshape(stored.shape))
+    return error(f"{name} is not finite or negative", name)
+
+
+def lost_companion(draft: Draft) -> Fate:
+    """Remove a scale, without which nobody knows the weight, or a marker or a scale that may not be needed."""
+    name = companion_of(draft, (*SCALES, *MARKERS, ".input_scale"))
+    del draft.tensors[name]
+    layer = name.rpartition(".")[0]
+    needed = name.endswith(SCALES)
+    return error(f"lost {name}", name, f"{layer}.weight") if needed else either(draft, f"lost {name}")
+
+
+def odd_companion(draft: Draft) -> Fate:
+    """Give a scale another shape of as many elements, or one too few."""
+    name, rng = companion_of(draft, SCALES), draft.rng
+    stored = draft.tensors[name]
+    n, width = math.prod(stored.shape), WIDTHS[stored.dtype]
+    shape = rng.choice([(n,), (n, 1), (1, n), (1, 1, n), stored.shape[::-1], (2, n // 2), (n - 1,)])
+    draft.tensors[name] = Entry(stored.dtype, shape, stored.data[: math.prod(shape) * width])
+    if shape == (n - 1,) and n > 1:
+        return error(f"{name} lacks an element", name)
+    return either(draft, f"{name} is {list(shape)}")
+
+
+def odd_layers(draft: Draft) -> Fate:
+    """Say in the metadata of a layer that it has another format, or that of a tensor that is none."""
+    rng, key = draft.rng, "_quantization_metadata"
+    layer = companion_of(draft, (".weight_scale",)).removesuffix(".weight_scale")
+    format = rng.choice(["mxfp8", "convrot_w4a4", "float8_e5m2", "nothing", 7, None, [], {"a": 1}])
+    layers = {rng.choice([layer, layer, layer.removeprefix(PREFIX), "nothing"]): {"format": format}}
+    draft.metadata[key] = rng.choice(
+        [json.dumps({"format_version": "1.0", "layers": layers}), "{", nested(rng), '{"layers": 3}']
+    )
+    return either(draft, f"{key}: {draft.metadata[key][:80]}")
+
+
+# ---------------------------------------------------------------- kinds: GGUF
+def cut_gguf(draft: Draft) -> Fate:
+    raw = draft.base.raw
+    return cut(draft, draft.rng.choice([draft.rng.randrange(4, 3000), draft.rng.randrange(4, len(raw) - 64)]))
+
+
+def flipped_gguf(draft: Draft) -> Fate:
+    """Change bytes of a GGUF file's header: of counts, keys, values, and names, dimensions and offsets of tensors."""
+    raw, rng = bytearray(draft.base.raw), draft.rng
+    names = [writers.original_name(name).encode() for name in draft.base.state]
+    name = rng.choice(names)
+    after = raw.rindex(len(name).to_bytes(8, "little") + name) + 8 + len(name)
+    dimensions = int.from_bytes(raw[after : after + 4], "little")
+    places = [
+        range(4, 24),
+        range(24, raw.index(b"general.architecture") + 64),
+        range(after - len(name) - 8, after),
+        range(after, after + 4 + 8 * dimensions),
+        range(after + 8 + 8 * dimensions, after + 16 + 8 * dimensions),
+    ]
+    place = rng.choice(places)
+    at = [rng.choice(place) for _ in range(rng.choice([1, 1, 2, 4]))]
+    for byte in at:
+        raw[byte] = rng.choice([raw[byte] ^ 1 << rng.randrange(8), 0, 255, rng.randrange(256)])
+    draft.raw[draft.target] = bytes(raw)
+    return either(draft, f"bytes {at}", same_config=False)
+
+
+def inflated_gguf(draft: Draft) -> Fate:
+    """Begin the metadata with an array of more elements than there are bytes, or more than anybody needs."""
+    raw, rng = draft.base.raw, draft.rng
+    kind, count = rng.choice([0, 1, 4, 6, 8, 9, 12]), rng.choice([2**20 + 1, 2**31, 2**40, 2**60, 2**63, 2**64 - 1])
+    entries = int.from_bytes(raw[16:24], "little")
+    array = struct.pack("<Q", 3) + b"bad" + struct.pack("<IIQ", 9, kind, count)
+    draft.raw[draft.target] = raw[:16] + (entries + 1).to_bytes(8, "little") + array + raw[24:]
+    if rng.random() < 0.5:
+        draft.sizes[draft.target] = 2**34
+    return error(f"an array of {count} values of type {kind}", draft.target)
+
+
+# ---------------------------------------------------------------- kinds: LoRA
+def lora_tensors(draft: Draft) -> tuple[dict[str, Entry], State]:
+    """Return the tensors of a LoRA for some layers, and the state that it makes of the checkpoint."""
+    generator = torch.Generator().manual_seed(draft.rng.randrange(2**31))
+    state, tensors = dict(draft.base.state), dict[str, Entry]()
+    linears = [
+        (name, theirs)
+        for name, theirs in draft.base.ours.items()
+        if theirs.endswith(".weight") and state[theirs].ndim == 2
+    ]
+    for name, theirs in draft.rng.sample(linears, 3):
+        rows, columns = state[theirs].shape
+        a, b = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
+        layer = "diffusion_model." + name.removeprefix(PREFIX).removesuffix(".weight")
+        tensors |= {f"{layer}.lora_A.weight": entry(a), f"{layer}.lora_B.weight": entry(b)}
+        state[theirs] = (b @ a).add_(state[theirs].float())
+    return tensors, state
+
+
+def odd_lora(draft: Draft) -> Fate:
+    """Load a LoRA with the checkpoint, whole or damaged."""
+    tensors, state = lora_tensors(draft)
+    rng, metadata, what = draft.rng, {"format": "pt"}, draft.rng.choice(LORA_DAMAGE)
+    name = rng.choice([*tensors])
+    stored = tensors[name]
+    if what in ("lost", "renamed"):
+        del tensors[name]
+    if what == "renamed":
+        tensors[rng.choice([f"{name}_", name.replace("lora", "lokr"), name.replace(".weight", ".default"), "x"])] = (
+            stored
+        )
+    if what == "shape":
+        tensors[name] = Entry(stored.dtype, stored.shape[::-1], stored.data)
+    if what == "dtype":
+        tensors[name] = Entry("I32", stored.shape, stored.data)
+    if what == "alpha":
+        alpha = rng.choice([math.nan, math.inf, -math.inf])
+        tensors[f"{name.split('.lora_')[0]}.alpha"] = entry(torch.tensor(alpha))
+    if what == "not finite":
+        value = tensor(stored).clone()
+        value.view(-1)[0] = math.nan
+        tensors[name] = entry(value)
+    if what == "adapter":
+        metadata["lora_adapter_metadata"] = rng.choice(
+            [
+                "{",
+                "[]",
+                '{"r": 2}',
+                '{"lora_alpha": NaN}',
+                nested(rng),
+                '{"lora_alpha": "2"}',
+                '{"lora_alpha": 2, "use_dora": true}',
+            ]
+        )
+    header: Header = {"__metadata__": metadata}
+    data = bytearray()
+    for key, value in tensors.items():
+        header[key] = {
+            "dtype": value.dtype,
+            "shape": list(value.shape),
+            "data_offsets": [len(data), len(data) + len(value.data)],
+        }
+        data += value.data
+    raw = bytearray(pack(header, bytes(data)))
+    if what == "cut":
+        raw = raw[: rng.randrange(len(raw))]
+    if what == "trailing":
+        raw += bytes(rng.randrange(1, 100))
+    if what == "flips in the header":
+        for _ in range(rng.choice([1, 2, 3])):
+            raw[rng.randrange(8 + header_length(raw))] ^= 1 << rng.randrange(8)
+    draft.raw[LORA] = bytes(raw)
+    detail = f"{what}: {name}"
+    if what in ("nothing", "flips in the header"):
+        return either(draft, detail, state) if what != "nothing" else Fate(SAME, (), detail, state)
+    return error(detail, LORA)
+
+
+LORA_DAMAGE = ["nothing", "lost", "renamed", "shape", "dtype", "alpha", "not finite", "adapter", "cut", "trailing"]
+LORA_DAMAGE += ["flips in the header"] * 3
+
+
 # For each kind: its name, its layouts, and its function. Random damage is listed several times, because there is more
 # of it to find.
 KINDS: list[tuple[str, tuple[str, ...], Callable[[Draft], Fate]]] = [
-    ("untouched", ANY, untouched),
-    ("written otherwise", ANY, rewritten),
-    ("cut in the header", ANY, cut_header),
-    ("cut in the data", ANY, cut_data),
-    ("cut by some bytes", ANY, cut_last_bytes),
-    ("cut to nothing", ANY, cut_to_nothing),
-    ("trailing bytes", ANY, trailing),
-    ("lying header length", ANY, lying_length),
-    ("lying header length", ANY, lying_length),
-    ("huge header, sparse", ANY, sparse_header),
+    ("untouched", WHOLE_FILES, untouched),
+    ("written otherwise", WHOLE_FILES, rewritten),
+    ("cut in the header", WHOLE_FILES, cut_header),
+    ("cut in the data", WHOLE_FILES, cut_data),
+    ("cut by some bytes", WHOLE_FILES, cut_last_bytes),
+    ("cut to nothing", WHOLE_FILES, cut_to_nothing),
+    ("trailing bytes", WHOLE_FILES, trailing),
+    ("lying header length", WHOLE_FILES, lying_length),
+    ("lying header length", WHOLE_FILES, lying_length),
+    ("huge header, sparse", WHOLE_FILES, sparse_header),
     ("huge tensor, sparse", ANY, sparse_tensor),
     ("huge foreign tensor, sparse", SINGLE, sparse_foreign),
-    ("invalid JSON", ANY, broken_json),
-    ("invalid JSON", ANY, broken_json),
-    ("invalid UTF-8", ANY, broken_utf8),
-    ("header is no object", ANY, not_an_object),
-    ("nested header", ANY, nested_header),
+    ("invalid JSON", WHOLE_FILES, broken_json),
+    ("invalid JSON", WHOLE_FILES, broken_json),
+    ("invalid UTF-8", WHOLE_FILES, broken_utf8),
+    ("header is no object", WHOLE_FILES, not_an_object),
+    ("nested header", WHOLE_FILES, nested_header),
     ("crowded header", ANY, crowded_header),
     ("crowded JSON", ANY, crowded_text),
     ("odd number", ANY, odd_number),
@@ -1883,6 +2119,19 @@ KINDS: list[tuple[str, tuple[str, ...], Callable[[Draft], Fate]]] = [
     ("odd input scale", (FP8,), odd_input_scale),
     ("odd quantisation metadata", (FP8,), odd_quantisation),
     ("swapped scales", (FP8,), swapped_scales),
+    ("odd marker", ("comfy-fp8", "int8", "torchao"), odd_marker),
+    ("odd marker", ("comfy-fp8", "int8", "torchao"), odd_marker),
+    ("odd quantised scale", QUANTISED, odd_quantised_scale),
+    ("lost companion", QUANTISED, lost_companion),
+    ("odd form of a companion", QUANTISED, odd_companion),
+    ("odd metadata of layers", QUANTISED, odd_layers),
+    ("GGUF, untouched", (GGUF,), untouched),
+    ("GGUF, cut", (GGUF,), cut_gguf),
+    ("GGUF, flips in the header", (GGUF,), flipped_gguf),
+    ("GGUF, flips in the header", (GGUF,), flipped_gguf),
+    ("GGUF, inflated", (GGUF,), inflated_gguf),
+    ("LoRA", (LIGHTRICKS,), odd_lora),
+    ("LoRA", (LIGHTRICKS,), odd_lora),
 ]
 # Kinds that concern the config in Lightricks' files, which diffusers does not read from there.
 CONFIG_KINDS = {
