@@ -108,10 +108,10 @@ def written(folder: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_a_gguf_header_is_refused_before_anything_of_its_size_is_made(claim: str, tmp_path: Path) -> None:
     content, problem = CLAIMS[claim]
-    path, begin = written(tmp_path, content), time.perf_counter()
+    path, begin = written(tmp_path, content), time.process_time()
     with pytest.raises(CheckpointError) as caught:
         read_header(path)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     assert str(path) in str(caught.value) and problem in str(caught.value)
 
 
