@@ -1832,7 +1832,9 @@ SCALES = (".weight_scale", ".weight_scale_2")
 
 
 def companion_of(draft: Draft, endings: tuple[str, ...]) -> str:
-    return draft.rng.choice([name for name in draft.tensors if name.endswith(endings) and PREFIX in name])
+    return draft.rng.choice(
+        [name for name in draft.tensors if name.endswith(endings) and name.startswith(f"{PREFIX}transformer_blocks.")]
+    )
 
 
 def odd_marker(draft: Draft) -> Fate:
