@@ -135,7 +135,7 @@ def test_the_command_reads_configs_and_checkpoints(tmp_path: Path, capsys: pytes
         (["--seconds", "inf"], "seconds: expected a positive finite number, got inf"),
         (["lora.safetensors"], "no LTX-2 transformer in it"),
         (["broken.json"], "broken.json: not JSON: Expecting value at byte 0"),
-        (["folder.json"], "folder.json: cannot be read: Is a directory"),
+        (["folder.json"], "folder.json: not a regular file, but a folder"),
         (["--tokens", "0", "1", "1"], "video: expected a positive number, got 0"),
     ],
 )
