@@ -434,6 +434,8 @@ function band({ id, title, about: says, sides, inBlock }) {
 
 function chip(tap) {
   const alias = {
+    caption_projection: 'projected',
+    audio_caption_projection: 'projected',
     to_gate_logits: 'logits',
     activation: 'GELU',
     context_rows: /attn2/.test(tap) ? 'text rows' : 'their rows',
