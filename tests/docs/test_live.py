@@ -54,7 +54,7 @@ def test_a_bug_has_the_sentence_of_an_audit(name: str) -> None:
 @with_node
 def test_javascript_and_python_change_the_same_tensors_to_the_same_bits() -> None:
     rows = make_live.rows(make_live.data_of_the_page())
-    assert [row.control.name for row in rows if not row.same] == [] and len(rows) == len(CONTROLS) >= 40
+    assert [row.control.name for row in rows if not row.same] == [] and len(rows) == len(make_live.controls()) >= 40
     assert make_live.table(rows) == TABLE.read_text(encoding="utf-8")
 
 
