@@ -20,6 +20,7 @@ const INITIAL = {
   change: false,
   time: 0.2,
   token: 40,
+  note: '', // what the last change took with it
 };
 const LEVELS = ['timestep', 'sigma', 'audio_timestep', 'audio_sigma'];
 const state = structuredClone(INITIAL);
@@ -72,6 +73,7 @@ const untouched = () =>
 /** Change the setting, compute it if it needs to be, and show it. */
 function set(changes) {
   const computes = Object.keys(changes).some((key) => /release|scene|dtype|bug|conventions|levels|cross|fps/.test(key));
+  if (computes) state.note = noteOn(changes);
   if ('release' in changes && !entryOf(`${changes.release}/${changes.scene || state.scene}`)) changes.scene = 't2v';
   Object.assign(state, changes);
   if (computes) compute();
@@ -80,6 +82,15 @@ function set(changes) {
   show();
   writeAddress();
   if (changes.bug) reveal(state.tap);
+}
+
+/** Say what a change takes with it: earlier settings, or the case that was shown. */
+function noteOn(changes) {
+  const undoes = !untouched() && 'levels' in changes && Object.keys(pristine()).every((key) => key in changes);
+  const moves = ['release', 'scene', 'dtype'].some((key) => key in changes && changes[key] !== state[key]);
+  const shows = changes.bug || Object.keys(changes.conventions || {}).length;
+  const notes = [undoes && 'Your earlier changes are undone.', shows && moves && 'Shown in a case that reaches it.'];
+  return notes.filter(Boolean).join(' ');
 }
 
 /** Open the first tensor that is wrong, at its difference. */
@@ -173,14 +184,26 @@ function distance(x, y) {
   return same ? 0 : Math.sqrt(error / norm) || Number.MIN_VALUE;
 }
 
+/** Return diffusers' choices where a reader chose what the case has anyway, so that something is seen to change. */
+function insteadOf() {
+  const own = entryOf(caseName()).conventions;
+  const chosen = Object.keys(state.conventions).filter((name) => state.conventions[name] === own[name]);
+  return Object.fromEntries(chosen.map((name) => [name, DATA.diffusers[name]]).filter(([name, x]) => x !== own[name]));
+}
+
 function compute() {
   const kept = base(caseName(), state.dtype);
   const { recorded } = kept;
+  const against = insteadOf();
   if (!untouched() && !kept.taps) kept.taps = computed(DATA, { case: caseName(), dtype: state.dtype });
   const t0 = performance.now();
   const taps = computed(DATA, settingOf());
   const t1 = performance.now();
-  const before = (kept.taps = kept.taps || taps);
+  kept.taps = kept.taps || taps;
+  const compared = Object.keys(against).length > 0;
+  const before = compared
+    ? computed(DATA, { case: caseName(), dtype: state.dtype, conventions: against })
+    : kept.taps;
   const digests = digestsOf(taps, state.dtype, conventionsNow());
   const t2 = performance.now();
   const changed = new Map();
@@ -190,7 +213,8 @@ function compute() {
     if (moved) changed.set(tap, moved);
   }
   const same = order.filter((tap) => digests.get(tap) === recorded.get(tap));
-  Object.assign(run, { taps, before, changed, digests, recorded, order, same, forward: t1 - t0, hashing: t2 - t1 });
+  Object.assign(run, { taps, before, changed, digests, recorded, order, same, against });
+  Object.assign(run, { forward: t1 - t0, hashing: t2 - t1 });
 }
 
 // ---- Names of tensors ----------------------------------------------------------------------------------------------
@@ -214,7 +238,20 @@ function roleOf(tap) {
   const known = (role) => DATA.tensor.some((x) => x.name === role);
   return known(name) ? name : name.replace(/^(attn1|attn2|exchange)\./, 'attention.');
 }
-const about = (tap) => DATA.tensor.find((x) => x.name === roleOf(tap)) || {};
+
+/** Situations in which text.toml has other words for a tensor. */
+const WHERE = {
+  '2.0': () => state.release === '2.0',
+  'to audio': (tap) => tap.includes('video_to_audio'),
+  perturbed: (tap) =>
+    /\.(audio_)?attn1\./.test(tap) &&
+    (entryOf(caseName()).inputs.spatio_temporal_guidance_blocks || []).includes(state.block),
+};
+function about(tap) {
+  const role = roleOf(tap);
+  const said = DATA.tensor.filter((x) => x.name === role);
+  return said.find(({ where }) => where && WHERE[where](tap)) || said.find(({ where }) => !where) || {};
+}
 const litRole = (tap) => (/prompt_adaln/.test(tap) ? tap.replace(/^audio_/, '') : roleOf(tap));
 
 /** Return the parts of the model in order: for each stream, sets of taps under a heading. */
@@ -224,12 +261,8 @@ function bands() {
   const sub = (name, parts) => parts.split(' ').map((part) => `${at}${name}.${part}`);
   const attention = 'norm_q norm_k to_v q k sdpa to_gate_logits gate to_out';
   const rule = { own: 'own timestep', other: "the other's sigma", other_gate: 'own timestep' };
-  const mode =
-    conventionsNow().exchange === 'argument'
-      ? prepared(DATA, settingOf()).x.use_cross_timestep
-        ? 'other'
-        : 'own'
-      : conventionsNow().exchange;
+  const { model, x } = prepared(DATA, settingOf());
+  const mode = model.exchangeMode(x.use_cross_timestep);
   const embed = (name) => ['sinusoid', 'emb', 'linear'].map((part) => `${name}.${part}`);
   const entrance = (p, name, direction, cross) => [
     ['latents to tokens', [`${p}proj_in`]],
@@ -312,7 +345,8 @@ function viewOf(tap, x) {
   const tokens = n > batch; // noise levels by token: all rows of a token on one line
   const rows = tokens ? n / batch : x.shape.length > 2 ? x.shape[1] : n;
   const cols = x.data.length / n / (tokens || x.shape.length === 2 ? 1 : rows);
-  return { rows, cols, start: tokens || x.shape.length > 2 ? element * rows * cols : 0, data: x.data };
+  const whole = !tokens && x.shape.length === 2; // a line for each element
+  return { rows, cols, start: whole ? 0 : element * rows * cols, data: x.data, whole };
 }
 
 let palette = null; // [paper, negative, video, audio] as [r, g, b], of the current theme
@@ -568,18 +602,19 @@ function showStatus() {
   const scene = DATA.scene.find(({ name }) => name === state.scene);
   const link = first && el('button', { class: 'button', 'data-pick': 'first', click: () => openTensor(first) }, first);
   const off = (tap) => short(run.changed.get(tap) || 0);
-  const ends = `Velocities move by ${off('sample')} (video) and ${off('audio_sample')} (audio) of themselves.`;
-  if (!count)
-    keepFocus($('status'), [
-      document.createTextNode(
-        `${scene.says}.${untouched() ? '' : ' Nothing changes here: the same bits at every tensor.'}`,
-      ),
-    ]);
+  const ends = `Velocities are off by ${off('sample')} (video) and ${off('audio_sample')} (audio), relative L2.`;
+  const where = `${caseName()}, ${state.dtype}: `;
+  const than = Object.values(run.against).map((x) => `<code>${x}</code>`);
+  const verb = state.bug ? 'are wrong' : than.length ? `differ from ${than}, diffusers’ choice` : 'change';
+  const none = untouched() ? '' : ' Nothing changes here: the same bits at every tensor.';
+  const note = state.note ? el('span', { class: 'fine' }, ` ${state.note}`) : null;
+  if (!count) keepFocus($('status'), [document.createTextNode(`${where}${scene.says}.${none}`), note]);
   else
     keepFocus($('status'), [
-      html('span', {}, `<b>${count} of ${run.order.length}</b> tensors ${state.bug ? 'are wrong' : 'change'}, first `),
+      html('span', {}, `${where}<b>${count} of ${run.order.length}</b> tensors ${verb}, first `),
       link,
       document.createTextNode(` ${ends}`),
+      note,
       state.bug
         ? el(
             'p',
@@ -634,7 +669,10 @@ function showInspector() {
   const moved = run.changed.get(tap);
   const entry = entryOf(caseName());
   const batch = entry.inputs.hidden_states.shape[0];
-  const real = DATA.real[state.release][tap.replace(/^transformer_blocks\.\d+/, 'transformer_blocks.0')];
+  const shapes = DATA.real[state.release];
+  let real = shapes[tap.replace(/^transformer_blocks\.\d+/, 'transformer_blocks.0')];
+  const byToken = x.shape[0] > batch; // a noise level for each token gives rows to each token
+  if (real && byToken) real = [shapes[isAudio(tap) ? 'audio_proj_in' : 'proj_in'][1], ...real.slice(1)];
   const shape = (s) => `(${s.map(thousands).join(', ')})`;
   const same = run.digests.get(tap) === run.recorded.get(tap);
   const shown = state.change && moved ? { ...x, data: x.data.map((v, i) => v - run.before.get(tap).data[i]) } : x;
@@ -735,7 +773,7 @@ function showInspector() {
     el(
       'div',
       { class: 'go' },
-      batch > 1
+      batch > 1 && !view.whole
         ? Array.from({ length: batch }, (_, i) =>
             el(
               'button',
@@ -795,9 +833,12 @@ function place(tap, view, row, col) {
   const shape = run.taps.get(tap).shape;
   const heads = shape.length === 4 && !tap.endsWith('coords') ? shape[3] : 0;
   let line = `row ${row}`;
-  if (view.rows === video)
+  if (tap.endsWith('_coords'))
+    return `axis ${'tyx'[row]}, token ${col >> 1}, ${col % 2 ? 'end' : 'start'}, ${row ? 'pixels' : 'seconds'}`;
+  if (view.whole) line = `batch element ${row}`;
+  else if (view.rows === video)
     line = x.height
-      ? `video token ${row} (frame ${Math.floor(row / (x.height * x.width))}, row ${Math.floor(row / x.width) % x.height}, column ${row % x.width})`
+      ? `video token ${row} (frame ${Math.floor(row / (x.height * x.width))}, ${Math.floor(row / x.width) % x.height} down, ${row % x.width} across)`
       : `video token ${row}`;
   else if (view.rows === audio) line = `audio token ${row}`;
   else if (/encoder|context|caption|attn2\.(k|norm_k|to_v)$/.test(tap)) line = `word ${row}`;
@@ -805,7 +846,6 @@ function place(tap, view, row, col) {
     line =
       ['shift', 'scale', 'gate'][row] &&
       (/_to_/.test(tap) ? ['scale', 'shift', 'gate'] : ['shift', 'scale', 'gate'])[row];
-  else if (shape.length === 2) line = `batch element ${row}`;
   const kind = /(time_embed|prompt_adaln|scale_shift|gate)\.linear$/.exec(tap);
   if (kind) {
     const dim = run.taps.get(isAudio(tap) ? 'audio_proj_in' : 'proj_in').shape[2];
@@ -913,17 +953,22 @@ const slider = (id, label, kind, value, min, max, step, change, more = '') =>
   );
 
 function panelNoise() {
-  const { x } = prepared(DATA, { ...settingOf(), bug: '' });
+  const { model, x } = prepared(DATA, { ...settingOf(), bug: '' });
   const value = (name) => {
     const level = x[name];
     const n = level.data.length / level.shape[0];
     return Math.max(...level.data.slice(0, n));
   };
+  const [byOwn, byOther] = {
+    own: [', its part of the exchange', ''],
+    other: ['', ', and $’s part of the exchange'],
+    other_gate: [', its rows of the exchange', ', and $’s gate of the exchange'],
+  }[model.exchangeMode(x.use_cross_timestep)];
   const says = {
-    timestep: 'what video does by itself, and its output',
-    sigma: 'the prompt as video reads it',
-    audio_timestep: 'what audio does by itself, and its output',
-    audio_sigma: 'the prompt as audio reads it',
+    timestep: `what video does by itself${byOwn}, and its output`,
+    sigma: `the prompt as video reads it${byOther.replace('$', 'audio')}`,
+    audio_timestep: `what audio does by itself${byOwn}, and its output`,
+    audio_sigma: `the prompt as audio reads it${byOther.replace('$', 'video')}`,
   };
   const known = LEVELS.filter((name) => x[name]);
   return [
@@ -1204,7 +1249,7 @@ function panelConventions() {
     el(
       'p',
       { class: 'fine' },
-      'Implementations differ in six places. A choice goes to a case where it shows; the line above the model says what changes first.',
+      `Implementations differ in six places. Marked is what ${caseName()} was recorded with, by ${entryOf(caseName()).implementation}, and what you choose. A choice goes to a case where it shows; the line above the model says what changes first.`,
     ),
     ...DATA.convention.map(({ name, says, values, case: shows, dtype }) =>
       el(
@@ -1221,7 +1266,7 @@ function panelConventions() {
               name,
               id: `${name}-${value.name}`,
               checked: now[name] === value.name,
-              change: () => {
+              click: () => {
                 const [release, scene] = shows.split('/');
                 const here = caseName() === shows && state.dtype === dtype;
                 set({
@@ -1319,9 +1364,10 @@ function panelDepth() {
       'stroke-linecap': 'round',
     });
   };
-  const last = (dtype, k) => {
-    const end = (depth.lines[dtype] || []).at(-1);
-    return end ? short(end[k]) : '…';
+  const after = (dtype) => {
+    const found = depth.lines[dtype] || [];
+    const ends = found.length ? found.at(-1).map(short).join(' and ') : '…';
+    return `${dtype} after ${found.length} blocks: ${ends}`;
   };
   return [
     el(
@@ -1357,12 +1403,12 @@ function panelDepth() {
     el(
       'p',
       { class: 'fine', 'aria-live': 'off' },
-      `After 48 blocks: float32 ${last('float32', 0)} and ${last('float32', 1)}, bfloat16 ${last('bfloat16', 0)} and ${last('bfloat16', 1)} (video and audio, relative L2).`,
+      `Video and audio, relative L2. ${after('float32')}; ${after('bfloat16')}.`,
     ),
     el(
       'p',
       { class: 'fine' },
-      'In bfloat16 one bit of one number moves the whole result by some percent. Two right implementations that only add in another order are that far apart, a tolerance on the output has to be wider, and small bugs fit into it. So tensors are compared one by one, and best of all by their bits.',
+      'In this narrow model with random weights, one bit of one number moves the whole bfloat16 result by some percent (a trained model has another figure). Two right implementations that only add in another order are that far apart, a tolerance on the output has to be wider, and small bugs fit into it. So tensors are compared one by one, and best of all by their bits.',
     ),
   ];
 }
@@ -1468,8 +1514,13 @@ addEventListener('keydown', (event) => {
   if (event.key === 'Escape' && 'open' in $('inspector').dataset) closeTensor();
 });
 $('seal').addEventListener('click', () => {
-  compute();
-  show();
+  $('seal').dataset.is = 'busy';
+  $('seal').textContent = 'Computing again…';
+  setTimeout(() => {
+    compute();
+    show();
+    $('seal').append(`, again, in ${(run.forward + run.hashing).toFixed(0)} ms`);
+  }, 100);
 });
 start();
 document.documentElement.dataset.ready = performance.now().toFixed(0); // milliseconds to the first result

@@ -209,6 +209,36 @@ def test_a_bug_shows_where_it_begins_and_beside_it_what_an_audit_says(page: Brow
 
 @pytest.mark.slow
 @in_a_browser
+@pytest.mark.parametrize(
+    "setting,tap,said",
+    [
+        ("release: '2.3'", "transformer_blocks.0.video_to_audio_attn.context", "context=video.for_exchange(vh, vc,"),
+        ("release: '2.3'", "transformer_blocks.0.audio_to_video_attn.context", "context=audio.for_exchange(ah, ac,"),
+        ("release: '2.0'", "transformer_blocks.0.attn2.context", "return c.text"),
+        ("scene: 'stg', block: 1", "transformer_blocks.1.audio_attn1.sdpa", "takes its own v"),
+        ("scene: 'i2v'", "time_embed.linear", "(6,144, 36,864)"),
+        ("scene: 't2v'", "video_coords", "axis t, token 0, start, seconds"),
+    ],
+)
+def test_what_is_said_of_a_tensor_is_so_in_the_release_and_case_shown(
+    page: Browser, setting: str, tap: str, said: str
+) -> None:
+    assert said in page.evaluate(
+        f"(set({{...pristine(), {setting}}}), openTensor('{tap}'), $('inspector').textContent)"
+    )
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_convention_that_a_case_has_anyway_is_compared_with_diffusers_choice(page: Browser) -> None:
+    for name, value in (("text_mask_bias", "lowest"), ("self_mask_bias", "log"), ("guidance", "always")):
+        page.evaluate(f"set({{panel: 'conventions'}}); $('{name}-{value}').click()")
+        assert len(changed(page)) > 50 and " choice, first" in page.evaluate("$('status').textContent")
+        assert seal(page)[0] == "good"
+
+
+@pytest.mark.slow
+@in_a_browser
 @pytest.mark.parametrize("release,lit", [("2.0", "caption_projection"), ("2.3", "attn1.gate"), ("2.5", "ff.proj")])
 def test_a_release_lights_what_it_changed(page: Browser, release: str, lit: str) -> None:
     page.open(f"{PAGE.as_uri()}#step=text&release={release}")
