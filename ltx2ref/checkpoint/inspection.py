@@ -16,7 +16,7 @@ from .lora import lora_format
 from .match import Plan, make_plan
 from .quantised import COMPANIONS, Nibbles, ScaleOrder, Weight
 from .resolve_config import any_block, release_of
-from .sayings import MARKER_KINDS
+from .sayings import MARKER_READERS
 from .source import CheckpointFiles, checkpoints_in, open_source, read_json
 from .storage import CheckpointError, Stored
 from .streams import is_needed
@@ -224,7 +224,7 @@ def how_stored(weight: Weight) -> dict[str, dict[str, Any]]:
 
 def said_where(said: str) -> str:
     """Return where a fact is said, without the name of the layer."""
-    endings = {suffix: "marker" for suffix, kind in COMPANIONS.items() if kind in MARKER_KINDS}
+    endings = {suffix: "marker" for suffix, kind in COMPANIONS.items() if kind in MARKER_READERS}
     known = {"the shape of": "shape", "the format": "format", "the argument": "argument"}
     return next(
         (short for text, short in endings.items() if said.endswith(text)),

@@ -16,7 +16,7 @@ from .names import OPENINGS, PREFIXES, Dialect, common_prefixes, dialects
 from .quantised import COMPANIONS, Weight, identify, parameter_shape
 from .resolve_config import resolve
 from .sayings import DATA, Stated, read_sayings
-from .settle import settle_facts
+from .settle import require_choices, settle_facts
 from .source import CheckpointFiles, open_source
 from .storage import CheckpointError, Stored
 from .streams import BOTH_STREAMS, StreamName, is_needed, require_streams, streams_of
@@ -59,8 +59,10 @@ class Plan:
 def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_OPTIONS) -> Plan:
     """Match a checkpoint to a model by its headers and by what it says of its weights.
 
-    Raises `CheckpointError` if the checkpoint has no transformer. Lesser faults are listed in the plan's `problems`.
+    Raises `CheckpointError` if the checkpoint has no transformer, and `ValueError` for a wrong option. The plan's
+    `problems` list lesser faults.
     """
+    require_choices(options.nibbles, options.scales)
     source = path if isinstance(path, CheckpointFiles) else open_source(path, options.variant)
     dialect = the_dialect(source, options.prefix)
     foreign: dict[str, list[Stored]] = {}
@@ -77,7 +79,7 @@ def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_O
     shapes = {
         dialect.ours(name.removesuffix(DATA)): parameter_shape(stored, companions.get(name, {}), stated.of(name))
         for name, stored in own.items()
-        if name.startswith(dialect.prefix) and name not in accompany
+        if name.startswith(dialect.prefix) and name not in {*accompany, dialect.prefix + FILE_MARKER}
     }
     facts = resolve(source, shapes, options.config)
     streams = chosen_streams(shapes, options.streams, facts.problems, facts.notes)

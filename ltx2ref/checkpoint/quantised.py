@@ -198,6 +198,7 @@ def said_shape(stored: Stored, companions: Mapping[str, Stored], facts: FactMap)
 
 
 UNUSED = Companion(needed=False)
+FLAG = Companion(("U8",), needed=False)
 ONE_NUMBER = Companion(PLAIN_DTYPES, lambda shape, facts: {"": SCALAR})
 GRID = Companion(PLAIN_DTYPES, grid)
 ROWS = Companion(PLAIN_DTYPES, lambda shape, facts: {"rows": [shape[:1], (shape[0], 1)] if len(shape) == 2 else []})
@@ -246,7 +247,7 @@ FORMATS = {
     ),
     "bitsandbytes int8": Format(
         ("I8",),
-        {"scb": Companion(PLAIN_DTYPES, fixed(lambda rows, columns, facts: (rows,))), "weight format": UNUSED},
+        {"scb": Companion(PLAIN_DTYPES, fixed(lambda rows, columns, facts: (rows,))), "weight format": FLAG},
         decoders.bitsandbytes_int8,
     ),
     "nvfp4": Format(

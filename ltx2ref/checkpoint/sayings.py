@@ -8,7 +8,7 @@ that `quantised` can compare them with one another and with the shapes.
 import base64
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from .header import parse_json
 from .names import Dialect
 from .storage import CheckpointError, Stored, require
 
+Read = TypeVar("Read")
 FactMap = Mapping[str, Any]  # by the name of a fact: format, dtypes, nibbles, scales, group, rotation, shape, ...
 
 QUANTISATION = "_quantization_metadata"  # key of the metadata with an entry for each layer, as in its marker
@@ -24,7 +25,6 @@ QUANTO_MAP = "quantization_map_base64"  # key of the metadata: quanto's formats 
 QUANTO_KEYS = ("quantization_format", QUANTO_MAP, "config_base64")
 ABOUT_WEIGHTS = (QUANTISATION, QUANTISER, *QUANTO_KEYS)  # keys of metadata that are wrong once weights are decoded
 DATA = "._data"  # suffix of quanto's weights, behind the parameter's name
-MARKER_KINDS = ("marker", "torchao marker", "quant state")  # kinds of companions
 MARKER_BYTES = 4096  # the longest published marker has 240
 
 
@@ -152,14 +152,20 @@ def read_marker(kind: str, stored: Stored) -> Saying:
     """Read the marker of a layer. Raises `CheckpointError`, which names it and what it says."""
     text = b"more than the longest marker" if stored.stop - stored.start > MARKER_BYTES else bytes(stored.bytes())
     try:
-        said = parse_json(text)
-        return Saying(stored.name, quant_state(said) if kind == "quant state" else facts_of(said, marker=True))
+        return Saying(stored.name, MARKER_READERS[kind](text))
     except ValueError as error:
         raise CheckpointError(stored.file.path, [f"{stored} says {text[:200]!r}: {error}"]) from None
 
 
-def quant_state(said: Mapping[str, Any]) -> dict[str, Any]:
+def weight_format(text: bytes) -> dict[str, Any]:
+    """Return no facts for the one order of bitsandbytes' int8 that is stored by row. Raises `ValueError`."""
+    require(text == b"\0", "only weights by row are supported, whose format is 0")
+    return {}
+
+
+def quant_state(text: bytes) -> dict[str, Any]:
     """Return the facts in the state that bitsandbytes stores with a layer of 4 bits. Raises `ValueError`."""
+    said = parse_json(text)
     require(said.get("quant_type") in ("nf4", "fp4"), f"quant_type {said.get('quant_type')!r} is not supported")
     known = {"quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset"}
     require(said.keys() <= known, f"unknown keys {', '.join(sorted(said.keys() - known))}")
@@ -174,6 +180,15 @@ def quant_state(said: Mapping[str, Any]) -> dict[str, Any]:
             "offset": of_type(float, said["nested_offset"]),
         }
     return facts
+
+
+# The companions that say something, by kind, and what reads their bytes.
+MARKER_READERS: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "marker": lambda text: facts_of(parse_json(text), marker=True),
+    "torchao marker": lambda text: facts_of(parse_json(text), marker=True),
+    "quant state": quant_state,
+    "weight format": weight_format,
+}
 
 
 def layer_sayings(metadata: Mapping[str, str]) -> dict[str, list[Saying]]:
@@ -209,7 +224,7 @@ def quanto_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": "quanto int8"} if weights == "qint8" else {}
 
 
-def placed(where: str, read: Callable[[Any], dict[str, Any]], value: Any) -> dict[str, Any]:
+def placed(where: str, read: Callable[[Any], Read], value: Any) -> Read:
     """Return what a function reads, with its place in front of the message of an error."""
     try:
         return read(value)
@@ -242,7 +257,8 @@ def quantiser_facts(config: Any) -> dict[str, Any]:
     if method == "modelopt":
         supported = ("FP8", "NVFP4", "W4A16_NVFP4", "MXFP8", "MIXED_PRECISION", "")
         require(algorithm in supported, f"ModelOpt's {algorithm} is not supported{refused(algorithm)}")
-        swizzled = [bool(value) for key, value in {**config, **inner}.items() if "swizzle" in key.lower()]
+        swizzled = [*said_flags(config, "swizzle"), *said_flags(inner, "swizzle")]
+        require(len({*swizzled}) < 2, "its keys about swizzled scales contradict one another")
         return {
             "quantiser": "ModelOpt",
             "algorithm": algorithm,
@@ -255,6 +271,12 @@ def quantiser_facts(config: Any) -> dict[str, Any]:
         f"the quantiser {method or str(config)[:80]!r} is not supported{refused(method)}",
     )
     return {"quantiser": method}
+
+
+def said_flags(config: Mapping[str, Any], word: str) -> list[bool]:
+    """Return the values of all keys with this word in their names. Raises `ValueError` for one that is no bool."""
+    flags = {key: value for key, value in config.items() if word in key.lower()}
+    return [placed(key, flag(True, False), value) for key, value in flags.items()]
 
 
 class Stated(NamedTuple):
@@ -279,7 +301,7 @@ def read_sayings(
     """Read what markers, metadata and the config state about weights, with every problem of these texts."""
     stated = Stated({}, None, [])
     for owner, kinds in companions.items():
-        for kind in (kind for kind in MARKER_KINDS if kind in kinds):
+        for kind in (kind for kind in MARKER_READERS if kind in kinds):
             try:
                 stated.layers.setdefault(owner, []).append(read_marker(kind, kinds[kind]))
             except CheckpointError as error:

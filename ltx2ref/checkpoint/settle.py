@@ -1,10 +1,11 @@
 """Facts that are still open after shapes and layers' own sayings: decided by the quantiser, the caller, or refused."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, get_args
 
-from .quantised import FORMATS, Weight, add_fact
-from .sayings import COMFY, QUANTISATION, QUANTISER, Saying
+from .quantised import FORMATS, Nibbles, ScaleOrder, Weight, add_fact
+from .sayings import COMFY, QUANTISATION, QUANTISER, FactMap, Saying
+from .storage import require
 
 # For each fact that shapes may leave open: what is open, and whose files have which value.
 OPEN = {
@@ -21,6 +22,12 @@ OPEN = {
 ALGORITHMS = {"NVFP4": "nvfp4", "W4A16_NVFP4": "nvfp4", "FP8": "fp8 scaled", "MXFP8": "mxfp8"}
 
 
+def require_choices(nibbles: str | None, scales: str | None) -> None:
+    """Raise `ValueError` unless both arguments have values that `OPEN` offers, or None."""
+    for name, given, known in (("nibbles", nibbles, get_args(Nibbles)), ("scales", scales, get_args(ScaleOrder))):
+        require(given in (*known, None), f"{name}: expected {' or '.join(map(repr, known))}, or None, got {given!r}")
+
+
 def settle_facts(
     weights: Collection[Weight],
     metadata: Mapping[str, str],
@@ -30,30 +37,31 @@ def settle_facts(
 ) -> tuple[list[str], list[str]]:
     """Decide the open facts of weights, and return problems and notes.
 
-    The config of the quantiser comes first, then the caller's arguments, then habits: ModelOpt's, and that of
-    Lightricks and ComfyUI, whose files have Lightricks' config in the metadata and no config of a quantiser. A fact
-    that is open after that is a problem.
+    The config of the quantiser comes first, then what shapes of others in the file show, then the caller's arguments,
+    then habits: ModelOpt's, and that of Lightricks and ComfyUI, whose files have Lightricks' config in the metadata and
+    no config of a quantiser. A fact that is open after that is a problem.
     """
     problems, notes = wrong_algorithm(weights, quantiser), list[str]()
+    concerned = {fact: [x for x in weights if x.format in FORMATS and fact in FORMATS[x.format].facts] for fact in OPEN}
     for fact, argument in (("nibbles", nibbles), ("scales", scales)):
-        concerned = [x for x in weights if x.format in FORMATS and fact in FORMATS[x.format].facts]
-        for value, by in (
-            (certain(quantiser, fact), quantiser.where if quantiser else ""),
-            (argument, f"the argument {fact}"),
-        ):
-            problems += decide(concerned, fact, value, by)
-        undecided = [weight for weight in concerned if fact not in weight.facts]
+        problems += decide(concerned[fact], fact, certain(quantiser, fact), quantiser.where if quantiser else "")
+        decide_alike(concerned[fact], fact)
+        problems += decide(concerned[fact], fact, argument, f"the argument {fact}")
+    customs, why = habits(metadata, quantiser)
+    if any(x.facts.get(fact, customs.get(fact)) != customs.get(fact) for fact in OPEN for x in concerned[fact]):
+        customs = {}  # a producer that does otherwise elsewhere in the file has other habits
+    for fact, (what, choice) in OPEN.items():
+        undecided = [weight for weight in concerned[fact] if fact not in weight.facts]
         if not undecided:
             continue
-        what, choice = OPEN[fact]
-        value, why = habit(metadata, quantiser, fact)
+        value = customs.get(fact)
         problems += decide(undecided, fact, value, why)
         if value is None:
             example = undecided[0].tensor.name
             problems.append(f"nothing says {what}, in {len(undecided)} weights such as {example}: give {choice}")
         elif quantiser.where == QUANTISER if quantiser else QUANTISATION not in metadata:
             notes.append(f"nothing in the checkpoint says {what}: assumed {value}, {why} ({choice})")
-    return problems + unlike_others(weights), notes + not_rotated(weights)
+    return problems + unlike_others(weights) + lost_parts(weights), notes + not_rotated(weights)
 
 
 def wrong_algorithm(weights: Collection[Weight], quantiser: Saying | None) -> list[str]:
@@ -74,13 +82,21 @@ def certain(quantiser: Saying | None, fact: str) -> Any:
     return quantiser.facts.get(fact)
 
 
-def habit(metadata: Mapping[str, str], quantiser: Saying | None, fact: str) -> tuple[Any, str]:
-    """Return what the producer of such a file does where it says nothing, and the reason to think so; or None."""
+def habits(metadata: Mapping[str, str], quantiser: Saying | None) -> tuple[FactMap, str]:
+    """Return what the producer of such a file does where it says nothing, and the reason to think so."""
     if quantiser is not None:
-        return quantiser.facts.get(fact), f"the default of {quantiser.facts['quantiser']}"
-    if "config" in metadata:
-        return COMFY[fact], "as in Lightricks' files, whose config it has"
-    return None, ""
+        return quantiser.facts, f"the default of {quantiser.facts['quantiser']}"
+    return (COMFY, "as in Lightricks' files, whose config it has") if "config" in metadata else ({}, "")
+
+
+def decide_alike(weights: Collection[Weight], fact: str) -> None:
+    """Take what the shapes of some weights show for the others of their format, unless those shapes differ."""
+    for format in {weight.format for weight in weights}:
+        alike = [weight for weight in weights if weight.format == format]
+        shown = {x.facts[fact]: x.tensor.name for x in alike if x.said.get(fact) == "shape"}
+        if len(shown) == 1:
+            value, example = shown.popitem()
+            decide([x for x in alike if fact not in x.facts], fact, value, f"the shape of the scales of {example}")
 
 
 def decide(weights: Collection[Weight], fact: str, value: Any, by: str) -> list[str]:
@@ -106,6 +122,25 @@ def unlike_others(weights: Collection[Weight]) -> list[str]:
     """Return the int8 weights without a marker in a file where others have one."""
     found, others = silent(weights)
     return [f"{weight.tensor}: its marker is missing, {others} others have one" for weight in found if others]
+
+
+def lost_parts(weights: Collection[Weight]) -> list[str]:
+    """Return the weights without a part that their format may do without, in a file where others have it.
+
+    Formats of 4 and of 6 bits under the same name do not have the same parts.
+    """
+    groups: dict[tuple[str, float], list[Weight]] = {}
+    for weight in weights:
+        if weight.format in FORMATS:
+            packed = weight.tensor.shape[-1] / weight.shape[-1]
+            groups.setdefault((weight.format, packed), []).append(weight)
+    problems = []
+    for (format, _), alike in groups.items():
+        for kind in [kind for kind, part in FORMATS[format].companions.items() if part.shapes and not part.needed]:
+            lacking = [weight.tensor for weight in alike if kind not in weight.companions]
+            others = len(alike) - len(lacking)
+            problems += [f"{stored}: its {kind} is missing, {others} others have one" for stored in lacking if others]
+    return problems
 
 
 def not_rotated(weights: Collection[Weight]) -> list[str]:

@@ -228,6 +228,68 @@ def test_scales_that_do_not_fill_their_tiles_show_whether_they_are_tiled(tmp_pat
         ltx2ref.load(path, nibbles="low", scales="tiled")
 
 
+def every_linear(name: str) -> bool:
+    return name.startswith("transformer_blocks.")  # with the gates, whose 32 rows at published widths fill no tile
+
+
+@pytest.mark.parametrize("option", [{"nibbles": "High"}, {"scales": "Flat"}, {"scales": True}, {"nibbles": ""}])
+def test_arguments_have_the_values_that_are_documented(
+    option: dict[str, Any], state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    writers.write_transformer_only(tmp_path / "ltx.safetensors", state, config)
+    calls: list[Callable[..., Any]] = [ltx2ref.load, ltx2ref.stream, inspect]
+    calls.append(lambda path, **said: convert(path, tmp_path / "there", dialect="diffusers", **said))
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^{next(iter(option))}: expected '(high|tiled)' or"):
+            call(tmp_path / "ltx.safetensors", **option)
+
+
+def test_what_the_shape_of_some_scales_shows_is_true_of_the_whole_file(
+    state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path, tiled = tmp_path / "ltx.safetensors", lambda weight: writers.encode_modelopt_nvfp4(weight, tiled=True)
+    truth = modelopt_file(path, state, config, writers.modelopt_config(), encode=tiled, quantised=every_linear)
+    assert_loads(path, truth)
+    assert make_plan(path).notes == []
+    with pytest.raises(CheckpointError, match=r"scales is tiled by .*shape.*, but flat by the argument scales"):
+        ltx2ref.load(path, scales="flat")
+
+
+def test_flat_scales_are_not_as_in_lightricks_files_so_nothing_is_assumed(
+    state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "ltx.safetensors"
+    options: dict[str, Any] = {"encode": writers.encode_modelopt_nvfp4, "entry": {"format": "nvfp4"}}
+    truth = modelopt_file(path, state, config, None, quantised=every_linear, **options)
+    assert len(inspect(path).problems) == 1
+    with pytest.raises(CheckpointError, match="nothing says which of two codes in a byte comes first"):
+        ltx2ref.load(path)
+    assert_loads(path, truth, nibbles="low")
+    truth = modelopt_file(path, state, config, None, **options)
+    for option in ({"nibbles": "low"}, {"scales": "flat"}):
+        with pytest.raises(CheckpointError, match="nothing says wh"):
+            ltx2ref.load(path, **option)
+    assert_loads(path, truth, nibbles="low", scales="flat")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"swizzled": "false"}, "swizzled: expected bool, got 'false'"),
+        ({"swizzle_scales": 1}, "swizzle_scales: expected bool, got '1'"),
+        ({"swizzled": True, "is_swizzled": False}, "contradict one another"),
+    ],
+)
+def test_modelopts_keys_about_swizzled_scales_are_true_or_false_and_agree(
+    keys: dict[str, Any], message: str, state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "ltx.safetensors"
+    modelopt_file(path, state, config, writers.modelopt_config(**keys))
+    assert any(message in problem for problem in inspect(path).problems)
+    with pytest.raises(CheckpointError, match=message):
+        ltx2ref.load(path)
+
+
 # ---------------------------------------------------------------- contradictions and unknown keys
 MARK = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256}
 WRONG: dict[str, tuple[Encoder, dict[str, Any] | None, list[str]]] = {
@@ -310,6 +372,11 @@ QUANT_STATE = ".quant_state.bitsandbytes__nf4"
 DAMAGED: dict[str, tuple[str, Callable[[State], State]]] = {
     "MLX without biases": ("MLX q4", without(".biases")),
     "MLX with fewer biases": ("MLX q4", with_tensor(".biases", torch.ones(256, 2, dtype=torch.bfloat16))),
+    "w4a8 without one codebook": ("asym_w4a8_int8", without("0.attn1.to_q.weight_codebook")),
+    "int8 of bitsandbytes in tiles": (
+        "bitsandbytes int8",
+        with_tensor(".weight_format", torch.ones((), dtype=torch.uint8)),
+    ),
     "nf4 without its state": ("bitsandbytes nf4", without(QUANT_STATE)),
     "nf4 without what is nested": ("bitsandbytes nf4, nested", without(".nested_absmax", ".nested_quant_map")),
     "nf4 with a state that is no JSON": (
@@ -345,6 +412,18 @@ def test_parts_that_are_missing_or_do_not_fit_are_refused_with_a_message(
     save_file(damage(load_file(path)), path, writers.lightricks_metadata(config))
     with pytest.raises(CheckpointError, match=r"transformer_blocks\.0\.attn1"):
         ltx2ref.load(path)
+
+
+def test_a_float8_file_with_its_marker_may_hold_one_stream(
+    state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path, there = tmp_path / "ltx.safetensors", tmp_path / "audio.safetensors"
+    truth = writers.write_fp8_old_comfy(path, state, config)
+    convert(path, there, dialect="lightricks", keep=True, streams="audio")
+    loaded = ltx2ref.load(there, dtype=torch.float32)
+    assert loaded.streams == ("audio",)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, truth[name].float()), name
 
 
 # ---------------------------------------------------------------- quantisers' configs
