@@ -82,6 +82,8 @@ function set(changes) {
   show();
   writeAddress();
   if (changes.bug) reveal(state.tap);
+  const lit = changes.release && document.querySelector('.chip[data-lit]');
+  if (lit && state.panel === 'releases' && !state.note) reveal(lit.dataset.tap);
 }
 
 /** Say what a change takes with it: earlier settings, or the case that was shown. */
@@ -101,7 +103,9 @@ function showFirst() {
 
 function reveal(tap) {
   const chip = document.querySelector(`.chip[data-tap="${tap}"]`);
-  if (chip && matchMedia('(min-width: 761px)').matches) chip.scrollIntoView({ block: 'center' });
+  if (!chip) return;
+  if (matchMedia('(min-width: 761px)').matches) chip.closest('.band').scrollIntoView({ block: 'start' });
+  else chip.scrollIntoView({ block: 'center' });
 }
 const pristine = () => ({ bug: '', conventions: {}, levels: {}, cross: undefined, fps: 0 });
 
@@ -304,7 +308,10 @@ function bands() {
     {
       id: 'exchange',
       title: 'Exchange',
-      about: 'each stream looks at the other as it was before',
+      about:
+        state.bug === 'sequential-exchange'
+          ? 'audio looks at a video that has already changed: the bug'
+          : 'each stream looks at the other as it was before',
       sides: ['audio_to_video_attn', 'video_to_audio_attn'].map((name) =>
         layer(name, 'stream rows input context_rows context', attention),
       ),
@@ -397,8 +404,13 @@ function showMachine() {
   }
   const step = DATA.step.find(({ id }) => id === state.step);
   const lit = state.panel === 'releases' ? DATA.release.find(({ name }) => name === state.release).lit : [];
-  for (const node of document.querySelectorAll('.band'))
+  const nodes = [...document.querySelectorAll('.band')];
+  nodes.forEach((node, i) => {
     node.toggleAttribute('data-now', node.id === `band-${step && step.band}`);
+    node.style.setProperty('--place', 2 * i + 2);
+  });
+  const here = nodes.findIndex((node) => 'now' in node.dataset);
+  $('story').style.setProperty('--place', here < 0 ? -1 : 2 * here + 1);
   const [first] = run.changed.keys();
   for (const chip of document.querySelectorAll('.chip')) {
     const { tap } = chip.dataset;
@@ -472,6 +484,7 @@ function chip(tap) {
     audio_caption_projection: 'projected',
     to_gate_logits: 'logits',
     activation: 'GELU',
+    'proj_out.input': 'input',
     context_rows: /attn2/.test(tap) ? 'text rows' : 'their rows',
   };
   const label = tap
@@ -811,7 +824,7 @@ function showInspector() {
     el(
       'p',
       { class: 'fine' },
-      `Root mean square ${short(Math.sqrt(size))}. Paper is 0, ${isAudio(tap) ? 'orange' : 'blue'} is positive, grey negative. Digest ${run.digests.get(tap).slice(0, 12)}…`,
+      `Root mean square ${short(Math.sqrt(size))}. The background is 0, ${isAudio(tap) ? 'orange' : 'blue'} is positive, grey negative. Digest ${run.digests.get(tap).slice(0, 12)}…`,
     ),
   ]);
 }
@@ -1072,7 +1085,7 @@ function panelClock() {
       el('line', { x1: x((a + b) / 2), x2: x((a + b) / 2), y1: y + 22, y2: y + 27, stroke: `var(--${kind})` }),
     ),
   ];
-  const step = end > 2 ? 1 : 0.1;
+  const step = end > 2 ? 1 : end > 0.8 ? 0.2 : 0.1;
   const ticks = Array.from({ length: Math.floor(end / step + 1e-9) + 1 }, (_, i) => i * step);
   const at = (list) => list.findIndex(([a, b]) => a <= now && now < b);
   const v = at(video);
@@ -1147,7 +1160,12 @@ function panelRotation() {
   const T = run.taps.get('rope.cos').shape[1];
   const Ta = run.taps.get('audio_rope.cos').shape[1];
   const token = Math.min(state.token, T - 1);
-  const audioToken = Math.min(state.token, Ta - 1);
+  const place = run.taps.get('video_coords');
+  const heard = run.taps.get('audio_coords');
+  const middle = (x, count, t, axis) => (x.data[2 * (axis * count + t)] + x.data[2 * (axis * count + t) + 1]) / 2;
+  const seconds = middle(place, T, token, 0);
+  const away = Array.from({ length: Ta }, (_, t) => Math.abs(middle(heard, Ta, t, 0) - seconds));
+  const audioToken = away.indexOf(Math.min(...away));
   const dials = (name, kind, t, axes) => {
     const cos = run.taps.get(`${name}.cos`);
     const sin = run.taps.get(`${name}.sin`);
@@ -1188,16 +1206,12 @@ function panelRotation() {
       ]),
     );
   };
-  const place = run.taps.get('video_coords');
-  const middle = (x, count, t, axis) => (x.data[2 * (axis * count + t)] + x.data[2 * (axis * count + t) + 1]) / 2;
-  const seconds = middle(place, T, token, 0);
-  const sound = middle(run.taps.get('audio_coords'), Ta, audioToken, 0);
   return [
     slider('token', 'token', '', token, 0, T - 1, 1, (value) => later(() => set({ token: value }))),
     el(
       'p',
       { class: 'fine' },
-      `Video token ${token}: ${seconds.toFixed(3)} s, ${middle(place, T, token, 1)} px down, ${middle(place, T, token, 2)} px across. Audio token ${audioToken}: ${sound.toFixed(3)} s.`,
+      `Video token ${token}: ${seconds.toFixed(3)} s, ${middle(place, T, token, 1)} px down, ${middle(place, T, token, 2)} px across. The nearest audio token, ${audioToken}: ${middle(heard, Ta, audioToken, 0).toFixed(3)} s.`,
     ),
     el('h3', { class: 'video', style: 'font-size: 14px' }, 'video, self-attention'),
     dials('rope', 'video', token, ['t', 'y', 'x']),
@@ -1209,7 +1223,7 @@ function panelRotation() {
     el(
       'p',
       { class: 'fine' },
-      'Each hand is one plane’s angle. t, y and x are the axes of time, height and width; · is a plane that is left over. The first planes are slow, the last ones turn by thousands of radians.',
+      'Each hand is one plane’s angle. t, y and x are the axes of time, height and width; · is a plane that is left over. Angles are u f: u is the position, scaled to -1 to 1, and f grows from π/2 in the first plane to 10,000 π/2 in the last one.',
     ),
   ];
 }
@@ -1418,9 +1432,17 @@ function panelDepth() {
 function goTo(i) {
   set(ofStep(DATA.step[i]));
   $('step').focus({ preventScroll: true });
-  const { band: name } = DATA.step[i];
-  if (matchMedia('(min-width: 761px)').matches && name) $(`band-${name}`).scrollIntoView({ block: 'start' });
-  else scrollTo({ top: 0 });
+  $('story').scrollTop = 0;
+  arrive();
+}
+
+/** Scroll to the section of a step. On a phone its text stands right above that. */
+function arrive(behavior = 'auto') {
+  const { band: name } = DATA.step.find(({ id }) => id === state.step) || {};
+  const wide = matchMedia('(min-width: 761px)').matches;
+  if (name && wide) $(`band-${name}`).scrollIntoView({ block: 'start', behavior });
+  else if (wide) scrollTo({ top: 0, behavior });
+  else $('story').scrollIntoView({ block: 'start', behavior });
 }
 
 let told = '';
@@ -1465,7 +1487,10 @@ function showStory() {
             {
               class: 'button bad',
               'data-pick': 'try',
-              click: () => set(isIn ? pristine() : { ...pristine(), bug: trial.bug, panel: 'bugs' }),
+              click: () => {
+                set(isIn ? pristine() : { ...pristine(), bug: trial.bug, panel: 'bugs' });
+                $('story').scrollTop = 0;
+              },
             },
             isIn ? 'Take the bug out' : trial.label,
           )
@@ -1492,6 +1517,11 @@ function show() {
   showSeal();
   showInspector();
   showPanel();
+  const stuck = [document.querySelector('.top'), ...['head', 'status'].map($)].filter(
+    (node) => getComputedStyle(node).position === 'sticky',
+  );
+  const under = stuck.reduce((sum, node) => sum + node.offsetHeight, 0);
+  document.documentElement.style.setProperty('--under', `${under}px`);
 }
 
 function start() {
@@ -1500,9 +1530,8 @@ function start() {
   if (state.bug && !/[#&]tap=/.test(location.hash)) showFirst();
   if (!run.taps.has(state.tap)) state.tap = 'proj_in';
   show();
-  const { band: name } = DATA.step.find(({ id }) => id === state.step) || {};
-  if (location.hash && name && matchMedia('(min-width: 761px)').matches)
-    $(`band-${name}`).scrollIntoView({ block: 'start' });
+  if (location.hash) arrive('instant');
+  if (state.bug) reveal(state.tap);
 }
 
 addEventListener('hashchange', start);

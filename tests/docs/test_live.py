@@ -325,6 +325,26 @@ def test_a_tensor_opens_as_a_sheet_on_a_phone_and_escape_closes_it(page: Browser
     assert page.evaluate("document.activeElement.dataset.tap") == "transformer_blocks.0.attn1.q"
 
 
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_bug_is_seen_where_it_begins_with_its_case_and_its_sentence(page: Browser, width: int) -> None:
+    page.size(width, 844)
+    page.open(f"{PAGE.as_uri()}#step=exchange")
+    page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
+    top = page.evaluate("$(innerWidth > 760 ? 'band-exchange' : 'step').getBoundingClientRect().top")
+    assert 0 < top < 300
+    page.evaluate("document.querySelector('[data-pick=\"try\"]').click()")
+    status, said, first = (
+        page.evaluate(
+            f"(({{ top, bottom }}) => [top, bottom])(document.querySelector('{what}').getBoundingClientRect())"
+        )
+        for what in (".status", ".status .said", "[data-first]")
+    )
+    assert 0 < status[0] < said[0] < said[1] <= status[1] <= first[0] < first[1] < 844
+    assert page.evaluate("$('status').textContent").startswith("2.3/t2v, float32: 69 of 232 tensors are wrong")
+
+
 # Returns the texts whose contrast with what is behind them is below AA, with the ratio.
 CONTRAST = """(() => {
   const rgb = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
