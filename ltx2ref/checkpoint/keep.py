@@ -16,6 +16,7 @@ from .names import DIFFUSERS_DIALECT, Dialect
 from .quantised import FORMATS, PLAIN_DTYPES
 from .save import TARGETS, Contents
 from .sayings import DATA, QUANTISATION, QUANTISER, QUANTO_KEYS, QUANTO_MAP
+from .settle import ASKING
 from .source import CheckpointFiles
 from .storage import CheckpointError, Stored
 
@@ -85,5 +86,6 @@ def require_same_weights(plan: Plan, contents: Contents, tensors: dict[str, Stor
         if name not in result.weights or result.weights[name].facts != weight.facts
     ]
     if result.problems or differing:
-        problems = [f"{contents.dialect} files cannot say this: {x}" for x in result.problems or differing]
+        found = [problem.partition(ASKING)[0] for problem in result.problems or differing]
+        problems = [f"{contents.dialect} files cannot say this: {x}: use --dtype in place of --keep" for x in found]
         raise CheckpointError(plan.source.path, problems)

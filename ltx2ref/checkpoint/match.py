@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ..config import TransformerConfig
 from ..interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 from .keywords import NO_OPTIONS, ReadingOptions
-from .names import OPENINGS, PREFIXES, Dialect, common_prefixes, dialects
+from .names import OPENINGS, PREFIXES, SCALE, Dialect, common_prefixes, dialects
 from .quantised import COMPANIONS, Weight, identify, parameter_shape
 from .resolve_config import resolve
 from .sayings import DATA, Stated, read_sayings
@@ -21,7 +21,6 @@ from .source import CheckpointFiles, open_source
 from .storage import CheckpointError, Stored
 from .streams import BOTH_STREAMS, StreamName, is_needed, require_streams, streams_of
 
-SCALE = "_scale"  # suffix of a tensor that is the scale of another one
 FILE_MARKER = "scaled_fp8"  # a tensor of old ComfyUI files, named after the prefix: float8 weights have scales
 # Formats that are not read: suffixes of tensors that only they have.
 UNREAD = {

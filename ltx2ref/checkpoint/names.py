@@ -29,6 +29,7 @@ SEGMENTS = {
 }
 # First segments that occur in one of the dialects only.
 OPENINGS = {LIGHTRICKS_DIALECT: [*SEGMENTS][:10], DIFFUSERS_DIALECT: [*SEGMENTS.values()][:10]}
+SCALE = "_scale"  # suffix of a tensor that is the scale of another one
 PREFIXES = ("model.diffusion_model.", "transformer.", "")
 
 # Other models that share a file with the transformer: by the beginning of the whole name,
@@ -74,8 +75,9 @@ def to_lightricks(name: str) -> str:
 
 
 def with_segments(name: str, segments: Mapping[str, str]) -> str:
-    """Replace each segment of a name that is in the table."""
-    return ".".join(segments.get(segment, segment) for segment in name.split("."))
+    """Replace each segment of a name that is in the table, or that is there without the suffix of a scale."""
+    stems = [(part.removesuffix(SCALE), part) for part in name.split(".")]
+    return ".".join(segments.get(part, segments.get(stem, stem) + part[len(stem) :]) for stem, part in stems)
 
 
 def dialects(stored: Iterable[str], outer: str = "") -> set[Dialect]:

@@ -397,7 +397,7 @@ def find_format(tensor: Stored, companions: Mapping[str, Stored], facts: FactMap
         return fitting[0]
     what = f"{tensor} with {in_words(companions)}"
     if fitting:
-        raise ValueError(f"{said['dtypes']}: {tensor.name} is {' or '.join(dtypes)}, but the file has {what}")
+        raise ValueError(f"{said['dtypes']} says {' or '.join(dtypes)}, but it is {tensor}")
     if declared:
         raise ValueError(f"{by}: {tensor.name} is {declared}, but the file has {what}{missing}")
     raise ValueError(f"{what} is no supported format{missing}")
@@ -423,7 +423,7 @@ def read_shapes(
         return
     permitted = companion.shapes(shape, facts)
     shown = [value for value, shapes in permitted.items() if stored.shape in shapes]
-    expected = " or ".join(str(x) for shapes in permitted.values() for x in shapes[:2])
+    expected = " or ".join(dict.fromkeys(str(x) for shapes in permitted.values() for x in shapes[:2]))
     require(bool(shown), f"{stored} has the wrong shape, expected {expected}")
     if shown == [""]:
         return

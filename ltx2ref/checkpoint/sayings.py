@@ -94,7 +94,8 @@ def flag(yes: Any = None, no: Any = None) -> Callable[[Any], Any]:
 def named_dtype(value: Any) -> None:
     """Check the name of a dtype that a weight had before it was quantised, which changes nothing."""
     named = getattr(torch, of_type(str, value).removeprefix("torch."), None)
-    require(isinstance(named, torch.dtype), f"expected a dtype, got {value!r}")
+    good = isinstance(named, torch.dtype) and named.is_floating_point
+    require(good, f"expected a dtype of floating point, got {value!r}")
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -109,7 +110,7 @@ MARKER_KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "group_size": ("group", lambda value: of_type(int, value)),
     "block_size": ("group", lambda value: of_type(int, value)),
     "quant_group_size": ("", lambda value: of_type(int, value)),  # of activations
-    "per_row": ("scales", flag("rows")),
+    "per_row": ("scales", flag("rows", "one")),
     "is_swizzled_scales": ("scales", flag("tiled", "flat")),
     "orig_shape": ("shape", shape_of),
     "orig_dtype": ("", named_dtype),
@@ -122,7 +123,8 @@ def facts_of(said: Mapping[str, Any], *, marker: bool) -> dict[str, Any]:
     """Return the facts that a layer's marker, or its entry in the metadata, states. Raises `ValueError`."""
     nested = said.get("params")  # an early writer put the other keys into an object of their own
     said = {**said, **nested} if isinstance(nested, dict) else said
-    name = of_type(str, said.get("format"))
+    require("format" in said, "no key 'format'")
+    name = of_type(str, said["format"])
     require(name in DECLARED, f"format {name!r} is not supported{refused(name)}")
     facts, keys, own = DECLARED[name]
     found = {**facts, **(own if marker else {})}
@@ -205,11 +207,20 @@ def layer_sayings(metadata: Mapping[str, str]) -> dict[str, list[Saying]]:
 def layers_of(key: str, text: str) -> dict[str, Any]:
     """Return the entries of layers in the metadata. Raises `ValueError` unless each one is an object."""
     try:
-        layers = parse_json(text.encode())["layers"] if key == QUANTISATION else parse_json(base64.b64decode(text))
+        layers = entries(parse_json(text.encode())) if key == QUANTISATION else parse_json(base64.b64decode(text))
         require(isinstance(layers, dict), f"expected an object of layers, got {str(layers)[:80]}")
         return {layer: of_type(dict, entry) for layer, entry in layers.items()}
     except (ValueError, KeyError) as error:
         raise ValueError(f"{key}: not the formats of layers: {type(error).__name__} {error}") from None
+
+
+def entries(said: Mapping[str, Any]) -> Any:
+    """Return the object of layers in `_quantization_metadata`, which has a version. Raises `ValueError`."""
+    unknown = said.keys() - {"format_version", "layers"}
+    require(not unknown, f"unknown keys {', '.join(sorted(unknown))}")
+    version = said.get("format_version", "1.0")
+    require(version == "1.0", f"format_version {version!r} is not supported, expected '1.0'")
+    return said["layers"]
 
 
 def entry_facts(entry: Mapping[str, Any]) -> dict[str, Any]:

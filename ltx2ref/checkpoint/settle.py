@@ -18,6 +18,7 @@ OPEN = {
         "scales='tiled' (ComfyUI, Lightricks) or scales='flat' (ModelOpt)",
     ),
 }
+ASKING = ": give "  # between a problem and the arguments that settle it
 # The formats that ModelOpt's algorithms make.
 ALGORITHMS = {"NVFP4": "nvfp4", "W4A16_NVFP4": "nvfp4", "FP8": "fp8 scaled", "MXFP8": "mxfp8"}
 
@@ -47,6 +48,8 @@ def settle_facts(
         problems += decide(concerned[fact], fact, certain(quantiser, fact), quantiser.where if quantiser else "")
         decide_alike(concerned[fact], fact)
         problems += decide(concerned[fact], fact, argument, f"the argument {fact}")
+        if argument is not None and not concerned[fact]:
+            problems.append(f"{fact} = {argument!r} settles nothing: no weight is in a format that leaves it open")
     customs, why = habits(metadata, quantiser)
     if any(x.facts.get(fact, customs.get(fact)) != customs.get(fact) for fact in OPEN for x in concerned[fact]):
         customs = {}  # a producer that does otherwise elsewhere in the file has other habits
@@ -58,7 +61,7 @@ def settle_facts(
         problems += decide(undecided, fact, value, why)
         if value is None:
             example = undecided[0].tensor.name
-            problems.append(f"nothing says {what}, in {len(undecided)} weights such as {example}: give {choice}")
+            problems.append(f"nothing says {what}, in {len(undecided)} weights such as {example}{ASKING}{choice}")
         elif quantiser.where == QUANTISER if quantiser else QUANTISATION not in metadata:
             notes.append(f"nothing in the checkpoint says {what}: assumed {value}, {why} ({choice})")
     return problems + unlike_others(weights) + lost_parts(weights), notes + not_rotated(weights)
@@ -114,7 +117,8 @@ def decide(weights: Collection[Weight], fact: str, value: Any, by: str) -> list[
 def silent(weights: Collection[Weight]) -> tuple[list[Weight], int]:
     """Return the int8 weights of whose rotation nothing is said, and the number of the others."""
     int8 = [weight for weight in weights if weight.format == "int8"]
-    found = [weight for weight in int8 if weight.said.get("rotation", "nothing") == "nothing"]
+    mute = [weight for weight in int8 if weight.said.get("rotation", "nothing") == "nothing"]
+    found = [weight for weight in mute if "marker" not in weight.companions]  # a marker that is wrong is a problem
     return found, len(int8) - len(found)
 
 

@@ -318,6 +318,9 @@ WRONG: dict[str, tuple[Encoder, dict[str, Any] | None, list[str]]] = {
     "a rotation that is no power of 4": (int8(COLUMN, convrot=True, convrot_groupsize=128), None, ["128"]),
     "a rotation of text": (int8(COLUMN, convrot="yes"), None, ["convrot", "expected bool"]),
     "another dtype": (fp8("float8_e5m2", ALL), None, ["F8_E5M2", "comfy_quant"]),
+    "one scale said, rows there": (int8(COLUMN, per_row=False), None, ["one", "rows", "comfy_quant", "shape"]),
+    "a dtype of integers before": (int8(COLUMN, orig_dtype="torch.int3"), None, ["orig_dtype", "torch.int3"]),
+    "no format": (writers.encode_grid(INT8, COLUMN, {"convrot": False}), None, ["no key 'format'", "comfy_quant"]),
 }
 
 
@@ -424,6 +427,45 @@ def test_a_float8_file_with_its_marker_may_hold_one_stream(
     assert loaded.streams == ("audio",)
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, truth[name].float()), name
+
+
+def test_one_wrong_marker_is_one_problem(state: State, config: TransformerConfig, tmp_path: Path) -> None:
+    path = tmp_path / "ltx.safetensors"
+    writers.write_layers(path, state, config, encode=int8(COLUMN), metadata={})
+    bad = with_tensor(".comfy_quant", writers.blob({"format": "int9"}))
+    save_file(bad(load_file(path)), path, writers.lightricks_metadata(config))
+    assert len(inspect(path).problems) == 1
+
+
+def test_a_message_names_a_tensor_and_a_shape_once(state: State, config: TransformerConfig, tmp_path: Path) -> None:
+    path = tmp_path / "ltx.safetensors"
+    writers.write_layers(path, state, config, encode=fp8("float8_e5m2", ALL), metadata={})
+    assert all(problem.count("to_q.weight") < 2 for problem in inspect(path).problems)
+    writers.write_layers(path, state, config, encode=writers.encode_mxfp8({}), metadata={})
+    bad = with_tensor(".weight_scale", torch.ones(3, 3, dtype=torch.uint8))
+    save_file(bad(load_file(path)), path, writers.lightricks_metadata(config))
+    assert inspect(path).problems[0].endswith("expected (256, 8) or (64, 32)")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [({"format_version": "9.0"}, "format_version '9.0' is not supported"), ({"convrot": True}, "unknown keys convrot")],
+)
+def test_what_is_said_around_the_entries_of_layers_is_known(
+    said: dict[str, Any], message: str, state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "ltx.safetensors"
+    metadata = {"_quantization_metadata": json.dumps({"layers": {}} | said)}
+    writers.write_layers(path, state, config, encode=int8(COLUMN), metadata=metadata)
+    with pytest.raises(CheckpointError, match=message):
+        ltx2ref.load(path)
+
+
+def test_an_argument_that_settles_nothing_is_a_problem(state: State, config: TransformerConfig, tmp_path: Path) -> None:
+    path = tmp_path / "ltx.safetensors"
+    writers.write_layers(path, state, config, encode=writers.encode_w4a4, metadata={})
+    with pytest.raises(CheckpointError, match="nibbles = 'high' settles nothing"):
+        ltx2ref.load(path, nibbles="high")
 
 
 # ---------------------------------------------------------------- quantisers' configs
@@ -612,6 +654,16 @@ def test_a_quantised_file_keeps_its_bits_and_its_sayings_in_the_other_dialect_an
         assert torch.equal(tensor.flatten().view(torch.uint8), last[name].flatten().view(torch.uint8)), name
 
 
+def test_the_scale_of_a_table_is_renamed_with_it(state: State, config: TransformerConfig, tmp_path: Path) -> None:
+    path, there, back = tmp_path / "ltx.safetensors", tmp_path / "transformer", tmp_path / "back.safetensors"
+    truth = writers.write_fp8_vonkaiser(path, state, config)
+    convert(path, there, dialect="diffusers", keep=True)
+    assert_loads(there, truth)
+    convert(there, back, dialect="lightricks", keep=True)
+    assert load_file(path).keys() >= load_file(back).keys()
+    assert_loads(back, truth)
+
+
 @pytest.mark.parametrize("format", ["int8 ConvRot", "fp8 scaled", "int8"])
 def test_entries_of_the_metadata_are_renamed(
     format: str, state: State, config: TransformerConfig, tmp_path: Path
@@ -642,8 +694,11 @@ def test_what_the_other_dialect_cannot_say_is_refused_before_anything_is_written
 ) -> None:
     path = tmp_path / "ltx.safetensors"
     writers.write_nvfp4(path, state, config)
-    with pytest.raises(CheckpointError, match=r"diffusers files cannot say this: nothing says which of two codes"):
+    with pytest.raises(
+        CheckpointError, match=r"diffusers files cannot say this: nothing says which of two codes.*use --dtype"
+    ) as x:
         convert(path, tmp_path / "transformer", dialect="diffusers", keep=True)
+    assert "nibbles=" not in str(x.value)
     assert not (tmp_path / "transformer").exists()
     convert(path, tmp_path / "alone.safetensors", dialect="lightricks", keep=True)
     assert_loads(tmp_path / "alone.safetensors", writers.write_nvfp4(tmp_path / "again", state, config))
