@@ -7,40 +7,65 @@ adapter_config.json beside the file. Other programs leave an alpha in the metada
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .header import parse_json
 from .source import read_json
-from .storage import CheckpointError, TensorFile, require
+from .storage import CheckpointError, TensorFile, as_path, require
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # the files in a folder of PEFT's
 ADAPTER_METADATA = "lora_adapter_metadata"  # the key of the config in the metadata
 ADAPTER_PREFIX = "transformer."  # in front of the config's keys, except as `save_lora_adapter` writes them
 # Metadata entries that may state an alpha. `lora_alpha` is PEFT's word, the others are kohya's and its followers'.
 ALPHA_KEY, ALPHA_KEYS = "lora_alpha", ("lora_alpha", "ss_network_alpha", "network_alpha", "alpha")
+# Keys that, if they are set, change more than the product of two matrices does, and the tensors of a file show it.
+LARGER = ("lora_bias", "bias", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
+PATTERNS = ("alpha_pattern", "rank_pattern")
+LISTS = ("target_modules", "exclude_modules")
 WORDS = {"true": True, "false": False, "null": None, "none": None}  # as JSON and str() write them
 
 
 class Adapter(NamedTuple):
-    """The part of PEFT's config that decides the factors of a LoRA."""
+    """The part of PEFT's config that decides the factors of a LoRA, and what it says of the ranks and the layers."""
 
     alpha: float
-    patterns: dict[str, float]  # alphas of single layers by the end of a name, or by "^" and the whole name
+    alpha_pattern: dict[str, float]  # alphas of single layers by the end of a name, or by "^" and the whole name
     rank_stabilised: bool
+    rank: float | None  # None if the config does not say it
+    rank_pattern: dict[str, float]  # by the same ends
+    layers: dict[str, list[str]]  # ends of names under the keys that list them
+
+    def __str__(self) -> str:
+        pattern = f", alpha_pattern = {self.alpha_pattern}" if self.alpha_pattern else ""
+        return f"lora_alpha = {self.alpha:g}{pattern}{', use_rslora' * self.rank_stabilised}"
 
     def factor(self, layer: str, rank: int) -> float:
         """Return the factor of a layer: alpha / rank, or alpha / sqrt(rank) if the LoRA is rank-stabilised."""
-        matching = (
-            alpha for end, alpha in self.patterns.items() if layer == end.removeprefix("^") or layer.endswith(f".{end}")
-        )
+        matching = (alpha for end, alpha in self.alpha_pattern.items() if ends(end, [layer]))
         return next(matching, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+    def denials(self, names: Collection[str], rank: int, width: int) -> list[str]:
+        """Return what the config says against a layer of these names, whose rank may be clipped to its width."""
+        stated = next((r for end, r in self.rank_pattern.items() if ends(end, names)), self.rank)
+        listed = {key: any(ends(end, names) for end in self.layers[key]) for key in self.layers}
+        wrong_rank = stated is not None and rank != min(stated, width)
+        return [
+            *([f"its rank is {rank}, but {stated:g}"] if wrong_rank else []),
+            *(["not among the target_modules"] if not listed.get("target_modules", True) else []),
+            *(["among the exclude_modules"] if listed.get("exclude_modules") else []),
+        ]
+
+
+def ends(end: str, names: Iterable[str]) -> bool:
+    """Return whether PEFT's config means one of these names by an end of a name, or by "^" and a whole name."""
+    return any(name == end.removeprefix("^") or name.endswith(f".{end}") for name in names)
 
 
 def files_of(path: str | Path) -> Path:
     """Return a path unchanged, or the weights in a folder of PEFT's. Raises `CheckpointError` for another folder."""
-    path = Path(path)
+    path = as_path(path)
     if not path.is_dir():
         return path
     missing = [name for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if not (path / name).is_file()]
@@ -51,8 +76,8 @@ def files_of(path: str | Path) -> Path:
     return path / ADAPTER_WEIGHTS
 
 
-def read_adapter(file: TensorFile, by_peft: bool) -> tuple[Adapter | None, str]:
-    """Return PEFT's config and where it was found, or None.
+def read_adapters(file: TensorFile, by_peft: bool) -> dict[str, Adapter]:
+    """Return PEFT's configs by where they were found. They agree on all factors.
 
     `by_peft` says that the names in the file are PEFT's own, so that the config beside it is the file's.
 
@@ -76,10 +101,11 @@ def read_adapter(file: TensorFile, by_peft: bool) -> tuple[Adapter | None, str]:
             found |= {where: parse_adapter(config)} if config else {}
         except ValueError as error:
             raise CheckpointError(file.path, [f"{where}: {error}"]) from None
-    if len({repr(adapter) for adapter in found.values()}) > 1:
+    first, *others = found.values() or [None]
+    if first and any(other[:3] != first[:3] for other in others if other):
         said = ", but ".join(f"{adapter} by {where}" for where, adapter in found.items())
         raise CheckpointError(file.path, [said])
-    return next(iter(found.values()), None), " and ".join(found)
+    return found
 
 
 def json_of(file: TensorFile, key: str) -> dict[str, Any]:
@@ -112,17 +138,30 @@ def as_number(text: str) -> float | str:
 def parse_adapter(config: Mapping[str, Any]) -> Adapter:
     """Check PEFT's config and return what decides the factors. Raises `ValueError` for what is not supported."""
     for key, value in config.items():
-        require(not (value and is_variant(key)), f"{key} = {value!r} is not supported")
+        unset = not value or (key, value) == ("bias", "none")
+        require(unset or not (is_variant(key) or key in LARGER), f"{key} = {value!r} is not supported")
     require(config.get("peft_type", "LORA") == "LORA", f"peft_type = {config.get('peft_type')!r} is not supported")
+    require(ALPHA_KEY in config, f"not a config of PEFT's for a LoRA: it has no {ALPHA_KEY}")
     # The other initialisations change the base weight as well, and PEFT does so again when it loads such a file.
     initialisation = config.get("init_lora_weights", True)
     require(initialisation in (True, False, "gaussian"), f"init_lora_weights = {initialisation!r} is not supported")
-    patterns = config.get("alpha_pattern") or {}
-    require(isinstance(patterns, dict), f"alpha_pattern = {patterns!r}: expected an object")
-    for end, alpha in {ALPHA_KEY: config.get(ALPHA_KEY), **patterns}.items():
-        require(is_finite_number(alpha), f"{end} = {alpha!r}: expected a finite number")
-        require(re.fullmatch(r"\^?[\w.]+", end) is not None, f"{end!r}: expected the end of a layer's name")
-    return Adapter(config[ALPHA_KEY], patterns, bool(config.get("use_rslora")))
+    patterns = {key: config.get(key) or {} for key in PATTERNS}
+    numbers = {ALPHA_KEY: config[ALPHA_KEY], **({"r": config["r"]} if config.get("r") is not None else {})}
+    for key, pattern in patterns.items():
+        require(isinstance(pattern, dict), f"{key} = {pattern!r}: expected an object")
+        for end in pattern:
+            require(re.fullmatch(r"\^?[\w.]+", end) is not None, f"{end!r}: expected the end of a layer's name")
+    for what, number in [pair for stated in (numbers, *patterns.values()) for pair in stated.items()]:
+        require(is_finite_number(number), f"{what} = {number!r}: expected a finite number")
+    # Regular expressions in place of lists are not evaluated: some take forever.
+    layers = {key: config[key] for key in LISTS if is_list_of_texts(config.get(key))}
+    alphas, ranks = patterns.values()
+    return Adapter(config[ALPHA_KEY], alphas, bool(config.get("use_rslora")), config.get("r"), ranks, layers)
+
+
+def is_list_of_texts(value: object) -> bool:
+    """Return whether a value is a list of strings."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def is_variant(key: str) -> bool:

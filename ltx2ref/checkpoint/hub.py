@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from .storage import CheckpointError
+from .storage import CheckpointError, as_path
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ("*.json", "*{}.safetensors", "*{}-*.safetensors")  # all that is fetched: never pickles, never code
@@ -24,7 +24,7 @@ def local_folder(
     """
     if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
         raise CheckpointError(path, [f"subfolder = {subfolder!r}: expected a folder inside"])
-    if Path(path).exists():
+    if as_path(path).exists():
         return Path(path) / subfolder
     if not HUB_ID.fullmatch(str(path)):
         raise CheckpointError(path, ["there is no such file or folder, and it is no id of a hub repository"])

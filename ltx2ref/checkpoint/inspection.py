@@ -12,13 +12,13 @@ import torch
 from ..progress import track
 from . import manifest
 from .keywords import ReadingOptions
-from .lora import lora_format
+from .lora import is_lora, lora_format, read_lora
 from .match import Plan, make_plan
 from .quantised import COMPANIONS, Nibbles, ScaleOrder, Weight
 from .resolve_config import any_block, release_of
 from .sayings import MARKER_READERS
 from .source import CheckpointFiles, checkpoints_in, open_source, read_json
-from .storage import CheckpointError, Stored
+from .storage import CheckpointError, Stored, as_path
 from .streams import is_needed
 
 READ = 2**24  # bytes read at a time
@@ -109,7 +109,7 @@ def inspect_all(
     In a folder with several checkpoints, one that cannot be read is described as unreadable. In all other cases that
     raises `CheckpointError`.
     """
-    folder, options = Path(path), ReadingOptions(None, nibbles, scales, prefix, variant)
+    folder, options = as_path(path), ReadingOptions(None, nibbles, scales, prefix, variant)
     several = variant is None and folder.is_dir() and not (folder / "model_index.json").exists()
     found = checkpoints_in(folder) if several else []
     if len(found) < 2:
@@ -145,10 +145,12 @@ def description(
         "metadata": sorted(source.metadata),
         "manifest": published(source, digest),
     }
+    if is_lora(source.tensors):
+        return lora_description(source, common)
     try:
         plan = make_plan(source, options)
     except CheckpointError as error:
-        kind = other_kind(source)
+        kind = other_model(source.tensors)
         return Description(kind=kind or "not understood", problems=[] if kind else error.problems, **common)
     release = release_of(plan.config)
     described = [Stored.__str__(stored) for stored in plan.unknown]
@@ -174,11 +176,17 @@ def description(
     )
 
 
-def other_kind(source: CheckpointFiles) -> str | None:
-    """Return what a file without a transformer holds, judged by how its tensor names begin, or None."""
-    names = list(source.tensors)
-    if format := lora_format(names):
-        return f"LoRA, {format}"
+def lora_description(source: CheckpointFiles, common: dict[str, Any]) -> Description:
+    """Describe a LoRA, with all that is wrong with it whatever the model is."""
+    kind = f"LoRA, {lora_format(source.tensors)}"
+    try:
+        return Description(kind=kind, notes=read_lora(source.path).notes, **common)
+    except CheckpointError as error:
+        return Description(kind=kind, problems=error.problems, **common)
+
+
+def other_model(names: Iterable[str]) -> str | None:
+    """Return the models whose tensors a file holds, judged by how their names begin, or None."""
     parts = Counter(name.split(".")[0] for name in names)
     literal = {
         "vae": "VAE",

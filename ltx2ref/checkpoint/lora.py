@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .adapter import Adapter, files_of, is_finite_number, read_adapter, unused_alphas
+from .adapter import Adapter, files_of, is_finite_number, read_adapters, unused_alphas
 from .header import read_header
 from .match import Plan, parameter_shapes
-from .names import FOREIGN_INSIDE, OPENINGS, to_lightricks
+from .names import FOREIGN_INSIDE, OPENINGS, to_diffusers, to_lightricks
 from .quantised import FP8, PLAIN_DTYPES, Weight
 from .storage import CheckpointError, Stored, TensorFile
 
@@ -134,6 +134,17 @@ class Kind(NamedTuple):
         """Return whether these are the parts of such a change."""
         return self.sizes.keys() == parts.keys() - ({"alpha"} if self.scaled else set())
 
+    def shape(self, parts: LayerParts) -> tuple[int, ...]:
+        """Return the shape of the weight that these parts are for, judged by them alone."""
+        size = {
+            letter: length
+            for part, letters in self.sizes.items()
+            for letter, length in zip(letters.split(), parts[part].shape, strict=False)
+        }
+        if not self.scaled:
+            return next(iter(parts.values())).shape
+        return tuple(math.prod(size[letter] for letter in size if letter[0] == side) for side in "OI")
+
     def rank(self, parts: LayerParts) -> int | None:
         """Return the rank by which an alpha is divided, or None if an alpha has no effect."""
         for part, letters in self.sizes.items():
@@ -228,28 +239,36 @@ def lora_format(names: Iterable[str]) -> str | None:
     return " and ".join(sorted(found)) or None
 
 
-def read_lora(path: str | Path, plan: Plan) -> Lora:
+def is_lora(names: Collection[str]) -> bool:
+    """Return whether most of these tensors are parts of a LoRA of the transformer."""
+    return 2 * sum(name.endswith((*PARTS,)) for name in names) > len(names) and lora_format(names) is not None
+
+
+def read_lora(path: str | Path, plan: Plan | None = None) -> Lora:
     """Read a LoRA for the model of a plan, from a file or from a folder of PEFT's.
 
-    What it has for a stream that is not read is checked as well, and left out.
+    What it has for a stream that is not read is checked as well, and left out. Without a plan, its layers and shapes
+    only have to agree with each other.
 
     Raises `CheckpointError`, with all problems, unless every tensor of the file is understood and fits the model.
     """
     file, tensors = read_header(files_of(path))
     skipped = Counter(owner for name in tensors if (owner := foreign(name)))
     own = [stored for stored in tensors.values() if not foreign(stored.name)]
-    shapes = parameter_shapes(plan.config)
-    whole, problems = match_layers(own, shapes)
-    found = {name: it for name, it in whole.items() if name in plan.weights}
-    if whole and not found:
+    shapes = parameter_shapes(plan.config) if plan else {}
+    whole, problems = match_layers(own, shapes or implied_names(own))
+    found = {name: it for name, it in whole.items() if not plan or name in plan.weights}
+    if plan and whole and not found:
         problems.append(f"nothing in it is of the {' and '.join(plan.streams)} stream")
     format = lora_format(stored.name for stored in own) or ""
     if not format or (KOHYA in format and format != KOHYA):
         problems.insert(0, f"names of several formats: {format}" if format else "no LoRA of the transformer in it")
-    problems += [problem for name, it in whole.items() for problem in faults(name, shapes[name], it.parts)]
+    problems += [problem for name, it in whole.items() for problem in faults(name, shapes.get(name), it.parts)]
     raise_problems(file, problems)
     by_peft = format == PEFT or any(".default." in stored.name for stored in own)
-    adapter, origin = read_adapter(file, by_peft)
+    adapters = read_adapters(file, by_peft)
+    raise_problems(file, [problem for name, it in whole.items() for problem in denied(name, it, adapters)])
+    adapter, origin = next(iter(adapters.values()), None), " and ".join(adapters)
     layers = {
         name: Layer(kind, it.parts, factor(it, kind, adapter, origin))
         for name, it in found.items()
@@ -257,10 +276,12 @@ def read_lora(path: str | Path, plan: Plan) -> Lora:
     }
     alphas = [layer.parts["alpha"] for layer in layers.values() if "alpha" in layer.parts]
     ranks = [layer.rank for layer in layers.values() if layer.rank is not None]
+    where = " and ".join(filter(None, ["alpha tensors" if alphas else "", origin])) or "no alpha"
     unsaid = ranks and not adapter and not alphas
     raise_problems(file, [NO_ALPHA] if unsaid and PEFT in format else [])
     notes = unused_alphas(file.metadata, max(ranks)) if unsaid else []
-    where = " and ".join(filter(None, ["alpha tensors" if alphas else "", origin])) or "no alpha"
+    if negative := [name for name, layer in layers.items() if layer.factor < 0]:
+        notes.append(f"{len(negative)} negative factors by {where}, such as that of {negative[0]}: they subtract")
     return Lora(file.path, format, layers, dict(skipped), where, notes)
 
 
@@ -305,9 +326,17 @@ def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.d
     for layer, strength in changed:
         result = layer.change(wide).mul_(strength * layer.factor).add_(result)
         if not result.isfinite().all():
-            first = layer.parts[next(iter(layer.kind.sizes))]
-            raise CheckpointError(first.file.path, [f"{first.name}: the merged weight is not finite"])
+            culprit = not_finite(layer, weight)
+            raise CheckpointError(culprit.file.path, [f"{culprit.name}: the merged weight is not finite"])
     return result.to(dtype)
+
+
+def not_finite(layer: Layer, weight: Weight) -> Stored:
+    """Return the tensor whose values make a sum infinite or NaN: the first one with such values, or else the first."""
+    parts = [layer.parts[part] for part in layer.kind.sizes]
+    damaged = (stored for stored in parts if not stored.tensor().double().isfinite().all())
+    base = [] if weight.read(torch.float64).isfinite().all() else [weight.tensor]
+    return next(damaged, (base or parts)[0])
 
 
 def foreign(name: str) -> str | None:
@@ -326,6 +355,15 @@ def spellings(layer: str) -> set[str]:
     """Return the names of a layer: in both dialects, and without the 0 of `to_out.0`."""
     names = {layer, to_lightricks(layer)}
     return names | {name.removesuffix(".0") for name in names if name.endswith(".to_out.0")}
+
+
+def implied_names(tensors: Iterable[Stored]) -> set[str]:
+    """Return the names of the parameters that a LoRA may change, judged by its own names. Underscores stay in them."""
+    wholes = {whole for stored in tensors for whole, part in [layer_and_part(stored.name)] if part}
+    openings = {whole: next(prefix for prefix in LORA_PREFIXES if whole.startswith(prefix)) for whole in wholes}
+    layers = {to_diffusers(whole.removeprefix(prefix)) for whole, prefix in openings.items()}
+    layers = {f"{layer}.0" if layer.endswith(".to_out") else layer for layer in layers}
+    return {f"{layer}.{parameter}" for layer in layers for parameter in ("weight", "bias")}
 
 
 def match_layers(tensors: Iterable[Stored], names: Collection[str]) -> tuple[dict[str, Found], list[str]]:
@@ -361,19 +399,36 @@ def kind_of(parts: LayerParts) -> Kind | None:
     return next((kind for kind in KINDS if kind.fits(parts)), None)
 
 
-def faults(name: str, shape: tuple[int, ...], parts: LayerParts) -> list[str]:
-    """Return what is wrong with the tensors of one parameter's change, judged by names, shapes and dtypes."""
+def faults(name: str, shape: tuple[int, ...] | None, parts: LayerParts) -> list[str]:
+    """Return what is wrong with the tensors of one parameter's change, judged by names, shapes and dtypes.
+
+    `shape` is the parameter's, or None if there is no model.
+    """
     kind = kind_of(parts)
-    if len(shape) != 2 and not parts.keys() <= {"diff", BIAS}:
+    if shape is not None and len(shape) != 2 and not parts.keys() <= {"diff", BIAS}:
         return [f"{stored}: {name} is not of a Linear layer" for stored in parts.values()]
     if kind is None:
         has, known = " and ".join(sorted(parts)), ", or ".join(map(str, KINDS))
         return [f"{stored}: the layer has {has}; expected {known}" for stored in parts.values()]
-    shapes = kind.shapes(parts, shape)
+    shapes = kind.shapes(parts, kind.shape(parts) if shape is None else shape)
+    return [f"{stored}: expected {said}" for part, stored in parts.items() if (said := misfit(stored, shapes[part]))]
+
+
+def misfit(stored: Stored, shapes: Sequence[tuple[int, ...]]) -> str:
+    """Return the shapes and dtypes that a tensor may have, as far as its own are others."""
+    shape = "" if stored.shape in shapes else " or ".join(str(list(right)) for right in shapes)
+    return ", ".join(filter(None, [shape, "" if stored.dtype in FACTOR_DTYPES else ", ".join(FACTOR_DTYPES)]))
+
+
+def denied(name: str, found: Found, adapters: Mapping[str, Adapter]) -> list[str]:
+    """Return what PEFT's configs say against the change of one parameter."""
+    a, b = found.parts.get("A"), found.parts.get("B")
+    if a is None or b is None:
+        return []
+    names = spellings(name.removesuffix(".weight")) | {found.module}
+    rank, width = a.shape[0], min(a.shape[1], b.shape[0])
     return [
-        f"{stored}: expected {' or '.join(str(list(right)) for right in shapes[part])}, {', '.join(FACTOR_DTYPES)}"
-        for part, stored in parts.items()
-        if stored.shape not in shapes[part] or stored.dtype not in FACTOR_DTYPES
+        f"{a}: {said} by {where}" for where, adapter in adapters.items() for said in adapter.denials(names, rank, width)
     ]
 
 

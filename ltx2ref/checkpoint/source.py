@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .header import MAX_HEADER, parse_json, read_header
-from .storage import CheckpointError, Stored, TensorFile, open_regular, reading
+from .storage import CheckpointError, Stored, TensorFile, as_path, open_regular, reading
 
 PLAIN_NAME = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives to weights
 INDEX = ".safetensors.index."  # in the name of every index of shards; then comes "json", or a variant and ".json"
@@ -34,7 +34,7 @@ def open_source(path: str | Path, variant: str | None = None) -> CheckpointFiles
     Raises `CheckpointError` if there is no checkpoint. The message for a whole pipeline's folder says which one to
     give.
     """
-    path = Path(path)
+    path = as_path(path)
     if os.path.isdir(path):
         config = read_json(path / "config.json") if (path / "config.json").exists() else None
         return open_file(chosen_checkpoint(path, variant), config)._replace(path=path)

@@ -118,6 +118,12 @@ class TensorFile:
             raise CheckpointError(self.path, [f"{name}: ends at byte {start + done}, expected {stop}"])
 
 
+def as_path(path: str | Path) -> Path:
+    """Return a path. Raises `ValueError` for an empty text, which would mean the current folder."""
+    require(path != "", "path: expected a file or a folder, got an empty text")
+    return Path(path)
+
+
 def require_unchanged(files: Iterable[TensorFile]) -> None:
     """Raise `CheckpointError` if a file is gone or has changed since its header was read."""
     for file in files:

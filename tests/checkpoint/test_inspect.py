@@ -5,6 +5,7 @@ pytest tests/checkpoint/test_inspect.py
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from tiny import random_model, tiny_config
 
 import ltx2ref
 from ltx2ref.checkpoint import manifest
-from ltx2ref.checkpoint.inspection import inspect, ranges
+from ltx2ref.checkpoint.inspection import inspect, inspect_all, ranges
+from ltx2ref.checkpoint.lora import read_lora
 from ltx2ref.checkpoint.match import make_plan
 from ltx2ref.cli import main
 
@@ -159,8 +161,8 @@ def test_the_command_prints_a_table_or_json_and_its_status_says_whether_it_would
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
-        (["diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"], "LoRA, lightricks"),
-        (["lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight"], "LoRA, kohya"),
+        (["diffusion_model.transformer_blocks.0.attn1.to_q.diff"], "LoRA, lightricks"),
+        (["lora_unet_transformer_blocks_0_attn1_to_q.diff_b"], "LoRA, kohya"),
         (["audio_vae.encoder.x", "vocoder.y"], "audio VAE + vocoder"),
         (["decoder.x", "encoder.y"], "VAE"),
     ],
@@ -171,5 +173,118 @@ def test_a_file_without_a_transformer_is_named_too(names: list[str], kind: str, 
     assert (found.kind, found.release, found.problems) == (kind, None, [])
 
 
+# Changes of a LoRA that `load` refuses whatever the model is, with what is said of each. None removes a tensor.
+LAYER, RAW = "transformer_blocks.0.attn1.to_q", "base_model.model.transformer_blocks.0.attn1.to_q"
+A, B, ALPHA = (f"diffusion_model.{LAYER}{ending}" for ending in (".lora_A.weight", ".lora_B.weight", ".alpha"))
+LORAS: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
+    "A without B": ({B: None}, f"{A} F32 [2, 8]: the layer has A; expected "),
+    "two ranks": ({B: torch.ones(6, 3)}, f"{B} F32 [6, 3]: expected [6, 2]"),
+    "an alpha of two": ({ALPHA: torch.ones(2)}, f"{ALPHA} F32 [2]: expected [] or [1]"),
+    "an alpha of integers": ({ALPHA: torch.ones((), dtype=torch.int64)}, f"{ALPHA} I64 []: expected BF16, "),
+    "an alpha of NaN": ({ALPHA: torch.tensor(float("nan"))}, f"{ALPHA} F32 []: not finite"),
+    "integers": ({A: torch.ones(2, 8, dtype=torch.int8)}, f"{A} I8 [2, 8]: expected BF16, "),
+    "twice": (
+        {f"transformer.{LAYER}.lora_down.weight": torch.ones(2, 8)},
+        f"{LAYER}.lora_down.weight F32 [2, 8]: the ",
+    ),
+    "twice, in two dialects": (
+        {"transformer.proj_in.diff": torch.ones(2, 2), "diffusion_model.patchify_proj.diff": torch.ones(2, 2)},
+        "transformer.proj_in.diff F32 [2, 2]: the same as diffusion_model.patchify_proj.diff",
+    ),
+    "DoRA": ({f"diffusion_model.{LAYER}.dora_scale": torch.ones(6, 1)}, "dora_scale F32 [6, 1]: not supported"),
+    "a bias": ({f"diffusion_model.{LAYER}.lora_B.bias": torch.ones(6)}, "lora_B.bias F32 [6]: not supported"),
+    "a side twice": (
+        {f"diffusion_model.proj_out.lokr_{part}": torch.ones(1, 1) for part in ("w1", "w1_a", "w2")},
+        "proj_out.lokr_w1 F32 [1, 1]: the layer has w1 and w1_a and w2; expected ",
+    ),
+    "LoKr of two ranks": (
+        {f"diffusion_model.proj_out.lokr_{part}": torch.ones(2, 2) for part in ("w1_a", "w1_b", "w2_a")}
+        | {"diffusion_model.proj_out.lokr_w2_b": torch.ones(3, 2)},
+        "proj_out.lokr_w2_b F32 [3, 2]: expected [2, 2]",
+    ),
+    "several formats": (
+        {"lora_unet_proj_out.diff": torch.ones(2, 2)},
+        "names of several formats: kohya and lightricks",
+    ),
+    "PEFT without a config": (
+        {A: None, B: None, f"{RAW}.lora_A.weight": torch.ones(2, 8), f"{RAW}.lora_B.weight": torch.ones(6, 2)},
+        "its names are PEFT's, whose alpha is in adapter_config.json, and that is not beside it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LORAS)
+def test_what_a_lora_alone_shows_to_be_wrong_is_a_problem(tmp_path: Path, case: str) -> None:
+    change, problem = LORAS[case]
+    tensors, path = {A: torch.ones(2, 8), B: torch.ones(6, 2)}, tmp_path / "lora.safetensors"
+    save_file(tensors, path)
+    assert inspect(path).problems == [] and main(["inspect", str(path)]) == 0
+    save_file({name: tensor for name, tensor in (tensors | change).items() if tensor is not None}, path)
+    found = inspect(path)
+    assert found.kind.startswith("LoRA, ") and any(problem in line for line in found.problems), found.problems
+    assert main(["inspect", str(path)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (None, "a folder of PEFT has adapter_model.safetensors and adapter_config.json: no adapter_config.json in it"),
+        ('{"lora_alpha": 4, "peft_type": "LOHA"}', "adapter_config.json: peft_type = 'LOHA' is not supported"),
+        ('{"lora_alpha": NaN}', "not JSON: NaN"),
+        ('{"num_layers": 48}', "adapter_config.json: not a config of PEFT's for a LoRA: it has no lora_alpha"),
+        ('{"lora_alpha": 4, "r": 8}', "its rank is 2, but 8 by adapter_config.json"),
+        ('{"lora_alpha": 4, "r": 2}', None),
+    ],
+)
+def test_a_folder_of_pefts_is_inspected_with_its_config(
+    tmp_path: Path, config: str | None, problem: str | None
+) -> None:
+    tensors = {f"{RAW}.lora_A.weight": torch.ones(2, 8), f"{RAW}.lora_B.weight": torch.ones(6, 2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(config)
+    found = inspect(tmp_path)
+    assert found.kind == "LoRA, peft" and len(found.problems) == (problem is not None)
+    assert all(problem and problem in line for line in found.problems), found.problems
+
+
+def test_notes_on_the_alphas_of_a_lora_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file({A: torch.ones(2, 8), B: torch.ones(6, 2)}, path, {"lora_alpha": "1"})
+    assert "lora_alpha = 1.0 in the metadata is not used" in inspect(path).notes[0]
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "model.diffusion_model."])
+@pytest.mark.parametrize("layer", ["proj_in", "patchify_proj"])
+def test_a_lora_whose_layers_only_a_transformer_has_is_no_transformer(tmp_path: Path, prefix: str, layer: str) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(
+        {f"{prefix}{layer}.lora_A.weight": torch.ones(2, 8), f"{prefix}{layer}.lora_B.weight": torch.ones(6, 2)}, path
+    )
+    found = inspect(path)
+    assert found.kind.startswith("LoRA, ") and not found.problems
+
+
 def test_ranges_join_neighbours() -> None:
     assert (ranges([3, 1, 2, 7, 9, 10]), ranges([4]), ranges([])) == ("1-3, 7, 9-10", "4", "")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        ltx2ref.load,
+        ltx2ref.stream,
+        ltx2ref.LTX2VideoTransformer3DModel.from_pretrained,
+        inspect,
+        inspect_all,
+        read_lora,
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[str], object]
+) -> None:
+    tiny_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="path: expected a file or a folder, got an empty text"):
+        read("")
+    assert main(["inspect", ""]) == 2

@@ -573,7 +573,7 @@ def test_a_config_beside_a_file_that_is_not_pefts_is_not_its_config(tmp_path: Pa
     [
         ("[]", "expected a JSON object"),
         ('{"lora_alpha": NaN}', "not JSON: NaN"),
-        ('{"r": 4}', "adapter_config.json: lora_alpha = None: expected a finite number"),
+        ('{"r": 4}', "adapter_config.json: not a config of PEFT's for a LoRA: it has no lora_alpha"),
         ('{"lora_alpha": 4, "peft_type": "LOKR"}', "adapter_config.json: peft_type = 'LOKR' is not supported"),
         ('{"lora_alpha": 4, "use_dora": true}', "adapter_config.json: use_dora = True is not supported"),
         (None, "a folder of PEFT has adapter_model.safetensors and adapter_config.json: no adapter_config.json in it"),
@@ -598,8 +598,65 @@ def test_two_configs_that_differ_are_refused_with_both_places(tmp_path: Path) ->
     folder = peft_folder(tmp_path / "a", pairs, {"lora_alpha": 3}, **same)
     assert_merged(load_state(path, config, (folder, 1)), state, pairs, {"proj_in": 3 / RANK})
     folder = peft_folder(tmp_path / "b", pairs, {"lora_alpha": 3}, **other)
-    with pytest.raises(CheckpointError, match=r"alpha=4.* by lora_adapter_metadata, but .*alpha=3.* by adapter_config"):
+    with pytest.raises(
+        CheckpointError, match=r": lora_alpha = 4 by lora_adapter_metadata, but lora_alpha = 3 by adapter_config"
+    ):
         load_state(path, config, (folder, 1))
+
+
+# What PEFT's config says of ranks and layers, and what is objected to for `FIVE`, of rank 5.
+DENIALS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "the rank": ({"r": 8}, ["its rank is 5, but 8 by adapter_config.json"] * 5),
+    "the rank of a layer": (
+        {"rank_pattern": {"to_q": 3}},
+        ["attn1.to_q.lora_A.weight F32 [5, 56]: its rank is 5, but 3 by"],
+    ),
+    "no rank": ({"r": None}, []),
+    "a layer that is not listed": (
+        {"target_modules": ["proj_in", "to_q", "net.2", "to_out.0"]},
+        ["time_embed.linear.lora_A.weight F32 [5, 56]: not among the target_modules by adapter_config.json"],
+    ),
+    "Lightricks' names": ({"target_modules": ["patchify_proj", "adaln_single.linear", "to_q", "2", "to_out"]}, []),
+    "a layer that is excluded": (
+        {"exclude_modules": ["attn1.to_q"]},
+        ["to_q.lora_A.weight F32 [5, 56]: among the excl"],
+    ),
+    "a regular expression": ({"target_modules": "(a+)+$"}, []),
+}
+
+
+@pytest.mark.parametrize("case", DENIALS)
+def test_a_config_of_pefts_that_contradicts_ranks_or_layers_is_refused(tmp_path: Path, case: str) -> None:
+    path, config, state = base(tmp_path, "2.3")
+    said, expected = DENIALS[case]
+    folder = peft_folder(tmp_path / "p", random_pairs(state, FIVE), {"lora_alpha": 3} | said)
+    if expected:
+        with pytest.raises(CheckpointError) as caught:
+            load_state(path, config, (folder, 1))
+        found = caught.value.problems
+        assert len(found) == len(expected) and all(text in line for text, line in zip(expected, found, strict=True)), (
+            found
+        )
+    else:
+        load_state(path, config, (folder, 1))
+
+
+def test_a_rank_that_is_clipped_to_the_width_is_no_contradiction(tmp_path: Path) -> None:
+    path, config, state = base(tmp_path, "2.3")
+    pairs = random_pairs(state, ["transformer_blocks.0.attn1.to_gate_logits"])  # 4 rows
+    folder = peft_folder(tmp_path / "p", pairs, {"lora_alpha": 3})
+    assert_merged(load_state(path, config, (folder, 1)), state, pairs, dict.fromkeys(pairs, 3 / 4))
+
+
+def test_negative_factors_are_noted(tmp_path: Path) -> None:
+    path, config, state = base(tmp_path, "2.3")
+    folder = peft_folder(tmp_path / "p", random_pairs(state, ["proj_in"]), {"lora_alpha": -3})
+    tensors = lightricks(random_pairs(state, ["proj_in"])) | {f"{IN}.alpha": torch.tensor(-1.0)}
+    lora, plan = save(tmp_path / "x.safetensors", tensors), make_plan(path, config)
+    for changed, where in ((folder, "adapter_config.json"), (lora, "alpha tensors")):
+        assert read_lora(changed, plan).notes == [
+            f"1 negative factors by {where}, such as that of proj_in.weight: they subtract"
+        ]
 
 
 def test_pefts_keys_of_the_transformer_in_the_plain_metadata_are_used(tmp_path: Path) -> None:
@@ -844,6 +901,7 @@ def test_ltx_core_adds_the_same_with_more_roundings(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- what is refused
 TO_Q = "diffusion_model.transformer_blocks.0.attn1.to_q"
+IN = "diffusion_model.patchify_proj"
 OUT = "diffusion_model.proj_out"
 ONLY = "the layer has {}; expected A and B, or w1 and w2, or "
 
@@ -889,7 +947,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor | None], list[str]]] = {
     ),
     "integers": (
         {f"{TO_Q}.lora_A.weight": ones(5, 56, dtype=torch.int8)},
-        [f"{TO_Q}.lora_A.weight I8 [5, 56]: expected [5, 56], BF16, F16, F32, F64"],
+        [f"{TO_Q}.lora_A.weight I8 [5, 56]: expected BF16, F16, F32, F64"],
     ),
     "a scale of float8": (
         {f"{TO_Q}.lora_A.weight": ones(5, 56, dtype=torch.float8_e4m3fn), f"{TO_Q}.lora_A.weight_scale": ones()},
@@ -899,8 +957,8 @@ REFUSED: dict[str, tuple[dict[str, Tensor | None], list[str]]] = {
     "up beside B": ({f"{TO_Q}.lora_up.weight": ones(56, 5)}, [": the same as"]),
     "DoRA, as ComfyUI": ({f"{TO_Q}.dora_scale": ones(56, 1)}, [".dora_scale F32 [56, 1]: not supported"]),
     "DoRA, as PEFT": ({f"{TO_Q}.lora_magnitude_vector": ones(56)}, [".lora_magnitude_vector F32 [56]: not supported"]),
-    "a difference of another shape": ({f"{OUT}.diff": ones(19, 55)}, [f"{OUT}.diff F32 [19, 55]: expected [19, 56], "]),
-    "a bias' difference of another shape": ({f"{TO_Q}.diff_b": ones(55)}, [".diff_b F32 [55]: expected [56], "]),
+    "a difference of another shape": ({f"{OUT}.diff": ones(19, 55)}, [f"{OUT}.diff F32 [19, 55]: expected [19, 56]"]),
+    "a bias' difference of another shape": ({f"{TO_Q}.diff_b": ones(55)}, [".diff_b F32 [55]: expected [56]"]),
     "a difference with an alpha": (
         {f"{OUT}.diff": ones(19, 56), f"{OUT}.alpha": ones()},
         [f"{OUT}.diff F32 [19, 56]: {ONLY.format('alpha and diff')}", f"{OUT}.alpha F32 []: the layer has"],
@@ -926,11 +984,11 @@ REFUSED: dict[str, tuple[dict[str, Tensor | None], list[str]]] = {
     ),
     "LoKr of another size": (
         {f"{OUT}.lokr_w1": ones(19, 7), f"{OUT}.lokr_w2": ones(2, 8)},
-        [f"{OUT}.lokr_w2 F32 [2, 8]: expected [1, 8], "],
+        [f"{OUT}.lokr_w2 F32 [2, 8]: expected [1, 8]"],
     ),
     "LoKr that does not divide": (
         {f"{OUT}.lokr_w1": ones(2, 9), f"{OUT}.lokr_w2": ones(9, 6)},
-        [f"{OUT}.lokr_w1 F32 [2, 9]: expected [1, 1], ", f"{OUT}.lokr_w2 F32 [9, 6]: expected [19, 56], "],
+        [f"{OUT}.lokr_w1 F32 [2, 9]: expected [1, 1]", f"{OUT}.lokr_w2 F32 [9, 6]: expected [19, 56]"],
     ),
     "LoKr of two ranks": (
         {f"{OUT}.lokr_w1_a": ones(1, 2), f"{OUT}.lokr_w1_b": ones(2, 7)}
@@ -1045,15 +1103,26 @@ def test_a_merged_weight_that_is_not_finite_is_refused(tmp_path: Path, part: str
     tensors = lightricks(random_pairs(state, [TO_Q[16:]]))
     tensors[f"{TO_Q}.lora_{part}.weight"][1, 2] = value
     lora = save(tmp_path / "lora.safetensors", tensors)
-    with pytest.raises(CheckpointError, match=r"to_q\.lora_A\.weight: the merged weight is not finite"):
+    named = "A" if value == 3e38 else part  # nothing is damaged, and the sum is too large
+    with pytest.raises(CheckpointError, match=rf"to_q\.lora_{named}\.weight: the merged weight is not finite"):
         load_state(path, config, (lora, 10))
+
+
+def test_a_base_that_is_not_finite_is_named_in_place_of_the_lora(tmp_path: Path) -> None:
+    path, config, state = base(tmp_path, "2.3")
+    state["proj_in.weight"][0, 0] = float("nan")
+    save_file(state, path)
+    lora = save(tmp_path / "lora.safetensors", lightricks(random_pairs(state, ["proj_in"])))
+    with pytest.raises(CheckpointError, match=r"base\.safetensors: proj_in\.weight: the merged weight is not finite"):
+        load_state(path, config, (lora, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "text"),
     [
-        ({"r": 5}, "lora_alpha = None: expected a finite number"),
+        ({"r": 5}, "not a config of PEFT's for a LoRA: it has no lora_alpha"),
+        ({"lora_alpha": None}, "lora_alpha = None: expected a finite number"),
         ({"lora_alpha": "8"}, "lora_alpha = '8': expected a finite number"),
         ({"lora_alpha": True}, "lora_alpha = True: expected a finite number"),
         ({"lora_alpha": 10**400}, "expected a finite number"),
@@ -1061,6 +1130,11 @@ def test_a_merged_weight_that_is_not_finite_is_refused(tmp_path: Path, part: str
         ({"lora_alpha": 8, "alpha_pattern": {".*to_q": 3}}, "'.*to_q': expected the end of a layer's name"),
         ({"lora_alpha": 8, "alpha_pattern": [3]}, "alpha_pattern = [3]: expected an object"),
         ({"lora_alpha": 8, "use_dora": True}, "use_dora = True is not supported"),
+        ({"lora_alpha": 8, "r": "5"}, "r = '5': expected a finite number"),
+        ({"lora_alpha": 8, "rank_pattern": {"to_q": True}}, "to_q = True: expected a finite number"),
+        ({"lora_alpha": 8, "lora_bias": True}, "lora_bias = True is not supported"),
+        ({"lora_alpha": 8, "bias": "all"}, "bias = 'all' is not supported"),
+        ({"lora_alpha": 8, "modules_to_save": ["proj_out"]}, "modules_to_save = ['proj_out'] is not supported"),
         ({"lora_alpha": 8, "arrow_config": {"x": 1}}, "arrow_config = {'x': 1} is not supported"),
         ({"lora_alpha": 8, "alora_invocation_tokens": [1]}, "alora_invocation_tokens = [1] is not supported"),
         ({"lora_alpha": 8, "init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),
