@@ -326,12 +326,12 @@ def added(weight: Weight, changed: Sequence[tuple[Layer, float]], dtype: torch.d
     for layer, strength in changed:
         result = layer.change(wide).mul_(strength * layer.factor).add_(result)
         if not result.isfinite().all():
-            culprit = not_finite(layer, weight)
+            culprit = culprit_of(layer, weight)
             raise CheckpointError(culprit.file.path, [f"{culprit.name}: the merged weight is not finite"])
     return result.to(dtype)
 
 
-def not_finite(layer: Layer, weight: Weight) -> Stored:
+def culprit_of(layer: Layer, weight: Weight) -> Stored:
     """Return the tensor whose values make a sum infinite or NaN: the first one with such values, or else the first."""
     parts = [layer.parts[part] for part in layer.kind.sizes]
     damaged = (stored for stored in parts if not stored.tensor().double().isfinite().all())
