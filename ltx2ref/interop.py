@@ -83,6 +83,6 @@ class PipelineTransformer(LTX2VideoTransformer3DModel):
 
 def for_diffusers(model: LTX2VideoTransformer3DModel) -> PipelineTransformer:
     """Return the model for a diffusers pipeline. Parameters are shared, not copied."""
-    shell = without_values(PipelineTransformer, model.config, model.conventions)
+    shell = without_values(PipelineTransformer, model.config, model.conventions, model.streams)
     shell.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return shell.train(model.training)

@@ -41,13 +41,13 @@ def pieces(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str], titl
 
 
 def header(tensors: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytearray:
-    """Return the length of the header and the header itself, padded so that the data begins at a multiple of 8."""
+    """Return the length of the header and the header itself, padded so that the data begins at a multiple of 64."""
     table, end = {"__metadata__": dict[str, Any](metadata)}, 0
     for name, entry in packed(tensors):
         start, end = end, end + entry.size
         table[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]}
     text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % 64)
     return bytearray(len(text).to_bytes(8, "little") + text)
 
 

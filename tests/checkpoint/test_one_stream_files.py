@@ -21,6 +21,7 @@ from ltx2ref.checkpoint.inspection import inspect
 from ltx2ref.checkpoint.match import make_plan, parameter_shapes
 from ltx2ref.checkpoint.quantised import Weight
 from ltx2ref.checkpoint.streams import is_needed, needs
+from ltx2ref.interop import for_diffusers
 
 PARAMETERS = {
     ("2.0", "audio"): 3_265_980_544,
@@ -125,6 +126,14 @@ def test_what_a_model_of_one_stream_lacks_is_refused_by_name(tmp_path: Path) -> 
         model(**inputs)
     with pytest.raises(ValueError, match=r'^streams: expected "video" or "audio", or None .*, got 3$'):
         ltx2ref.load(tmp_path / "whole.safetensors", streams=3)  # type: ignore[arg-type]
+
+
+@streams
+def test_the_shell_for_diffusers_of_one_stream_has_its_bits(stream: Any, tmp_path: Path) -> None:
+    model = ltx2ref.load(whole_file(tmp_path, "2.3"), streams=stream)
+    shell, inputs = for_diffusers(model), random_inputs(model.config)
+    assert shell.streams == (stream,) and shell.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(outputs(shell, stream, inputs), outputs(model, stream, inputs))
 
 
 # ---------------------------------------------------------------- files of one stream

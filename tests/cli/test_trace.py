@@ -306,3 +306,19 @@ def test_a_later_ltx_core_is_refused_by_its_version(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ltx2ref.parity.audit.version", lambda name: "1.1.0")
     with pytest.raises(ValueError, match=r"^ltx-core: needs ltx-core 1\.0\.0, and 1\.1\.0 is installed$"):
         oracle("ltx-core")
+
+
+@pytest.mark.parametrize("missing", ["num_frames", "height", "audio_num_frames"])
+def test_a_call_without_its_grid_is_refused_with_what_is_missing(
+    missing: str, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The taps once computed coordinates before the model had checked its arguments."""
+    inputs = {name: x for name, x in CASE.inputs().items() if name != missing}
+    save_inputs(tmp_path / "call.safetensors", inputs)
+    assert (
+        done("trace", "--checkpoint", "port/weights.safetensors", "--inputs", f"{tmp_path}/call.safetensors", "-o", "x")
+        == 2
+    )
+    coords = "audio_coords" if missing.startswith("audio") else "video_coords"
+    said = f"ltx2ref: {missing}: expected a positive integer or {coords}, got None\n"
+    assert capsys.readouterr().err == said

@@ -30,7 +30,6 @@ outputs. Everything else is a tensor that passed through the model. `sample` and
 value of the traced module, not from a layer, so that a change between the last layer and the caller is seen.
 """
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,13 +47,11 @@ from torch.overrides import TorchFunctionMode
 from ...block import AUDIO_TO_VIDEO, EXCHANGE_GATE, VIDEO_TO_AUDIO
 from ...interface import LTX2VideoTransformer3DModel
 from ...modulation import rows
-from ...rope import audio_positions, video_positions
 from ..arithmetic import NotExact
 from .flow import Flow
 from .layouts import KNOWN_PLACES, Layout, Place, heads, layout_of, root_of
 
 Taps = dict[str, Tensor]
-FORWARD = inspect.signature(LTX2VideoTransformer3DModel.forward)  # a subclass may have (*args, **kwargs)
 On = Callable[[Any], None]
 Before = Callable[[tuple[Any, ...], dict[str, Any]], Any]  # given arguments; returns others as (args, kwargs), or None
 After = Callable[[Any], Any]  # given a result; returns another one, or None
@@ -709,26 +706,15 @@ def find_module(model: Any, path: str) -> Any:
 
 
 def our_doors(hooks: TapHooks) -> None:
-    """Record coordinates from the model's arguments, and RoPE tables from those of each block."""
+    """Record coordinates and RoPE tables from what the model, once it has checked its arguments, gives itself."""
     model, tap, on = hooks.model, hooks.tap, hooks.on
 
-    def coordinates(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = FORWARD.bind(model, *args, **{name: x for name, x in kwargs.items() if name in FORWARD.parameters})
-        given.apply_defaults()
-        a, config = given.arguments, model.config
-        wide = torch.promote_types(model.dtype, torch.float32)
-        grid = a["num_frames"], a["height"], a["width"]
-        latents = {"video_coords": a["hidden_states"], "audio_coords": a["audio_hidden_states"]}
-        present = {name: x for name, x in latents.items() if x.shape[1] > 0}  # an absent stream has no taps
+    def coordinates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        streams = dict(zip(("video_coords", "audio_coords"), args, strict=True))
+        present = {name: s for name, s in streams.items() if s.coords is not None}  # an absent stream has no taps
         tap.last_norms = iter(["norm_out"] * ("video_coords" in present) + ["audio_norm_out"])
-        for name, latent in present.items():
-            coords = a[name]
-            if coords is None and name == "video_coords":
-                into = wide if model.conventions.positions_dtype == "float32" else model.dtype
-                coords = video_positions(grid, a["fps"], config, wide, latent.device).to(into)
-            elif coords is None:
-                coords = audio_positions(a["audio_num_frames"], config, wide, latent.device)
-            tap(name, coords.expand(len(latent), *coords.shape[1:]))
+        for name, s in present.items():
+            tap(name, s.coords.expand(len(s.latent), *s.coords.shape[1:]))
 
     def ropes(_: nn.Module, args: tuple[Any, ...], block: str) -> tuple[Any, ...]:
         vx, ax, vc, ac, perturbation = args
@@ -752,7 +738,7 @@ def our_doors(hooks: TapHooks) -> None:
         )
         return (cos, sin) if tap.changes else rope
 
-    on(model.register_forward_pre_hook(coordinates, with_kwargs=True))
+    on(Patched(Place(model, "velocities", model.velocities), coordinates, None))
     for i, block in enumerate(model.transformer_blocks):
         on(block.register_forward_pre_hook(partial(ropes, block=f"transformer_blocks.{i}")))
 
