@@ -92,15 +92,17 @@ def lengths(
     fps: float = 24.0,
     text: int = 1024,
     batch: int = 1,
+    streams: StreamName | None = None,
 ) -> Lengths:
     """Return the number of tokens of a video whose size is in pixels.
 
-    The audio lasts as long as the video if `seconds` is None. Raises `ValueError` for sizes that are not whole numbers
-    of latent frames, rows and columns, and unless `fps` and `seconds` are positive and finite.
+    The audio lasts as long as the video if `seconds` is None. With `streams="audio"`, the video may have any size. Raises
+    `ValueError` for sizes that are not whole numbers of latent frames, rows and columns, and unless `fps` and `seconds`
+    are positive and finite.
     """
     (t, y, x), offset = config.vae_scale_factors, config.causal_offset
     for name, size, scale, first in (("frames", frames, t, offset), ("height", height, y, 0), ("width", width, x, 0)):
-        if size < 1 or (size - first) % scale:
+        if streams != "audio" and (size < 1 or (size - first) % scale):
             raise ValueError(f"{name}: expected a multiple of {scale}{f' and {first} more' * bool(first)}, got {size}")
     for name, value in (("seconds", seconds), ("fps", fps)):
         if value is not None and not 0 < value < math.inf:
@@ -116,14 +118,15 @@ def describe(
     """Describe a forward with one noise level for each element of the batch, as in text-to-video.
 
     With `streams`, it is that of one stream alone, and the length of the other one does not count. Raises `ValueError`
-    unless all lengths are positive.
+    unless all other lengths are positive.
     """
-    for name, n in lengths._asdict().items():
-        if n < 1:
-            raise ValueError(f"{name}: expected a positive number, got {n}")
     require_streams(streams)
     present = BOTH_STREAMS if streams is None else (streams,)
-    lengths = lengths._replace(**{stream: 0 for stream in BOTH_STREAMS if stream not in present})
+    absent = {stream: 0 for stream in BOTH_STREAMS if stream not in present}
+    for name, n in lengths._asdict().items():
+        if n < 1 and name not in absent:
+            raise ValueError(f"{name}: expected a positive number, got {n}")
+    lengths = lengths._replace(**absent)
     shapes = parameter_shapes(config, present)
     rows = [
         row

@@ -65,9 +65,9 @@ def run_describe(options: argparse.Namespace) -> int:
 
     from ..describe import describe
 
-    config, streams = config_and_stream(options.what)
-    n = lengths_of(config, options)
-    described = describe(config, n, getattr(torch, options.dtype), options.streams or streams)
+    config, streams = config_and_stream(options.what, options.streams)
+    n = lengths_of(config, options, streams)
+    described = describe(config, n, getattr(torch, options.dtype), streams)
     if options.json:
         print_json(asdict(described) | {"lengths": described.lengths._asdict()})
     else:
@@ -75,34 +75,36 @@ def run_describe(options: argparse.Namespace) -> int:
     return DONE
 
 
-def config_and_stream(what: str) -> "tuple[TransformerConfig, StreamName | None]":
-    """Return the config of a release, a checkpoint or a config.json, and the only stream of a checkpoint with one.
+def config_and_stream(what: str, streams: "StreamName | None") -> "tuple[TransformerConfig, StreamName | None]":
+    """Return the config of a release, a checkpoint or a config.json, and the stream that is described alone, if any.
 
-    Raises `ValueError` if `what` is none of these.
+    That is the one that is wanted, `streams`, or the only one that a checkpoint has. Raises `ValueError` if `what` is
+    none of these, or a checkpoint without that stream.
     """
+    from ..checkpoint.keywords import ReadingOptions
     from ..checkpoint.match import make_plan
     from ..checkpoint.resolve_config import RELEASES
     from ..checkpoint.source import read_json
     from ..config import TransformerConfig
 
     if what in RELEASES:
-        return RELEASES[what], None
+        return RELEASES[what], streams
     if not Path(what).exists():
         raise ValueError(f"{what}: expected one of the releases {', '.join(RELEASES)}, or a file or folder")
     if what.endswith(".json"):
-        return TransformerConfig.from_diffusers(read_json(Path(what))), None
-    plan = make_plan(what)
+        return TransformerConfig.from_diffusers(read_json(Path(what))), streams
+    plan = make_plan(what, ReadingOptions(streams=streams))
     plan.check()
     return plan.config, plan.streams[0] if len(plan.streams) == 1 else None
 
 
-def lengths_of(config: "TransformerConfig", o: argparse.Namespace) -> "Lengths":
+def lengths_of(config: "TransformerConfig", o: argparse.Namespace, streams: "StreamName | None") -> "Lengths":
     """Return the lengths that the options give, as tokens or as the size of a video."""
     from ..describe import Lengths, lengths
 
     if o.tokens:
         return Lengths._make([*o.tokens, o.batch])
-    return lengths(config, o.frames, o.height, o.width, o.seconds, o.fps, o.text, o.batch)
+    return lengths(config, o.frames, o.height, o.width, o.seconds, o.fps, o.text, o.batch, streams)
 
 
 def print_architecture(what: str, d: "Architecture") -> None:

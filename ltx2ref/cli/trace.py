@@ -68,10 +68,10 @@ def add_trace(commands: Any) -> None:
 def run_trace(options: argparse.Namespace) -> int:
     """Write the trace, its truth or the files of a case, and say what was written."""
     from ..parity import record
-    from ..parity.cases import CASES
+    from ..parity.cases import RECORDED
 
     if options.list:
-        print_names([case.id for case in CASES], options.json)
+        print_names([case.id for case in RECORDED], options.json)
         return DONE
     if not (options.output or options.files):
         options.parser.error("one of the arguments -o/--output and --files is required")

@@ -19,7 +19,8 @@ def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     main = ("hidden_states", "audio_hidden_states", "encoder_hidden_states", "audio_encoder_hidden_states")
     masks = ("encoder_attention_mask", "audio_encoder_attention_mask")
     biases = [name for name in masks if inputs.get(name) is not None and added_to_logits(inputs[name])]
-    return inputs | {name: inputs[name].to(dtype) for name in (*main, *biases, "perturbation_mask") if name in inputs}
+    given = [name for name in (*main, *biases, "perturbation_mask") if inputs.get(name) is not None]
+    return inputs | {name: inputs[name].to(dtype) for name in given}
 
 
 def added_to_logits(mask: Tensor) -> bool:

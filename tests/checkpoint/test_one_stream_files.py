@@ -204,3 +204,30 @@ def test_a_file_may_hold_the_exchange_beside_one_stream(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "x.safetensors")
     assert (plan.problems, plan.unknown, plan.streams) == ([], [], ("audio",))
     assert all(needs(name) == ("audio",) for name in plan.weights)
+
+
+def test_describe_reads_a_file_as_load_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = random_model(tiny_config("2.3"))
+    for name, streams in (("audio", [("audio",)]), ("unconnected", [("audio",), ("video",)])):
+        state = {key: x.detach() for key, x in model.state_dict().items() if needs(key) in streams}
+        writers.write_single_file(tmp_path / f"{name}.safetensors", state, model.config)
+    assert cli.main(["describe", f"{tmp_path}/audio.safetensors", "--streams", "video"]) == 2
+    assert "streams = 'video', but it has tensors of the audio stream only" in capsys.readouterr().err
+    assert cli.main(["describe", f"{tmp_path}/unconnected.safetensors", "--streams", "audio"]) == 0
+    count = ltx2ref.load(tmp_path / "unconnected.safetensors", streams="audio").num_parameters()
+    assert f"{count:,} parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "status"),
+    [
+        ("--streams audio --frames 7 --height 3", 0),
+        ("--streams audio --tokens 0 10 20", 0),
+        ("--streams video --tokens 10 0 20", 0),
+        ("--streams audio --tokens 10 0 20", 2),
+        ("--streams audio --frames -7", 2),
+        ("--frames 7", 2),
+    ],
+)
+def test_the_sizes_of_a_stream_that_is_not_described_do_not_matter(sizes: str, status: int) -> None:
+    assert cli.main(["describe", "2.3", *sizes.split()]) == status

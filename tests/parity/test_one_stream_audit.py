@@ -12,9 +12,10 @@ import torch
 from tiny import Inputs, random_inputs, random_model, tiny_config, without
 from torch import Tensor
 
-from ltx2ref import LTX2VideoTransformer3DModel, assert_parity, cli
+from ltx2ref import LTX2VideoTransformer3DModel, assert_parity, cli, save
 from ltx2ref.parity.cases import ONE_STREAM_CASES
 from ltx2ref.parity.report.rows import IDENTICAL
+from ltx2ref.parity.trace.inputfile import save_inputs
 
 OTHER = {"video": "audio", "audio": "video"}
 streams = pytest.mark.parametrize("stream", ["video", "audio"])  # the one that is there
@@ -55,6 +56,34 @@ def test_a_port_that_computes_the_stream_wrongly_diverges_there(stream: str) -> 
         AssertionError, match=rf"^first divergence at transformer_blocks\.1\.{layer}\.output \(diverged\)"
     ):
         assert_parity(model, wrong, inputs)
+
+
+@streams
+def test_a_port_that_returns_tokens_of_the_absent_stream_has_another_shape(stream: str) -> None:
+    model, inputs = model_and_inputs(stream)
+
+    def port(**given: Any) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            found = model(**given, return_dict=False)
+        return tuple(x if x.numel() else x.new_zeros(len(x), 4, x.shape[2]) for x in found)
+
+    absent = "sample" if stream == "audio" else "audio_sample"
+    with pytest.raises(AssertionError, match=rf"^first divergence at {absent} \(shape\)"):
+        assert_parity(model, port, inputs)
+
+
+@streams
+def test_a_call_that_lacks_what_the_forward_ignores_is_traced_and_audited(
+    stream: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, inputs = model_and_inputs(stream)
+    save(model, tmp_path / "model.safetensors", dialect="lightricks")
+    save_inputs(tmp_path / "call.safetensors", inputs)
+    real = ["--checkpoint", f"{tmp_path}/model.safetensors", "--inputs", f"{tmp_path}/call.safetensors"]
+    trace = f"{tmp_path}/trace.safetensors"
+    assert cli.main(["trace", *real, "-o", trace, "--truth", f"{tmp_path}/truth.safetensors"]) == 0
+    assert cli.main(["audit", trace, *real]) == 0
+    assert "identical: identical at every tap\n" in capsys.readouterr().out
 
 
 @pytest.mark.ltx_core

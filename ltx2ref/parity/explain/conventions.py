@@ -152,12 +152,12 @@ def after(
 ) -> tuple[int, str | None] | None:
     """Return how many taps are identical before this model diverges, and where it does.
 
-    Returns None if that is no later than at the tap `before`.
+    Returns None if that is no later than at the tap `before`, or if the model has no such tap: a stream is absent.
     """
     taps = run(model, inputs)
     names, at = [*taps], divergence(taps, theirs)
     count = len(names) if at is None else names.index(at)
-    return (count, at) if count > names.index(before) else None
+    return (count, at) if before in names and count > names.index(before) else None
 
 
 def divergence(ours: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> str | None:

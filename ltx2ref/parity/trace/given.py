@@ -40,6 +40,7 @@ def taps_to_compare(ours: Taps, given: Any, inputs: Inputs, exactly: bool = Fals
     `given` is what the candidate returned. Raises `ValueError` if nothing in it has one of our names.
     """
     given = without_absent(ours, given)
+    ours = ours | left_out(ours, given, inputs)
     others = {name: x for name, x in given.items() if name not in ours} if isinstance(given, Mapping) else {}
     theirs = as_taps({name: x for name, x in given.items() if name in ours} if others else given, exactly) | others
     require_common(ours, theirs)
@@ -54,6 +55,12 @@ def without_absent(ours: Taps, given: Any) -> Any:
     if PROJECTED.keys() <= ours.keys() or not isinstance(named, Mapping):
         return given
     return {name: x for name, x in named.items() if name in ours or (x is not None and 0 not in np.shape(x))}
+
+
+def left_out(ours: Taps, given: Any, inputs: Inputs) -> Taps:
+    """Return the empty output of an absent stream, if a port gave one that is not empty: its shape is wrong."""
+    wrong = [name for name in PROJECTED if isinstance(given, Mapping) and name in given and name not in ours]
+    return {name: inputs[name.replace("sample", "hidden_states")] for name in wrong}
 
 
 # ---------------------------------------------------------------- values

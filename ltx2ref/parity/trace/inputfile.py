@@ -72,7 +72,8 @@ def save_inputs(path: str | Path, inputs: Mapping[str, Any]) -> None:
 def load_inputs(path: str | Path) -> dict[str, Any]:
     """Read the arguments of one call.
 
-    Raises `TraceError`, which names the file and the argument, unless they are those of the documented forward.
+    Text and noise levels that a call without one stream lacks are None. Raises `TraceError`, which names the file and
+    the argument, unless they are those of the documented forward.
     """
     with naming_file(path):
         file, stored = read_header(Path(path))
@@ -87,9 +88,19 @@ def load_inputs(path: str | Path) -> dict[str, Any]:
                 require(name not in given, f"{name}: both a tensor and a value in the metadata")
                 given[name] = read(x)
         found = checked_arguments(given)
+        found = dict.fromkeys(ignored(found)) | found
         missing = [name for name in REQUIRED if name not in found]
         require(not missing, f"without {', '.join(missing)}, which every call has")
         return found
+
+
+def ignored(given: Mapping[str, Any]) -> list[str]:
+    """Return the required arguments that a call may lack because it leaves their stream out."""
+    absent = [
+        name for name in ("hidden_states", "audio_hidden_states") if name in given and 0 in given[name].shape[1:2]
+    ]
+    levels = ["timestep"] * ("hidden_states" in absent and "audio_timestep" in given)
+    return [name.replace("hidden", "encoder_hidden") for name in absent] + levels
 
 
 def plain_arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
