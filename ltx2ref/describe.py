@@ -96,9 +96,9 @@ def lengths(
 ) -> Lengths:
     """Return the number of tokens of a video whose size is in pixels.
 
-    The audio lasts as long as the video if `seconds` is None. With `streams="audio"`, the video may have any size. Raises
-    `ValueError` for sizes that are not whole numbers of latent frames, rows and columns, and unless `fps` and `seconds`
-    are positive and finite.
+    The audio lasts as long as the video if `seconds` is None. With `streams="audio"`, the video may have any size.
+    Raises `ValueError` for sizes that are not whole numbers of latent frames, rows and columns, and unless `fps` and
+    `seconds` are positive and finite.
     """
     (t, y, x), offset = config.vae_scale_factors, config.causal_offset
     for name, size, scale, first in (("frames", frames, t, offset), ("height", height, y, 0), ("width", width, x, 0)):

@@ -212,14 +212,15 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
             text_mask=audio_encoder_attention_mask,
             coords=audio_coords,
             grid=(audio_num_frames,),
+            defaults=tuple(name for name, x in (("timestep", audio_timestep), ("sigma", audio_sigma)) if x is None),
         )
         check_presence(video, audio, self.streams)
-        check_stream(video, config.video, "B", self.dtype)
-        check_stream(audio, config.audio, len(hidden_states), self.dtype)
+        one, other = (audio, video) if video.absent else (video, audio)
+        check_stream(one, config, "B", self.dtype)
+        check_stream(other, config, len(one.latent), self.dtype)
         guided = config.perturbed_attn or self.conventions.guidance == "always"
         check_options(config, video, fps, spatio_temporal_guidance_blocks, perturbation_mask, guided)
         exchange = exchange_mode(self.conventions, use_cross_timestep)
-        one = audio if video.absent else video
         if one.sigma is None and (self.prompt_adaln is not None or (exchange != "own" and not audio.absent)):
             raise ValueError("sigma: expected a tensor, for prompt_adaln or use_cross_timestep; got None")
         dtype = one.latent.dtype  # the model's, or under autocast perhaps autocast's
@@ -237,6 +238,8 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
 
 def chosen_config(config: TransformerConfig | None, sizes: Mapping[str, Any]) -> TransformerConfig:
     """Return the config of a model from the arguments of its class: from `config`, or from fields by keyword."""
+    if "streams" in sizes:
+        raise TypeError("streams: a model of one stream is loaded: load, stream or from_pretrained(..., streams=...)")
     if config is not None:
         if not isinstance(config, TransformerConfig):
             expected = "a TransformerConfig, or its fields by keyword"
@@ -264,6 +267,11 @@ class StreamArguments(NamedTuple):
     grid: tuple[Any, ...]  # token frames, for video also rows and columns
     self_mask: Tensor | None = None  # (B, T, T), 1 keeps
     keyframes: Tensor | None = None  # (B, T, 1), positive for the tokens of keyframes
+    defaults: tuple[str, ...] = ()  # those of "timestep" and "sigma" that are video's, because audio's are not given
+
+    def level(self, name: str) -> str:
+        """Return what an error calls the stream's timestep or sigma: by the argument that was given."""
+        return f"{name}, to which {self.prefix}{name} defaults" if name in self.defaults else self.prefix + name
 
     @property
     def absent(self) -> bool:
@@ -397,8 +405,9 @@ def check_presence(video: StreamArguments, audio: StreamArguments, weights: tupl
             )
 
 
-def check_stream(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype: torch.dtype) -> None:
+def check_stream(s: StreamArguments, config: TransformerConfig, batch: int | str, dtype: torch.dtype) -> None:
     """Check shapes and types, and no values: compiled graphs stay whole."""
+    sizes = config.audio if s.prefix else config.video
     if s.absent:
         check_absent(s, sizes, batch, dtype)
         return
@@ -409,9 +418,9 @@ def check_stream(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype
     axes = len(sizes.max_position)
     mask = f"{s.prefix}encoder_attention_mask"
     coords = f"{s.prefix or 'video_'}coords"
-    expect(f"{s.prefix}timestep", s.timestep, (b,), (b, 1), (b, t))
+    expect(s.level("timestep"), s.timestep, (b,), (b, 1), (b, t))
     for name, x, *shapes in (
-        (f"{s.prefix}sigma", s.sigma, (b,), (b, 1)),
+        (s.level("sigma"), s.sigma, (b,), (b, 1)),
         (mask, s.text_mask, (b, n), (b, 1, n), (b, t, n)),
         (coords, s.coords, (b, axes, t, 2), (b, axes, t)),
         ("video_self_attention_mask", s.self_mask, (b, t, t)),
@@ -433,18 +442,29 @@ def check_absent(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype
     b, axes = len(s.latent), len(sizes.max_position)
     if s.coords is not None:
         expect(f"{s.prefix or 'video_'}coords", s.coords, (b, axes, 0, 2), (b, axes, 0))
+    for name, n in named_grid(s):
+        if n is not None and not is_count(n, 0):
+            raise ValueError(f"{name}: expected a whole number or None, got {n!r}")
     if None not in s.grid and math.prod(s.grid) != 0:
         raise ValueError(f"{s.prefix}hidden_states: 0 tokens, expected {math.prod(s.grid)}, {s.grid} ({LEFT_OUT})")
 
 
 def check_grid(s: StreamArguments, coords: str) -> None:
-    names = ("num_frames", "height", "width")[: len(s.grid)]
-    for name, n in zip(names, s.grid, strict=True):
-        if not isinstance(n, (int, torch.SymInt)) or n < 1:
-            raise ValueError(f"{s.prefix}{name}: expected a positive integer or {coords}, got {n!r}")
+    for name, n in named_grid(s):
+        if not is_count(n, 1):
+            raise ValueError(f"{name}: expected a positive integer or {coords}, got {n!r}")
     tokens, expected = s.latent.shape[1], math.prod(s.grid)
     if tokens != expected:
         raise ValueError(f"{s.prefix}hidden_states: {tokens} tokens, expected {expected}, {s.grid}")
+
+
+def named_grid(s: StreamArguments) -> list[tuple[str, Any]]:
+    """Return the arguments that say how many tokens a stream has along each axis, by name."""
+    return [(s.prefix + name, n) for name, n in zip(("num_frames", "height", "width"), s.grid, strict=False)]
+
+
+def is_count(n: object, least: int) -> bool:
+    return isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) and n >= least
 
 
 def check_options(
@@ -482,7 +502,8 @@ def expect(name: str, x: object, *shapes: tuple[int | str, ...], dtype: torch.dt
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if not any(fits(x, shape) for shape in shapes):
         expected = " or ".join(f"({', '.join(map(str, shape))})" for shape in shapes)
-        empty = f", not empty ({LEFT_OUT})" if 0 in x.shape and not any(0 in shape for shape in shapes) else ""
+        empty = ", not empty" if 0 in x.shape and not any(0 in shape for shape in shapes) else ""
+        empty += f" ({LEFT_OUT})" if empty and x.shape[0] and any(len(shape) == x.ndim for shape in shapes) else ""
         raise ValueError(f"{name}: expected shape {expected}{empty}, got {tuple(x.shape)}")
     if dtype is not None and x.dtype not in (dtype, dtype_of_linears(dtype, x.device)):
         raise ValueError(f"{name}: expected {dtype}, the model's dtype, got {x.dtype}")

@@ -44,6 +44,7 @@ class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool | None = None,
+        streams: StreamName | None = None,
         conventions: Conventions = DIFFUSERS,
         **others: Any,
     ) -> "LTX2VideoTransformer3DModel":
@@ -52,8 +53,8 @@ class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
         This is `load` under the name that diffusers documents. Without a dtype the file's own dtype is kept, whereas
         diffusers converts to float32. `variant` chooses among several weights in one folder: "fp16" means the file
         diffusion_pytorch_model.fp16.safetensors, or the index of shards with "fp16" in its name. `revision` is a
-        branch, a tag or a commit on the hub. The other keywords of diffusers (`others`) are refused where they ask for
-        anything that is not done.
+        branch, a tag or a commit on the hub. `streams` is that of `load`. The other keywords of diffusers (`others`)
+        are refused where they ask for anything that is not done.
 
         Raises `CheckpointError` as `load` does and for a repository that cannot be fetched, and `ValueError` for a
         refused keyword, for a `device_map` that is not one device, and if `torch_dtype` and `dtype`, or `device` and
@@ -65,7 +66,8 @@ class LTX2VideoTransformer3DModel(interface.LTX2VideoTransformer3DModel):
             raise ValueError(f"torch_dtype = {torch_dtype} and dtype = {dtype} mean the same: expected one of them")
         device = one_device(device, device_map)
         folder = local_folder(path, subfolder or "", variant, revision, cache_dir, bool(local_files_only))
-        return load(folder, dtype=dtype or torch_dtype, device=device, variant=variant, conventions=conventions)
+        dtype = dtype or torch_dtype
+        return load(folder, dtype=dtype, device=device, variant=variant, streams=streams, conventions=conventions)
 
     def save_pretrained(
         self, save_directory: str | Path, *, max_shard_size: int | str | None = "10GB", **others: Any

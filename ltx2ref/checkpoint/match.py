@@ -19,7 +19,7 @@ from .sayings import DATA, Stated, read_sayings
 from .settle import require_choices, settle_facts
 from .source import CheckpointFiles, open_source
 from .storage import CheckpointError, Stored
-from .streams import BOTH_STREAMS, StreamName, is_needed, require_streams, streams_of
+from .streams import BOTH_STREAMS, StreamName, is_needed, needs, require_streams, streams_of
 
 FILE_MARKER = "scaled_fp8"  # a tensor of old ComfyUI files, named after the prefix: float8 weights have scales
 # Formats that are not read: suffixes of tensors that only they have.
@@ -173,14 +173,16 @@ def match_weights(
     plan: Plan, own: Mapping[str, Stored], companions: Mapping[str, Mapping[str, Stored]], stated: Stated
 ) -> None:
     """Fill in the plan's weights, and list what is missing, unexpected or cannot be decoded."""
-    problems, dialect = plan.problems, plan.dialect
+    problems, dialect, missing = plan.problems, plan.dialect, list[str]()
     used = {dialect.prefix + FILE_MARKER} & own.keys()
     for name, shape in parameter_shapes(plan.config).items():
         names = spellings_of(dialect.stored(name))
         stored = next((own[spelling] for spelling in names if spelling in own), None)
         needed = is_needed(name, plan.streams)
         if stored is None:
-            problems += [f"{names[0]}: missing, expected {list(shape)}"] if needed else []
+            if needed:
+                missing.append(name)
+                problems.append(f"{names[0]}: missing, expected {list(shape)}")
             continue
         kinds = companions.get(stored.name, {})
         used |= {stored.name, *(companion.name for companion in kinds.values())}
@@ -190,6 +192,9 @@ def match_weights(
             plan.weights[name] = identify(shape, stored, kinds, stated.of(stored.name))
         except ValueError as error:
             problems.append(str(error))
+    unconnected = not any(needs(name) == BOTH_STREAMS for name in plan.weights)
+    if unconnected and {needs(name) for name in missing} == {BOTH_STREAMS}:
+        problems.insert(0, 'both streams and nothing of the exchange: streams="video" or "audio" reads one of them')
     plan.unknown.extend(stored for name, stored in own.items() if name not in used)
     foreign_formats = {known for stored in plan.unknown if (known := unread_format(stored.name))}
     problems[:0] = [f"it is quantised with {known}, which is not supported" for known in sorted(foreign_formats)]

@@ -154,9 +154,9 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Return every config field that the shapes decide.
 
     `shapes` are those of the unpacked tensors, by the parameters' names in the model. Those of one stream alone decide
-    nothing about the other one.
+    nothing about the other one, of which some tensors outside the blocks may be there.
     """
-    streams = streams_of(shapes) or BOTH_STREAMS
+    streams = streams_of(filter(BLOCK_NAME.match, shapes)) or streams_of(shapes) or BOTH_STREAMS
     blocks = {match[1] for name in shapes if (match := BLOCK_NAME.match(name))}
     alike: dict[str, Counter[tuple[int, ...]]] = {}
     for name, shape in shapes.items():

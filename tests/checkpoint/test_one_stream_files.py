@@ -206,6 +206,37 @@ def test_a_file_may_hold_the_exchange_beside_one_stream(tmp_path: Path) -> None:
     assert all(needs(name) == ("audio",) for name in plan.weights)
 
 
+@pytest.mark.parametrize("how", [ltx2ref.load, ltx2ref.stream])
+def test_both_streams_without_the_exchange_are_refused_with_how_to_read_one(how: Any, tmp_path: Path) -> None:
+    model = random_model(tiny_config("2.3"))
+    state = {name: x.detach() for name, x in model.state_dict().items() if len(needs(name)) == 1}
+    writers.write_single_file(tmp_path / "x.safetensors", state, model.config)
+    with pytest.raises(CheckpointError) as raised:
+        how(tmp_path / "x.safetensors")
+    said = 'both streams and nothing of the exchange: streams="video" or "audio" reads one of them'
+    assert raised.value.problems[0] == said and all("missing" in problem for problem in raised.value.problems[1:])
+    assert how(tmp_path / "x.safetensors", streams="audio").streams == ("audio",)
+
+
+def test_a_tensor_of_the_other_stream_outside_the_blocks_says_nothing_of_its_blocks(tmp_path: Path) -> None:
+    model = random_model(tiny_config("2.3"))
+    own = {name: x.detach() for name, x in model.state_dict().items() if needs(name) == ("audio",)}
+    writers.write_single_file(tmp_path / "x.safetensors", own | {"proj_in.weight": model.proj_in.weight}, model.config)
+    with pytest.raises(CheckpointError) as raised:
+        ltx2ref.load(tmp_path / "x.safetensors")
+    assert all(": missing, expected " in problem for problem in raised.value.problems)
+    assert ltx2ref.load(tmp_path / "x.safetensors", streams="audio").streams == ("audio",)
+
+
+def test_a_model_of_one_stream_comes_from_a_file_alone(tmp_path: Path) -> None:
+    ltx2ref.save(random_model(tiny_config("2.3")), tmp_path / "whole", dialect="diffusers")
+    model = ltx2ref.LTX2VideoTransformer3DModel.from_pretrained(tmp_path / "whole", streams="audio")
+    assert model.streams == ("audio",)
+    for config in ([], [model.config]):
+        with pytest.raises(TypeError, match=r"^streams: a model of one stream is loaded"):
+            ltx2ref.LTX2VideoTransformer3DModel(*config, streams="audio")
+
+
 def test_describe_reads_a_file_as_load_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = random_model(tiny_config("2.3"))
     for name, streams in (("audio", [("audio",)]), ("unconnected", [("audio",), ("video",)])):

@@ -249,3 +249,37 @@ def test_a_stream_that_is_none_is_refused(stream: str) -> None:
     model = random_model(tiny_config("2.3"))
     with pytest.raises(TypeError, match=f"^{stream}: expected a tensor, got NoneType$"):
         outputs(model, random_inputs(model.config) | {stream: None})
+
+
+@pytest.mark.parametrize("frames", [False, 0.0, -1, "x", []])
+def test_the_frames_of_an_absent_stream_are_zero_or_nothing(frames: Any) -> None:
+    model = random_model(tiny_config("2.3"))
+    said = f"audio_num_frames: expected a whole number or None, got {frames!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        outputs(model, only("video", random_inputs(model.config)) | {"audio_num_frames": frames})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_states": (3, 0, 17)}, "hidden_states: expected shape (2, 0, 17), got (3, 0, 17)"),
+        (
+            {"timestep": None, "audio_timestep": None},
+            "timestep, to which audio_timestep defaults: expected a tensor, got NoneType",
+        ),
+        (
+            {"sigma": (3,), "audio_sigma": None},
+            "sigma, to which audio_sigma defaults: expected shape (2) or (2, 1), got (3,)",
+        ),
+        (
+            {"audio_hidden_states": (0, 11, 18)},
+            "audio_hidden_states: expected shape (B, T, 18), not empty, got (0, 11, 18)",
+        ),
+        ({"audio_hidden_states": (2, 0)}, "audio_hidden_states: expected shape (B, T, 18), not empty, got (2, 0)"),
+    ],
+)
+def test_an_error_names_the_argument_that_is_wrong(changes: dict[str, Any], said: str) -> None:
+    model = random_model(tiny_config("2.3"))
+    changes = {name: torch.ones(x) if isinstance(x, tuple) else x for name, x in changes.items()}
+    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(said)}$"):
+        outputs(model, only("audio", random_inputs(model.config)) | changes)
