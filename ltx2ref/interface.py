@@ -443,7 +443,7 @@ def check_absent(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype
     if s.coords is not None:
         expect(f"{s.prefix or 'video_'}coords", s.coords, (b, axes, 0, 2), (b, axes, 0))
     for name, n in named_grid(s):
-        if n is not None and not is_count(n, 0):
+        if n is not None and not is_size(n, 0):
             raise ValueError(f"{name}: expected a whole number or None, got {n!r}")
     if None not in s.grid and math.prod(s.grid) != 0:
         raise ValueError(f"{s.prefix}hidden_states: 0 tokens, expected {math.prod(s.grid)}, {s.grid} ({LEFT_OUT})")
@@ -451,7 +451,7 @@ def check_absent(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype
 
 def check_grid(s: StreamArguments, coords: str) -> None:
     for name, n in named_grid(s):
-        if not is_count(n, 1):
+        if not is_size(n, 1):
             raise ValueError(f"{name}: expected a positive integer or {coords}, got {n!r}")
     tokens, expected = s.latent.shape[1], math.prod(s.grid)
     if tokens != expected:
@@ -463,7 +463,7 @@ def named_grid(s: StreamArguments) -> list[tuple[str, Any]]:
     return [(s.prefix + name, n) for name, n in zip(("num_frames", "height", "width"), s.grid, strict=False)]
 
 
-def is_count(n: object, least: int) -> bool:
+def is_size(n: object, least: int) -> bool:
     return isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) and n >= least
 
 
