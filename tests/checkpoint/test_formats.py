@@ -618,9 +618,15 @@ def test_statistics_of_a_broken_file_skip_what_has_no_format(
 
 
 def test_inspect_says_how_weights_are_stored_and_who_says_so(
-    state: State, config: TransformerConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    state: State,
+    config: TransformerConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ltx2ref.cli import main
+
+    monkeypatch.setenv("COLUMNS", "200")  # no cell of the table is wrapped
 
     path = tmp_path / "ltx.safetensors"
     writers.write_layers(path, state, config, encode=int8(COLUMN, 64, convrot=True, convrot_groupsize=64), metadata={})
