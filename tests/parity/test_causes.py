@@ -30,7 +30,6 @@ from ltx2ref.parity.audit import (
 from ltx2ref.parity.cases import CASES
 from ltx2ref.parity.report.rows import BUG, CONVENTION, IDENTICAL, Cause, Report
 from ltx2ref.parity.run import run
-from ltx2ref.parity.trace import taps as tapping
 from ltx2ref.rope import audio_positions
 
 CPU = torch.device("cpu")
@@ -313,7 +312,7 @@ def test_wrong_coordinates_act_through_the_tables_made_from_them() -> None:
         def positions(*given: Any, **more: Any) -> torch.Tensor:
             return audio_positions(*given, **more) * 2
 
-        with patch.object(interface, "audio_positions", positions), patch.object(tapping, "audio_positions", positions):
+        with patch.object(interface, "audio_positions", positions):
             return candidate_named("ltx2ref").run(setup)
 
     found = audit(Candidate("twice as late", None, doubled), BY_ID["2.3/t2v"], torch.float32, CPU)
