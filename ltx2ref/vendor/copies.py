@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..whole import hidden, place, temporary_folder
+from ..whole import hidden, make_parents, place, temporary_folder
 from .contents import (
     ORIGIN,
     PACKAGE,
@@ -93,6 +93,8 @@ def vendor(
         raise ValueError(f"{parent}: expected a folder in which to put the copy, got a file")
     if not Path(parent).is_dir() and not parents:
         raise ValueError(f"{parent}: expected an existing folder in which to put the copy; --parents makes it")
+    if not dry_run:
+        make_parents(target)
     return put_copy(target, model_only, contents_of(model_only), {}, None, {}, dry_run)
 
 
