@@ -466,7 +466,7 @@ def test_swapped_nibbles_would_be_seen(tmp_path: Path) -> None:
     truth = writers.write_nvfp4(path, state_of(config), config, quantization=False)
     assert_same(ltx2ref.load(path, nibbles="high"), direct(config, truth, torch.bfloat16))
     with pytest.raises(AssertionError):
-        assert_same(ltx2ref.load(path, nibbles="low"), direct(config, truth, torch.bfloat16))
+        assert_same(ltx2ref.load(path, nibbles="low", scales="tiled"), direct(config, truth, torch.bfloat16))
 
 
 def test_weights_that_are_not_unrotated_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -373,7 +373,7 @@ def _(folder: Path, seed: int) -> Loaded:
 @loader("nvfp4-nibbles-swapped")
 def _(folder: Path, seed: int) -> Loaded:
     path = small_file(folder, seed, "2.5", writers.write_nvfp4, quantization=False)
-    return load(path, nibbles="high"), load(path, nibbles="low")
+    return load(path, nibbles="high"), load(path, nibbles="low", scales="tiled")
 
 
 @loader("int8-not-unrotated")
