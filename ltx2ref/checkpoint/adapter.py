@@ -87,10 +87,10 @@ def read_adapters(file: TensorFile, by_peft: bool) -> dict[str, Adapter]:
     beside = file.path.with_name(ADAPTER_CONFIG)
     configs: dict[str, Mapping[str, Any]] = {}
     if ADAPTER_METADATA in file.metadata:
-        configs[ADAPTER_METADATA] = of_transformer(file, ADAPTER_METADATA, json_of(file, ADAPTER_METADATA))
+        configs[ADAPTER_METADATA] = of_transformer(json_of(file, ADAPTER_METADATA))
     if ADAPTER_PREFIX + ALPHA_KEY in file.metadata:
         plain = {key: value for key, value in file.metadata.items() if key.startswith(ADAPTER_PREFIX)}
-        configs[f"{ADAPTER_PREFIX}{ALPHA_KEY} in the metadata"] = of_transformer(file, "metadata", parsed(plain))
+        configs[f"{ADAPTER_PREFIX}{ALPHA_KEY} in the metadata"] = of_transformer(parsed(plain))
     if (by_peft or file.path.name == ADAPTER_WEIGHTS) and beside.is_file():
         configs[ADAPTER_CONFIG] = read_json(beside)
     elif by_peft and not configs and ALPHA_KEY in file.metadata:
@@ -116,7 +116,7 @@ def json_of(file: TensorFile, key: str) -> dict[str, Any]:
         raise CheckpointError(file.path, [f"{key}: {error}"]) from None
 
 
-def of_transformer(file: TensorFile, where: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def of_transformer(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a config that concern the transformer. Those of the connectors keep a dot."""
     own = {key.removeprefix(ADAPTER_PREFIX): value for key, value in config.items()}
     return {key: value for key, value in own.items() if "." not in key}

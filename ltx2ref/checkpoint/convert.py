@@ -11,16 +11,15 @@ from ..config import LTX_2_0
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_FIXED, LIGHTRICKS_NAMES
 from .header import parse_json
 from .keep import add_sayings, kept_tensors, require_same_weights
-from .keywords import ReadingOptions
+from .keywords import NO_OPTIONS, ReadingOptions
 from .match import Plan, make_plan
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT
-from .quantised import PLAIN_DTYPES, Nibbles, ScaleOrder, Weight
+from .quantised import PLAIN_DTYPES, Weight
 from .resolve_config import DIFFUSERS_CLASS
 from .save import STORED, TARGETS, Contents, checked_limit, config_of_dialect, raw, write_contents
 from .sayings import ABOUT_WEIGHTS, QUANTISER
 from .source import CheckpointFiles
 from .storage import TORCH, CheckpointError, Stored
-from .streams import StreamName
 from .writer import TensorEntry
 
 PIECE = 2**20  # bytes copied at a time; with larger pieces, memory becomes slower than the disk
@@ -55,11 +54,7 @@ def convert(
     dtype: torch.dtype | None = None,
     keep: bool = False,
     max_shard_size: int | str | None = None,
-    nibbles: Nibbles | None = None,
-    scales: ScaleOrder | None = None,
-    prefix: str | None = None,
-    variant: str | None = None,
-    streams: StreamName | None = None,
+    options: ReadingOptions = NO_OPTIONS,
 ) -> Conversion:
     """Write the transformer of a checkpoint in another dialect or dtype, in bounded memory.
 
@@ -68,8 +63,8 @@ def convert(
     With `keep`, quantised tensors are copied as well, with all that belongs to them, where the dialect can say how they
     are stored.
 
-    `nibbles`, `scales`, `prefix`, `variant` and `streams` are those of `load`. Raises `CheckpointError` or `ValueError`
-    as `load` and `save` do. Like `save`, it writes everything or nothing and never overwrites what exists.
+    Raises `CheckpointError` or `ValueError` as `load` and `save` do. Like `save`, it writes everything or nothing and
+    never overwrites what exists.
     """
     if keep and dtype is not None:
         raise ValueError(f"keep and dtype = {dtype}: expected one of them")
@@ -77,7 +72,7 @@ def convert(
         raise ValueError(f"dtype: expected one of {', '.join(map(str, STORED))}, got {dtype}")
     path = Path(destination)
     limit = checked_limit(path, dialect, max_shard_size)
-    plan = make_plan(source, ReadingOptions(None, nibbles, scales, prefix, variant, streams))
+    plan = make_plan(source, options)
     plan.check()
     quantised = sorted(set(plan.formats.values()) - set(PLAIN_DTYPES))
     if quantised and dtype is None and not keep:
@@ -98,10 +93,6 @@ def convert(
     else:
         contents.entries.update({name: converted_tensor(weight, dtype) for name, weight in plan.weights.items()})
     size = write_contents(path, contents, limit, plan.source.files)
-    foreign = {
-        prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
-        for prefix, stored in plan.foreign.items()
-    }
     return Conversion(
         str(source),
         str(destination),
@@ -110,7 +101,7 @@ def convert(
         len(plan.weights),
         size,
         sorted(set(plan.formats.values())),
-        foreign,
+        plan.foreign_sizes(),
         left_out,
         plan.notes,
     )

@@ -60,10 +60,8 @@ def bitsandbytes_int8(weight: "Weight") -> Rows:
 def nvfp4(weight: "Weight") -> Rows:
     """Decode NVFP4: E2M1 codes, two in a byte, times a float8 scale for each 16 columns, times one scale for all."""
     by_block = block_scales(weight, scales(weight, "scale"), 16)
-    codes, scale = (
-        lookup(values_by_byte(E2M1, str(weight.facts["nibbles"])), weight),
-        scales(weight, "second scale").reshape(()),
-    )
+    codes = lookup(values_by_byte(E2M1, str(weight.facts["nibbles"])), weight)
+    scale = scales(weight, "second scale").reshape(())
     decoded = scaled(codes, by_block, weight)
     return lambda start, stop: decoded(start, stop) * scale
 

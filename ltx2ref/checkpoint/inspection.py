@@ -11,10 +11,10 @@ import torch
 
 from ..progress import track
 from . import manifest
-from .keywords import ReadingOptions
+from .keywords import NO_OPTIONS, ReadingOptions
 from .lora import is_lora, lora_format, read_lora
 from .match import Plan, make_plan
-from .quantised import COMPANIONS, Nibbles, ScaleOrder, Weight
+from .quantised import COMPANIONS, Weight
 from .resolve_config import any_block, release_of
 from .sayings import MARKER_READERS
 from .source import CheckpointFiles, checkpoints_in, open_source, read_json
@@ -76,44 +76,29 @@ class Description:
 
 
 def inspect(
-    path: str | Path,
-    *,
-    sha256: bool = False,
-    stats: bool = False,
-    nibbles: Nibbles | None = None,
-    scales: ScaleOrder | None = None,
-    prefix: str | None = None,
-    variant: str | None = None,
+    path: str | Path, options: ReadingOptions = NO_OPTIONS, *, sha256: bool = False, stats: bool = False
 ) -> Description:
     """Describe a file or folder from its headers and from what it says of its weights.
 
-    With `sha256` or `stats` the whole file is read, in bounded memory. The other arguments are those of `load`. Faults
-    of a transformer are listed in `problems`. Raises `CheckpointError` for files that cannot be read.
+    With `sha256` or `stats` the whole file is read, in bounded memory. Faults of a transformer are listed in
+    `problems`. Raises `CheckpointError` for files that cannot be read.
     """
-    options = ReadingOptions(None, nibbles, scales, prefix, variant)
-    return description(open_source(path, variant), options, sha256=sha256, stats=stats)
+    return description(open_source(path, options.variant), options, sha256=sha256, stats=stats)
 
 
 def inspect_all(
-    path: str | Path,
-    *,
-    sha256: bool = False,
-    stats: bool = False,
-    nibbles: Nibbles | None = None,
-    scales: ScaleOrder | None = None,
-    prefix: str | None = None,
-    variant: str | None = None,
+    path: str | Path, options: ReadingOptions = NO_OPTIONS, *, sha256: bool = False, stats: bool = False
 ) -> list[Description]:
     """Describe a file, or every checkpoint in a folder if no variant is given.
 
     In a folder with several checkpoints, one that cannot be read is described as unreadable. In all other cases that
     raises `CheckpointError`.
     """
-    folder, options = as_path(path), ReadingOptions(None, nibbles, scales, prefix, variant)
-    several = variant is None and folder.is_dir() and not (folder / "model_index.json").exists()
+    folder = as_path(path)
+    several = options.variant is None and folder.is_dir() and not (folder / "model_index.json").exists()
     found = checkpoints_in(folder) if several else []
     if len(found) < 2:
-        return [description(open_source(path, variant), options, sha256=sha256, stats=stats)]
+        return [inspect(path, options, sha256=sha256, stats=stats)]
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else None
     described = []
     for file in found:
@@ -163,10 +148,7 @@ def description(
         parameters=sum(torch.Size(weight.shape).numel() for weight in plan.weights.values()),
         published_shapes=release is not None and has_published_shapes(plan, release),
         config={name: {"value": value, "origin": plan.origins[name]} for name, value in asdict(plan.config).items()},
-        foreign={
-            prefix: {"tensors": len(stored), "bytes": sum(s.stop - s.start for s in stored)}
-            for prefix, stored in plan.foreign.items()
-        },
+        foreign=plan.foreign_sizes(),
         unknown=described,
         problems=plan.problems,
         notes=plan.notes,

@@ -54,6 +54,13 @@ class Plan:
         if self.problems:
             raise CheckpointError(self.source.path, self.problems)
 
+    def foreign_sizes(self) -> dict[str, dict[str, int]]:
+        """Return how many tensors and bytes other models own, by the prefix of their names."""
+        return {
+            prefix: {"tensors": len(stored), "bytes": sum(x.stop - x.start for x in stored)}
+            for prefix, stored in self.foreign.items()
+        }
+
 
 def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_OPTIONS) -> Plan:
     """Match a checkpoint to a model by its headers and by what it says of its weights.

@@ -19,6 +19,8 @@ from .storage import CheckpointError, Stored, require
 Read = TypeVar("Read")
 FactMap = Mapping[str, Any]  # by the name of a fact: format, dtypes, nibbles, scales, group, rotation, shape, ...
 
+NO_FACTS: FactMap = MappingProxyType({})
+
 QUANTISATION = "_quantization_metadata"  # key of the metadata with an entry for each layer, as in its marker
 QUANTISER = "quantization_config"  # key of the metadata and of config.json: what a quantiser did to the whole file
 QUANTO_MAP = "quantization_map_base64"  # key of the metadata: quanto's formats of layers
@@ -40,9 +42,7 @@ class Declared(NamedTuple):
 
     facts: FactMap  # that the name implies
     keys: tuple[str, ...] = ()  # that may stand beside it, besides those of `KEYS_OF_ALL`
-    marker: FactMap = MappingProxyType(
-        {}
-    )  # facts that a layer's own marker implies, but an entry of the metadata does not
+    marker: FactMap = NO_FACTS  # that a layer's own marker implies besides, and an entry of the metadata does not
 
 
 KEYS_OF_ALL = ("full_precision_matrix_mult", "orig_dtype", "orig_shape")
@@ -171,10 +171,13 @@ def quant_state(text: bytes) -> dict[str, Any]:
     require(said.get("quant_type") in ("nf4", "fp4"), f"quant_type {said.get('quant_type')!r} is not supported")
     known = {"quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset"}
     require(said.keys() <= known, f"unknown keys {', '.join(sorted(said.keys() - known))}")
+    needed = ["blocksize", "shape", *(["nested_offset"] if "nested_blocksize" in said else [])]
+    missing = [key for key in needed if key not in said]
+    require(not missing, f"no key {', '.join(map(repr, missing))}")
     facts = {
         "format": f"bitsandbytes {said['quant_type']}",
-        "group": of_type(int, said.get("blocksize")),
-        "shape": shape_of(said.get("shape")),
+        "group": of_type(int, said["blocksize"]),
+        "shape": shape_of(said["shape"]),
     }
     if "nested_blocksize" in said:
         facts |= {
@@ -247,7 +250,8 @@ def quantiser_saying(metadata: Mapping[str, str], config: Mapping[str, Any] | No
     """Return what a quantiser's config states about all weights of the file. Raises `ValueError`."""
     configs = [(f"{QUANTISER} in config.json", config[QUANTISER])] if config and QUANTISER in config else []
     if QUANTISER in metadata:
-        configs.append((QUANTISER, parse_json(b'{"_": %s}' % metadata[QUANTISER].encode())["_"]))
+        text = metadata[QUANTISER].strip()
+        configs.append((QUANTISER, None if text == "null" else parse_json(text.encode())))
     sayings = [Saying(where, placed(where, quantiser_facts, said)) for where, said in configs if said is not None]
     stated = " and ".join(f"{saying.where}: {dict(saying.facts)}" for saying in sayings)
     require(len({str(saying.facts) for saying in sayings}) < 2, f"two configs of quantisers differ: {stated}")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch
 
+    from ..checkpoint.keywords import ReadingOptions
+
 # Exit statuses of all commands. docs/command-line.md has the table.
 DONE, WRONG, UNCLEAR, RAISED = 0, 1, 2, 3
 WORST_FIRST = (WRONG, RAISED, UNCLEAR)  # what was found to be wrong stays wrong, whatever raised elsewhere
@@ -72,9 +74,12 @@ def add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scales", choices=["tiled", "flat"], help="how scales of blocks are arranged")
 
 
-def source_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the values of these options, as the functions that read checkpoints take them."""
-    return {name: getattr(options, name) for name in ("prefix", "variant", "nibbles", "scales")}
+def source_options(options: argparse.Namespace) -> "ReadingOptions":
+    """Return the values of these options, and of --streams where a command has it."""
+    from ..checkpoint.keywords import ReadingOptions
+
+    given = vars(options)
+    return ReadingOptions(**{name: given[name] for name in ReadingOptions._fields if name in given})
 
 
 def add_streams(command: argparse.ArgumentParser) -> None:

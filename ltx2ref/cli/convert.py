@@ -61,8 +61,7 @@ def run_convert(options: argparse.Namespace) -> int:
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         keep=options.keep,
         max_shard_size=options.max_shard_size,
-        streams=options.streams,
-        **source_options(options),
+        options=source_options(options),
     )
     if options.json:
         print_json(report._asdict())

@@ -46,7 +46,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     """Describe a checkpoint, or each checkpoint in a folder."""
     from ..checkpoint.inspection import inspect_all
 
-    found = inspect_all(options.path, sha256=options.sha256, stats=options.stats, **source_options(options))
+    found = inspect_all(options.path, source_options(options), sha256=options.sha256, stats=options.stats)
     if options.json:
         print_json(
             asdict(found[0]) if len(found) == 1 else {"path": options.path, "checkpoints": [*map(asdict, found)]}

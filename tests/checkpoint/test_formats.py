@@ -20,6 +20,7 @@ import ltx2ref
 from ltx2ref import CheckpointError, TransformerConfig
 from ltx2ref.checkpoint.convert import convert
 from ltx2ref.checkpoint.inspection import inspect
+from ltx2ref.checkpoint.keywords import ReadingOptions
 from ltx2ref.checkpoint.match import make_plan
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
@@ -216,7 +217,7 @@ def test_what_nothing_says_is_refused_with_the_arguments_that_settle_it(
     assert "nibbles='high'" in str(caught.value) and "scales='flat'" in str(caught.value)
     assert len(caught.value.problems) == 2 == len(inspect(path).problems)
     assert_loads(path, truth, nibbles="low", scales="flat")
-    assert inspect(path, nibbles="low", scales="flat").problems == []
+    assert inspect(path, ReadingOptions(nibbles="low", scales="flat")).problems == []
 
 
 def test_scales_that_do_not_fill_their_tiles_show_whether_they_are_tiled(tmp_path: Path) -> None:
@@ -237,8 +238,12 @@ def test_arguments_have_the_values_that_are_documented(
     option: dict[str, Any], state: State, config: TransformerConfig, tmp_path: Path
 ) -> None:
     writers.write_transformer_only(tmp_path / "ltx.safetensors", state, config)
-    calls: list[Callable[..., Any]] = [ltx2ref.load, ltx2ref.stream, inspect]
-    calls.append(lambda path, **said: convert(path, tmp_path / "there", dialect="diffusers", **said))
+    calls: tuple[Callable[..., Any], ...] = (
+        ltx2ref.load,
+        ltx2ref.stream,
+        lambda path, **said: inspect(path, ReadingOptions(**said)),
+        lambda path, **said: convert(path, tmp_path / "there", dialect="diffusers", options=ReadingOptions(**said)),
+    )
     for call in calls:
         with pytest.raises(ValueError, match=f"^{next(iter(option))}: expected '(high|tiled)' or"):
             call(tmp_path / "ltx.safetensors", **option)
@@ -422,7 +427,7 @@ def test_a_float8_file_with_its_marker_may_hold_one_stream(
 ) -> None:
     path, there = tmp_path / "ltx.safetensors", tmp_path / "audio.safetensors"
     truth = writers.write_fp8_old_comfy(path, state, config)
-    convert(path, there, dialect="lightricks", keep=True, streams="audio")
+    convert(path, there, dialect="lightricks", keep=True, options=ReadingOptions(streams="audio"))
     loaded = ltx2ref.load(there, dtype=torch.float32)
     assert loaded.streams == ("audio",)
     for name, tensor in loaded.state_dict().items():

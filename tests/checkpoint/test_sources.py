@@ -18,6 +18,7 @@ import ltx2ref
 from ltx2ref import CheckpointError
 from ltx2ref.checkpoint.convert import convert
 from ltx2ref.checkpoint.inspection import inspect, inspect_all
+from ltx2ref.checkpoint.keywords import ReadingOptions
 from ltx2ref.cli import main
 
 State = dict[str, Tensor]
@@ -66,9 +67,9 @@ def test_a_common_prefix_is_named_and_then_accepted(tmp_path: Path, case: str) -
     )
     assert holds(ltx2ref.load(path, config=CONFIG, prefix=prefix))
     assert ltx2ref.stream(path, config=CONFIG, prefix=prefix).config == CONFIG
-    d = inspect(path, prefix=prefix)
+    d = inspect(path, ReadingOptions(prefix=prefix))
     assert (d.kind, d.problems) == ("transformer", []) and f"prefix {prefix}" in str(d.dialect)
-    report = convert(path, tmp_path / "out", dialect="diffusers", prefix=prefix)
+    report = convert(path, tmp_path / "out", dialect="diffusers", options=ReadingOptions(prefix=prefix))
     assert report.tensors == len(STATE)
     assert holds(ltx2ref.load(tmp_path / "out"))
 
@@ -163,11 +164,11 @@ def test_of_several_checkpoints_the_variant_is_read(tmp_path: Path, case: str) -
     path = folder(tmp_path / "x", *names)
     assert which(path, variant) == place
     assert ltx2ref.stream(path, variant=variant).proj_in.bias[0] == place
-    assert [d.problems for d in [inspect(path, variant=variant)]] == [[]]
-    convert(path, tmp_path / "out", dialect="diffusers", variant=variant)
+    assert [d.problems for d in [inspect(path, ReadingOptions(variant=variant))]] == [[]]
+    convert(path, tmp_path / "out", dialect="diffusers", options=ReadingOptions(variant=variant))
     assert which(tmp_path / "out") == place
     if variant:
-        assert len(inspect_all(path, variant=variant)) == 1
+        assert len(inspect_all(path, ReadingOptions(variant=variant))) == 1
         assert main(["convert", str(path), str(tmp_path / "o"), "--to", "diffusers", "--variant", variant]) == 0
         assert main(["inspect", str(path), "--variant", variant]) == 0
         assert which(tmp_path / "o") == place

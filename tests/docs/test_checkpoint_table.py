@@ -22,12 +22,12 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.checkpoint.inspection import inspect
+from ltx2ref.checkpoint.keywords import ReadingOptions
 from ltx2ref.checkpoint.streaming import StreamedTransformer
 
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 State = dict[str, Tensor]
 Make = Callable[[Path, State, TransformerConfig], Any]
-INSPECTED = ("prefix", "variant", "nibbles", "scales")  # arguments that `inspect` has as well
 LORA_LAYER, RANK = "transformer_blocks.0.attn1.to_q", 2
 
 
@@ -160,7 +160,7 @@ def test_the_line_loads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "streams" in code or found.keys() == truth.keys()
     if names[0] != "Lightricks/LTX-2":
         options = {k.arg: ast.literal_eval(k.value) for k in ast.parse(code).body[0].value.keywords}  # type: ignore[attr-defined]
-        d = inspect(names[0], **{key: options[key] for key in INSPECTED if key in options})
+        d = inspect(names[0], ReadingOptions(**{key: options[key] for key in ReadingOptions._fields if key in options}))
         assert (d.kind, d.release, d.problems) == ("transformer", release, [])
         said = {row["format"] for row in d.formats}
     for words in re.findall(r'"([^"]+)"', lines()[code].partition("`ltx2ref.")[0]):

@@ -21,7 +21,7 @@ from ...rope import frequencies
 from ..trace.taps import ROW_RECIPES, find_module
 from .evidence import OTHER, Evidence, unflat
 from .levels import arguments, gate_factor
-from .mistakes import ROTATED, attended, given, gridded, mask_of, modulated, own_rows, own_table, sublayer_before
+from .mistakes import ROTATED, Table, attended, given, gridded, mask_of, modulated, own_rows, own_table, sublayer_before
 from .patterns import explains
 
 Operands = Mapping[str, Tensor]
@@ -511,13 +511,14 @@ def coordinates_of_patches(e: Evidence) -> Iterator[Formula]:
 
 
 def table_of_rope(e: Evidence) -> Iterator[Formula]:
-    """Yield a RoPE table, made from its positions."""
+    """Yield a RoPE table: of its positions, and of its frequencies."""
     table = own_table(e)
     if table is None:
         return
     other = table.make(e._replace(name=e.name[:-3] + ("sin" if e.name.endswith(".cos") else "cos")))
     right = table.make(e).double().flatten(2)
-    still = right.shape[2] % len(table.stream.max_position)  # planes that do not rotate come first
+    largest = torch.tensor(table.stream.max_position, dtype=torch.float64)[:, None]
+    still = right.shape[2] % len(largest)  # planes that do not rotate come first
 
     def whole(o: Operands) -> Tensor:
         return torch.cat([right[..., :still], o["the table"]], -1).reshape(e.reference.shape)
@@ -526,38 +527,39 @@ def table_of_rope(e: Evidence) -> Iterator[Formula]:
     yield Formula({"the table": right[..., still:]}, whole, {"cosines and sines exchanged": exchanged})
     coords = table.coords.double()
     middle = coords.mean(-1) if coords.ndim == 4 else coords
-    largest = torch.tensor(table.stream.max_position, dtype=torch.float64)[:, None]
+    yield from positions_of_table(e, table, middle, largest)
+    yield from frequencies_of_table(e, table, middle / largest * 2 - 1, still)
+
+
+def positions_of_table(e: Evidence, table: Table, middle: Tensor, largest: Tensor) -> Iterator[Formula]:
+    """Yield a RoPE table of its positions: as they are, as shares of the largest, and between -1 and 1."""
 
     def made(x: Tensor) -> Tensor:
         return table._replace(coords=x).make(e._replace(reference=e.reference.double()))
 
+    shares, relative = "positions as shares of the largest", "positions between -1 and 1"
     yield Formula({"positions": middle}, lambda o: made(o["positions"]))
-    yield Formula(
-        {"positions as shares of the largest": middle / largest},
-        lambda o: made(o["positions as shares of the largest"] * largest),
-    )
-    relative = "positions between -1 and 1"
+    yield Formula({shares: middle / largest}, lambda o: made(o[shares] * largest))
     yield Formula({relative: middle / largest * 2 - 1}, lambda o: made((o[relative] + 1) / 2 * largest))
-    n = table.stream.dim // (2 * len(largest))
-    right_frequencies = frequencies(n, table.config, torch.float64)
+
+
+def frequencies_of_table(e: Evidence, table: Table, relative: Tensor, still: int) -> Iterator[Formula]:
+    """Yield a RoPE table of its frequencies, by which positions between -1 and 1, (B, P, T), are multiplied."""
+    n, theta = table.stream.dim // (2 * relative.shape[1]), table.config.rope_theta
+    right = frequencies(n, table.config, torch.float64)
     line = torch.linspace(0, 1, n, dtype=torch.float64)
 
-    def rotated_by(o: Operands) -> Tensor:
-        angles = (middle / largest * 2 - 1).movedim(1, 2)[..., None, :] * o["frequencies"][:, None]
-        angles = F.pad(angles.flatten(2), (still, 0)).reshape(len(middle), *e.reference.shape[1:])
+    def made(o: Operands) -> Tensor:
+        angles = relative.movedim(1, 2)[..., None, :] * o["frequencies"][:, None]
+        angles = F.pad(angles.flatten(2), (still, 0)).reshape(len(relative), *e.reference.shape[1:])
         return (angles.cos() if e.name.endswith(".cos") else angles.sin()).expand_as(e.reference)
 
-    yield Formula(
-        {"frequencies": right_frequencies},
-        rotated_by,
-        {
-            "one over the frequencies in their place": {"frequencies": 1 / right_frequencies},
-            "frequencies on a line, not powers": {"frequencies": table.config.rope_theta * line * pi / 2},
-            "powers theta of numbers from 0 to 1 as frequencies": {
-                "frequencies": line**table.config.rope_theta * pi / 2
-            },
-        },
-    )
+    wrong = {
+        "one over the frequencies in their place": 1 / right,
+        "frequencies on a line, not powers": theta * line * pi / 2,
+        "powers theta of numbers from 0 to 1 as frequencies": line**theta * pi / 2,
+    }
+    yield Formula({"frequencies": right}, made, {what: {"frequencies": x} for what, x in wrong.items()})
 
 
 # ---------------------------------------------------------------- parts of them
