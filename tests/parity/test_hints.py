@@ -879,7 +879,7 @@ ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
             *(row[:, None] for row in run.block("attn1.rows")[:, :2].unbind(1)),
         ),
         "wrong_operand",
-        "squares of each channel, without the mean",
+        "the square of each channel in place of the mean square",
     ),
     (
         "a norm of each head",
@@ -887,7 +887,7 @@ ONLY_FLOAT32: list[tuple[str, str, str, Change, str, str]] = [
         BLOCK + "attn1.norm_q",
         lambda run, x: rms_norm(queries(run).unflatten(-1, (2, -1))).flatten(-2) * norm_weight(run, "norm_q"),
         "wrong_operand factor_per_head",
-        "squares of the mean of each head, not of all",
+        "the mean square of each head, not of all heads",
     ),
     (
         "the weight of the keys' norm",

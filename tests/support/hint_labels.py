@@ -178,7 +178,7 @@ def _(it: Changed) -> Verdict:
     return it.about("gate|sigmoid")
 
 
-@claim(r"squares of |mean square")
+@claim(r"mean square|of the squares")
 def _(it: Changed) -> Verdict:
     return it.about("norm|variance|rsqrt|RMS")
 

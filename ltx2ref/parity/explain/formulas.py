@@ -132,15 +132,17 @@ def norm_of(what: str, x: Tensor, after: Step, heads: int = 1) -> Iterator[Formu
     mean = squares.mean(-1, keepdim=True)
     before = f"{what} before its norm"
     yield Formula({before: x}, lambda o: after(rms_norm(o[before])))
-    squares_of = {
-        "each channel, without the mean": squares,
-        "the sum, not of the mean": squares.sum(-1, keepdim=True),
-        "the mean over the batch": squares.mean(0, keepdim=True),
-        "the mean over the tokens": squares.mean(1, keepdim=True),
+    means = {
+        "the square of each channel in place of the mean square": squares,
+        "the sum of the squares in place of their mean": squares.sum(-1, keepdim=True),
+        "the mean square over the batch, not over the channels": squares.mean(0, keepdim=True),
+        "the mean square over the tokens, not over the channels": squares.mean(1, keepdim=True),
     }
     if heads > 1:
         each = squares.unflatten(-1, (heads, -1))
-        squares_of["the mean of each head, not of all"] = each.mean(-1, keepdim=True).expand_as(each).flatten(-2)
+        means["the mean square of each head, not of all heads"] = (
+            each.mean(-1, keepdim=True).expand_as(each).flatten(-2)
+        )
     results = {
         f"{what} divided by its mean square, not by the root of it": x / (mean + EPS),
         f"{what} times its root mean square, not divided by it": x * (mean + EPS).sqrt(),
@@ -148,7 +150,7 @@ def norm_of(what: str, x: Tensor, after: Step, heads: int = 1) -> Iterator[Formu
         f"one over the root mean square added to {what}": x + (mean + EPS).rsqrt(),
         f"{what} without its norm": x,
     }
-    others: dict[str, Operands] = {f"squares of {which}": {"the mean square": y} for which, y in squares_of.items()}
+    others: dict[str, Operands] = {which: {"the mean square": y} for which, y in means.items()}
     others |= {which: {"the result": y} for which, y in results.items()}
 
     def compute(o: Operands) -> Tensor:
@@ -557,7 +559,7 @@ def frequencies_of_table(e: Evidence, table: Table, relative: Tensor, still: int
     wrong = {
         "one over the frequencies in their place": 1 / right,
         "frequencies on a line, not powers": theta * line * pi / 2,
-        "powers theta of numbers from 0 to 1 as frequencies": line**theta * pi / 2,
+        "numbers from 0 to 1, to the power of theta, as frequencies": line**theta * pi / 2,
     }
     yield Formula({"frequencies": right}, made, {what: {"frequencies": x} for what, x in wrong.items()})
 
