@@ -7,6 +7,7 @@ itself. ltx2ref loads the same model with that file, in float32, with strength 1
 ltx2ref: peft and diffusers (extra `parity`), and lycoris-lora. One that is not installed is a row that says so.
 """
 
+import argparse
 import logging
 import sys
 import tempfile
@@ -139,6 +140,7 @@ def compare(write: Writer) -> tuple[str, bool]:
 
 def main() -> int:
     """Print the table. Return 1 if a row differs by more than the order of products, else 0."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name in ("ltx2ref", "LyCORIS"):
         logging.getLogger(name).setLevel(logging.ERROR)
     good = True

@@ -47,10 +47,13 @@ class Adapter(NamedTuple):
         return next(matching, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def denials(self, names: Collection[str], rank: int, width: int) -> list[str]:
-        """Return what the config says against a layer of these names, whose rank may be clipped to its width."""
+        """Return what the config says against a layer of these names.
+
+        Published files clip the rank to the width of the layer, the smaller of its sides. PEFT does not.
+        """
         stated = next((r for end, r in self.rank_pattern.items() if ends(end, names)), self.rank)
         listed = {key: any(ends(end, names) for end in self.layers[key]) for key in self.layers}
-        wrong_rank = stated is not None and rank != min(stated, width)
+        wrong_rank = stated is not None and rank not in (stated, min(stated, width))
         return [
             *([f"its rank is {rank}, but {stated:g}"] if wrong_rank else []),
             *(["not among the target_modules"] if not listed.get("target_modules", True) else []),

@@ -641,11 +641,16 @@ def test_a_config_of_pefts_that_contradicts_ranks_or_layers_is_refused(tmp_path:
         load_state(path, config, (folder, 1))
 
 
-def test_a_rank_that_is_clipped_to_the_width_is_no_contradiction(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [4, RANK])  # clipped as in published files, and as PEFT writes it
+def test_a_rank_above_the_width_may_be_clipped_or_not(tmp_path: Path, rank: int) -> None:
     path, config, state = base(tmp_path, "2.3")
-    pairs = random_pairs(state, ["transformer_blocks.0.attn1.to_gate_logits"])  # 4 rows
+    gate = "transformer_blocks.0.attn1.to_gate_logits"
+    rows, columns = state[f"{gate}.weight"].shape
+    assert rows == 4
+    generator = torch.Generator().manual_seed(1)
+    pairs = {gate: (torch.randn(rank, columns, generator=generator), torch.randn(rows, rank, generator=generator))}
     folder = peft_folder(tmp_path / "p", pairs, {"lora_alpha": 3})
-    assert_merged(load_state(path, config, (folder, 1)), state, pairs, dict.fromkeys(pairs, 3 / 4))
+    assert_merged(load_state(path, config, (folder, 1)), state, pairs, dict.fromkeys(pairs, 3 / rank))
 
 
 def test_negative_factors_are_noted(tmp_path: Path) -> None:
