@@ -32,6 +32,7 @@ FIGURE = (
 )
 BLOCK = re.compile(r"^```(sh|console|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COLUMN = 88  # characters of code that fit
+DOCUMENT = re.compile(r'<span data-page="([^"]+)">([^<]+)</span>')  # in the live page
 INLINE = re.compile(r"<code>([^<]+)</code>")
 PARTS = ("page.html", "page.css", "page.js", "text.toml")  # of docs/live.html, which has them in it
 LONGEST = 32  # characters of a word in inline code that is never broken
@@ -87,8 +88,14 @@ def linked_to_lines(text: str, linked: set[str]) -> str:
             linked.add(path)
         return match[1] + json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c") + match[3]
 
-    text = re.sub(r'href="([\w-]+)\.md"', r'href="\1.html"', text)
+    text = DOCUMENT.sub(document_link, text)
     return re.sub(r'(id="data">)(.*?)(</script>)', with_lines, text, flags=re.DOTALL)
+
+
+def document_link(match: re.Match[str]) -> str:
+    """Return a link to a document that the live page only names, because as a file it may be alone."""
+    page, said = match.groups()
+    return f'<a href="{page if "." in page else f"{page}.html"}">{said}</a>'
 
 
 def configuration() -> str:

@@ -21,10 +21,13 @@ const INITIAL = {
   time: 0.2,
   token: 40,
   note: '', // what the last change took with it
+  folded: true, // on a narrow screen, the panel under the tabs
 };
 const LEVELS = ['timestep', 'sigma', 'audio_timestep', 'audio_sigma'];
 const state = structuredClone(INITIAL);
 const run = {}; // what was computed last: taps, base, changed, digests, recorded, wrong, ms
+const wide = matchMedia('(min-width: 1101px)'); // story, model and tensor side by side
+const sheet = matchMedia('(max-width: 760px)'); // a tensor opens over the page
 const $ = (id) => document.getElementById(id);
 const thousands = (n) => n.toLocaleString('en');
 const short = (x) =>
@@ -32,7 +35,7 @@ const short = (x) =>
 
 /** Return an element with attributes (functions are listeners) and children (text, or elements). */
 function el(tag, attributes = {}, ...children) {
-  const svg = /^(svg|path|rect|line|text|circle|g|polyline|title)$/.test(tag);
+  const svg = /^(svg|path|rect|line|text|circle|polyline)$/.test(tag);
   const node = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === 'function') node.addEventListener(name, value);
@@ -104,7 +107,7 @@ function showFirst() {
 function reveal(tap) {
   const chip = document.querySelector(`.chip[data-tap="${tap}"]`);
   if (!chip) return;
-  if (matchMedia('(min-width: 761px)').matches) chip.closest('.band').scrollIntoView({ block: 'start' });
+  if (wide.matches) chip.closest('.band').scrollIntoView({ block: 'start' });
   else chip.scrollIntoView({ block: 'center' });
 }
 const pristine = () => ({ bug: '', conventions: {}, levels: {}, cross: undefined, fps: 0 });
@@ -136,6 +139,7 @@ function readAddress() {
   if (!bug) next.bug = '';
   else if (!given.release && !given.scene) [next.release, next.scene] = bug.case.split('/');
   if (!Object.hasOwn(PANELS, next.panel)) next.panel = 'words';
+  if (Object.hasOwn(given, 'panel')) next.folded = false;
   if (!Object.hasOwn(DATA.configs, next.release)) next.release = '2.3';
   if (!Object.hasOwn(DATA.cases, `${next.release}/${next.scene}`)) next.scene = 't2v';
   if (!Object.hasOwn(entryOf(`${next.release}/${next.scene}`).digests, next.dtype)) next.dtype = 'float32';
@@ -149,7 +153,8 @@ const ofStep = (step) => ({
   scene: step.scene || 't2v',
   dtype: 'float32',
   panel: step.panel,
-  tap: step.tap || state.tap,
+  folded: Boolean(step.fold),
+  tap: step.tap,
   block: 0,
   element: 0,
   cell: [0, 0],
@@ -230,6 +235,23 @@ function isAudio(tap) {
   return (receiver[1] === 'video_to_audio') !== /^(context|context_rows|norm_k|to_v|k)$/.test(receiver[2]);
 }
 
+const PARTS = [
+  ['enter', 'In'],
+  ['self', 'Self-attention'],
+  ['text', 'Text attention'],
+  ['exchange', 'Exchange'],
+  ['ff', 'Feed-forward'],
+  ['leave', 'Out'],
+];
+
+/** Return the part of the model in which a tap is. */
+function partOf(tap) {
+  const inBlock = /^transformer_blocks\.\d+\.(audio_to|video_to|audio_|)(.*)$/.exec(tap);
+  if (!inBlock) return /^(audio_)?(norm_out|proj_out|sample)/.test(tap) ? 'leave' : 'enter';
+  if (inBlock[1].endsWith('_to')) return 'exchange';
+  return { attn1: 'self', attn2: 'text' }[inBlock[2].split('.')[0]] || 'ff';
+}
+
 /** Return the name under which text.toml describes a tap. */
 function roleOf(tap) {
   let name = tap.replace(/^transformer_blocks\.\d+\./, '');
@@ -246,6 +268,7 @@ function roleOf(tap) {
 /** Situations in which text.toml has other words for a tensor. */
 const WHERE = {
   '2.0': () => state.release === '2.0',
+  late: (tap) => state.bug === 'sequential-exchange' && tap.includes('video_to_audio'),
   'to audio': (tap) => tap.includes('video_to_audio'),
   perturbed: (tap) =>
     /\.(audio_)?attn1\./.test(tap) &&
@@ -268,17 +291,19 @@ function bands() {
   const { model, x } = prepared(DATA, settingOf());
   const mode = model.exchangeMode(x.use_cross_timestep);
   const embed = (name) => ['sinusoid', 'emb', 'linear'].map((part) => `${name}.${part}`);
+  const small = true; // drawn in one line, without captions
   const entrance = (p, name, direction, cross) => [
     ['latents to tokens', [`${p}proj_in`]],
     ['text', [`${p}caption_projection`]],
     ['positions', [`${name}_coords`, `${p}rope.cos`, `${p}rope.sin`]],
     ['positions in the exchange', [`cross_attn_${p}rope.cos`, `cross_attn_${p}rope.sin`]],
-    ['rows, by own timestep', embed(`${p}time_embed`)],
-    ['rows of the text, by own sigma', embed(`${p}prompt_adaln`)],
-    [`rows of the exchange, by ${rule[mode]}`, embed(`av_cross_attn_${name}_scale_shift`)],
+    ['rows, by own timestep', embed(`${p}time_embed`), small],
+    ['text rows, by own sigma', embed(`${p}prompt_adaln`), small],
+    [`exchange rows, by ${rule[mode]}`, embed(`av_cross_attn_${name}_scale_shift`), small],
     [
-      `gate of the exchange, by ${mode === 'own' ? 'own timestep' : "the other's sigma"}`,
+      `exchange gate, by ${mode === 'own' ? rule.own : rule.other}`,
       embed(`av_cross_attn_${name}_${direction}_gate`),
+      small,
     ],
   ];
   const layer = (name, own, rest) => [
@@ -289,25 +314,21 @@ function bands() {
   const found = [
     {
       id: 'enter',
-      title: 'In',
-      about: 'latents, positions and noise levels; once, before all blocks',
+      about: 'once, before all blocks',
       sides: [entrance('', 'video', 'a2v'), entrance('audio_', 'audio', 'v2a')],
     },
     {
       id: 'self',
-      title: 'Self-attention',
       about: 'each stream looks at itself',
       sides: both((p) => layer(`${p}attn1`, 'stream rows input', attention)),
     },
     {
       id: 'text',
-      title: 'Text attention',
       about: 'each stream looks at the prompt',
       sides: both((p) => layer(`${p}attn2`, 'stream rows input context_rows context', attention)),
     },
     {
       id: 'exchange',
-      title: 'Exchange',
       about:
         state.bug === 'sequential-exchange'
           ? 'audio looks at a video that has already changed: the bug'
@@ -318,7 +339,6 @@ function bands() {
     },
     {
       id: 'ff',
-      title: 'Feed-forward',
       about: 'each token for itself',
       sides: both((p, name) => [
         ['rows and input', sub(`${p}ff`, 'stream rows input')],
@@ -328,15 +348,15 @@ function bands() {
     },
     {
       id: 'leave',
-      title: 'Out',
       about: 'once, after all blocks',
       sides: both((p) => [['velocities', [`${p}norm_out`, `${p}proj_out.input`, `${p}sample`]]]),
     },
   ];
   for (const band of found) {
+    band.title = PARTS.find(([id]) => id === band.id)[1];
     band.inBlock = !['enter', 'leave'].includes(band.id);
     band.sides = band.sides.map((side) =>
-      side.map(([name, taps]) => [name, taps.filter(has)]).filter(([, taps]) => taps.length),
+      side.map(([name, taps, small]) => [name, taps.filter(has), small]).filter(([, taps]) => taps.length),
     );
   }
   return found.filter((band) => band.sides.some((side) => side.length));
@@ -455,10 +475,13 @@ function band({ id, title, about: says, sides, inBlock }) {
       'div',
       { class: `side${k ? ' audio-side' : ''}` },
       el('h4', {}, names[k]),
-      sets.map(([name, taps]) =>
+      sets.map(([name, taps, small], i) => [
+        small && !sets[i - 1][2]
+          ? el('div', { class: 'name small-head' }, 'noise levels: sinusoid, embedding, offsets of the rows')
+          : null,
         el(
           'div',
-          { class: 'set' },
+          { class: small ? 'set small' : 'set' },
           el('div', { class: 'name' }, name),
           el(
             'div',
@@ -466,7 +489,7 @@ function band({ id, title, about: says, sides, inBlock }) {
             taps.map((tap) => chip(tap)),
           ),
         ),
-      ),
+      ]),
     );
   const where = inBlock ? `block ${state.block}: ` : '';
   return el(
@@ -501,52 +524,88 @@ function chip(tap) {
   );
 }
 
-/** Draw who reads whom in the exchange: both read from above, and both write below. */
+/** Draw who reads whom in the exchange: both read what is above, and both add below. */
 function crossing() {
   const late = state.bug === 'sequential-exchange';
-  const path = (d, colour, extra = {}) =>
-    el('path', {
-      d,
-      fill: 'none',
-      stroke: `var(--${colour})`,
-      'stroke-width': 2,
-      'vector-effect': 'non-scaling-stroke',
-      ...extra,
-    });
   const says = late
-    ? 'The bug: audio reads video after video has read audio.'
-    : 'Video reads audio and audio reads video, both as they were before; then both are written.';
-  const ends = (when) =>
-    el(
-      'div',
-      { class: 'ends' },
-      el('span', { class: 'video' }, `video, ${when}`),
-      el('span', { class: 'audio' }, `audio, ${when}`),
-    );
+    ? 'The bug: audio makes keys and values of a video that has already read audio.'
+    : 'Each attention takes queries from its own stream, and keys and values from the other. Both read before either adds.';
+  const { audio_num_attention_heads: heads, audio_attention_head_dim: d } = DATA.configs[state.release];
+  const text = (x, y, what, more = {}) => el('text', { x, y, 'text-anchor': 'middle', ...more }, what);
+  const line = (points, colour, more = {}) =>
+    el('polyline', { points, fill: 'none', stroke: `var(--${colour})`, 'stroke-width': 1.6, ...more });
+  /** A line that ends in an arrowhead, which points to the right (1) or left (-1), or down (0). */
+  const arrow = (points, colour, to, more) => {
+    const [x, y] = points.split(' ').at(-1).split(',').map(Number);
+    const head = to ? `M${x} ${y} l${-6 * to} -3.5 v7 z` : `M${x} ${y} l-3.5 -6 h7 z`;
+    return [line(points, colour, more), el('path', { d: head, fill: `var(--${colour})` })];
+  };
+  const side = (own, other, x, to, from, bad) => {
+    const box = x + 62 * to; // the middle of its attention
+    return [
+      text(x, 10, `${own}, before`, { class: own }),
+      arrow(`${x},16 ${x},154`, own, 0),
+      text(x, 168, `${own}, after`, { class: own }),
+      el('circle', { cx: x, cy: 26, r: 3, fill: `var(--${own})` }),
+      arrow(`${x},26 ${box - 10 * to},50 ${box - 10 * to},76`, own, 0),
+      bad
+        ? arrow(`${from},143 ${box + 58 * to},143 ${box + 58 * to},92 ${box + 41 * to},92`, 'bad', -to, {
+            'stroke-dasharray': '4 3',
+          })
+        : arrow(`${from},26 ${box + 14 * to},50 ${box + 14 * to},76`, other, 0),
+      el('rect', { x: box - 40, y: 76, width: 80, height: 32, rx: 4, fill: 'var(--wash)', stroke: 'var(--exchange)' }),
+      text(box, 89, 'attention'),
+      text(box, 102, '2,048 wide', { class: 'soft' }),
+      arrow(`${box},108 ${box},126 ${x + 7 * to},126`, 'exchange', -to),
+      text(x + 34 * to, 121, '× gate', { class: 'soft' }),
+      el('circle', { cx: x, cy: 126, r: 7, fill: 'var(--paper)', stroke: `var(--${own})`, 'stroke-width': 1.6 }),
+      text(x, 130, '+'),
+      text(box - 20 * to, 70, 'q', { class: 'soft' }),
+      bad ? null : text(box + 29 * to, 70, 'k, v', { class: 'soft' }),
+    ];
+  };
+  const [video, audio] = [60, 300];
   return el(
     'div',
     { class: 'cross' },
-    ends('before'),
     el(
       'svg',
-      {
-        viewBox: '0 0 400 54',
-        width: '100%',
-        height: 54,
-        preserveAspectRatio: 'none',
-        role: 'img',
-        'aria-label': says,
-      },
-      path('M90 2 V52', 'video'),
-      path('M310 2 V52', 'audio'),
-      path('M310 8 C 310 34, 90 20, 90 50', 'exchange'),
-      late
-        ? path('M90 46 C 180 54, 220 30, 310 44', 'bad', { 'stroke-dasharray': '5 4' })
-        : path('M90 8 C 90 34, 310 20, 310 50', 'exchange'),
+      { viewBox: '0 0 360 174', role: 'img', 'aria-label': says },
+      side('video', 'audio', video, 1, audio, false),
+      side('audio', 'video', audio, -1, video, late),
     ),
-    ends('after'),
-    el('p', { class: `fine ${late ? '' : 'exchange'}`, style: late ? 'color: var(--bad)' : null }, says),
+    el('p', { class: `fine ${late ? 'bad' : 'exchange'}` }, says),
+    el(
+      'p',
+      { class: 'fine' },
+      `Both attentions have audio’s heads: 32 of 64 channels, here ${heads} of ${d}. to_q, to_k and to_v bring either stream to that width; to_out leads to the width of the stream that receives.`,
+    ),
   );
+}
+
+/** Show the parts of the model in their order, and how much of each has changed. */
+function showMap() {
+  const part = ([id, title]) => {
+    const all = run.order.filter((tap) => partOf(tap) === id);
+    const moved = all.filter((tap) => run.changed.has(tap)).length;
+    return el(
+      'button',
+      {
+        class: `part ${id}`,
+        'data-pick': `part-${id}`,
+        'data-is': moved ? (state.bug ? 'wrong' : 'moved') : null,
+        click: () => $(`band-${id}`).scrollIntoView({ block: 'start' }),
+      },
+      el('span', {}, id === 'exchange' ? `⇄ ${title} ⇄` : title),
+      moved ? el('small', {}, ` ${moved} of ${all.length}`) : null,
+    );
+  };
+  const layers = DATA.configs[state.release].num_layers;
+  keepFocus($('map'), [
+    el('p', { class: 'streams fine' }, el('b', { class: 'video' }, 'video'), el('b', { class: 'audio' }, 'audio')),
+    ...PARTS.map(part),
+    el('p', { class: 'times fine' }, `a block: 48 times, here ${layers}`),
+  ]);
 }
 
 function showBar() {
@@ -594,9 +653,6 @@ function showBar() {
     buttons('block', state.block, [0, 1], (block) =>
       set({ block, tap: state.tap.replace(/^transformer_blocks\.\d/, `transformer_blocks.${block}`) }),
     ),
-    untouched()
-      ? null
-      : el('button', { class: 'button', 'data-pick': 'reset', click: () => set(pristine()) }, 'Undo all changes'),
   ]);
 }
 
@@ -621,13 +677,18 @@ function showStatus() {
   const verb = state.bug ? 'are wrong' : than.length ? `differ from ${than}, diffusers’ choice` : 'change';
   const none = untouched() ? '' : ' Nothing changes here: the same bits at every tensor.';
   const note = state.note ? el('span', { class: 'fine' }, ` ${state.note}`) : null;
-  if (!count) keepFocus($('status'), [document.createTextNode(`${where}${scene.says}.${none}`), note]);
+  const undo = untouched()
+    ? null
+    : el('button', { class: 'button', 'data-pick': 'reset', click: () => set(pristine()) }, 'Undo');
+  $('status').toggleAttribute('data-touched', !untouched());
+  if (!count) keepFocus($('status'), [document.createTextNode(`${where}${scene.says}.${none} `), note, undo]);
   else
     keepFocus($('status'), [
       html('span', {}, `${where}<b>${count} of ${run.order.length}</b> tensors ${verb}, first `),
       link,
-      document.createTextNode(` ${ends}`),
+      document.createTextNode(` ${ends} `),
       note,
+      undo,
       state.bug
         ? el(
             'p',
@@ -643,16 +704,16 @@ function showStatus() {
 
 function showSeal() {
   const entry = entryOf(caseName());
-  const whose = entry.implementation.replace('-core', '-core').split(' ')[0];
+  const [whose] = entry.implementation.split(' ');
   const n = run.order.length;
   const good = run.same.length === n;
   const own = !untouched() && !state.bug && !good;
   $('seal').dataset.is = good ? 'good' : own ? 'own' : 'bad';
-  const wide = matchMedia('(min-width: 761px)').matches;
+  const long = !sheet.matches;
   const bits = `${whose}${whose.endsWith('s') ? "'" : "'s"} bits`;
   $('seal').textContent = own
-    ? `${n - run.same.length} of ${n} tensors moved${wide ? ': your own setting, of which there is no recording' : ''}`
-    : wide
+    ? `${n - run.same.length} of ${n} tensors moved${long ? ': your own setting, of which there is no recording' : ''}`
+    : long
       ? `${run.same.length} of ${n} tensors have ${bits}`
       : `${run.same.length} of ${n}: ${bits}`;
   $('seal-more').textContent =
@@ -665,7 +726,7 @@ function showSeal() {
 function openTensor(tap) {
   set({ tap, cell: [0, 0], change: false });
   $('inspector').dataset.open = '';
-  document.body.classList.toggle('sheet', matchMedia('(max-width: 1100px)').matches);
+  document.body.classList.toggle('sheet', sheet.matches);
 }
 
 function closeTensor() {
@@ -774,7 +835,7 @@ function showInspector() {
         'in code',
         el('code', {}, said.code || ''),
         ' in ',
-        el('a', { href: said.href || `../ltx2ref/${said.file}` }, said.file || ''),
+        said.href ? el('a', { href: said.href }, said.file) : el('code', {}, `ltx2ref/${said.file}`),
       ),
       term('shape', `${shape(x.shape)}  ${said.axes || ''}`),
       real ? term(`in ${state.release}`, `${shape(real)} for 121 frames of 768 x 512`) : [],
@@ -882,6 +943,7 @@ const PANELS = {
 
 function showPanel() {
   const names = Object.keys(PANELS);
+  $('instrument').toggleAttribute('data-folded', state.folded);
   keepFocus(
     $('tabs'),
     names.map((name, i) =>
@@ -892,12 +954,13 @@ function showPanel() {
           id: `tab-${name}`,
           'aria-selected': String(name === state.panel),
           'aria-controls': 'panel',
+          'aria-expanded': name === state.panel && !wide.matches ? String(!state.folded) : null,
           tabindex: name === state.panel ? 0 : -1,
-          click: () => set({ panel: name }),
+          click: () => set({ panel: name, folded: !wide.matches && name === state.panel && !state.folded }),
           keydown: (event) => {
             const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
             if (!by) return;
-            set({ panel: names[(i + by + names.length) % names.length] });
+            set({ panel: names[(i + by + names.length) % names.length], folded: false });
             $(`tab-${state.panel}`).focus();
           },
         },
@@ -1085,7 +1148,7 @@ function panelClock() {
       el('line', { x1: x((a + b) / 2), x2: x((a + b) / 2), y1: y + 22, y2: y + 27, stroke: `var(--${kind})` }),
     ),
   ];
-  const step = end > 2 ? 1 : end > 0.8 ? 0.2 : 0.1;
+  const step = [0.1, 0.2, 0.5, 1].find((apart) => (apart / end) * width > 44) || 2; // units: a label is some 30 wide
   const ticks = Array.from({ length: Math.floor(end / step + 1e-9) + 1 }, (_, i) => i * step);
   const at = (list) => list.findIndex(([a, b]) => a <= now && now < b);
   const v = at(video);
@@ -1109,10 +1172,12 @@ function panelClock() {
         el(
           'text',
           { x: x(s), y: 118, class: 'soft', 'text-anchor': s ? 'middle' : 'start' },
-          `${+s.toFixed(1)}${s ? '' : ' s'}`,
+          s ? `${+s.toFixed(1)} s` : '0',
         ),
       ),
-      el('line', { x1: x(now), x2: x(now), y1: 18, y2: 104, stroke: 'var(--exchange)', 'stroke-width': 1.5 }),
+      [18, 70].map((y) =>
+        el('line', { x1: x(now), x2: x(now), y1: y, y2: y + 27, stroke: 'var(--exchange)', 'stroke-width': 2 }),
+      ),
     ),
     slider('time', 'time', 'exchange', +now.toFixed(2), 0, +end.toFixed(2), 0.01, (time) => later(() => set({ time }))),
     el(
@@ -1228,32 +1293,45 @@ function panelRotation() {
   ];
 }
 
+const opened = new Set([DATA.bug[0].place]); // groups of bugs
+
 function panelBugs() {
+  const button = (bug) => {
+    const isIn = state.bug === bug.name;
+    const [release, scene] = bug.case.split('/');
+    return el(
+      'div',
+      { class: 'bug', 'data-in': isIn },
+      el(
+        'button',
+        {
+          'aria-pressed': String(isIn),
+          'data-pick': `bug-${bug.name}`,
+          click: () => set(isIn ? pristine() : { ...pristine(), release, scene, bug: bug.name, dtype: 'float32' }),
+        },
+        bug.says,
+        el('code', {}, bug.name),
+      ),
+    );
+  };
+  const group = (place) => {
+    const bugs = DATA.bug.filter((bug) => bug.place === place);
+    const open = opened.has(place) || bugs.some(({ name }) => name === state.bug);
+    const toggle = (event) => opened[event.target.open ? 'add' : 'delete'](place);
+    return el(
+      'details',
+      { open, toggle },
+      el('summary', { 'data-pick': `place-${place}` }, `${place} `, el('small', {}, String(bugs.length))),
+      bugs.map(button),
+    );
+  };
   return [
     html(
       'p',
       { class: 'fine' },
-      'Each was found in a port. The sentence is what <code>ltx2ref audit --arithmetic exact</code> says about it. Press again to take it out.',
+      'Each was found in a port. Put one in, and what <code>ltx2ref audit --arithmetic exact</code> says about such a port stands above the model. Press again to take it out.',
     ),
-    ...DATA.bug.map((bug) => {
-      const isIn = state.bug === bug.name;
-      const [release, scene] = bug.case.split('/');
-      return el(
-        'div',
-        { class: 'bug', 'data-in': isIn },
-        el(
-          'button',
-          {
-            'aria-pressed': String(isIn),
-            'data-pick': `bug-${bug.name}`,
-            click: () => set(isIn ? pristine() : { ...pristine(), release, scene, bug: bug.name, dtype: 'float32' }),
-          },
-          bug.says,
-          el('code', {}, bug.name),
-        ),
-        isIn ? el('p', { class: 'said' }, el('b', {}, 'ltx2ref audit: '), bug.sentence) : null,
-      );
-    }),
+    ...[...new Set(DATA.bug.map(({ place }) => place))].map(group),
   ];
 }
 
@@ -1363,9 +1441,9 @@ function runDepth() {
 function panelDepth() {
   if (!depth.done && !depth.running) setTimeout(runDepth);
   const width = 340;
-  const height = 210;
-  const x = (i) => 40 + (i / DEPTH) * (width - 50);
-  const y = (e) => 12 + Math.min(1, Math.max(0, -Math.log10(e || 1e-9) / 9)) * (height - 44);
+  const height = 230;
+  const x = (i) => 62 + (i / DEPTH) * (width - 72);
+  const y = (e) => 30 + Math.min(1, Math.max(0, -Math.log10(e || 1e-8) / 8)) * (height - 62);
   const line = (dtype, k) => {
     const found = depth.lines[dtype] || [];
     const seen = found.map((e, i) => [x(i + 1), y(e[k])].map((v) => v.toFixed(1)).join(',')).join(' ');
@@ -1380,31 +1458,36 @@ function panelDepth() {
   };
   const after = (dtype) => {
     const found = depth.lines[dtype] || [];
-    const ends = found.length ? found.at(-1).map(short).join(' and ') : '…';
-    return `${dtype} after ${found.length} blocks: ${ends}`;
+    const ends = found.length ? found.at(-1).map((e) => `${short(100 * e)} %`).join(' and ') : '…';
+    return `in ${dtype} after ${found.length} blocks ${ends}`;
+  };
+  const name = (dtype) => {
+    const [place] = (depth.lines[dtype] || []).slice(30);
+    return place && el('text', { x: x(31), y: y(Math.max(...place)) - 9, 'text-anchor': 'middle' }, dtype);
   };
   return [
     el(
       'p',
       {},
-      'One number of the video latents is moved by one unit in the last place. This is how far both streams are from the unmoved ones after each of 48 blocks, computed now.',
+      'One number of the video latents is moved by one unit in the last place. This is how far each stream then is from what it was without that, after each of 48 blocks, computed now.',
     ),
     el(
       'svg',
       {
         viewBox: `0 0 ${width} ${height}`,
         role: 'img',
-        'aria-label': 'Relative error by block, for both streams in float32 and bfloat16',
+        'aria-label': 'Distance by block, in percent of the stream, for both streams in float32 and bfloat16',
       },
-      [0, -3, -6, -9].map((p) => [
-        el('line', { x1: 40, x2: width - 10, y1: y(10 ** p), y2: y(10 ** p), stroke: 'var(--line)' }),
-        el('text', { x: 34, y: y(10 ** p) + 4, 'text-anchor': 'end', class: 'soft' }, p ? `1e${p}` : '1'),
+      el('text', { x: 0, y: 12, class: 'soft' }, 'distance, in percent of the stream’s own length'),
+      ['100 %', '1 %', '0.01 %', '1e-4 %', '1e-6 %'].map((label, i) => [
+        el('line', { x1: 62, x2: width - 10, y1: y(100 ** -i), y2: y(100 ** -i), stroke: 'var(--line)' }),
+        el('text', { x: 56, y: y(100 ** -i) + 4, 'text-anchor': 'end', class: 'soft' }, label),
       ]),
       [1, 12, 24, 36, 48].map((i) =>
         el('text', { x: x(i), y: height - 14, 'text-anchor': 'middle', class: 'soft' }, String(i)),
       ),
-      el('text', { x: x(24), y: height - 1, 'text-anchor': 'middle', class: 'soft' }, 'block'),
-      ['float32', 'bfloat16'].flatMap((dtype) => [line(dtype, 0), line(dtype, 1)]),
+      el('text', { x: x(24), y: height - 1, 'text-anchor': 'middle', class: 'soft' }, 'after block'),
+      ['float32', 'bfloat16'].flatMap((dtype) => [line(dtype, 0), line(dtype, 1), name(dtype)]).filter(Boolean),
     ),
     el(
       'p',
@@ -1417,12 +1500,12 @@ function panelDepth() {
     el(
       'p',
       { class: 'fine', 'aria-live': 'off' },
-      `Video and audio, relative L2. ${after('float32')}; ${after('bfloat16')}.`,
+      `Video and audio: ${after('float32')}; ${after('bfloat16')} (relative L2).`,
     ),
     el(
       'p',
       { class: 'fine' },
-      'In this narrow model with random weights, one bit of one number moves the whole bfloat16 result by some percent (a trained model has another figure). Two right implementations that only add in another order are that far apart, a tolerance on the output has to be wider, and small bugs fit into it. So tensors are compared one by one, and best of all by their bits.',
+      'In this narrow model with random weights, one bit of one number moves the whole bfloat16 result by some percent of its size (a trained model has another figure). Two right implementations that only add in another order are that far apart, a tolerance on the output has to be wider, and small bugs fit into it. So tensors are compared one by one, and best of all by their bits.',
     ),
   ];
 }
@@ -1436,12 +1519,11 @@ function goTo(i) {
   arrive();
 }
 
-/** Scroll to the section of a step. On a phone its text stands right above that. */
+/** Scroll to the section of a step. On a narrow screen its text stands right above that. */
 function arrive(behavior = 'auto') {
   const { band: name } = DATA.step.find(({ id }) => id === state.step) || {};
-  const wide = matchMedia('(min-width: 761px)').matches;
-  if (name && wide) $(`band-${name}`).scrollIntoView({ block: 'start', behavior });
-  else if (wide) scrollTo({ top: 0, behavior });
+  if (name && wide.matches) $(`band-${name}`).scrollIntoView({ block: 'start', behavior });
+  else if (wide.matches) scrollTo({ top: 0, behavior });
   else $('story').scrollIntoView({ block: 'start', behavior });
 }
 
@@ -1514,6 +1596,7 @@ function show() {
   showBar();
   showStatus();
   showMachine();
+  showMap();
   showSeal();
   showInspector();
   showPanel();
@@ -1535,6 +1618,7 @@ function start() {
 }
 
 addEventListener('hashchange', start);
+wide.addEventListener('change', show);
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
   palette = null;
   show();

@@ -86,6 +86,9 @@ def test_the_live_page_leads_to_the_lines_that_it_quotes(site: dict[Path, Page |
         urlsplit(x).fragment.partition("&")[0] for x in pages(site)[Path("architecture.html")].links if "#step=" in x
     }
     assert len(linked) >= 5 and linked <= steps
+    assert {"index.html", "arithmetic.html", "architecture.html", "live-controls.html", "live/ltx2.js"} <= set(
+        page.links
+    )
     for said in data["tensor"]:
         path, _, anchor = said["href"].partition("#")
         there = site[Path(path)]

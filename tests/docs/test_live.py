@@ -6,10 +6,12 @@ The tests in a browser are skipped where there is no Chromium, the others that n
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import make_live
@@ -65,6 +67,31 @@ def test_it_is_small_and_loads_nothing() -> None:
         r"""(?:src|srcset)=|url\(|@import|fetch\(|XMLHttp|(?:href="|["'])https?://(?!www\.w3)""", TEXT
     )
     assert set(re.findall(r'<link[^>]*href="([^"]*)"', TEXT)) == {"data:,"}
+
+
+def test_it_links_to_no_file_which_a_saved_page_would_not_have() -> None:
+    links = re.findall(r"""(?:<|\\u003c)a href=\\?["']([^"'\\]*)""", TEXT.replace('class="skip" ', ""))
+    assert len(links) == 2 and {link[0] for link in links} == {"#"}
+    assert re.findall('data-page="([^"]*)"', TEXT) != []  # links on the site: tests/docs/test_docs_site.py
+
+
+def test_every_step_names_its_tensor_and_every_bug_a_place() -> None:
+    places = [bug["place"] for bug in DATA["bug"]]
+    assert [place for place, _ in groupby(places)] == list(dict.fromkeys(places)) and len(set(places)) <= 8
+    taps = DATA["cases"]["2.3/t2v"]["taps"]
+    assert [step["id"] for step in DATA["step"] if step["tap"] not in taps] == []
+
+
+@pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
+@pytest.mark.parametrize("direction", ["audio_to_video", "video_to_audio"])
+def test_the_exchange_attends_in_audio_s_width_as_its_picture_says(release: str, direction: str) -> None:
+    shapes = DATA["real"][release]
+    inside = {shapes[f"transformer_blocks.0.{direction}_attn.{part}"][-1] for part in ("norm_q", "norm_k", "to_v")} | {
+        math.prod(shapes[f"transformer_blocks.0.{direction}_attn.sdpa"][-2:])
+    }
+    assert inside == {2048} == {shapes["audio_proj_in"][-1]} and "2,048 wide" in TEXT
+    receiver = "proj_in" if direction == "audio_to_video" else "audio_proj_in"
+    assert shapes[f"transformer_blocks.0.{direction}_attn.to_out"][-1] == shapes[receiver][-1]
 
 
 def test_every_tensor_has_a_title_a_formula_and_a_line_of_the_code() -> None:
@@ -327,12 +354,71 @@ def test_a_tensor_opens_as_a_sheet_on_a_phone_and_escape_closes_it(page: Browser
 
 @pytest.mark.slow
 @in_a_browser
-@pytest.mark.parametrize("width", [1280, 390])
+def test_on_a_tablet_the_tensor_stands_beside_the_model_and_the_panel_can_be_folded(page: Browser) -> None:
+    page.size(820, 1100)
+    page.open(f"{PAGE.as_uri()}#step=exchange")
+    boxes = page.evaluate("['inspector', 'band-exchange'].map((id) => $(id).getBoundingClientRect().toJSON())")
+    assert boxes[0]["left"] > boxes[1]["right"] and 0 < boxes[0]["top"] < boxes[1]["top"] < 700
+    seen = "[$('panel').checkVisibility(), $('tab-noise').getAttribute('aria-expanded')]"
+    assert page.evaluate(seen) == [False, "false"]
+    page.evaluate("$('tab-noise').click()")
+    assert page.evaluate(seen) == [True, "true"]
+    page.evaluate("goTo(8); $('tab-noise').click(); goTo(3)")
+    assert page.evaluate("$('panel').checkVisibility()")  # the clock is what that step is about
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_the_parts_of_the_model_say_how_much_of_each_has_changed_and_lead_to_it(page: Browser) -> None:
+    page.open(f"{PAGE.as_uri()}#bug=sequential-exchange")
+    said = page.evaluate("[...document.querySelectorAll('#map .part')].map((x) => x.textContent)")
+    counts = [re.findall(r"(\d+) of (\d+)", text) for text in said]
+    assert sum(int(found[0][0]) for found in counts if found) == 69 == len(changed(page))
+    assert [text for text, found in zip(said, counts, strict=True) if not found] == ["In"]
+    page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
+    page.evaluate("document.querySelector('[data-pick=\"part-leave\"]').click()")
+    assert 0 < page.evaluate("$('band-leave').getBoundingClientRect().top") < 844
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_an_audit_s_sentence_stands_once(page: Browser) -> None:
+    page.open(f"{PAGE.as_uri()}#bug=gelu-erf&panel=bugs")
+    assert page.evaluate("document.body.innerText").count(SENTENCES["gelu-erf"]) == 1
+    names = page.evaluate("[...document.querySelectorAll('.bug code')].map((x) => x.textContent)")
+    assert names == [bug["name"] for bug in DATA["bug"]]
+
+
+# Returns the texts of a drawing that overlap, or that its line of time crosses.
+OVERLAPS = """(() => {
+  const box = (node) => [node.textContent || 'now', node.getBoundingClientRect()];
+  const all = (what) => [...document.querySelectorAll(`#panel svg ${what}`)].map(box);
+  const [texts, now] = [all('text'), all('line').slice(-2)];
+  const cross = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  return texts.flatMap(([text, a], i) =>
+    [...texts.slice(i + 1), ...now].filter(([, b]) => cross(a, b)).map(([other]) => [text, other]));
+})()"""
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_on_a_phone_no_two_labels_of_the_clock_overlap(page: Browser) -> None:
+    page.size(390, 844)
+    page.open(f"{PAGE.as_uri()}#step=clock")
+    for setting in ("fps: 8", "fps: 12", "fps: 18", "fps: 25", "fps: 60", "fps: 0, scene: '121-frames'"):
+        page.evaluate(f"set({{{setting}}})")
+        for time in (0, 0.2, 0.4):
+            assert page.evaluate(f"(set({{time: {time}}}), {OVERLAPS})") == [], (setting, time)
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("width", [1280, 820, 390])
 def test_a_bug_is_seen_where_it_begins_with_its_case_and_its_sentence(page: Browser, width: int) -> None:
     page.size(width, 844)
     page.open(f"{PAGE.as_uri()}#step=exchange")
     page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
-    top = page.evaluate("$(innerWidth > 760 ? 'band-exchange' : 'step').getBoundingClientRect().top")
+    top = page.evaluate("$(innerWidth > 1100 ? 'band-exchange' : 'step').getBoundingClientRect().top")
     assert 0 < top < 300
     page.evaluate("document.querySelector('[data-pick=\"try\"]').click()")
     status, said, first = (
@@ -377,7 +463,7 @@ CONTRAST = """(() => {
 @pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 820, 390])
 def test_all_text_has_contrast_and_nothing_is_wider_than_the_page(page: Browser, theme: str, width: int) -> None:
     page.size(width, 900)
     page.theme(theme)
@@ -391,7 +477,7 @@ def test_all_text_has_contrast_and_nothing_is_wider_than_the_page(page: Browser,
 
 @pytest.mark.slow
 @in_a_browser
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 820, 390])
 def test_every_step_works_and_its_address_leads_back_to_it(page: Browser, width: int) -> None:
     page.size(width, 844)
     for step in STEPS:
