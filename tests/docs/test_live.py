@@ -365,6 +365,8 @@ def test_on_a_tablet_the_tensor_stands_beside_the_model_and_the_panel_can_be_fol
     assert page.evaluate(seen) == [True, "true"]
     page.evaluate("goTo(8); $('tab-noise').click(); goTo(3)")
     assert page.evaluate("$('panel').checkVisibility()")  # the clock is what that step is about
+    for i, _ in enumerate(STEPS):
+        assert page.evaluate(f"(goTo({i}), document.documentElement.scrollWidth <= innerWidth)"), i
 
 
 @pytest.mark.slow
@@ -463,7 +465,7 @@ CONTRAST = """(() => {
 @pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 820, 390])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_all_text_has_contrast_and_nothing_is_wider_than_the_page(page: Browser, theme: str, width: int) -> None:
     page.size(width, 900)
     page.theme(theme)
@@ -477,7 +479,7 @@ def test_all_text_has_contrast_and_nothing_is_wider_than_the_page(page: Browser,
 
 @pytest.mark.slow
 @in_a_browser
-@pytest.mark.parametrize("width", [1280, 820, 390])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_every_step_works_and_its_address_leads_back_to_it(page: Browser, width: int) -> None:
     page.size(width, 844)
     for step in STEPS:
