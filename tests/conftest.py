@@ -3,7 +3,9 @@
 Tiny tensors gain nothing from two threads, and lose a factor of ten on busy machines.
 """
 
+import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -25,8 +27,25 @@ NEEDED = {
 LONGEST = ("test_kit", "test_cases", "test_audit", "test_verify", "test_compile", "test_streaming", "test_sharding")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    if os.environ.get("LTX2REF_CORPUS") != "full" and (left := left_out(items)):
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
+def left_out(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return what the mark `sample` leaves out: of each test all parameter sets but some, evenly spread."""
+    sets = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sample"):
+            sets[item.nodeid.partition("[")[0]].append(item)
+    left = []
+    for found in sets.values():
+        kept = found[0].get_closest_marker("sample").args[0]  # type: ignore[union-attr]
+        chosen = {int((i + 0.5) * len(found) / kept) for i in range(kept)}
+        left += [item for i, item in enumerate(found) if i not in chosen]
+    return left
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

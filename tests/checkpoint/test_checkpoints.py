@@ -174,6 +174,7 @@ GGUF = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_quantised_format_loads_as_the_dequantised_weights(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -246,6 +247,7 @@ ENCODERS = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("layer", REAL)
 @pytest.mark.parametrize("format", ENCODERS)
 def test_a_layer_of_real_size_is_decoded_in_pieces_to_the_same_weights(format: str, layer: str, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_every_dialect_streams(dialect: str, tmp_path: Path) -> None:
     assert_same(*both(written(tmp_path, write=write, name=name, config=config, **options), config=given))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_quantised_format_streams(name: str, tmp_path: Path) -> None:
     _, write, options, release = FORMATS[name]
@@ -93,6 +94,7 @@ def test_every_quantised_format_streams(name: str, tmp_path: Path) -> None:
     assert_same(*both(written(tmp_path, write=write, config=config, **options)))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", GGUF)
 def test_gguf_streams(name: str, tmp_path: Path) -> None:
     options, release = GGUF[name]
@@ -144,6 +146,7 @@ def real_state() -> Iterator[dict[str, Tensor]]:
     state.clear()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("format", REAL)
 def test_at_real_width_the_bits_are_the_same(format: str, real_state: dict[str, Tensor], tmp_path: Path) -> None:
     (write, options, layers), path = REAL[format], tmp_path / "ltx.safetensors"
@@ -476,6 +479,7 @@ def test_a_sketch_trace_is_the_resident_one_s(tmp_path: Path) -> None:
     assert traces[0] == traces[1] and "transformer_blocks.4.audio_ff.rows" in traces[0]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_where_a_tensor_lies_in_its_file_changes_no_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     """One noise level is multiplied with mapped weights, which float32 once summed in another order."""

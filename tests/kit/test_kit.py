@@ -137,6 +137,7 @@ def test_every_tensor_is_readable_without_bfloat16_and_said_in_kit_json(kit: Pat
         assert not [name for name, x in file.items() if name.startswith("float32") and x.dtype == np.uint16]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.diffusers
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.id)
 def test_what_is_expected_is_what_diffusers_computes_here(case: Case, kit: Path) -> None:
@@ -225,6 +226,7 @@ sys.exit(cli.main(["kit", "export", sys.argv[2]]))
 """
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_export_leaves_no_file(number: signal.Signals, there: bool, tmp_path: Path) -> None:
@@ -273,6 +275,7 @@ def test_a_self_mask_bears_load_in_bfloat16_too() -> None:
         assert torch.equal(run(source.model, source.inputs)[at], run(source.model, ones)[at]) != bears
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -> None:
     """It is judged by the exact tensors, with an allowance for what these lose.
@@ -293,6 +296,7 @@ def test_a_component_without_a_native_recording_has_no_false_alarm(dtype: str) -
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["rope/video", "rope/audio"])
 def test_rope_components_have_no_false_alarm(name: str, kit: Path, tmp_path: Path) -> None:
     """The recorded tables of one of them happen to be almost exact."""
@@ -340,6 +344,7 @@ def wrong_components(results: Path, kit: Path) -> set[str]:
     return {name.split()[0] for name in check_results(results, kit, partial=True).failures}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "count,dtype", [(8, "float32"), (2, "bfloat16"), (3, "bfloat16"), (5, "bfloat16"), (8, "bfloat16")]
 )
@@ -356,6 +361,7 @@ def test_matrix_products_in_rounded_parts_are_no_failure_of_a_component(
         assert bool(wrong_components(results, kit)) == (dtype == "bfloat16" and count > 2)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["quarters", "eighths"])
 def test_components_on_a_machine_that_rounds_more_often_have_no_false_alarm(
     name: str, kit: Path, tmp_path: Path
@@ -384,6 +390,7 @@ def rotated_backwards(x: Any, rope: Any, layout: str, rotate: Any = numpy_port.r
     return rotate(x, (rope[0], -rope[1]), layout)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "bug,dtype,count,components",
     [
@@ -511,6 +518,7 @@ def bias_after_rounding(w: Any, name: str, x: Any, linear: Any = numpy_port.line
     return numpy_port.r(linear({name + ".weight": w[name + ".weight"]}, name, x) + w.get(name + ".bias", 0.0))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize(
     "broken,change,first,natively",
@@ -772,6 +780,7 @@ EXCEPTIONS = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
 def test_every_parameter_and_every_input_moves_an_expected_output_by_more_than_the_budget(release: str) -> None:
     sources = [RecordedModel(case, "float32") for case in MODELS if case.release == release]

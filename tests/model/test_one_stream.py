@@ -174,6 +174,7 @@ def test_only_the_streams_own_parameters_have_gradients_and_they_are_those_of_th
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore")
 @streams
 def test_it_compiles_whole_and_exports_with_the_stream_that_is_fixed_as_absent(stream: str) -> None:

@@ -150,6 +150,7 @@ def transposed(x: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("release", ["2.0", "2.3", "2.5"])
 def test_mode_layout_and_threads_change_no_bit_of_any_tap(release: str, dtype: str) -> None:

@@ -77,6 +77,7 @@ def test_one_run_lists_five_causes_by_their_effect(case: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_alone_each_is_the_only_cause_and_its_effect_is_what_the_outputs_show(name: str) -> None:
     found = report(name)
@@ -87,6 +88,7 @@ def test_alone_each_is_the_only_cause_and_its_effect_is_what_the_outputs_show(na
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_after_one_is_accepted_the_others_stay(name: str) -> None:
     found = report(accept=(five.DIFFERENCES[name][0],))
@@ -171,6 +173,7 @@ def test_another_mask_bias_shows_in_a_row_without_tokens() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["another order of sums", "math attention", "rounded partial sums"])
 def test_honest_rounding_has_no_cause_and_the_same_fingerprint(name: str, dtype: torch.dtype) -> None:

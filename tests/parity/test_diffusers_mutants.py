@@ -27,6 +27,7 @@ def test_it_has_the_bugs_of_our_own_model_and_of_our_loaders() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", mutants.FIRST)
 def test_a_bug_in_diffusers_is_found_where_it_is_made_and_gone_afterwards(name: str) -> None:
     case = BY_ID[diffusers_mutants.SHOWN_IN[name]]

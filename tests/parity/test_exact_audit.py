@@ -69,6 +69,7 @@ def test_the_same_operations_are_identical() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("name", "first"), [("gelu-erf", "ff.activation"), ("output-norm-bf16", "norm_out")])
 def test_what_bfloat16_hides_is_found_in_bfloat16(name: str, first: str) -> None:
     assert audit(mutant(name), CASE, NARROW, CPU).passed  # the native verdict
@@ -115,6 +116,7 @@ ORDERS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", [WIDE, NARROW])
 @pytest.mark.parametrize("name", ORDERS)
 def test_another_order_is_called_rounding_and_named(name: str, dtype: torch.dtype) -> None:
@@ -266,6 +268,7 @@ def test_a_test_can_ask_for_exact_arithmetic() -> None:
 
 # ---------------------------------------------------------------- what only the bits tell, and what rounding explains
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case_id", ["2.3/coords", "2.0/121-frames"])
 def test_frequencies_made_in_float32_are_told_by_their_bits(case_id: str) -> None:
     """In the first case they are natively within the budget."""
@@ -276,6 +279,7 @@ def test_frequencies_made_in_float32_are_told_by_their_bits(case_id: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("name", "case_id"), [("eighths", "2.3/t2v"), ("rounded-logits", "2.0/empty-text-rows")])
 def test_what_rounds_more_often_is_explained_by_a_machine_that_does(name: str, case_id: str) -> None:
     case = next(case for case in CASES if case.id == case_id)
@@ -286,6 +290,7 @@ def test_what_rounds_more_often_is_explained_by_a_machine_that_does(name: str, c
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["qk-norm-per-head", "ff-bias-dropped", "mask-ignored"])
 def test_no_machine_explains_a_bug(name: str) -> None:
     """These bugs are the smallest in bfloat16."""

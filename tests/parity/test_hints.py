@@ -1093,6 +1093,7 @@ def ulps(x: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("case", ["2.0/t2v", "2.5/everything"])
 def test_nothing_but_rounding_is_said_of_rounding(case: str, dtype: str) -> None:
@@ -1110,6 +1111,7 @@ def test_nothing_but_rounding_is_said_of_rounding(case: str, dtype: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("case", "dtype", "size"),
     [

@@ -83,6 +83,7 @@ def result_of(there: Path) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "share", "taps", "arguments", "weights"),
     [

@@ -104,6 +104,7 @@ BELOW_ROUNDING = {("gelu-erf", "bfloat16")}
 
 
 @pytest.mark.slow
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("mutant", SHOWN_BY)
 def test_a_porting_bug_is_beyond_the_budget_at_the_tap_where_it_is(mutant: str, dtype: str) -> None:
@@ -251,6 +252,7 @@ def test_a_model_that_does_not_repeat_itself_is_inconclusive(
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("arithmetic", ["exact", "native"])
 def test_processes_side_by_side_say_what_one_says(arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [(BY_ID[case], dtype) for case in ("2.0/t2v", "2.5/everything") for dtype in NATIVE_DTYPES]
