@@ -132,14 +132,15 @@ def compare(loader: str, count: int, seed: int) -> Result:
 
 
 def layouts() -> list[str]:
-    return [" ".join(names) for names in BASES]
+    """Return those that the first kind of mutation, which leaves a checkpoint as it is, has."""
+    return [" ".join(names) for names in BASES if names[1] in KINDS[0][1]]
 
 
 def unreadable(guarded: Guarded) -> dict[str, str]:
     """Return the layouts whose undamaged checkpoints the loader gets wrong, and why."""
     found: dict[str, str] = {}
-    index = 0  # the first kind leaves a checkpoint as it is
-    while len(found) < len(BASES):
+    index = 0
+    while len(found) < len(layouts()):
         name = base_of(guarded, index).base
         if name not in found:
             outcome = guarded.report(index)
@@ -158,7 +159,7 @@ def base_of(guarded: Guarded, index: int) -> Mutation:
 def applies(loader: str, guarded: Guarded, index: int, bad: Iterable[str]) -> bool:
     mutant = base_of(guarded, index)
     outside = loader == "diffusers" and mutant.base.split()[1] in SINGLE and mutant.kind in CONFIG_KINDS
-    return mutant.base not in bad and not outside
+    return mutant.base not in bad and not outside and (loader == "ltx2ref" or not mutant.options)
 
 
 def summed(result: Result, reports: list[Report], count: int) -> Result:
@@ -194,7 +195,7 @@ def column(found: Report) -> str:
 def by_ltx2ref(mutant: Mutation) -> State:
     import ltx2ref
 
-    state: State = ltx2ref.load(mutant.path).state_dict()
+    state: State = ltx2ref.load(mutant.path, **mutant.options).state_dict()
     return state
 
 

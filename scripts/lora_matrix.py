@@ -1,26 +1,20 @@
-"""Compare what real writers of LoRAs save and merge with what ltx2ref reads and merges: a row for each of their kinds.
-
-    python scripts/lora_matrix.py            print the table; exit status 1 if a row differs
+"""The writers of LoRAs in the table of scripts/writer_matrix.py, and what compares their files with what is read here.
 
 Each writer changes the layers of a small model by random numbers, saves its file, and computes the changed weights
-itself. ltx2ref loads the same model with that file, in float32, with strength 1. The writers are installed beside
-ltx2ref: peft and diffusers (extra `parity`), and lycoris-lora. One that is not installed is a row that says so.
+itself. ltx2ref loads the same model with that file, in float32, with strength 1.
 """
 
-import argparse
-import logging
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import ltx2ref
+from ltx2ref.checkpoint.lora import read_lora
 from ltx2ref.checkpoint.match import parameter_shapes
 from ltx2ref.parity.cases import SMALL_RELEASES
 from ltx2ref.parity.generator import weights
@@ -103,7 +97,7 @@ def lycoris(algorithm: str, **options: Any) -> Writer:
     return write
 
 
-WRITERS: dict[tuple[str, str], Writer] = {
+LORA_WRITERS: dict[tuple[str, str], Writer] = {
     ("peft", "a folder"): peft(),
     ("peft", "a folder, ranks and alphas by patterns"): peft(
         rank_pattern={"proj_in": 3}, alpha_pattern={"attn2.to_q": 2, "^proj_in": 5}
@@ -120,8 +114,17 @@ WRITERS: dict[tuple[str, str], Writer] = {
 }
 
 
-def compare(write: Writer) -> tuple[str, bool]:
-    """Run a writer, load its file, and return in words how the weights compare."""
+class Compared(NamedTuple):
+    """How the weights that a writer means compare with those that ltx2ref loads from its file."""
+
+    read_as: str
+    changed: int  # weights
+    differing: int
+    error: float  # the largest difference of the differing ones, as a part of the weight's largest number
+
+
+def compare(write: Writer) -> Compared:
+    """Run a writer, load its file, and compare the weights."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         torch.manual_seed(1)
@@ -131,29 +134,8 @@ def compare(write: Writer) -> tuple[str, bool]:
         saved = Path(folder) / "lora.safetensors"
         theirs = write(reference, saved)
         ours = ltx2ref.load(path, lora=[(saved, 1.0)]).state_dict()
-        changed = sum(not torch.equal(theirs[name], x) for name, x in plain.items())
-        same = sum(torch.equal(theirs[name], x) for name, x in ours.items())
-        error = max(float((theirs[name] - x).abs().max() / theirs[name].abs().max()) for name, x in ours.items())
-    bits = "the same bits" if same == len(ours) else f"{len(ours) - same} of {len(ours)} differ, by {error:.1e} at most"
-    return f"{bits}; {changed} changed", bool(changed) and error < 1e-6
-
-
-def main() -> int:
-    """Print the table. Return 1 if a row differs by more than the order of products, else 0."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    for name in ("ltx2ref", "LyCORIS"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    good = True
-    print("| writer | what | float32 weights |\n|---|---|---|")
-    for (writer, what), write in WRITERS.items():
-        try:
-            result, right = compare(write)
-            print(f"| {writer} {version(writer)} | {what} | {result} |", flush=True)
-            good &= right
-        except ModuleNotFoundError as error:
-            print(f"| {writer} | {what} | not installed: {error.name} |")
-    return int(not good)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        file = read_lora(saved)
+    changed = sum(not torch.equal(theirs[name], x) for name, x in plain.items())
+    same = sum(torch.equal(theirs[name], x) for name, x in ours.items())
+    error = max(float((theirs[name] - x).abs().max() / theirs[name].abs().max()) for name, x in ours.items())
+    return Compared(f"{file.format} LoRA, factors by {file.alphas}", changed, len(ours) - same, error)

@@ -1,12 +1,13 @@
-"""Compare what real writers of quantised weights store with what ltx2ref reads: a row for each writer and format.
+"""Compare what real writers of quantised weights and of LoRAs store with what ltx2ref reads: a row for each format.
 
     python scripts/writer_matrix.py            print the table; exit status 1 if a row differs
     python scripts/writer_matrix.py --write    put it into docs/checkpoints.md as well
 
 Each writer quantises one layer, and decodes it itself. The layer is stored as a file, and read as `load` reads it, in
-float32. A writer that is not installed is a row that says so. The writers are installed beside ltx2ref: comfy-kitchen,
-convert_to_quant (with prodigy-plus-schedule-free), gguf, optimum-quanto, bitsandbytes, mlx (mlx-cpu), torchao and
-nvidia-modelopt.
+float32. Writers of LoRAs (scripts/lora_matrix.py) change a small model, which `load` reads with their file. A writer
+that is not installed is a row that says so. The writers are installed beside ltx2ref: comfy-kitchen, convert_to_quant
+(with prodigy-plus-schedule-free), gguf, optimum-quanto, bitsandbytes, mlx (mlx-cpu), torchao, nvidia-modelopt, peft,
+diffusers and lycoris-lora (with toml).
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lora_matrix import LORA_WRITERS, compare
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -349,8 +351,28 @@ def compared(writer: str, format: str, found: Weight, decoded: Tensor) -> Row:
     return Row(writer, format, read_as, f"within {error:.1e} of the largest: order of products", error < 1e-6)
 
 
+def lora_rows() -> Iterator[Row]:
+    """Yield a row for each kind of LoRA: whether the changed weights have the bits of those that the writer means."""
+    for (writer, what), write in LORA_WRITERS.items():
+        try:
+            found = compare(write)
+        except ModuleNotFoundError as error:
+            yield Row(writer, what, "", f"not installed: {error}", True)
+            continue
+        said = f"{found.differing} weights within {found.error:.1e} of the largest" if found.differing else "bits equal"
+        yield Row(
+            writer, what, found.read_as, f"{said}, {found.changed} changed", found.changed > 0 and found.error < 1e-6
+        )
+
+
 def rows() -> Iterator[Row]:
     """Yield the rows of all writers."""
+    yield from quantised_rows()
+    yield from lora_rows()
+
+
+def quantised_rows() -> Iterator[Row]:
+    """Yield the rows of the writers of quantised weights."""
     yield from gguf_rows()
     for writer, (module, layouts) in WRITERS.items():
         try:
@@ -374,7 +396,8 @@ def table(found: list[Row]) -> str:
     lines = ["| writer | format | read as | result |", "|---|---|---|---|"]
     lines += [f"| {row.writer} | {row.format} | {row.read_as} | {row.result} |" for row in found]
     installed = {row.writer for row in found if not row.result.startswith("not installed")}
-    versions = ", ".join(f"{writer} {version(writer)}" for writer in ("gguf", *WRITERS) if writer in installed)
+    writers = dict.fromkeys(row.writer for row in found)
+    versions = ", ".join(f"{writer} {version(writer)}" for writer in writers if writer in installed)
     return "\n".join([*lines, "", f"Writers: {versions}."])
 
 

@@ -10,7 +10,7 @@ import torch
 from ..config import LTX_2_0
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_FIXED, LIGHTRICKS_NAMES
 from .header import parse_json
-from .keep import add_sayings, kept_tensors, require_same_weights
+from .keep import add_sayings, kept_tensors, require_same_weights, require_sound_scales
 from .keywords import NO_OPTIONS, ReadingOptions
 from .match import Plan, make_plan
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT
@@ -88,6 +88,7 @@ def convert(
         tensors = kept_tensors(plan)
         add_sayings(plan, contents, tensors)
         require_same_weights(plan, contents, tensors, limit is not None)
+        require_sound_scales(plan)
         contents.entries.update({name: TensorEntry(x.dtype, x.shape, copied(x)) for name, x in tensors.items()})
         left_out = [key for key in left_out if key.removeprefix("metadata ") not in contents.metadata]
     else:

@@ -34,6 +34,18 @@ def kept_tensors(plan: Plan) -> dict[str, Stored]:
     return found | ({FILE_MARKER: marker} if marker else {})
 
 
+def require_sound_scales(plan: Plan) -> None:
+    """Raise `CheckpointError`, with all problems, for scales that nothing could be decoded with."""
+    problems: list[str] = []
+    for weight in plan.weights.values():
+        try:
+            weight.rows()  # reads and checks the companions, and no weight
+        except CheckpointError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise CheckpointError(plan.source.path, problems)
+
+
 def kept_of(plan: Plan) -> Iterator[Stored]:
     """Yield the tensor of each weight and its companions."""
     for weight in plan.weights.values():

@@ -13,7 +13,7 @@ from ..config import TransformerConfig
 from ..interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 from .keywords import NO_OPTIONS, ReadingOptions
 from .names import OPENINGS, PREFIXES, SCALE, Dialect, common_prefixes, dialects
-from .quantised import COMPANIONS, Weight, identify, parameter_shape
+from .quantised import COMPANIONS, FP8, Weight, identify, parameter_shape
 from .resolve_config import resolve
 from .sayings import DATA, Stated, read_sayings
 from .settle import require_choices, settle_facts
@@ -99,7 +99,7 @@ def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_O
         plan.problems.extend(open_problems)
         plan.notes.extend(open_notes)
         plan.formats.update({name: weight.label for name, weight in plan.weights.items()})
-        check_formats(plan, dialect.prefix + FILE_MARKER in own)
+        check_formats(plan, own.get(dialect.prefix + FILE_MARKER))
     return plan
 
 
@@ -277,13 +277,20 @@ def unread_format(name: str) -> str | None:
     return next((known for known, suffixes in UNREAD.items() if name.endswith(suffixes)), None)
 
 
-def check_formats(plan: Plan, marked: bool) -> None:
+def check_formats(plan: Plan, marker: Stored | None) -> None:
     """Report float8 weights that lack a scale if other weights have one or the file says that there are scales.
 
-    Without such a hint, a float8 weight without a scale is a plain cast.
+    Without such a hint, a float8 weight without a scale is a plain cast. The file's marker, where it is float8 itself,
+    has the dtype of the weights.
     """
     scaled = [name for name, format in plan.formats.items() if format == "fp8 scaled"]
     cast = [name for name, format in plan.formats.items() if format == "fp8 cast"]
-    if cast and (scaled or marked):
+    if cast and (scaled or marker):
         why = f"{len(scaled)} others have one" if scaled else f"{FILE_MARKER} says that it has one"
         plan.problems.extend(f"{plan.weights[name].tensor}: its scale is missing, {why}" for name in cast)
+    others = [
+        plan.weights[name].tensor for name in scaled if marker and plan.weights[name].tensor.dtype != marker.dtype
+    ]
+    if marker and marker.dtype in FP8 and others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        plan.problems.append(f"{marker}: the weights have its dtype, but there is {others[0]}{more}")

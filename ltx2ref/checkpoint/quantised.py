@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import decoders
 from .decoders import TILE_COLUMNS, TILE_ROWS, Rows
-from .sayings import DATA, FactMap, Saying
+from .sayings import DATA, NOT_QUANTISED, FactMap, Saying
 from .storage import TORCH, Stored, require
 
 Nibbles = Literal["high", "low"]
@@ -342,7 +342,8 @@ def unquantised(shape: Shape, tensor: Stored, companions: Mapping[str, Stored], 
         raise ValueError(f"{tensor} is not quantised, but comes with {in_words(companions)}")
     for where, facts in sayings:
         require(
-            "format" not in facts, f"{where}: {tensor.name} is {facts.get('format')}, but the file has {tensor.dtype}"
+            facts.get("format") in (None, NOT_QUANTISED),
+            f"{where}: {tensor.name} is {facts.get('format')}, but the file has {tensor.dtype}",
         )
     if tensor.file.container == "gguf":
         require(ggml_decodable(tensor), f"{tensor.name}: the gguf library cannot decode {tensor.dtype}")

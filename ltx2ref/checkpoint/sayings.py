@@ -6,6 +6,7 @@ that `quantised` can compare them with one another and with the shapes.
 """
 
 import base64
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -25,8 +26,12 @@ QUANTISATION = "_quantization_metadata"  # key of the metadata with an entry for
 QUANTISER = "quantization_config"  # key of the metadata and of config.json: what a quantiser did to the whole file
 QUANTO_MAP = "quantization_map_base64"  # key of the metadata: quanto's formats of layers
 QUANTO_KEYS = ("quantization_format", QUANTO_MAP, "config_base64")
+# Keys of quantisers' configs that list the layers which they leave alone, by names or patterns.
+SKIPPING = ("ignore", "exclude_modules", "llm_int8_skip_modules", "modules_to_not_convert")
+MAX_PATTERNS = 1024  # each of which is compared with each layer
 ABOUT_WEIGHTS = (QUANTISATION, QUANTISER, *QUANTO_KEYS)  # keys of metadata that are wrong once weights are decoded
 DATA = "._data"  # suffix of quanto's weights, behind the parameter's name
+NOT_QUANTISED = "not quantised"  # in place of a format, of a layer that a quantiser has left alone
 MARKER_BYTES = 4096  # the longest published marker has 240
 
 
@@ -154,7 +159,10 @@ def read_marker(kind: str, stored: Stored) -> Saying:
     """Read the marker of a layer. Raises `CheckpointError`, which names it and what it says."""
     text = b"more than the longest marker" if stored.stop - stored.start > MARKER_BYTES else bytes(stored.bytes())
     try:
-        return Saying(stored.name, MARKER_READERS[kind](text))
+        facts = MARKER_READERS[kind](text)
+        named = next((format for end, format in NAMED_FORMATS.items() if stored.name.endswith(end)), None)
+        require(named in (None, facts.get("format")), f"it is {facts.get('format')}, but by its name {named}")
+        return Saying(stored.name, facts)
     except ValueError as error:
         raise CheckpointError(stored.file.path, [f"{stored} says {text[:200]!r}: {error}"]) from None
 
@@ -174,6 +182,8 @@ def quant_state(text: bytes) -> dict[str, Any]:
     needed = ["blocksize", "shape", *(["nested_offset"] if "nested_blocksize" in said else [])]
     missing = [key for key in needed if key not in said]
     require(not missing, f"no key {', '.join(map(repr, missing))}")
+    for key in said.keys() & {"dtype", "nested_dtype"}:
+        placed(key, named_dtype, said[key])
     facts = {
         "format": f"bitsandbytes {said['quant_type']}",
         "group": of_type(int, said["blocksize"]),
@@ -184,9 +194,12 @@ def quant_state(text: bytes) -> dict[str, Any]:
             "nested group": of_type(int, said["nested_blocksize"]),
             "offset": of_type(float, said["nested_offset"]),
         }
+        require(math.isfinite(facts["offset"]), f"nested_offset: expected a finite number, got {facts['offset']}")
     return facts
 
 
+# Companions whose names state a format, which their content states as well.
+NAMED_FORMATS = {f".bitsandbytes__{kind}": f"bitsandbytes {kind}" for kind in ("nf4", "fp4")}
 # The companions that say something, by kind, and what reads their bytes.
 MARKER_READERS: dict[str, Callable[[bytes], dict[str, Any]]] = {
     "marker": lambda text: facts_of(parse_json(text), marker=True),
@@ -201,9 +214,7 @@ def layer_sayings(metadata: Mapping[str, str]) -> dict[str, list[Saying]]:
     found: dict[str, list[Saying]] = {}
     for key, read in {QUANTISATION: entry_facts, QUANTO_MAP: quanto_facts}.items():
         for layer, entry in (layers_of(key, metadata[key]) if key in metadata else {}).items():
-            facts = placed(f"{key}: {layer}", read, entry)
-            if facts:
-                found.setdefault(layer, []).append(Saying(key, facts))
+            found.setdefault(layer, []).append(Saying(key, placed(f"{key}: {layer}", read, entry)))
     return found
 
 
@@ -235,7 +246,7 @@ def quanto_facts(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts in a layer's entry of quanto's map. Raises `ValueError`."""
     weights = entry.get("weights")
     require(weights in ("qint8", "none", None), f"{weights!r} is not supported, expected qint8")
-    return {"format": "quanto int8"} if weights == "qint8" else {}
+    return {"format": "quanto int8" if weights == "qint8" else NOT_QUANTISED}
 
 
 def placed(where: str, read: Callable[[Any], Read], value: Any) -> Read:
@@ -269,6 +280,7 @@ def quantiser_facts(config: Any) -> dict[str, Any]:
     method = str(config.get("quant_method") or producer.get("name") or "").lower()
     inner = config.get("quantization") if isinstance(config.get("quantization"), dict) else {}
     algorithm = str(config.get("quant_algo") or inner.get("quant_algo") or "").upper()
+    skipped = {"skipped": skipped_layers(config) + skipped_layers(inner)}
     if method == "modelopt":
         supported = ("FP8", "NVFP4", "W4A16_NVFP4", "MXFP8", "MIXED_PRECISION", "")
         require(algorithm in supported, f"ModelOpt's {algorithm} is not supported{refused(algorithm)}")
@@ -280,12 +292,28 @@ def quantiser_facts(config: Any) -> dict[str, Any]:
             "nibbles": "low",
             "scales": "tiled" if any(swizzled) else "flat",
             "scales said": bool(swizzled),
+            **skipped,
         }
     require(
         method in ("bitsandbytes", "quanto"),
         f"the quantiser {method or str(config)[:80]!r} is not supported{refused(method)}",
     )
-    return {"quantiser": method}
+    return {"quantiser": method, "algorithm": bits_said(config), **skipped}
+
+
+def bits_said(config: Mapping[str, Any]) -> str:
+    """Return the format that a config of bitsandbytes asks for, or "". Raises `ValueError` if it asks for two."""
+    wide, narrow = (config.get(key) is True for key in ("load_in_8bit", "load_in_4bit"))
+    require(not (wide and narrow), "load_in_8bit and load_in_4bit contradict one another")
+    return "int8" if wide else str(config.get("bnb_4bit_quant_type") or "") if narrow else ""
+
+
+def skipped_layers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names and patterns of layers that a quantiser's config says it has left alone. Raises `ValueError`."""
+    lists = [config[key] for key in SKIPPING if isinstance(config.get(key), list)]
+    names = tuple(name for names in lists for name in names if isinstance(name, str))
+    require(sum("*" in name for name in names) <= MAX_PATTERNS, f"more than {MAX_PATTERNS} patterns of layers")
+    return names
 
 
 def said_flags(config: Mapping[str, Any], word: str) -> list[bool]:
@@ -331,7 +359,9 @@ def read_sayings(
         name = next((name for name in names if name in own), None)
         if name is not None:
             stated.layers.setdefault(name, []).extend(sayings)
-        elif all(dialect.foreign(name) is None for name in names):
+        elif any(saying.facts["format"] != NOT_QUANTISED for saying in sayings) and not any(
+            map(dialect.foreign, names)
+        ):
             stated.problems.append(f"{sayings[0].where}: {layer} has a format, but the file has no such tensor")
     try:
         return stated._replace(quantiser=quantiser_saying(metadata, config))

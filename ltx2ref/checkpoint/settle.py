@@ -1,10 +1,13 @@
 """Facts that are still open after shapes and layers' own sayings: decided by the quantiser, the caller, or refused."""
 
+import re
 from collections.abc import Collection, Mapping
+from fnmatch import translate
 from typing import Any, get_args
 
+from .names import PREFIXES
 from .quantised import FORMATS, Nibbles, ScaleOrder, Weight, add_fact
-from .sayings import COMFY, QUANTISATION, QUANTISER, FactMap, Saying
+from .sayings import COMFY, DATA, QUANTISATION, QUANTISER, FactMap, Saying
 from .storage import require
 
 # For each fact that shapes may leave open: what is open, and whose files have which value.
@@ -19,8 +22,10 @@ OPEN = {
     ),
 }
 ASKING = ": give "  # between a problem and the arguments that settle it
-# The formats that ModelOpt's algorithms make.
-ALGORITHMS = {"NVFP4": "nvfp4", "W4A16_NVFP4": "nvfp4", "FP8": "fp8 scaled", "MXFP8": "mxfp8"}
+# The formats that ModelOpt's algorithms make, and bitsandbytes'.
+ALGORITHMS = {"NVFP4": "nvfp4", "W4A16_NVFP4": "nvfp4", "FP8": "fp8 scaled", "MXFP8": "mxfp8"} | {
+    kind: f"bitsandbytes {kind}" for kind in ("int8", "nf4", "fp4")
+}
 
 
 def require_choices(nibbles: str | None, scales: str | None) -> None:
@@ -42,7 +47,7 @@ def settle_facts(
     then habits: ModelOpt's, and that of Lightricks and ComfyUI, whose files have Lightricks' config in the metadata and
     no config of a quantiser. A fact that is open after that is a problem.
     """
-    problems, notes = wrong_algorithm(weights, quantiser), list[str]()
+    problems, notes = wrong_algorithm(weights, quantiser) + not_skipped(weights, quantiser), list[str]()
     concerned = {fact: [x for x in weights if x.format in FORMATS and fact in FORMATS[x.format].facts] for fact in OPEN}
     for fact, argument in (("nibbles", nibbles), ("scales", scales)):
         problems += decide(concerned[fact], fact, certain(quantiser, fact), quantiser.where if quantiser else "")
@@ -76,6 +81,22 @@ def wrong_algorithm(weights: Collection[Weight], quantiser: Saying | None) -> li
     if any(weight.format == wanted for weight in weights):
         return []
     return [f"{quantiser.where} says {algorithm}, but no weight is {wanted}"]
+
+
+def not_skipped(weights: Collection[Weight], quantiser: Saying | None) -> list[str]:
+    """Return the problem that weights are quantised which the quantiser's config says it has left alone."""
+    skipped = frozenset(quantiser.facts.get("skipped", ()) if quantiser else ())
+    patterns = [re.compile(translate(name)) for name in sorted(skipped) if "*" in name]
+    there = []
+    for weight in weights if skipped else ():
+        layer = weight.tensor.name.removesuffix(DATA).removesuffix(".weight")
+        layer = next(layer.removeprefix(prefix) for prefix in PREFIXES if layer.startswith(prefix))
+        if weight.format in FORMATS and (layer in skipped or any(pattern.match(layer) for pattern in patterns)):
+            there.append(str(weight.tensor))
+    if quantiser is None or not there:
+        return []
+    more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+    return [f"{there[0]}{more}: quantised, but {quantiser.where} says that it is not"]
 
 
 def certain(quantiser: Saying | None, fact: str) -> Any:

@@ -5,6 +5,7 @@ pytest tests/checkpoint/test_formats.py
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -422,6 +423,42 @@ def test_parts_that_are_missing_or_do_not_fit_are_refused_with_a_message(
         ltx2ref.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quant_type": "fp4"}, "it is bitsandbytes fp4, but by its name bitsandbytes nf4"),
+        ({"dtype": "int8"}, "dtype: expected a dtype of floating point, got 'int8'"),
+        ({"nested_dtype": 7}, "nested_dtype: expected str, got '7'"),
+        ({"nested_offset": float("inf")}, "nested_offset: expected a finite number, got inf"),
+    ],
+)
+def test_a_state_of_bitsandbytes_agrees_with_its_name_and_has_values_that_mean_something(
+    change: dict[str, Any], message: str, state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path, ending = tmp_path / "ltx.safetensors", f"transformer_blocks.0.attn1.to_q.weight{QUANT_STATE}"
+    writers.write_layers(path, state, config, encode=writers.encode_nf4(nested=True), metadata={})
+    tensors = load_file(path)
+    said = json.loads(bytes(tensors[PREFIX + ending].tolist()))
+    text = json.dumps(said | change).replace("Infinity", "1e999")
+    save_file(tensors | {PREFIX + ending: torch.tensor([*text.encode()], dtype=torch.uint8)}, path)
+    problems = inspect(path).problems
+    assert [problem for problem in problems if ending in problem and message in problem], problems
+    with pytest.raises(CheckpointError, match=message):
+        ltx2ref.load(path, config=config)
+
+
+@pytest.mark.parametrize(("marker", "weights"), [(E5M2, E4M3), (E4M3, E5M2)])
+def test_the_marker_of_a_float8_file_has_the_dtype_of_its_weights(
+    marker: torch.dtype, weights: torch.dtype, state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "ltx.safetensors"
+    writers.write_fp8_old_comfy(path, state, config, fp8=weights)
+    assert inspect(path).problems == []
+    writers.write_fp8_old_comfy(path, state, config, fp8=weights, marker_dtype=marker)
+    with pytest.raises(CheckpointError, match=r"scaled_fp8 F8_.*: the weights have its dtype, but .* and 27 more"):
+        ltx2ref.load(path)
+
+
 def test_a_float8_file_with_its_marker_may_hold_one_stream(
     state: State, config: TransformerConfig, tmp_path: Path
 ) -> None:
@@ -535,6 +572,54 @@ def test_a_config_of_a_format_that_no_weight_has_is_a_contradiction(
         ltx2ref.load(path)
 
 
+LAYER = "transformer_blocks.0.attn1.to_q"
+# Configs that contradict the weights: what they change, whose files they lie in, and what the error says.
+CONTRADICTING: dict[str, tuple[str, dict[str, Any], str]] = {
+    "8 bits of 4": (
+        "bitsandbytes nf4",
+        {"load_in_4bit": False, "load_in_8bit": True},
+        "no weight is bitsandbytes int8",
+    ),
+    "4 bits of 8": (
+        "bitsandbytes int8",
+        {"load_in_8bit": False, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        "no weight is bitsandbytes nf4",
+    ),
+    "another type": ("bitsandbytes nf4", {"bnb_4bit_quant_type": "fp4"}, "no weight is bitsandbytes fp4"),
+    "both": ("bitsandbytes nf4", {"load_in_8bit": True}, "load_in_8bit and load_in_4bit contradict one another"),
+    "a layer is skipped": ("bitsandbytes nf4", {"llm_int8_skip_modules": [LAYER]}, f"{LAYER}.weight U8 .*: quantised"),
+    "a layer is ignored": ("modelopt NVFP4", {"ignore": ["proj_out", LAYER]}, f"{LAYER}.weight U8 .*: quantised, but"),
+    "a pattern is": (
+        "modelopt FP8",
+        {"ignore": ["*.0.attn1.to_*"]},
+        r"attn1\..*\(and 3 more\): quantised, but .* says",
+    ),
+    "a layer of quanto's": ("quanto", {"modules_to_not_convert": [LAYER]}, f"{LAYER}.weight._data .*: quantised, but"),
+    "far too many patterns": ("modelopt FP8", {"ignore": ["*x"] * 1025}, "more than 1024 patterns"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTING)
+def test_a_quantisers_config_that_contradicts_the_weights_is_a_problem(
+    case: str, state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    what, change, message = CONTRADICTING[case]
+    said, encode = FOLDERS[what]
+    path, _ = folder(tmp_path, state, config, said | change, encode)
+    assert len(inspect(path).problems) == 1
+    with pytest.raises(CheckpointError, match=r"quantization_config in config\.json") as caught:
+        ltx2ref.load(path)
+    assert re.search(message, str(caught.value))
+
+
+def test_a_quantisers_config_may_list_layers_that_are_not_quantised(
+    state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    ignored = ["proj_out", "attn1", "*norm*", "*.to_gate_logits", 7, "transformer_blocks.0.attn1"]
+    path, truth = folder(tmp_path, state, config, writers.modelopt_config(ignore=ignored), FOLDERS["modelopt NVFP4"][1])
+    assert_loads(path, truth)
+
+
 def test_quantos_map_is_read_and_must_fit(state: State, config: TransformerConfig, tmp_path: Path) -> None:
     path = tmp_path / "ltx.safetensors"
     layer = "transformer_blocks.0.attn1.to_q"
@@ -548,6 +633,15 @@ def test_quantos_map_is_read_and_must_fit(state: State, config: TransformerConfi
     write("qint4")
     with pytest.raises(CheckpointError, match=f"quantization_map_base64: {layer}: 'qint4' is not supported"):
         ltx2ref.load(path)
+    write("none")
+    with pytest.raises(
+        CheckpointError, match=rf"quantization_map_base64: .*{layer}.weight._data is not quantised, but"
+    ):
+        ltx2ref.load(path)
+    layer = "transformer_blocks.0.attn1.to_gate_logits"
+    assert_loads(path, write("none"))
+    layer = "a.norm.without.a.weight"
+    assert_loads(path, write("none"))
 
 
 @pytest.mark.parametrize(
@@ -715,6 +809,29 @@ def test_what_the_other_dialect_cannot_say_is_refused_before_anything_is_written
     assert_loads(tmp_path / "alone.safetensors", writers.write_nvfp4(tmp_path / "again", state, config))
     with pytest.raises(ValueError, match="keep and dtype"):
         convert(path, tmp_path / "transformer", dialect="diffusers", keep=True, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "layout", ["int8 by row", "fp8 in blocks", "mxfp8", "asym_w4a8_int8", "bitsandbytes nf4", "MLX q4"]
+)
+def test_scales_that_nothing_could_be_decoded_with_are_not_kept(
+    layout: str, state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path, endings = tmp_path / "ltx.safetensors", (".weight_scale", ".weight_s_channel", ".weight.absmax", ".scales")
+    writers.write_layers(path, state, config, encode=LAYOUTS[layout][1], metadata={})
+    tensors = load_file(path)
+    for layer in ("to_q", "to_k"):
+        name = next(
+            n for n in tensors if n.startswith(f"{PREFIX}transformer_blocks.0.attn1.{layer}") and n.endswith(endings)
+        )
+        bad = tensors[name].clone()
+        bad.view(-1)[-1] = 255 if bad.dtype == torch.uint8 else float("nan") if layer == "to_q" else float("inf")
+        tensors[name] = bad
+    save_file(tensors, path, writers.lightricks_metadata(config))
+    with pytest.raises(CheckpointError) as caught:
+        convert(path, tmp_path / "transformer", dialect="diffusers", keep=True)
+    assert len(caught.value.problems) == 2 and all("not finite" in problem for problem in caught.value.problems)
+    assert not (tmp_path / "transformer").exists()
 
 
 def test_formats_of_gguf_cannot_be_kept(state: State, config: TransformerConfig, tmp_path: Path) -> None:

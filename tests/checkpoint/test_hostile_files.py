@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpus import idle_memory, peak
 
 import ltx2ref
 from ltx2ref import CheckpointError
@@ -152,10 +153,11 @@ def test_a_tokenizer_of_256k_texts_is_passed_over_and_not_kept(tmp_path: Path) -
     words = b"".join(text(f"word {i}") for i in range(2**18))
     scores = array(F32, 2**18, bytes(2**20))
     entries = [entry("tokenizer.ggml.tokens", ARRAY, array(TEXT, 2**18, words)), entry("scores", ARRAY, scores)]
-    path, begin = written(tmp_path, gguf(entries, [tensor("a", [4])], 16)), time.process_time()
+    path, idle, begin = written(tmp_path, gguf(entries, [tensor("a", [4])], 16)), idle_memory(), time.process_time()
     file, tensors = read_header(path)
-    assert [*tensors] == ["a"] and file.metadata == {}
     assert time.process_time() - begin < 2
+    assert peak() - idle < 4  # megabytes, of 6 in the file
+    assert [*tensors] == ["a"] and file.metadata == {}
 
 
 def test_an_endless_array_of_empty_texts_in_a_sparse_file_is_refused(tmp_path: Path) -> None:

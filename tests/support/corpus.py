@@ -8,6 +8,7 @@ and from the architecture, not from the loader. What a randomly damaged file sta
 nothing but the format's specification.
 """
 
+import base64
 import ctypes
 import gc
 import gzip
@@ -34,7 +35,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,20 +53,64 @@ ERROR, SAME, EITHER = "error", "same", "either"
 RELEASES = ("2.0", "2.3", "2.5")
 LIGHTRICKS, FP8, DIFFUSERS, SHARDED = "lightricks", "fp8", "diffusers", "sharded"
 GGUF = "gguf"
-# Layouts whose files tests/support/writers.py writes, with the release and the writer.
-WRITTEN: dict[str, tuple[str, Callable[..., State]]] = {
-    "comfy-fp8": ("2.3", writers.write_fp8_new_comfy),
-    "int8": ("2.5", writers.write_int8_convrot),
-    "nvfp4": ("2.5", writers.write_nvfp4),
-    "torchao": ("2.5", writers.write_nvfp4_torchao),
-    GGUF: ("2.5", writers.write_gguf),
+QUANTO_LAYER = "transformer_blocks.0.attn1.to_q"  # the layer that quanto's map speaks of
+
+
+def in_text(value: Any) -> str:
+    """Return JSON as quanto puts it into the metadata."""
+    return base64.b64encode(json.dumps(value).encode()).decode()
+
+
+class Written(NamedTuple):
+    """A layout whose files tests/support/writers.py writes: the release, the writer, and a quarter of the width."""
+
+    release: str
+    write: Callable[..., State]
+    head: int = 64
+
+
+def layers_by(encode: writers.Encoder, part: str = "", **metadata: str) -> Callable[..., State]:
+    """Return a writer of files in which those layers of the blocks whose names have this part are encoded."""
+    quantised = lambda name: writers.published_linears(name) and part in name  # noqa: E731
+    return partial(writers.write_layers, encode=encode, metadata=metadata, quantised=quantised)
+
+
+WRITTEN = {
+    "comfy-fp8": Written("2.3", writers.write_fp8_new_comfy),
+    "int8": Written("2.5", writers.write_int8_convrot),
+    "nvfp4": Written("2.5", writers.write_nvfp4),
+    "torchao": Written("2.5", writers.write_nvfp4_torchao),
+    GGUF: Written("2.5", writers.write_gguf),
+    "mxfp8": Written("2.3", layers_by(writers.encode_mxfp8({})), 16),
+    "quanto": Written(
+        "2.3",
+        layers_by(
+            writers.encode_quanto,
+            quantization_format="quanto",
+            quantization_map_base64=in_text({QUANTO_LAYER: {"weights": "qint8", "activations": "none"}}),
+        ),
+        16,
+    ),
+    "w4a4": Written("2.5", layers_by(writers.encode_w4a4, "attn1.")),
+    "w4a8": Written("2.5", layers_by(writers.encode_w4a8(), "attn1.")),
+    "nf4": Written("2.3", layers_by(writers.encode_nf4(nested=True)), 16),
+    "bnb-int8": Written("2.3", layers_by(writers.encode_bnb_int8), 16),
+    "mlx": Written("2.5", layers_by(writers.encode_mlx(4), format="mlx"), 16),
+    "modelopt": Written(
+        "2.5",
+        layers_by(writers.encode_modelopt_nvfp4, "attn1.", quantization_config=json.dumps(writers.modelopt_config())),
+    ),
 }
 QUANTISED = tuple(layout for layout in WRITTEN if layout != GGUF)
+MARKED = ("comfy-fp8", "int8", "torchao", "mxfp8", "w4a4", "w4a8")  # those with a marker in each layer
+# Those of which a changed name in the metadata would not say something else.
+SELF_EVIDENT = tuple(layout for layout in QUANTISED if layout != "modelopt")
 BASES = [(release, layout) for release in RELEASES for layout in (LIGHTRICKS, DIFFUSERS, SHARDED)] + [("2.3", FP8)]
-BASES += [(release, layout) for layout, (release, _) in WRITTEN.items()]
+BASES += [(written.release, layout) for layout, written in WRITTEN.items()]
 ANY, FOLDERS = (LIGHTRICKS, FP8, DIFFUSERS, SHARDED), (DIFFUSERS, SHARDED)
 SINGLE, WHOLE_FILES = (LIGHTRICKS, FP8), (*ANY, *QUANTISED)
-LORA = "lora.safetensors"  # a file beside a checkpoint: it is loaded with it
+LORA, ADAPTER = "lora.safetensors", "adapter"  # a file and a folder of PEFT's beside a checkpoint, loaded with it
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 PREFIX, KEYFRAMES = "model.diffusion_model.", "keyframes_abs_pos_embedding"
 CONFIG, INDEX = "config.json", "diffusion_pytorch_model.safetensors.index.json"
@@ -121,6 +166,7 @@ class Mutation:
     files: tuple[str, ...]  # names of which an error must mention one
     names: tuple[str, ...]  # tensors or files of which a good error mentions one; () if that cannot be known
     detail: str
+    options: dict[str, Any]  # further arguments of `load`: LoRAs, a prefix, a variant
     marker: Path  # a path that exists if code in the file was executed
     config: TransformerConfig | None  # the config that it must have if it loads; None if the file may state another one
 
@@ -160,6 +206,7 @@ def mutation(directory: Path, index: int, seed: int) -> Mutation:
         files,
         fate.names,
         fate.detail,
+        draft.options,
         draft.marker,
         chosen.config if fate.same_config and fate.expected != ERROR and chosen.document else None,
     )
@@ -183,11 +230,14 @@ class Base:
 
 def written_base(release: str, layout: str) -> Base:
     """Return a checkpoint in a format of quantised weights, with what its writer says that it means."""
-    config = writers.quantisable_config(release, num_layers=1)
+    write, head = WRITTEN[layout][1:]
+    sizes = dict.fromkeys(("attention_head_dim", "audio_attention_head_dim"), head)
+    sizes |= dict.fromkeys(("cross_attention_dim", "audio_cross_attention_dim", "caption_channels"), 4 * head)
+    config = writers.quantisable_config(release, num_layers=1, **sizes)
     values = {name: t.detach() for name, t in random_model(config, seed=7).state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"ltx-{release}-{layout}.{'gguf' if layout == GGUF else 'safetensors'}"
-        state = WRITTEN[layout][1](path, values, config)
+        state = write(path, values, config)
         raw = path.read_bytes()
     if layout == GGUF:
         return Base(release, layout, config, {path.name: {}}, {}, {}, {}, state, raw)
@@ -331,6 +381,7 @@ class Draft:
         self.metadata, self.document = dict(original.metadata), deepcopy(original.document)
         self.document_text: str | None = None  # replaces the document; "" leaves it out
         self.index: Any = None
+        self.index_name = INDEX
         if original.layout == SHARDED:
             weight_map = {name: file for file, tensors in self.files.items() for name in tensors}
             self.index = {"metadata": {"total_size": 70000}, "weight_map": weight_map}
@@ -340,6 +391,7 @@ class Draft:
         )  # whole files that replace the above or lie beside it
         self.sizes: dict[str, int] = {}  # sizes to which files are extended with a hole
         self.links: dict[str, Path] = {}
+        self.options: dict[str, Any] = {}
         self.path = self.folder if original.layout in FOLDERS else root / self.target
         self.marker, self.outside = root / "code-was-executed", root / "outside"
 
@@ -385,7 +437,7 @@ class Draft:
         if self.base.layout in FOLDERS and self.document_text != "":
             texts[CONFIG] = self.document_text or dumps(self.document)
         if self.index is not None:
-            texts[INDEX] = self.index if isinstance(self.index, str) else dumps(self.index)
+            texts[self.index_name] = self.index if isinstance(self.index, str) else dumps(self.index)
         return {name: text.encode("utf-8", "surrogatepass") for name, text in texts.items()}
 
     def write(self) -> tuple[str, ...]:
@@ -1827,14 +1879,42 @@ def swapped_scales(draft: Draft) -> Fate:
 
 
 # ---------------------------------------------------------------- kinds: formats of quantised weights
-MARKERS = (".comfy_quant", ".torchao_nvfp4")
-SCALES = (".weight_scale", ".weight_scale_2")
+MARKERS, STATE = (".comfy_quant", ".torchao_nvfp4"), ".weight.quant_state.bitsandbytes__nf4"
+# Suffixes of the companions of weights, behind a layer's name: numbers that are not negative, finite ones, all that a
+# weight cannot be decoded without, and all.
+SCALES = (".weight_scale", ".weight_scale_2", ".weight_s_rel", ".weight_s_channel", ".weight._scale", ".SCB")
+NUMBERS = (
+    *(f".weight.{nested}{part}" for nested in ("", "nested_") for part in ("absmax", "quant_map")),
+    *(".weight_codebook", ".scales", ".biases"),
+)
+NEEDED = (*SCALES, *NUMBERS, STATE)
+COMPANIONS = (*NEEDED, *MARKERS, ".input_scale", ".output_scale", ".weight_format")
+SAME_SIZE = (
+    ("U8", "I8", "BOOL", "F8_E4M3", "F8_E5M2"),
+    ("F16", "BF16", "I16", "U16"),
+    ("F32", "I32", "U32"),
+    ("F64", "I64", "U64"),
+)
 
 
-def companion_of(draft: Draft, endings: tuple[str, ...]) -> str:
+def companion_of(draft: Draft, endings: tuple[str, ...], fits: Callable[[Entry], bool] = lambda _: True) -> str:
+    """Return the name of a random companion in the blocks."""
+    blocks = f"{PREFIX}transformer_blocks."
     return draft.rng.choice(
-        [name for name in draft.tensors if name.endswith(endings) and name.startswith(f"{PREFIX}transformer_blocks.")]
+        [name for name, x in draft.tensors.items() if name.endswith(endings) and name.startswith(blocks) and fits(x)]
     )
+
+
+def owner(companion: str) -> str:
+    """Return the name of the weight that a companion belongs to."""
+    ending = max((ending for ending in COMPANIONS if companion.endswith(ending)), key=len)
+    return f"{companion.removesuffix(ending)}.weight"
+
+
+def quantised_weight(draft: Draft) -> str:
+    """Return the name of a random weight of the blocks that has companions."""
+    kinds = ("U8", "I8", "U32", "F8_E4M3")
+    return companion_of(draft, (".weight", "._data"), lambda stored: stored.dtype in kinds)
 
 
 def odd_marker(draft: Draft) -> Fate:
@@ -1842,50 +1922,65 @@ def odd_marker(draft: Draft) -> Fate:
     name, rng = companion_of(draft, MARKERS), draft.rng
     said = json.loads(draft.tensors[name].data)
     what = rng.choice(["malformed", "another format", "no format", "unknown key", "value", "dtype", "twice"])
+    others = ["mxfp8", "int4", "float8_e5m2", "convrot_w4a4", "asym_w4a8_int8", "svdquant", 7, None]
+    another = rng.choice([other for other in others if other != said["format"]])
     text = {
         "malformed": rng.choice(["", "{", "[]", "null", "7", '"nvfp4"', "\0" * 72, nested(rng)]),
-        "another format": json.dumps(
-            said | {"format": rng.choice(["mxfp8", "int4", "float8_e5m2", "svdquant", 7, None])}
-        ),
+        "another format": json.dumps(said | {"format": another}),
         "no format": json.dumps({key: value for key, value in said.items() if key != "format"}),
         "unknown key": json.dumps(said | {"surprise": rng.choice([True, 1, "x", None])}),
-        "value": json.dumps({key: rng.choice([True, False, 64, -1, "x"]) for key in said} | {"format": said["format"]}),
+        "value": json.dumps({key: rng.choice([True, False, 0, -1, "x"]) for key in said} | {"format": said["format"]}),
         "dtype": json.dumps(said),
         "twice": json.dumps(said)[:-1] + f', "format": {json.dumps(said["format"])}}}',
     }[what]
     data = text.encode()
     draft.tensors[name] = Entry("I8" if what == "dtype" else "U8", (len(data),), data)
-    layer = name.rpartition(".")[0]
     if what in ("malformed", "another format", "no format"):
-        return error(f"{what}: {name}", name, layer, f"{layer}.weight")
+        return error(f"{what}: {name}", name, owner(name))
     return either(draft, f"{what}: {name}")
 
 
+def flipped_marker(draft: Draft) -> Fate:
+    """Flip bits in the marker of a layer."""
+    name = companion_of(draft, MARKERS)
+    data = bytearray(draft.tensors[name].data)
+    for _ in range(draft.rng.choice([1, 1, 2, 3])):
+        data[draft.rng.randrange(len(data))] ^= 1 << draft.rng.randrange(8)
+    draft.tensors[name] = draft.tensors[name]._replace(data=bytes(data))
+    return either(draft, f"{name} says {bytes(data)!r}")
+
+
 def odd_quantised_scale(draft: Draft) -> Fate:
-    """Make one scale of a layer not finite or negative."""
-    name = companion_of(draft, SCALES)
-    stored = draft.tensors[name]
+    """Make one number of a companion not finite, or a scale negative."""
+    numeric = lambda stored: stored.dtype in FLOATS or draft.base.layout == "mxfp8"  # noqa: E731
+    name = companion_of(draft, (*SCALES, *NUMBERS), numeric)
+    stored, rng = draft.tensors[name], draft.rng
+    if stored.dtype == "U8":
+        data = bytearray(stored.data)
+        data[rng.randrange(len(data))] = 255
+        draft.tensors[name] = stored._replace(data=bytes(data))
+        return error(f"{name} has a NaN", name)
     value = tensor(stored).float().flatten()
-    value[draft.rng.randrange(len(value))] = draft.rng.choice(
-        [math.nan, -1.0] if "F8" in stored.dtype else [math.nan, math.inf, -1.0]
-    )
+    odd = [math.nan] + [math.inf] * ("F8" not in stored.dtype) + [-1.0] * name.endswith(SCALES)
+    value[rng.randrange(len(value))] = rng.choice(odd)
     draft.tensors[name] = entry(value.to(FLOATS[stored.dtype]).reshape(stored.shape))
     return error(f"{name} is not finite or negative", name)
 
 
 def lost_companion(draft: Draft) -> Fate:
-    """Remove a scale, without which nobody knows the weight, or a marker or a scale that may not be needed."""
-    name = companion_of(draft, (*SCALES, *MARKERS, ".input_scale"))
+    """Remove a part without which nobody knows the weight, or one that may not be needed."""
+    name = companion_of(draft, COMPANIONS)
     del draft.tensors[name]
-    layer = name.rpartition(".")[0]
-    needed = name.endswith(SCALES)
-    return error(f"lost {name}", name, f"{layer}.weight") if needed else either(draft, f"lost {name}")
+    return error(f"lost {name}", name, owner(name)) if name.endswith(NEEDED) else either(draft, f"lost {name}")
 
 
 def odd_companion(draft: Draft) -> Fate:
-    """Give a scale another shape of as many elements, or one too few."""
-    name, rng = companion_of(draft, SCALES), draft.rng
+    """Give a companion another shape of as many elements, or one too few, or another dtype of the same size."""
+    name, rng = companion_of(draft, NEEDED), draft.rng
     stored = draft.tensors[name]
+    if rng.random() < 0.3:
+        draft.tensors[name] = relabelled_entry(rng, stored)
+        return either(draft, f"{name} is {draft.tensors[name].dtype}")
     n, width = math.prod(stored.shape), WIDTHS[stored.dtype]
     shape = rng.choice([(n,), (n, 1), (1, n), (1, 1, n), stored.shape[::-1], (2, n // 2), (n - 1,)])
     draft.tensors[name] = Entry(stored.dtype, shape, stored.data[: math.prod(shape) * width])
@@ -1894,11 +1989,127 @@ def odd_companion(draft: Draft) -> Fate:
     return either(draft, f"{name} is {list(shape)}")
 
 
+def relabelled_entry(rng: random.Random, stored: Entry) -> Entry:
+    """Return the same bytes as another dtype of the same size, which nobody takes for other numbers."""
+    names = next(names for names in SAME_SIZE if stored.dtype in names)
+    others = [name for name in names if name != stored.dtype and (WIDTHS[name] == 1 or name not in FLOATS)]
+    return stored._replace(dtype=rng.choice(others))
+
+
+def odd_quantised_weight(draft: Draft) -> Fate:
+    """Give a quantised weight another dtype of the same size, another shape, or one row too few."""
+    name, rng = quantised_weight(draft), draft.rng
+    stored = draft.tensors[name]
+    what = rng.choice(["dtype", "shape", "a row too few"])
+    if what == "dtype":
+        draft.tensors[name] = relabelled_entry(rng, stored)
+        return either(draft, f"{name} is {draft.tensors[name].dtype}")
+    rows, columns = stored.shape
+    if what == "shape":
+        n = rows * columns
+        draft.tensors[name] = stored._replace(
+            shape=rng.choice([(n,), (n, 1), (1, n), (rows, columns, 1), (2 * rows, columns // 2)])
+        )
+        return either(draft, f"{name} is {list(draft.tensors[name].shape)}")
+    draft.tensors[name] = Entry(stored.dtype, (rows - 1, columns), stored.data[: len(stored.data) * (rows - 1) // rows])
+    return error(f"{name} lacks a row", name)
+
+
+def mixed_companions(draft: Draft) -> Fate:
+    """Add a companion that a weight of its format does not have."""
+    name = quantised_weight(draft).removesuffix("._data").removesuffix(".weight")
+    known = {name.removeprefix(f"{PREFIX}{QUANTO_LAYER}") for name in draft.tensors}
+    foreign = [".qweight", ".wscales", ".zero_point", *NEEDED, *MARKERS]
+    added = name + draft.rng.choice([suffix for suffix in foreign if suffix not in known])
+    draft.tensors[added] = entry(torch.ones(3))
+    return error(f"with {added}", added, f"{name}.weight")
+
+
+def flipped_quantised(draft: Draft) -> Fate:
+    """Flip bits in the header of a quantised file."""
+    fate = flipped(draft, 8, 8 + header_length(draft.bytes_of()), "header")
+    return either(draft, fate.detail, same_config=False)
+
+
+# Values in the state that bitsandbytes stores with a layer: those that contradict the file or mean nothing.
+ODD_STATES: dict[str, list[Any]] = {
+    "quant_type": ["fp4", "int4", 7, None],
+    "blocksize": [128, 0, -1, "64", True, 2**40, 64.0],
+    "dtype": ["int8", "float7", 5, None],
+    "shape": [[], "x", None, [4096], [1, 4096], [64.0, 64.0], [-64, -64]],
+    "nested_blocksize": [0, "256", True, None],
+    "nested_offset": ["x", True, None, literal("NaN"), literal("1e999")],
+}
+
+
+def odd_state(draft: Draft) -> Fate:
+    """Change the state that bitsandbytes stores with a layer."""
+    name, rng = companion_of(draft, (STATE,)), draft.rng
+    said = json.loads(draft.tensors[name].data)
+    key = rng.choice([*ODD_STATES, "", "", "another dtype"])
+    detail, text = key, rng.choice(["", "{", "[]", "null", "7", nested(rng)])
+    if key in ODD_STATES:
+        said[key] = rng.choice(ODD_STATES[key])
+        detail, text = f"{key} = {said[key]!r}", dumps(said)
+    elif rng.random() < 0.5 and not key:
+        lost = rng.choice(["quant_type", "blocksize", "shape", "nested_offset", "nested_blocksize"])
+        detail, text = f"no {lost}", json.dumps({key: value for key, value in said.items() if key != lost})
+    elif key:
+        text = json.dumps(said | {"dtype": rng.choice(["float32", "float16"]), "nested_dtype": "float32"})
+    data = text.encode()
+    draft.tensors[name] = Entry("U8", (len(data),), data)
+    return either(draft, detail) if detail == "another dtype" else error(f"{detail}: {name}", name, owner(name))
+
+
+def odd_map(draft: Draft) -> Fate:
+    """Change quanto's map of formats."""
+    key, rng = "quantization_map_base64", draft.rng
+    layer, odd = QUANTO_LAYER, rng.choice(["qint4", "qfloat8", 7, ["qint8"], {}])
+    what = rng.choice(["malformed", "weights", "a layer that is not there", "not quantised"])
+    draft.metadata[key] = {
+        "malformed": rng.choice(["", "{}", "7w==", in_text([]), in_text(7), in_text({layer: 7}), in_text(None)[:-2]]),
+        "weights": in_text({layer: {"weights": odd}}),
+        "a layer that is not there": in_text({"nothing": {"weights": "qint8"}}),
+        "not quantised": in_text({"transformer_blocks.0.attn1.to_gate_logits": {"weights": "qint8"}}),
+    }[what]
+    return error(f"{what}: {draft.metadata[key][:60]}", key, layer)
+
+
+# Changes of ModelOpt's config, and whether they are harmless.
+ODD_QUANTISERS: list[tuple[dict[str, Any], bool]] = [
+    ({"ignore": []}, True),
+    ({"ignore": ["proj_out", "*adaln*"]}, True),
+    ({"version": 7, "kv_cache_quant_algo": None}, True),
+    ({"producer": {"name": "modelopt", "version": "0.99"}}, True),
+    ({"quant_algo": "INT4_AWQ"}, False),
+    ({"quant_algo": "FP8"}, False),
+    ({"quant_algo": "nothing"}, False),
+    ({"quant_method": "awq"}, False),
+    ({"quant_method": "hqq"}, False),
+    ({"quant_method": "", "producer": None}, False),
+    ({"swizzled": "yes"}, False),
+    ({"swizzled": True, "is_swizzled": False}, False),
+    ({"ignore": [f"{QUANTO_LAYER}"]}, False),
+    ({"ignore": ["transformer_blocks.0.attn1*"]}, False),
+]
+
+
+def odd_quantiser(draft: Draft) -> Fate:
+    """Change the config of the quantiser."""
+    key, rng = "quantization_config", draft.rng
+    change, harmless = rng.choice(ODD_QUANTISERS)
+    draft.metadata[key] = json.dumps(json.loads(draft.metadata[key]) | change)
+    if rng.random() < 0.2:
+        change, harmless = {"": draft.metadata[key][:9]}, False
+        draft.metadata[key] = rng.choice(["", "{", "[]", "7", nested(rng), "modelopt"])
+    return same(f"{key}: {change}") if harmless else error(f"{key}: {change}", key, *map(str, change), QUANTO_LAYER)
+
+
 def odd_layers(draft: Draft) -> Fate:
     """Say in the metadata of a layer that it has another format, or that of a tensor that is none."""
     rng, key = draft.rng, "_quantization_metadata"
-    layer = companion_of(draft, (".weight_scale",)).removesuffix(".weight_scale")
-    format = rng.choice(["mxfp8", "convrot_w4a4", "float8_e5m2", "nothing", 7, None, [], {"a": 1}])
+    layer = owner(companion_of(draft, NEEDED)).removesuffix(".weight")
+    format = rng.choice(["mxfp8", "convrot_w4a4", "float8_e5m2", "asym_w4a8_int8", "nothing", 7, None, [], {"a": 1}])
     layers = {rng.choice([layer, layer, layer.removeprefix(PREFIX), "nothing"]): {"format": format}}
     draft.metadata[key] = rng.choice(
         [json.dumps({"format_version": "1.0", "layers": layers}), "{", nested(rng), '{"layers": 3}']
@@ -1947,85 +2158,285 @@ def inflated_gguf(draft: Draft) -> Fate:
 
 
 # ---------------------------------------------------------------- kinds: LoRA
-def lora_tensors(draft: Draft) -> tuple[dict[str, Entry], State]:
-    """Return the tensors of a LoRA for some layers, and the state that it makes of the checkpoint."""
+class LoraFile(NamedTuple):
+    """A good LoRA in one of the published spellings, and the state that it makes of the checkpoint."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+    config: dict[str, Any] | None  # of PEFT, beside the file
+    layers: list[str]  # by diffusers' names
+    state: State
+
+
+PLAIN, FLAT = "lightricks", "kohya"
+# What names begin with, for each spelling, and what else the same names may begin with.
+LORA_PREFIXES = {
+    PLAIN: ("diffusion_model.", "model.diffusion_model."),
+    "default": ("diffusion_model.", "model.diffusion_model."),
+    "fp8": ("diffusion_model.", "model.diffusion_model."),
+    "diffusers": ("transformer.", ""),
+    FLAT: ("lora_unet_", "lora_unet_model_"),
+    "LoKr": ("lycoris_", "lora_unet_"),
+    "difference": ("diffusion_model.", "model.diffusion_model."),
+    "peft": ("base_model.model.", "base_model.model.transformer."),
+}
+LORA_ENDINGS = {
+    "default": (".lora_A.default.weight", ".lora_B.default.weight"),
+    FLAT: (".lora_down.weight", ".lora_up.weight"),
+}
+LORA_RANK = 2
+
+
+def lora_file(draft: Draft, spelling: str, **config: Any) -> LoraFile:
+    """Return a LoRA for some layers. `config` is said in PEFT's config besides what is usual."""
     generator = torch.Generator().manual_seed(draft.rng.randrange(2**31))
+    random = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     state, tensors = dict(draft.base.state), dict[str, Entry]()
     linears = [
-        (name, theirs)
+        (name, theirs.removesuffix(".weight"))
         for name, theirs in draft.base.ours.items()
         if theirs.endswith(".weight") and state[theirs].ndim == 2
     ]
-    for name, theirs in draft.rng.sample(linears, 3):
-        rows, columns = state[theirs].shape
-        a, b = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
-        layer = "diffusion_model." + name.removeprefix(PREFIX).removesuffix(".weight")
-        tensors |= {f"{layer}.lora_A.weight": entry(a), f"{layer}.lora_B.weight": entry(b)}
-        state[theirs] = (b @ a).add_(state[theirs].float())
-    return tensors, state
+    chosen = draft.rng.sample(linears, 3)
+    layers = [theirs for _, theirs in chosen]
+    said = {"r": LORA_RANK, "lora_alpha": 3, "target_modules": layers} | config
+    factor, kind = 1.0, torch.float8_e4m3fn if spelling == "fp8" else torch.float32
+    if spelling in ("diffusers", "peft"):
+        factor = said["lora_alpha"] / (LORA_RANK**0.5 if said.get("use_rslora") else LORA_RANK)
+    for name, layer in chosen:
+        rows, columns = state[f"{layer}.weight"].shape
+        parts: dict[str, Tensor] = {}
+        if spelling == "difference":
+            change = parts[".diff"] = random(rows, columns)
+            bias = state.get(f"{layer}.bias")
+            if bias is not None:
+                parts[".diff_b"] = random(rows)
+                state[f"{layer}.bias"] = bias.float() + parts[".diff_b"]
+        elif spelling == "LoKr":
+            tall, wide = (next((n for n in range(2, size) if size % n == 0), size) for size in (rows, columns))
+            w1, a, b = random(tall, wide), random(rows // tall, LORA_RANK), random(LORA_RANK, columns // wide)
+            parts |= {".lokr_w1": w1, ".lokr_w2_a": a, ".lokr_w2_b": b}
+            change = torch.kron(w1, a @ b)
+        else:
+            a, b = random(LORA_RANK, columns).to(kind), random(rows, LORA_RANK).to(kind)
+            parts |= dict(zip(LORA_ENDINGS.get(spelling, (".lora_A.weight", ".lora_B.weight")), (a, b), strict=True))
+            change = b.float() @ a.float()
+        if spelling in (FLAT, "LoKr"):
+            parts[".alpha"] = torch.tensor(3.0)
+            factor = 3 / LORA_RANK
+        original = name.removeprefix(PREFIX).removesuffix(".weight")
+        spelled = layer if spelling in ("diffusers", "peft") else original
+        if spelling in (FLAT, "LoKr"):
+            spelled = spelled.replace(".", "_")
+        tensors |= {LORA_PREFIXES[spelling][0] + spelled + ending: entry(x) for ending, x in parts.items()}
+        state[f"{layer}.weight"] = change.mul(factor).add(state[f"{layer}.weight"].float())
+    metadata = {"format": "pt"}
+    if spelling == "diffusers":
+        of_transformer = {f"transformer.{key}": value for key, value in said.items()}
+        metadata["lora_adapter_metadata"] = json.dumps(of_transformer)
+    peft = {"peft_type": "LORA", "alpha_pattern": {}, "bias": "none"} | said if spelling == "peft" else None
+    return LoraFile(tensors, metadata, peft, layers, state)
+
+
+def put_lora(
+    draft: Draft, lora: LoraFile, damage: Callable[[bytes], bytes] = lambda raw: raw, config: str = ""
+) -> None:
+    """Put a LoRA beside the checkpoint, and let it be loaded."""
+    header: Header = {"__metadata__": lora.metadata}
+    data = bytearray()
+    for key, value in lora.tensors.items():
+        offsets = [len(data), len(data) + len(value.data)]
+        header[key] = {"dtype": value.dtype, "shape": list(value.shape), "data_offsets": offsets}
+        data += value.data
+    folder = lora.config is not None
+    draft.raw[f"{ADAPTER}/{ADAPTER_WEIGHTS}" if folder else LORA] = damage(pack(header, bytes(data)))
+    if folder:
+        draft.raw[f"{ADAPTER}/{ADAPTER_CONFIG}"] = (config or dumps(lora.config)).encode()
+    draft.options["lora"] = [(draft.folder / (ADAPTER if folder else LORA), 1.0)]
+
+
+def part_of(draft: Draft, lora: LoraFile) -> tuple[str, str]:
+    """Return the name of a random tensor of a LoRA that is no alpha, and what it begins with: prefix and layer."""
+    name = draft.rng.choice([name for name in lora.tensors if not name.endswith(".alpha")])
+    return name, re.split(r"\.(?:lora_|lokr_|diff)", name)[0]
 
 
 def odd_lora(draft: Draft) -> Fate:
     """Load a LoRA with the checkpoint, whole or damaged."""
-    tensors, state = lora_tensors(draft)
-    rng, metadata, what = draft.rng, {"format": "pt"}, draft.rng.choice(LORA_DAMAGE)
-    name = rng.choice([*tensors])
-    stored = tensors[name]
+    rng, spelling = draft.rng, draft.rng.choice([*LORA_PREFIXES])
+    lora = lora_file(draft, spelling)
+    what = rng.choice([x for x in LORA_DAMAGE if spelling != "difference" or x not in ("lost", "flips in the header")])
+    name, layer = part_of(draft, lora)
+    tensors, stored = lora.tensors, lora.tensors[name]
+    detail, names, damage = f"{spelling}, {what}: {name}", (layer, "another"), lambda raw: raw
     if what in ("lost", "renamed"):
         del tensors[name]
     if what == "renamed":
-        tensors[rng.choice([f"{name}_", name.replace("lora", "lokr"), name.replace(".weight", ".default"), "x"])] = (
-            stored
-        )
+        renamed = [f"{name}_", re.sub("lora_(?=A|B|down|up)|lokr_(?=w)", "loha_", name), "another"]
+        tensors[rng.choice([other for other in renamed if other != name])] = stored
     if what == "shape":
-        tensors[name] = Entry(stored.dtype, stored.shape[::-1], stored.data)
+        n = math.prod(stored.shape)
+        tensors[name] = stored._replace(shape=(n,) if len(stored.shape) > 1 else (1, n))
+    if what == "a row more":
+        row = stored.data[: len(stored.data) // stored.shape[0]]
+        tensors[name] = Entry(stored.dtype, (stored.shape[0] + 1, *stored.shape[1:]), stored.data + row)
     if what == "dtype":
-        tensors[name] = Entry("I32", stored.shape, stored.data)
+        tensors[name] = stored._replace(dtype=rng.choice(["I32", "U32"] if stored.dtype == "F32" else ["I8", "U8"]))
     if what == "alpha":
-        alpha = rng.choice([math.nan, math.inf, -math.inf])
-        tensors[f"{name.split('.lora_')[0]}.alpha"] = entry(torch.tensor(alpha))
+        odd = [entry(torch.tensor(x)) for x in (math.nan, math.inf, -math.inf)]
+        tensors[f"{layer}.alpha"] = rng.choice([*odd, entry(torch.ones(2)), Entry("I64", (), bytes([2, *bytes(7)]))])
     if what == "not finite":
-        value = tensor(stored).clone()
-        value.view(-1)[0] = math.nan
-        tensors[name] = entry(value)
-    if what == "adapter":
-        metadata["lora_adapter_metadata"] = rng.choice(
-            [
-                "{",
-                "[]",
-                '{"r": 2}',
-                '{"lora_alpha": NaN}',
-                nested(rng),
-                '{"lora_alpha": "2"}',
-                '{"lora_alpha": 2, "use_dora": true}',
-            ]
+        value = tensor(stored).float()
+        value.view(-1)[rng.randrange(value.numel())] = math.nan
+        tensors[name] = entry(value.to(FLOATS[stored.dtype]))
+    if what == "doubled":
+        first, second = LORA_PREFIXES[spelling]
+        tensors[second + name.removeprefix(first)] = stored
+        names = (layer, layer.removeprefix(first))
+    if what == "foreign":
+        begins = ["lora_te_text_model", "text_encoder.layers.0.q", f"{LORA_PREFIXES[spelling][0]}connectors.0"]
+        tensors[f"{rng.choice(begins[:2] if spelling in (FLAT, 'LoKr') else begins)}.lora_A.weight"] = entry(
+            torch.ones(2, 3)
         )
-    header: Header = {"__metadata__": metadata}
-    data = bytearray()
-    for key, value in tensors.items():
-        header[key] = {
-            "dtype": value.dtype,
-            "shape": list(value.shape),
-            "data_offsets": [len(data), len(data) + len(value.data)],
-        }
-        data += value.data
-    raw = bytearray(pack(header, bytes(data)))
+    if what == "reordered":
+        lora = lora._replace(tensors=shuffled(rng, tensors))
+    if what == "adapter":
+        odd = [
+            "{",
+            "[]",
+            '{"r": 2}',
+            '{"lora_alpha": NaN}',
+            nested(rng),
+            '{"lora_alpha": "2"}',
+            '{"lora_alpha": 1e999}',
+        ]
+        lora.metadata["lora_adapter_metadata"] = rng.choice([*odd, '{"lora_alpha": 2, "use_dora": true}'])
+        names = ("lora_adapter_metadata",)
     if what == "cut":
-        raw = raw[: rng.randrange(len(raw))]
+        damage, names = lambda raw: raw[: rng.randrange(len(raw))], ()
     if what == "trailing":
-        raw += bytes(rng.randrange(1, 100))
+        damage, names = lambda raw: raw + bytes(rng.randrange(1, 100)), ()
     if what == "flips in the header":
-        for _ in range(rng.choice([1, 2, 3])):
-            raw[rng.randrange(8 + header_length(raw))] ^= 1 << rng.randrange(8)
-    draft.raw[LORA] = bytes(raw)
-    detail = f"{what}: {name}"
-    if what in ("nothing", "flips in the header"):
-        return either(draft, detail, state) if what != "nothing" else Fate(SAME, (), detail, state)
-    return error(detail, LORA)
+        begin = 8 + len(dumps({"__metadata__": lora.metadata}))  # what the metadata say may mean other factors
+        damage = partial(with_flips, rng, begin)
+    put_lora(draft, lora, damage)
+    if what in ("nothing", "foreign", "reordered"):
+        return Fate(SAME, (), detail, lora.state)
+    if what == "flips in the header":
+        return either(draft, detail, lora.state)
+    return error(detail, *names)
 
 
-LORA_DAMAGE = ["nothing", "lost", "renamed", "shape", "dtype", "alpha", "not finite", "adapter", "cut", "trailing"]
-LORA_DAMAGE += ["flips in the header"] * 3
+def with_flips(rng: random.Random, begin: int, raw: bytes) -> bytes:
+    """Return a file with flipped bits in its header, from a byte on."""
+    changed = bytearray(raw)
+    for _ in range(rng.choice([1, 2, 3])):
+        changed[rng.randrange(begin, 8 + header_length(raw))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+LORA_DAMAGE = ["nothing", "foreign", "reordered", "lost", "renamed", "shape", "a row more", "dtype", "alpha", "doubled"]
+LORA_DAMAGE += ["not finite", "adapter", "cut", "trailing"] + ["flips in the header"] * 3
+# Changes of PEFT's config that must be refused, by key; and those after which it means what it then says.
+REFUSED_ADAPTERS: dict[str, list[Any]] = {
+    "lora_alpha": [True, "3", None, [3], literal("NaN"), literal("1e999"), literal("9" * 400)],
+    "r": [3, "2", True, literal("Infinity")],
+    "rank_pattern": [{QUANTO_LAYER.rpartition(".")[2]: "x"}, [1], {".*": 2}],
+    "alpha_pattern": [{"to_q": "x"}, {"to_q": True}, {"(a+)+$": 2}, "x"],
+    "peft_type": ["LOKR", "LOHA", "", 7, None],
+    "target_modules": [["nothing"]],
+    "use_dora": [True],
+    "lora_bias": [True],
+    "bias": ["all", "lora_only"],
+    "modules_to_save": [["proj_out"]],
+    "init_lora_weights": ["pissa", "olora"],
+    "loftq_config": [{"bits": 4}],
+}
+READ_ADAPTERS: list[dict[str, Any]] = [
+    {"lora_alpha": 5},
+    {"lora_alpha": 0.25},
+    {"use_rslora": True},
+    {"r": None, "base_model_name_or_path": "x", "task_type": None},
+    {"target_modules": ".*"},
+    {
+        "use_dora": False,
+        "loftq_config": {},
+        "modules_to_save": None,
+        "peft_version": "0.99",
+        "init_lora_weights": False,
+    },
+]
+
+
+def odd_adapter(draft: Draft) -> Fate:
+    """Change the config in a folder of PEFT's."""
+    rng = draft.rng
+    what = rng.choice(["refused", "refused", "refused", "read", "read", "text", "text", "gone"])
+    change = rng.choice(READ_ADAPTERS) if what == "read" else {}
+    lora = lora_file(draft, "peft", **change)
+    assert lora.config is not None
+    if what == "read":
+        put_lora(draft, lora)
+        return Fate(SAME, (), f"{what}: {change}", lora.state)
+    text, detail, key = "", what, ADAPTER_CONFIG
+    if what == "refused":
+        key = rng.choice([*REFUSED_ADAPTERS, "exclude_modules"])
+        value = rng.choice(REFUSED_ADAPTERS.get(key, [lora.layers[:1]]))
+        lora.config[key] = value
+        detail = f"{key} = {str(value)[:40]}"
+    if what == "text":
+        whole = dumps(lora.config)
+        text = rng.choice([" ", "{", "[]", "null", "7", whole[:-1], whole + "}", whole.replace('"', "'"), nested(rng)])
+        detail = f"{what}: {text[:40]!r}"
+    put_lora(draft, lora, config=text)
+    if what == "gone":
+        del draft.raw[f"{ADAPTER}/{ADAPTER_CONFIG}"]
+        if rng.random() < 0.5:
+            draft.raw[f"{ADAPTER}/{ADAPTER_CONFIG}/file"] = b""
+            detail = "a folder"
+    return error(detail, ADAPTER_CONFIG, key)
+
+
+# ---------------------------------------------------------------- kinds: prefixes and variants
+def another_prefix(draft: Draft) -> Fate:
+    """Put a prefix that no publisher uses in front of all names of the transformer."""
+    rng, prefix = draft.rng, draft.rng.choice(["velocity_model.", "module.", "pipe.dit.", "my_transformer."])
+    what = rng.choice(["given", "given", "not given", "another", "two names without", "two models"])
+    own = [name for name in draft.tensors if name in draft.base.ours or name.startswith(PREFIX)]
+    without = rng.sample([name for name in own if name in draft.base.ours], 2) if what == "two names without" else []
+    draft.files[draft.target] = {
+        (prefix if name in own and name not in without else "") + name: x for name, x in draft.tensors.items()
+    }
+    if what == "two models":
+        draft.tensors.update({f"ema.{name}": x for name, x in draft.base.files[draft.target].items() if name in own})
+    if what != "not given":
+        draft.options["prefix"] = "b." if what == "another" else prefix
+    if what == "given":
+        return same(f"{what}: {prefix}")
+    return error(f"{what}: {prefix}", prefix, "ema.", *(spelled for name in without for spelled in about(draft, name)))
+
+
+def variants(draft: Draft) -> Fate:
+    """Name the files of a folder as a variant, beside others with other values, of which one may be asked for."""
+    rng, stem = draft.rng, WHOLE.removesuffix(".safetensors")
+    others = {name: draft.other_weights(draft.target) for name in (f"{stem}.bf16.safetensors", f"{stem}.x.safetensors")}
+    what = rng.choice(["asked for", "asked for", "the only one", "plain beside", "not asked for", "no such", "odd"])
+    if what == "plain beside":
+        draft.raw |= others
+        return same(what)
+    if draft.index is None:
+        draft.target = f"{stem}.fp16.safetensors"
+        draft.files = {draft.target: draft.files[WHOLE]}
+    else:
+        draft.index_name = INDEX.replace(".json", ".fp16.json")
+    if what != "the only one":
+        draft.raw |= others
+    if what in ("asked for", "no such", "odd"):
+        odd = ["", "safetensors", "index", "json", "..", "../outside", "\0", "fp16.", "*", "FP16", "x" * 5000]
+        draft.options["variant"] = {"asked for": "fp16", "no such": "fp8", "odd": rng.choice(odd)}[what]
+    if what in ("asked for", "the only one"):
+        return same(what)
+    return error(f"{what}: {draft.options.get('variant', '')[:20]!r}", *others)
 
 
 # For each kind: its name, its layouts, and its function. Random damage is listed several times, because there is more
@@ -2121,12 +2532,24 @@ KINDS: list[tuple[str, tuple[str, ...], Callable[[Draft], Fate]]] = [
     ("odd input scale", (FP8,), odd_input_scale),
     ("odd quantisation metadata", (FP8,), odd_quantisation),
     ("swapped scales", (FP8,), swapped_scales),
-    ("odd marker", ("comfy-fp8", "int8", "torchao"), odd_marker),
-    ("odd marker", ("comfy-fp8", "int8", "torchao"), odd_marker),
+    ("odd marker", MARKED, odd_marker),
+    ("odd marker", MARKED, odd_marker),
+    ("odd marker", MARKED, odd_marker),
+    ("flips in a marker", MARKED, flipped_marker),
+    ("odd quantised scale", QUANTISED, odd_quantised_scale),
     ("odd quantised scale", QUANTISED, odd_quantised_scale),
     ("lost companion", QUANTISED, lost_companion),
+    ("lost companion", QUANTISED, lost_companion),
     ("odd form of a companion", QUANTISED, odd_companion),
+    ("odd form of a companion", QUANTISED, odd_companion),
+    ("odd form of a quantised weight", QUANTISED, odd_quantised_weight),
+    ("companion of another format", QUANTISED, mixed_companions),
+    ("flips in a quantised header", SELF_EVIDENT, flipped_quantised),
+    ("flips in a quantised header", SELF_EVIDENT, flipped_quantised),
     ("odd metadata of layers", QUANTISED, odd_layers),
+    ("odd state of bitsandbytes", ("nf4",), odd_state),
+    ("odd map of quanto", ("quanto",), odd_map),
+    ("odd config of ModelOpt", ("modelopt",), odd_quantiser),
     ("GGUF, untouched", (GGUF,), untouched),
     ("GGUF, cut", (GGUF,), cut_gguf),
     ("GGUF, flips in the header", (GGUF,), flipped_gguf),
@@ -2134,6 +2557,11 @@ KINDS: list[tuple[str, tuple[str, ...], Callable[[Draft], Fate]]] = [
     ("GGUF, inflated", (GGUF,), inflated_gguf),
     ("LoRA", (LIGHTRICKS,), odd_lora),
     ("LoRA", (LIGHTRICKS,), odd_lora),
+    ("LoRA", (LIGHTRICKS,), odd_lora),
+    ("LoRA", (LIGHTRICKS,), odd_lora),
+    ("odd config of PEFT", (LIGHTRICKS,), odd_adapter),
+    ("another prefix", (LIGHTRICKS, DIFFUSERS), another_prefix),
+    ("variants", FOLDERS, variants),
 ]
 # Kinds that concern the config in Lightricks' files, which diffusers does not read from there.
 CONFIG_KINDS = {
