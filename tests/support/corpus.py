@@ -2637,7 +2637,7 @@ class Report:
     outcome: str
     error: str = ""  # type of the error, with its module
     message: str = ""  # message of the error, or the first difference
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the processor
     megabytes: float = 0.0  # peak above the idle process
 
     def __str__(self) -> str:
@@ -2734,20 +2734,18 @@ def serve(pipe: Connection, loader: Loader, directory: Path, seed: int) -> None:
     while True:
         index = pipe.recv()
         report = observe(loader, mutation(directory, index, seed))
-        if report.outcome == REJECTED and 1 < report.seconds < 5:  # the machine may have been busy
-            report = min(report, observe(loader, report.mutation), key=lambda r: r.seconds)
         pipe.send(replace(report, mutation=replace(report.mutation, state=None)))
 
 
 def observe(loader: Loader, mutant: Mutation) -> Report:
     idle = idle_memory()
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         loaded, outcome, failed = loader(mutant), "", None
     except Exception as failure:
         loaded, failed = {}, failure
         outcome = MEMORY if isinstance(failure, MemoryError) else REJECTED
-    seconds, megabytes = time.perf_counter() - begin, peak() - idle
+    seconds, megabytes = time.process_time() - begin, peak() - idle
     if mutant.marker.exists():
         outcome = EXECUTED
     if failed is not None:
