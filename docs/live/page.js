@@ -671,7 +671,7 @@ function showStatus() {
   const scene = DATA.scene.find(({ name }) => name === state.scene);
   const link = first && el('button', { class: 'button', 'data-pick': 'first', click: () => openTensor(first) }, first);
   const off = (tap) => short(run.changed.get(tap) || 0);
-  const ends = `Velocities are off by ${off('sample')} (video) and ${off('audio_sample')} (audio), relative L2.`;
+  const ends = `Velocities ${state.bug ? 'are off' : 'move'} by ${off('sample')} (video) and ${off('audio_sample')} (audio), relative L2.`;
   const where = `${caseName()}, ${state.dtype}: `;
   const than = Object.values(run.against).map((x) => `<code>${x}</code>`);
   const verb = state.bug ? 'are wrong' : than.length ? `differ from ${than}, diffusers’ choice` : 'change';
@@ -686,7 +686,7 @@ function showStatus() {
     keepFocus($('status'), [
       html('span', {}, `${where}<b>${count} of ${run.order.length}</b> tensors ${verb}, first `),
       link,
-      document.createTextNode(` ${ends} `),
+      document.createTextNode(`. ${ends} `),
       note,
       undo,
       state.bug
@@ -717,7 +717,7 @@ function showSeal() {
       ? `${run.same.length} of ${n} tensors have ${bits}`
       : `${run.same.length} of ${n}: ${bits}`;
   $('seal-more').textContent =
-    `The seal: a digest of each tensor of ${caseName()} in ${state.dtype}, compared with what ${entry.implementation} ` +
+    `The seal: a digest, which is a fingerprint of all bits, of each tensor of ${caseName()} in ${state.dtype}, compared with what ${entry.implementation} ` +
     `left under exact arithmetic. Computed just now, here: forward ${run.forward.toFixed(0)} ms, digests ${run.hashing.toFixed(0)} ms.`;
 }
 
