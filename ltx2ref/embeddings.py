@@ -44,7 +44,7 @@ class AdaLayerNormSingle(nn.Module):
         self.num_rows = num_rows
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        if timestep.shape[1] == 0:  # there are none for the exchange of a stream that is alone
+        if timestep.shape[1] == 0:  # no levels, for the exchange of a stream that is alone; nothing reads its rows
             return timestep, timestep
         embedding = self.emb["timestep_embedder"](timestep)
         offsets = self.linear(F.silu(embedding))

@@ -80,7 +80,7 @@ LTX_CORE_2026_08 = Conventions(
 )
 
 
-LEFT_OUT = "to leave a stream out, give (B, 0, C) as its hidden_states, and 0 or None as its number of frames"
+LEFT_OUT = "to leave a stream out, give latents (B, 0, C), and 0 or None as its number of frames"
 
 
 class AudioVisualModelOutput(NamedTuple):
@@ -186,8 +186,8 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
         blocks of spatio-temporal guidance are perturbed, and 1 where they are not; without it, all are.
 
         A stream is left out by giving it no tokens: latents (B, 0, C), and 0 or nothing for its grid and coordinates.
-        All its other arguments are ignored and may be None. Its velocities are (B, 0, C), and those of the other stream
-        are what `isolate_modalities` makes them.
+        All its other arguments are ignored and may be None; video's timestep and sigma remain the defaults of audio's.
+        Its velocities are (B, 0, C), and those of the other stream are the same as with `isolate_modalities=True`.
 
         Raises `ValueError`, or `TypeError` for a wrong type, that names the argument, what was expected and what came.
         """
@@ -215,15 +215,15 @@ class LTX2VideoTransformer3DModel(LTX2Transformer):
             defaults=tuple(name for name, x in (("timestep", audio_timestep), ("sigma", audio_sigma)) if x is None),
         )
         check_presence(video, audio, self.streams)
-        one, other = (audio, video) if video.absent else (video, audio)
-        check_stream(one, config, "B", self.dtype)
-        check_stream(other, config, len(one.latent), self.dtype)
+        present, other = (audio, video) if video.absent else (video, audio)  # the other one may be absent
+        check_stream(present, config, "B", self.dtype)
+        check_stream(other, config, len(present.latent), self.dtype)
         guided = config.perturbed_attn or self.conventions.guidance == "always"
         check_options(config, video, fps, spatio_temporal_guidance_blocks, perturbation_mask, guided)
         exchange = exchange_mode(self.conventions, use_cross_timestep)
-        if one.sigma is None and (self.prompt_adaln is not None or (exchange != "own" and not audio.absent)):
-            raise ValueError("sigma: expected a tensor, for prompt_adaln or use_cross_timestep; got None")
-        dtype = one.latent.dtype  # the model's, or under autocast perhaps autocast's
+        if present.sigma is None and (self.prompt_adaln is not None or (exchange != "own" and not other.absent)):
+            raise ValueError(f"{present.level('sigma')}: expected a tensor, for prompt_adaln or the exchange; got None")
+        dtype = present.latent.dtype  # the model's, or under autocast perhaps autocast's
         keep = hidden_states.new_zeros(1) if perturbation_mask is None else perturbation_mask
         # It weighs results of attention, and autocast does not cast it to their dtype.
         keep = keep.to(dtype_of_linears(self.dtype, self.device))
@@ -437,7 +437,7 @@ def check_stream(s: StreamArguments, config: TransformerConfig, batch: int | str
 
 
 def check_absent(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype: torch.dtype) -> None:
-    """Check that what says how many tokens a stream has says none."""
+    """Check that latents, coordinates and grid agree that there are no tokens."""
     expect(f"{s.prefix}hidden_states", s.latent, (batch, 0, sizes.in_channels), dtype=dtype)
     b, axes = len(s.latent), len(sizes.max_position)
     if s.coords is not None:
@@ -452,7 +452,8 @@ def check_absent(s: StreamArguments, sizes: StreamSizes, batch: int | str, dtype
 def check_grid(s: StreamArguments, coords: str) -> None:
     for name, n in named_grid(s):
         if not is_size(n, 1):
-            raise ValueError(f"{name}: expected a positive integer or {coords}, got {n!r}")
+            hint = f" ({LEFT_OUT})" if is_size(n, 0) else ""
+            raise ValueError(f"{name}: expected a positive integer or {coords}, got {n!r}{hint}")
     tokens, expected = s.latent.shape[1], math.prod(s.grid)
     if tokens != expected:
         raise ValueError(f"{s.prefix}hidden_states: {tokens} tokens, expected {expected}, {s.grid}")
@@ -487,7 +488,7 @@ def check_options(
         expect("perturbation_mask", perturbation_mask, (len(video.latent),), (len(video.latent), 1, 1))
     for name, given, effective in (
         ("spatio_temporal_guidance_blocks", blocks or None, guided),
-        ("video_keyframes_mask", video.keyframes, config.use_keyframes_abs_pos_embedding),
+        ("video_keyframes_mask", video.keyframes, config.use_keyframes_abs_pos_embedding or video.absent),
     ):
         if given is not None and not effective and not torch.compiler.is_compiling():  # a warning breaks graphs
             warnings.warn(f"{name}: no effect on a model with this config", stacklevel=5)

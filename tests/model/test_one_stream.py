@@ -5,6 +5,7 @@ pytest tests/model/test_one_stream.py
 
 import contextlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -229,6 +230,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"audio_coords": (2, 1, 0, 2)},
         f"audio_coords: expected shape (2, 1, 11, 2) or (2, 1, 11), not empty ({LEFT_OUT}), got (2, 1, 0, 2)",
     ),
+    "frames alone": (
+        {"audio_num_frames": 0},
+        f"audio_num_frames: expected a positive integer or audio_coords, got 0 ({LEFT_OUT})",
+    ),
     "empty noise levels": (
         {"audio_timestep": (2, 0)},
         f"audio_timestep: expected shape (2) or (2, 1) or (2, 11), not empty ({LEFT_OUT}), got (2, 0)",
@@ -243,6 +248,31 @@ def test_what_is_empty_elsewhere_is_refused_with_how_a_stream_is_left_out(case: 
     changes = {name: torch.ones(x) if isinstance(x, tuple) else x for name, x in changes.items()}
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         outputs(model, random_inputs(model.config) | changes)
+
+
+@streams
+def test_a_stream_alone_needs_no_sigma_where_only_the_exchange_would(stream: str) -> None:
+    model = random_model(tiny_config("2.0"))
+    inputs = only(stream, random_inputs(model.config)) | {"use_cross_timestep": True}
+    without_sigmas = outputs(model, inputs | {"sigma": None, "audio_sigma": None})
+    assert torch.equal(without_sigmas[INDEX[stream]], outputs(model, inputs)[INDEX[stream]])
+
+
+def test_the_sigma_that_is_missing_is_called_by_its_argument() -> None:
+    model = random_model(tiny_config("2.3"))
+    said = "sigma, to which audio_sigma defaults: expected a tensor, for prompt_adaln or the exchange; got None"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        outputs(model, only("audio", random_inputs(model.config)) | {"sigma": None, "audio_sigma": None})
+
+
+def test_no_mask_of_an_absent_stream_is_warned_of() -> None:
+    model = random_model(tiny_config("2.3"))
+    inputs = random_inputs(model.config) | {"attention_kwargs": {"video_keyframes_mask": torch.ones(2, 105, 1)}}
+    with pytest.warns(UserWarning, match="video_keyframes_mask: no effect"):
+        outputs(model, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outputs(model, inputs | {"hidden_states": inputs["hidden_states"][:, :0], "num_frames": 0})
 
 
 @pytest.mark.parametrize("stream", ["hidden_states", "audio_hidden_states"])
