@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .checkpoint.match import Shapes, parameter_shapes
+from .checkpoint.shapes import Shapes, parameter_shapes
 from .checkpoint.streams import BOTH_STREAMS, StreamName, require_streams
 from .config import TransformerConfig
 from .interface import LTX2VideoTransformer3DModel

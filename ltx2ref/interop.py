@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint.match import without_values
+from .checkpoint.shell import without_values
 from .config import TransformerConfig
 from .interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
 from .rope import audio_positions, video_positions

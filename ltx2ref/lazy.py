@@ -1,8 +1,26 @@
-"""Modules imported on first use: `import ltx2ref` reaches them all, but does not import torch."""
+"""Modules imported on first use, so that neither `import ltx2ref` nor reading headers imports torch.
+
+Files that read headers as well as data take `torch` from here. Their annotations are not evaluated.
+"""
 
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+
+class LazyModule(ModuleType):
+    """A module of another package that is imported when something in it is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
+if TYPE_CHECKING:
+    import numpy as numpy
+    import torch as torch
+else:
+    numpy, torch = LazyModule("numpy"), LazyModule("torch")
 
 
 def submodule(package: str, name: str) -> ModuleType:

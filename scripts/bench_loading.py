@@ -19,8 +19,8 @@ import torch
 
 import ltx2ref
 from ltx2ref import LTX_2_3
-from ltx2ref.checkpoint.match import parameter_shapes
 from ltx2ref.checkpoint.names import to_lightricks
+from ltx2ref.checkpoint.shapes import parameter_shapes
 
 EXAMPLES = """examples:
   python scripts/bench_loading.py                          6 layers of 2.3, 14 GB in a temporary folder

@@ -27,7 +27,7 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import LTX_2_3, TransformerConfig
 from ltx2ref.checkpoint.manifest import manifest
-from ltx2ref.checkpoint.storage import TORCH
+from ltx2ref.checkpoint.storage import torch_dtype
 from ltx2ref.checkpoint.streaming import BLOCKS_PREFIX, StreamedTransformer
 from ltx2ref.checkpoint.writer import TensorEntry, header, pieces
 from ltx2ref.parity.audit import fingerprint
@@ -110,7 +110,7 @@ def write(path: Path, config: TransformerConfig) -> str | None:
     """Write a file with the published names, shapes, dtypes and order, or return why there is no room for it."""
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0))
     tensors = {
-        name: TensorEntry(dtype, shape, numbers(name, shape, TORCH[dtype], pool, place))
+        name: TensorEntry(dtype, shape, numbers(name, shape, torch_dtype(dtype), pool, place))
         for place, (name, dtype, shape) in enumerate(published(config))
     }
     metadata = {"config": json.dumps({"transformer": config.to_lightricks()})}

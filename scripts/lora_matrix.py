@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ltx2ref
 from ltx2ref.checkpoint.lora import read_lora
-from ltx2ref.checkpoint.match import parameter_shapes
+from ltx2ref.checkpoint.shapes import parameter_shapes
 from ltx2ref.parity.cases import SMALL_RELEASES
 from ltx2ref.parity.generator import weights
 from ltx2ref.parity.oracles.diffusers import build_diffusers

@@ -1,9 +1,11 @@
-"""Checkpoints: reading, describing, converting and writing every published dialect and quantised format."""
+"""Read, describe, convert and write checkpoints in every published dialect and quantised format."""
 
-from . import convert, inspection
-from .loading import LTX2VideoTransformer3DModel, load
-from .save import save
-from .storage import CheckpointError
-from .streaming import stream
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-__all__ = ["CheckpointError", "LTX2VideoTransformer3DModel", "convert", "inspection", "load", "save", "stream"]
+from ..lazy import submodule
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> ModuleType:
+        return submodule(__name__, name)

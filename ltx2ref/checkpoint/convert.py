@@ -11,15 +11,15 @@ from ..config import LTX_2_0
 from ..formats import LIGHTRICKS_ABSENT, LIGHTRICKS_FIXED, LIGHTRICKS_NAMES
 from .header import parse_json
 from .keep import add_sayings, kept_tensors, require_same_weights, require_sound_scales
-from .keywords import NO_OPTIONS, ReadingOptions
 from .match import Plan, make_plan
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT
 from .quantised import PLAIN_DTYPES, Weight
 from .resolve_config import DIFFUSERS_CLASS
 from .save import STORED, TARGETS, Contents, checked_limit, config_of_dialect, raw, write_contents
 from .sayings import ABOUT_WEIGHTS, QUANTISER
+from .settle import NO_OPTIONS, ReadingOptions
 from .source import CheckpointFiles
-from .storage import TORCH, CheckpointError, Stored
+from .storage import CheckpointError, Stored
 from .writer import TensorEntry
 
 PIECE = 2**20  # bytes copied at a time; with larger pieces, memory becomes slower than the disk
@@ -110,7 +110,7 @@ def convert(
 
 def converted_tensor(weight: Weight, dtype: torch.dtype | None) -> TensorEntry:
     """Return the entry to write for a weight: its bytes if its dtype stays, or else its decoded and rounded rows."""
-    if dtype in (None, TORCH.get(weight.tensor.dtype)):  # never true for a quantised weight: `convert` refuses it
+    if dtype is None or STORED[dtype] == weight.tensor.dtype:  # never true for a quantised weight: `convert` refuses it
         return TensorEntry(weight.tensor.dtype, weight.shape, copied(weight.tensor))
     return TensorEntry(STORED[dtype], weight.shape, (raw(rows.to(dtype)) for rows in weight.chunks()))
 

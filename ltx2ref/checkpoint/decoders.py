@@ -1,20 +1,23 @@
 """Decoders: the values of a stored weight in float32, a few rows at a time, one small function for each format."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import torch
 from einops import rearrange
-from torch import Tensor
 
-from .storage import TORCH, CheckpointError, Stored
+from ..lazy import numpy as np
+from ..lazy import torch
+from .storage import CheckpointError, Stored, torch_dtype
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .quantised import Weight
 
-Rows = Callable[[int, int], Tensor]  # decodes the rows of a parameter from a start to before a stop
+Rows: TypeAlias = "Callable[[int, int], Tensor]"  # decodes the rows of a parameter from a start to before a stop
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 INT4 = (*range(8), *range(-8, 0))  # two's complement
@@ -22,7 +25,7 @@ BNB_STEP = 7.874015718698502e-3  # 1/127 as bitsandbytes writes it
 TILE_ROWS, TILE_COLUMNS = 128, 4  # cuBLAS' tiles of scales
 
 
-def fp8(weight: "Weight") -> Rows:
+def fp8(weight: Weight) -> Rows:
     """Decode float8 by a table of all 256 values, times the scales if there are any."""
     table = fp8_table(weight.tensor)
     if "scale" not in weight.companions:
@@ -33,7 +36,7 @@ def fp8(weight: "Weight") -> Rows:
     return scaled(lookup(table, weight), scale, weight)
 
 
-def mxfp8(weight: "Weight") -> Rows:
+def mxfp8(weight: Weight) -> Rows:
     """Decode MXFP8: float8 times a power of two for each 32 columns, whose exponent is stored with 127 added."""
     exponents = bytes_of(weight.companions["scale"])
     if (exponents == 255).any():
@@ -45,19 +48,19 @@ def mxfp8(weight: "Weight") -> Rows:
     return lambda start, stop: decoded(start, stop)[:, :columns]
 
 
-def int8(weight: "Weight") -> Rows:
+def int8(weight: Weight) -> Rows:
     """Decode int8: the number times its scale, and the rotation undone if there is one."""
     numbers: Rows = lambda start, stop: weight.tensor.rows(start, stop).float()  # noqa: E731
     return rotated_back(numbers, scales(weight, "scale"), weight)
 
 
-def bitsandbytes_int8(weight: "Weight") -> Rows:
+def bitsandbytes_int8(weight: Weight) -> Rows:
     """Decode the int8 of bitsandbytes: each row's scale is 127 times that of a number."""
     decoded = scaled(lambda start, stop: weight.tensor.rows(start, stop).float(), scales(weight, "scb"), weight)
     return lambda start, stop: decoded(start, stop) * BNB_STEP
 
 
-def nvfp4(weight: "Weight") -> Rows:
+def nvfp4(weight: Weight) -> Rows:
     """Decode NVFP4: E2M1 codes, two in a byte, times a float8 scale for each 16 columns, times one scale for all."""
     by_block = block_scales(weight, scales(weight, "scale"), 16)
     codes = lookup(values_by_byte(E2M1, str(weight.facts["nibbles"])), weight)
@@ -66,12 +69,12 @@ def nvfp4(weight: "Weight") -> Rows:
     return lambda start, stop: decoded(start, stop) * scale
 
 
-def int4_convrot(weight: "Weight") -> Rows:
+def int4_convrot(weight: Weight) -> Rows:
     """Decode convrot_w4a4: signed numbers of 4 bits, the first one in the low nibble, rotated before rounding."""
     return rotated_back(lookup(values_by_byte(INT4, "low"), weight), scales(weight, "scale"), weight)
 
 
-def w4a8(weight: "Weight") -> Rows:
+def w4a8(weight: Weight) -> Rows:
     """Decode asym_w4a8_int8: codes of 4 or 6 bits that a table and a group's scale turn into int8, rotated.
 
     Codes of 6 bits have their upper two bits in a plane of their own, behind the nibbles. There is no table for them.
@@ -101,7 +104,7 @@ def w4a8(weight: "Weight") -> Rows:
     return rotated_back(corrected, torch.ones(1), weight)
 
 
-def bitsandbytes_4bit(weight: "Weight") -> Rows:
+def bitsandbytes_4bit(weight: Weight) -> Rows:
     """Decode nf4 or fp4: codes, the first one in the high nibble, of a table, times the largest of each block."""
     table, block = numbers_of(weight, "quant map").reshape(-1), weight.facts["group"]
     columns, largest = weight.shape[1], numbers_of(weight, "absmax").reshape(-1)
@@ -121,7 +124,7 @@ def bitsandbytes_4bit(weight: "Weight") -> Rows:
     return rows
 
 
-def mlx(weight: "Weight") -> Rows:
+def mlx(weight: Weight) -> Rows:
     """Decode MLX's affine formats: whole numbers, from the low bits of a word up, times a scale, plus a bias."""
     columns, groups = weight.shape[1], weight.companions["scales"].shape[1]
     per_byte = columns // (4 * weight.tensor.shape[1])
@@ -136,7 +139,7 @@ def mlx(weight: "Weight") -> Rows:
     return decoded
 
 
-def gguf_rows(weight: "Weight") -> Rows:
+def gguf_rows(weight: Weight) -> Rows:
     """Decode a GGUF quantisation with the gguf library."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
@@ -169,7 +172,7 @@ def ggml_decodes(dtype: str) -> bool:
 # What the decoders share.
 
 
-def scales(weight: "Weight", kind: str) -> Tensor:
+def scales(weight: Weight, kind: str) -> Tensor:
     """Return the scales of a weight in float32. Raises `CheckpointError` if one is negative or not finite."""
     found = numbers_of(weight, kind)
     if (found < 0).any():
@@ -177,7 +180,7 @@ def scales(weight: "Weight", kind: str) -> Tensor:
     return found
 
 
-def numbers_of(weight: "Weight", kind: str) -> Tensor:
+def numbers_of(weight: Weight, kind: str) -> Tensor:
     """Return a companion in float32. Raises `CheckpointError` if a number of it is not finite."""
     stored = weight.companions[kind]
     found = stored.tensor().float()
@@ -201,7 +204,7 @@ def bytes_of(stored: Stored) -> Tensor:
 
 def fp8_table(stored: Stored) -> Tensor:
     """Return the values of all 256 bytes of a float8 dtype."""
-    return torch.arange(256, dtype=torch.uint8).view(TORCH[stored.dtype]).float()
+    return torch.arange(256, dtype=torch.uint8).view(torch_dtype(stored.dtype)).float()
 
 
 def values_by_byte(values: tuple[float, ...], first: str) -> Tensor:
@@ -216,12 +219,12 @@ def take_bytes(table: Tensor, data: bytearray) -> Tensor:
     return torch.from_numpy(table.numpy().take(np.frombuffer(data, np.uint8), axis=0))
 
 
-def lookup(table: Tensor, weight: "Weight") -> Rows:
+def lookup(table: Tensor, weight: Weight) -> Rows:
     """Decode each byte of a weight by a table."""
     return lambda start, stop: take_bytes(table, weight.tensor.row_bytes(start, stop)).reshape(-1, *weight.shape[1:])
 
 
-def scaled(values: Rows, scale: Tensor, weight: "Weight") -> Rows:
+def scaled(values: Rows, scale: Tensor, weight: Weight) -> Rows:
     """Multiply rows by scales, each of which is for a block of rows and columns: all, one row, or a part of it."""
     by_block = scale.reshape(1, 1) if scale.numel() == 1 else scale.reshape(len(scale), -1)
     if scale.numel() == 1:
@@ -235,7 +238,7 @@ def scaled(values: Rows, scale: Tensor, weight: "Weight") -> Rows:
     return rows
 
 
-def rotated_back(values: Rows, scale: Tensor, weight: "Weight") -> Rows:
+def rotated_back(values: Rows, scale: Tensor, weight: Weight) -> Rows:
     """Undo ConvRot's rotation of groups of columns, and multiply by one scale, or one for each row.
 
     The rotated numbers were rounded: stored is round(W H / scale), where H is orthogonal and symmetric. Sums of at most
@@ -263,7 +266,7 @@ def hadamard(size: int) -> Tensor:
     return result
 
 
-def block_scales(weight: "Weight", scale: Tensor, group: int) -> Tensor:
+def block_scales(weight: Weight, scale: Tensor, group: int) -> Tensor:
     """Return the scales (ROWS, GROUPS) of blocks in a row, out of cuBLAS' tiles if they are stored so.
 
     Tiles have 128 rows and 4 columns and are padded. Inside one, consecutive entries are 32 rows apart.

@@ -1,22 +1,21 @@
 """Descriptions of files from their headers: release, dialect, formats, config, and the published file that matches."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..progress import track
 from . import manifest
-from .keywords import NO_OPTIONS, ReadingOptions
 from .lora import is_lora, lora_format, read_lora
 from .match import Plan, make_plan
 from .quantised import COMPANIONS, Weight
 from .resolve_config import any_block, release_of
 from .sayings import MARKER_READERS
+from .settle import NO_OPTIONS, ReadingOptions
 from .source import CheckpointFiles, checkpoints_in, open_source, read_json
 from .storage import CheckpointError, Stored, as_path
 from .streams import is_needed
@@ -145,7 +144,7 @@ def description(
         streams=[*plan.streams],
         dialect=str(plan.dialect),
         formats=formats(plan),
-        parameters=sum(torch.Size(weight.shape).numel() for weight in plan.weights.values()),
+        parameters=sum(math.prod(weight.shape) for weight in plan.weights.values()),
         published_shapes=release is not None and has_published_shapes(plan, release),
         config={name: {"value": value, "origin": plan.origins[name]} for name, value in asdict(plan.config).items()},
         foreign=plan.foreign_sizes(),
@@ -317,7 +316,7 @@ def statistics(plan: Plan) -> list[dict[str, Any]]:
 
 def weight_statistics(weight: Weight) -> tuple[int, float, float]:
     """Return the number of values that are not finite, and the RMS and the largest magnitude of the others."""
-    finite, squares, largest, count = 0, 0.0, 0.0, torch.Size(weight.shape).numel()
+    finite, squares, largest, count = 0, 0.0, 0.0, math.prod(weight.shape)
     for rows in weight.chunks():
         values = rows.double().flatten()
         values = values[values.isfinite()]

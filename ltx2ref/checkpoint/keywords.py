@@ -1,30 +1,12 @@
-"""Keywords: what a caller may say about a checkpoint, and what is refused of diffusers' keywords, with the reason."""
+"""Keywords of diffusers: what is refused of them, with the reason, and which device they name."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from ..config import TransformerConfig
-from .quantised import Nibbles, ScaleOrder
-from .streams import StreamName
-
 Device = str | int | torch.device
 SHARING_OUT = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps of accelerate
-
-
-class ReadingOptions(NamedTuple):
-    """The caller's word on a checkpoint where its files say nothing. `load` documents each field."""
-
-    config: TransformerConfig | None = None
-    nibbles: Nibbles | None = None
-    scales: ScaleOrder | None = None
-    prefix: str | None = None
-    variant: str | None = None
-    streams: StreamName | None = None
-
-
-NO_OPTIONS = ReadingOptions()
 
 
 class UnsupportedKeyword(NamedTuple):

@@ -16,12 +16,14 @@ from ..interface import DIFFUSERS, Conventions
 from ..printable import printable
 from ..progress import track
 from .hub import local_folder
-from .keywords import LOADING, SAVING, Device, ReadingOptions, one_device, refuse_keywords
+from .keywords import LOADING, SAVING, Device, one_device, refuse_keywords
 from .lora import Lora, merged, read_lora, require_strengths
-from .match import Plan, make_plan, without_values
+from .match import Plan, make_plan
 from .quantised import Nibbles, ScaleOrder
 from .save import save
-from .storage import TORCH, require_unchanged
+from .settle import ReadingOptions
+from .shell import without_values
+from .storage import TORCH_NAMES, require_unchanged, torch_dtype
 from .streams import StreamName
 
 log = logging.getLogger("ltx2ref")
@@ -179,4 +181,5 @@ def linear_dtype(plan: Plan) -> torch.dtype:
     for name, weight in plan.weights.items():
         if name.endswith(".weight") and len(weight.shape) == 2:
             elements[plan.formats[name]] += torch.Size(weight.shape).numel()
-    return TORCH.get(elements.most_common(1)[0][0], torch.bfloat16)
+    most = elements.most_common(1)[0][0]
+    return torch_dtype(most) if most in TORCH_NAMES else torch.bfloat16

@@ -11,21 +11,25 @@ factor is
 The rank is that of the layer's own tensors. Published files limit it to the layer's width, whatever their metadata say.
 """
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from ..lazy import torch
 from .adapter import Adapter, files_of, is_finite_number, read_adapters, unused_alphas
 from .header import read_header
-from .match import Plan, parameter_shapes
+from .match import Plan
 from .names import FOREIGN_INSIDE, OPENINGS, to_diffusers, to_lightricks
 from .quantised import FP8, PLAIN_DTYPES, Weight
+from .shapes import parameter_shapes
 from .storage import CheckpointError, Stored, TensorFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PEFT, KOHYA = "peft", "kohya"
 # What names begin with, and the format that this shows. A layer's name follows in either dialect. Longer ones are first
@@ -443,7 +447,7 @@ def factor(found: Found, kind: Kind, adapter: Adapter | None, origin: str) -> fl
     by_peft = adapter.factor(found.module, rank) if adapter and rank and "A" in parts else 1.0
     if rank is None or "alpha" not in parts:
         return by_peft
-    alpha = parts["alpha"].tensor().double().item()
+    alpha = parts["alpha"].number()
     result = (alpha or rank) / rank if found.flat else alpha / rank  # kohya's scripts take 0 to mean the rank
     if not math.isfinite(result):
         raise_problems(parts["alpha"].file, [f"{parts['alpha']}: not finite"])

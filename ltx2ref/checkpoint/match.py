@@ -1,22 +1,16 @@
 """Matching: which stored tensor holds which parameter of the model, and everything that is wrong with a checkpoint."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from torch.overrides import TorchFunctionMode
 
 from ..config import TransformerConfig
-from ..interface import DIFFUSERS, Conventions, LTX2VideoTransformer3DModel
-from .keywords import NO_OPTIONS, ReadingOptions
 from .names import OPENINGS, PREFIXES, SCALE, Dialect, common_prefixes, dialects
 from .quantised import COMPANIONS, FP8, Weight, identify, parameter_shape
 from .resolve_config import resolve
 from .sayings import DATA, Stated, read_sayings
-from .settle import require_choices, settle_facts
+from .settle import NO_OPTIONS, ReadingOptions, require_choices, settle_facts
+from .shapes import parameter_shapes
 from .source import CheckpointFiles, open_source
 from .storage import CheckpointError, Stored
 from .streams import BOTH_STREAMS, StreamName, is_needed, needs, require_streams, streams_of
@@ -28,9 +22,6 @@ UNREAD = {
     "AWQ": (".qweight", ".qzeros", ".pre_quant_scale"),
     "SDNQ": (".zero_point", ".svd_up", ".svd_down", ".scale"),
 }
-FIRST_BLOCK = "transformer_blocks.0."
-Shapes = dict[str, tuple[int, ...]]
-Built = TypeVar("Built", bound=LTX2VideoTransformer3DModel)
 
 
 @dataclass(frozen=True)
@@ -213,54 +204,6 @@ def match_weights(
 def spellings_of(name: str) -> list[str]:
     """Return the names that a parameter's tensor may have: its own, quanto's, and MLX's."""
     return [name, name + DATA, name.replace(".to_out.0.", ".to_out.")]
-
-
-@cache
-def parameter_shapes(config: TransformerConfig, streams: tuple[str, ...] = BOTH_STREAMS) -> Shapes:
-    """Return the shapes of all parameters by name, or of those of one stream. All blocks are alike: one is built."""
-    if streams != BOTH_STREAMS:
-        return {name: shape for name, shape in parameter_shapes(config).items() if is_needed(name, streams)}
-    model = without_values(LTX2VideoTransformer3DModel, replace(config, num_layers=1))
-    first = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    block = {name.removeprefix(FIRST_BLOCK): shape for name, shape in first.items() if name.startswith(FIRST_BLOCK)}
-    outside = {name: shape for name, shape in first.items() if not name.startswith(FIRST_BLOCK)}
-    return outside | {
-        f"transformer_blocks.{i}.{name}": shape for i in range(config.num_layers) for name, shape in block.items()
-    }
-
-
-def without_values(
-    kind: type[Built],
-    config: TransformerConfig,
-    conventions: Conventions = DIFFUSERS,
-    streams: tuple[str, ...] = BOTH_STREAMS,
-) -> Built:
-    """Build a model on the meta device, where its parameters have shapes but no values.
-
-    A model of one stream has None in place of the parameters that it never uses.
-    """
-    with torch.device("meta"), WithoutValues():
-        model = kind(config, conventions)
-    for path, module in model.named_modules():
-        for leaf in list(module._parameters):
-            if not is_needed(f"{path}.{leaf}".lstrip("."), streams):
-                setattr(module, leaf, None)
-    return model
-
-
-INITIAL = (torch.Tensor.mul, torch.Tensor.fill_)  # arithmetic of initial values outside torch.nn.init
-
-
-class WithoutValues(TorchFunctionMode):
-    """A mode that skips the arithmetic of initial values, which takes longer on meta than all else that loads a file.
-
-    Some of it would also import a second's worth of torch's code.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init" or func in INITIAL:
-            return args[0] if args else (kwargs or {})["tensor"]
-        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
 def unexpected(name: str) -> str:

@@ -4,18 +4,21 @@ How a weight is stored shows in dtypes and shapes, in its companions (scales and
 (`sayings`). All of it is known before data are read. Producers name the companions differently, but they mean the same.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
+from ..lazy import torch
 from . import decoders
 from .decoders import TILE_COLUMNS, TILE_ROWS, Rows
 from .sayings import DATA, NOT_QUANTISED, FactMap, Saying
-from .storage import TORCH, Stored, require
+from .storage import Stored, require, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Nibbles = Literal["high", "low"]
 ScaleOrder = Literal["tiled", "flat"]
@@ -70,7 +73,7 @@ class Format(NamedTuple):
 
     dtypes: tuple[str, ...]
     companions: dict[str, Companion]
-    decode: Callable[["Weight"], Rows]
+    decode: Callable[[Weight], Rows]
     facts: tuple[str, ...] = ()  # that must be known to decode it, and that its shapes may leave open
     stored: Callable[[Shape], list[Shape]] = lambda shape: [shape]  # shapes of the tensor for a parameter's shape
     unpacked: Callable[[Stored, Mapping[str, Stored], FactMap], Shape] = lambda stored, companions, facts: stored.shape
@@ -119,11 +122,11 @@ class Weight(NamedTuple):
 
     def stored_in(self, dtype: torch.dtype) -> bool:
         """Return whether the parameter is stored plainly in this dtype."""
-        return self.format in PLAIN_DTYPES and TORCH[self.format] == dtype
+        return self.format in PLAIN_DTYPES and torch_dtype(self.format) == dtype
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield the decoded rows in order, in pieces that bound the memory, each in float32 or as stored."""
-        step = max(1, CHUNK // torch.Size(self.shape[1:]).numel())
+        step = max(1, CHUNK // math.prod(self.shape[1:]))
         with torch.device("cpu"):
             rows = self.rows()
         for start in range(0, self.shape[0], step):

@@ -13,18 +13,18 @@ from torch import Tensor
 from ..config import TransformerConfig
 from ..interface import LTX2VideoTransformer3DModel
 from ..whole import put, require_new, staged
-from .match import parameter_shapes
 from .names import DIFFUSERS_DIALECT, LIGHTRICKS_DIALECT, PREFIXES, Dialect
 from .quantised import CHUNK, PLAIN_DTYPES
 from .resolve_config import DIFFUSERS_CLASS
-from .storage import TORCH, CheckpointError, TensorFile, require_unchanged
+from .shapes import parameter_shapes
+from .storage import CheckpointError, TensorFile, require_unchanged, torch_dtype
 from .writer import TensorEntry, header, pieces, writing
 
 TARGETS = {
     DIFFUSERS_DIALECT: Dialect(DIFFUSERS_DIALECT, ""),
     LIGHTRICKS_DIALECT: Dialect(LIGHTRICKS_DIALECT, PREFIXES[0]),
 }
-STORED = {TORCH[name]: name for name in PLAIN_DTYPES}
+STORED = {torch_dtype(name): name for name in PLAIN_DTYPES}
 FILE = "diffusion_pytorch_model{}.safetensors"  # diffusers' name
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # powers of ten, as in diffusers
 

@@ -7,11 +7,10 @@ that `quantised` can compare them with one another and with the shapes.
 
 import base64
 import math
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
-
-import torch
 
 from .header import parse_json
 from .names import Dialect
@@ -50,6 +49,7 @@ class Declared(NamedTuple):
     marker: FactMap = NO_FACTS  # that a layer's own marker implies besides, and an entry of the metadata does not
 
 
+FLOATING = re.compile(r"(torch\.)?(b?float(16|32|64)|float(4|8)_\w+|half|float|double)")  # as torch names dtypes
 KEYS_OF_ALL = ("full_precision_matrix_mult", "orig_dtype", "orig_shape")
 CONVROT = ("convrot", "convrot_groupsize")
 TORCHAO = ("scope", "config", "use_triton_kernel", "use_dynamic_activation", "use_dynamic_per_tensor_scale")
@@ -98,8 +98,7 @@ def flag(yes: Any = None, no: Any = None) -> Callable[[Any], Any]:
 
 def named_dtype(value: Any) -> None:
     """Check the name of a dtype that a weight had before it was quantised, which changes nothing."""
-    named = getattr(torch, of_type(str, value).removeprefix("torch."), None)
-    good = isinstance(named, torch.dtype) and named.is_floating_point
+    good = FLOATING.fullmatch(of_type(str, value)) is not None
     require(good, f"expected a dtype of floating point, got {value!r}")
 
 

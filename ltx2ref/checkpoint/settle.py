@@ -3,12 +3,14 @@
 import re
 from collections.abc import Collection, Mapping
 from fnmatch import translate
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+from ..config import TransformerConfig
 from .names import PREFIXES
 from .quantised import FORMATS, Nibbles, ScaleOrder, Weight, add_fact
 from .sayings import COMFY, DATA, QUANTISATION, QUANTISER, FactMap, Saying
 from .storage import require
+from .streams import StreamName
 
 # For each fact that shapes may leave open: what is open, and whose files have which value.
 OPEN = {
@@ -26,6 +28,20 @@ ASKING = ": give "  # between a problem and the arguments that settle it
 ALGORITHMS = {"NVFP4": "nvfp4", "W4A16_NVFP4": "nvfp4", "FP8": "fp8 scaled", "MXFP8": "mxfp8"} | {
     kind: f"bitsandbytes {kind}" for kind in ("int8", "nf4", "fp4")
 }
+
+
+class ReadingOptions(NamedTuple):
+    """The caller's word on a checkpoint where its files say nothing. `load` documents each field."""
+
+    config: TransformerConfig | None = None
+    nibbles: Nibbles | None = None
+    scales: ScaleOrder | None = None
+    prefix: str | None = None
+    variant: str | None = None
+    streams: StreamName | None = None
+
+
+NO_OPTIONS = ReadingOptions()
 
 
 def require_choices(nibbles: str | None, scales: str | None) -> None:

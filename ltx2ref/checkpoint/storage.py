@@ -1,31 +1,37 @@
 """Stored tensors: ranges of bytes, read or mapped, in files that must not change meanwhile."""
 
+from __future__ import annotations
+
 import mmap
 import os
 import stat
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from ..lazy import torch
 from ..printable import printable
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SHOWN = 20  # problems listed in a message; `CheckpointError.problems` has all of them
-TORCH = {
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
+# What torch calls the dtypes that it computes with, by safetensors' spelling.
+TORCH_NAMES = {
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
 }
+NUMBERS = {"F16": "<e", "F32": "<f", "F64": "<d"}  # how Python unpacks them
 # Not blocking, for a file that has become a FIFO meanwhile. The flags that a system lacks are zero.
 OPENED = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 NOT_REGULAR = {
@@ -149,9 +155,17 @@ class Stored(NamedTuple):
 
     def tensor(self) -> Tensor:
         """Read the tensor into new memory."""
-        out = torch.empty(self.shape, dtype=TORCH[self.dtype], device="cpu")
+        out = torch.empty(self.shape, dtype=torch_dtype(self.dtype), device="cpu")
         self.into(out)
         return out
+
+    def number(self) -> float:
+        """Read a tensor of one number, without torch where Python knows its dtype."""
+        if self.dtype not in (*NUMBERS, "BF16"):
+            return self.tensor().double().item()
+        padding, dtype = (bytes(2), "F32") if self.dtype == "BF16" else (b"", self.dtype)
+        (found,) = struct.unpack(NUMBERS[dtype], padding + self.bytes())
+        return float(found)
 
     def into(self, out: Tensor) -> None:
         """Read the tensor into an existing contiguous one on the CPU."""
@@ -165,7 +179,7 @@ class Stored(NamedTuple):
     def rows(self, start: int, stop: int) -> Tensor:
         """Read some rows, as in `tensor()[start:stop]`, and nothing else."""
         data = self.row_bytes(start, stop)
-        return torch.frombuffer(data, dtype=TORCH[self.dtype]).reshape(-1, *self.shape[1:])
+        return torch.frombuffer(data, dtype=torch_dtype(self.dtype)).reshape(-1, *self.shape[1:])
 
     def mapped(self) -> Tensor:
         """Map the tensor: pages are read from the file when they are first used, and copied when they are written to.
@@ -174,14 +188,20 @@ class Stored(NamedTuple):
         empty tensor cannot be mapped, and one that is not aligned is read instead.
         """
         page = self.start - self.start % mmap.ALLOCATIONGRANULARITY
-        if self.start % alignment(TORCH[self.dtype]) or self.start == self.stop:
+        if self.start % alignment(torch_dtype(self.dtype)) or self.start == self.stop:
             return self.tensor()
         with self.file.open() as file:
             try:
                 memory = mmap.mmap(file.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page)
             except (OSError, ValueError) as error:  # the file is shorter by now, or too large for this machine
                 raise CheckpointError(self.file.path, [f"{self}: cannot be mapped: {error}"]) from None
-        return torch.frombuffer(memory, dtype=TORCH[self.dtype], offset=self.start - page).reshape(self.shape)
+        return torch.frombuffer(memory, dtype=torch_dtype(self.dtype), offset=self.start - page).reshape(self.shape)
+
+
+def torch_dtype(stored: str) -> torch.dtype:
+    """Return torch's dtype for one of `TORCH_NAMES`."""
+    dtype: torch.dtype = getattr(torch, TORCH_NAMES[stored])
+    return dtype
 
 
 def alignment(dtype: torch.dtype) -> int:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..interface import DIFFUSERS, Conventions
 from ..progress import track
-from .keywords import ReadingOptions
 from .loading import LTX2VideoTransformer3DModel, Recipe, prepare
 from .lora import merged_into
-from .match import without_values
 from .quantised import Nibbles, ScaleOrder
+from .settle import ReadingOptions
+from .shell import without_values
 from .storage import require_unchanged
 from .streams import StreamName
 

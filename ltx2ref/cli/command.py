@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch
 
-    from ..checkpoint.keywords import ReadingOptions
+    from ..checkpoint.settle import ReadingOptions
 
 # Exit statuses of all commands. docs/command-line.md has the table.
 DONE, WRONG, UNCLEAR, RAISED = 0, 1, 2, 3
@@ -76,7 +76,7 @@ def add_source(command: argparse.ArgumentParser) -> None:
 
 def source_options(options: argparse.Namespace) -> "ReadingOptions":
     """Return the values of these options, and of --streams where a command has it."""
-    from ..checkpoint.keywords import ReadingOptions
+    from ..checkpoint.settle import ReadingOptions
 
     given = vars(options)
     return ReadingOptions(**{name: given[name] for name in ReadingOptions._fields if name in given})

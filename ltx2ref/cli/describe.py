@@ -81,9 +81,9 @@ def config_and_stream(what: str, streams: "StreamName | None") -> "tuple[Transfo
     That is the one that is wanted, `streams`, or the only one that a checkpoint has. Raises `ValueError` if `what` is
     none of these, or a checkpoint without that stream.
     """
-    from ..checkpoint.keywords import ReadingOptions
     from ..checkpoint.match import make_plan
     from ..checkpoint.resolve_config import RELEASES
+    from ..checkpoint.settle import ReadingOptions
     from ..checkpoint.source import read_json
     from ..config import TransformerConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.match import without_values
+from ..checkpoint.shell import without_values
 from ..config import TransformerConfig
 from ..interface import LTX2VideoTransformer3DModel
 from ..parity.cases import Inputs

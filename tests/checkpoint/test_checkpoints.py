@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import ltx2ref
 from ltx2ref import CheckpointError, LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.checkpoint import names
 from ltx2ref.checkpoint.inspection import inspect
-from ltx2ref.checkpoint.match import Plan, make_plan, parameter_shapes
+from ltx2ref.checkpoint.match import Plan, make_plan
+from ltx2ref.checkpoint.shapes import parameter_shapes
+from ltx2ref.checkpoint.shell import without_values
 
 pytestmark = pytest.mark.slow
 
@@ -69,10 +72,16 @@ def test_names_are_a_bijection_between_the_dialects(release: str) -> None:
     }
 
 
-def test_parameter_shapes_are_those_of_the_whole_model() -> None:
-    for release in RELEASES:
-        model = random_model(tiny_config(release, num_layers=3))
-        assert parameter_shapes(model.config) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+@releases
+def test_parameter_shapes_are_those_of_the_whole_model_with_each_flag_on_and_off(release: str) -> None:
+    config = tiny_config(release)
+    flags = [field.name for field in fields(config) if isinstance(field.default, bool)]
+    assert len(flags) > 10
+    for flag in flags:
+        for value in (True, False):
+            changed = replace(config, **{flag: value})
+            model = without_values(LTX2VideoTransformer3DModel, changed)
+            assert parameter_shapes(changed) == {name: tuple(x.shape) for name, x in model.named_parameters()}, flag
 
 
 def test_the_dialect_is_detected_and_never_guessed() -> None:

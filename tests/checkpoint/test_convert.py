@@ -26,12 +26,12 @@ from writers import PREFIX, State, lightricks_metadata, original_name, prefixed
 
 from ltx2ref import CheckpointError, ConfigError, LTX2VideoTransformer3DModel, TransformerConfig, cli, load, save, whole
 from ltx2ref.checkpoint import convert as converting
+from ltx2ref.checkpoint import save as saving
 from ltx2ref.checkpoint.convert import convert
 from ltx2ref.checkpoint.match import make_plan
 from ltx2ref.checkpoint.storage import TensorFile
 
 ROOT = Path(__file__).parents[2]
-saving = sys.modules["ltx2ref.checkpoint.save"]  # the module; the package has a function of the same name
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 Raw = dict[str, tuple[str, list[int], bytes]]  # dtype, shape, bytes

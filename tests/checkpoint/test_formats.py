@@ -19,10 +19,11 @@ from writers import PREFIX, Encoder, State
 
 import ltx2ref
 from ltx2ref import CheckpointError, TransformerConfig
+from ltx2ref.checkpoint import sayings
 from ltx2ref.checkpoint.convert import convert
 from ltx2ref.checkpoint.inspection import inspect
-from ltx2ref.checkpoint.keywords import ReadingOptions
 from ltx2ref.checkpoint.match import make_plan
+from ltx2ref.checkpoint.settle import ReadingOptions
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 ROW, COLUMN, ALL = (lambda n, k: (n,)), (lambda n, k: (n, 1)), (lambda n, k: ())
@@ -328,6 +329,11 @@ WRONG: dict[str, tuple[Encoder, dict[str, Any] | None, list[str]]] = {
     "a dtype of integers before": (int8(COLUMN, orig_dtype="torch.int3"), None, ["orig_dtype", "torch.int3"]),
     "no format": (writers.encode_grid(INT8, COLUMN, {"convrot": False}), None, ["no key 'format'", "comfy_quant"]),
 }
+
+
+def test_every_dtype_of_floating_point_and_no_other_may_be_that_of_a_weight_before() -> None:
+    names = {name: x.is_floating_point for name, x in vars(torch).items() if isinstance(x, torch.dtype)}
+    assert {name for name in names if sayings.FLOATING.fullmatch(f"torch.{name}")} == {x for x in names if names[x]}
 
 
 @pytest.mark.parametrize("what", WRONG)

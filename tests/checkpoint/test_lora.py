@@ -21,8 +21,9 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import CheckpointError, TransformerConfig
 from ltx2ref.checkpoint import match, storage
-from ltx2ref.checkpoint.keywords import ReadingOptions
 from ltx2ref.checkpoint.lora import LORA_PREFIXES, SKIPPED, UNDERSCORED, lora_format, read_lora, spellings
+from ltx2ref.checkpoint.settle import ReadingOptions
+from ltx2ref.checkpoint.shapes import parameter_shapes
 
 State = dict[str, Tensor]
 Pairs = dict[str, tuple[Tensor, Tensor]]  # A (R, IN) and B (OUT, R) by diffusers' name of a layer
@@ -227,7 +228,7 @@ def test_kohya_names_of_either_dialect_and_comfyui_names_with_up_and_down_are_re
 
 @releases
 def test_no_two_layers_have_the_same_spelling(release: str) -> None:
-    shapes = match.parameter_shapes(RELEASES[release])
+    shapes = parameter_shapes(RELEASES[release])
     layers = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
     owners: dict[str, set[str]] = {}
     for layer in layers:

@@ -18,8 +18,9 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import CheckpointError, cli
 from ltx2ref.checkpoint.inspection import inspect
-from ltx2ref.checkpoint.match import make_plan, parameter_shapes
+from ltx2ref.checkpoint.match import make_plan
 from ltx2ref.checkpoint.quantised import Weight
+from ltx2ref.checkpoint.shapes import parameter_shapes
 from ltx2ref.checkpoint.streams import is_needed, needs
 from ltx2ref.interop import for_diffusers
 

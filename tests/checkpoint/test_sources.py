@@ -18,7 +18,7 @@ import ltx2ref
 from ltx2ref import CheckpointError
 from ltx2ref.checkpoint.convert import convert
 from ltx2ref.checkpoint.inspection import inspect, inspect_all
-from ltx2ref.checkpoint.keywords import ReadingOptions
+from ltx2ref.checkpoint.settle import ReadingOptions
 from ltx2ref.cli import main
 
 State = dict[str, Tensor]

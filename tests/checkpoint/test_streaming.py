@@ -27,7 +27,7 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import CheckpointError, LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.checkpoint import streaming
-from ltx2ref.checkpoint.match import parameter_shapes
+from ltx2ref.checkpoint.shapes import parameter_shapes
 from ltx2ref.checkpoint.storage import Stored
 from ltx2ref.checkpoint.streaming import StreamedTransformer
 from ltx2ref.parity.audit import audit_natively

@@ -13,11 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import writers
 from safetensors.torch import load_file, save_file
 from tiny import random_model, tiny_config
 
@@ -81,11 +83,40 @@ print([x for x in ("torch", "numpy", "einops", "rich") if x in sys.modules])
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stdout[-200:] + done.stderr[-500:]
 
 
-def test_a_checkpoint_is_inspected_without_torch_s_compiler(tmp_path: Path) -> None:
-    save(random_model(tiny_config("2.3")), tmp_path / "model")
-    code = "import sys; from ltx2ref import cli; cli.main(['inspect', sys.argv[1]]); print('sympy' in sys.modules)"
-    done = python(code, str(tmp_path / "model"))
-    assert "release 2.3" in done.stdout and done.stdout.endswith("False\n"), done.stderr
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return a folder and a marked float8 file with all that a header can say, a GGUF file and a LoRA with alphas."""
+    folder, model = tmp_path_factory.mktemp("inspected"), random_model(tiny_config("2.3"))
+    state, fp8, lora = model.state_dict(), folder / "fp8.safetensors", folder / "lora.safetensors"
+    save(model, folder / "model")
+    writers.write_fp8_new_comfy(fp8, state, model.config)
+    layer, (out, channels) = "diffusion_model.proj_out", state["proj_out.weight"].shape
+    alpha = torch.tensor(2.0, dtype=torch.bfloat16)
+    pair = {f"{layer}.lora_A.weight": torch.ones(4, channels), f"{layer}.lora_B.weight": torch.ones(out, 4)}
+    save_file(pair | {f"{layer}.alpha": alpha}, lora)
+    if find_spec("gguf"):
+        writers.write_gguf(folder / "q.gguf", state, model.config, reshaped="")
+    return [folder / "model", *sorted(folder.glob("*.*"))]
+
+
+def test_checkpoints_are_inspected_without_torch(inspected: list[Path]) -> None:
+    code = """
+import sys
+from ltx2ref import cli
+for path in sys.argv[1:]:
+    assert cli.main(["inspect", path]) == 0
+print([x for x in ("torch", "safetensors") if x in sys.modules])
+"""
+    done = python(code, *map(str, inspected))
+    kinds = [line for line in done.stdout.splitlines() if line.startswith(str(inspected[0].parent))]
+    assert [": LoRA" in line for line in kinds] == ["lora" in path.name for path in inspected], done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_statistics_are_read_without_torch_s_compiler(inspected: list[Path]) -> None:
+    code = "import sys; from ltx2ref import cli; cli.main(['inspect', sys.argv[1], '--stats'])"
+    done = python(f"{code}; print('torch' in sys.modules, 'sympy' in sys.modules)", str(inspected[0]))
+    assert "release 2.3" in done.stdout and done.stdout.endswith("True False\n"), done.stderr
 
 
 def test_the_literal_names_in_the_helps_are_those_of_the_package() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 import ltx2ref
 from ltx2ref import LTX2VideoTransformer3DModel, TransformerConfig
 from ltx2ref.checkpoint.inspection import inspect
-from ltx2ref.checkpoint.keywords import ReadingOptions
+from ltx2ref.checkpoint.settle import ReadingOptions
 from ltx2ref.checkpoint.streaming import StreamedTransformer
 
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"

@@ -13,7 +13,8 @@ import pytest
 import ltx2ref
 
 PACKAGE = Path(ltx2ref.__file__).parent
-LAZY = ["__init__.py", *(f"parity/{room}__init__.py" for room in ("", "explain/", "report/", "trace/"))]
+PARITY = [f"parity/{room}__init__.py" for room in ("", "explain/", "report/", "trace/")]
+LAZY = ["__init__.py", "checkpoint/__init__.py", *PARITY]
 ORACLES = ["parity/oracles/diffusers.py", "parity/oracles/ltx_core.py"]
 # For each name: the files in which it means the same thing, and the protocol that requires it.
 PROTOCOLS: dict[str, tuple[list[str], str]] = {

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.header import MAX_HEADER, parse_json, read_header, whole
-from ...checkpoint.storage import TORCH, CheckpointError, Stored, TensorFile, require
+from ...checkpoint.storage import TORCH_NAMES, CheckpointError, Stored, TensorFile, require
 from ...checkpoint.writer import Piece, TensorEntry, header, pieces
 from ...whole import put, replacing
 from .sketch import BUCKETS, SPELLING, Sketch
@@ -240,7 +240,7 @@ def read(x: Stored) -> Tensor:
     try:
         if x.start == x.stop:
             return torch.empty(x.shape, dtype=DTYPES_BY_SPELLING[x.dtype])
-        if x.dtype in TORCH:
+        if x.dtype in TORCH_NAMES:
             return x.mapped()
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{x.name}: {x.dtype} {list(x.shape)}: {error}") from None
