@@ -3,6 +3,7 @@
 Files that read headers as well as data take `torch` from here. Their annotations are not evaluated.
 """
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -13,7 +14,7 @@ class LazyModule(ModuleType):
     """A module of another package that is imported when something in it is first used."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(self.__name__), name)
+        return getattr(sys.modules.get(self.__name__) or import_module(self.__name__), name)
 
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ import ltx2ref.rope
 from ltx2ref import LTX2VideoTransformer3DModel as Model
 from ltx2ref import load
 from ltx2ref.block import StreamLayer
-from ltx2ref.checkpoint import decoders, match
+from ltx2ref.checkpoint import decoders, match, shell
 from ltx2ref.checkpoint.quantised import FORMATS
 from ltx2ref.checkpoint.streams import needs
 from ltx2ref.modulation import EPS, modulate, rms_norm, rows
@@ -411,7 +411,7 @@ def needed_with_the_exchange(name: str, streams: Iterable[str]) -> bool:
 ABSENT: dict[str, Callable[[], list[Patch]]] = {
     "exchanged": lambda: [patch.object(StreamLayer, "alone", exchanged_with_nothing)],
     "embedded": lambda: [patch.object(ltx2ref.interface, "exchange_levels", levels_of_nothing)],
-    "exchange-loaded": lambda: [patch.object(match, "is_needed", needed_with_the_exchange)],
+    "exchange-loaded": lambda: [patch.object(x, "is_needed", needed_with_the_exchange) for x in (match, shell)],
 }
 
 
