@@ -22,7 +22,7 @@ from .match import Plan, make_plan
 from .quantised import Nibbles, ScaleOrder
 from .save import save
 from .settle import ReadingOptions
-from .shell import without_values
+from .shell import fill, without_values
 from .storage import TORCH_NAMES, require_unchanged, torch_dtype
 from .streams import StreamName
 
@@ -123,7 +123,7 @@ def load(
     recipe = prepare(path, dtype, options, lora, conventions)
     state = read_state(recipe, torch.device(device))
     result = without_values(LTX2VideoTransformer3DModel, recipe.plan.config, conventions, recipe.plan.streams)
-    result.load_state_dict(state, strict=True, assign=True)
+    fill(result, state)
     return result.eval()
 
 

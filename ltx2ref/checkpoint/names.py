@@ -27,6 +27,7 @@ SEGMENTS = {
     "q_norm": "norm_q",
     "k_norm": "norm_k",
 }
+TO_LIGHTRICKS = {theirs: ours for ours, theirs in SEGMENTS.items()}
 # First segments that occur in one of the dialects only.
 OPENINGS = {LIGHTRICKS_DIALECT: [*SEGMENTS][:10], DIFFUSERS_DIALECT: [*SEGMENTS.values()][:10]}
 SCALE = "_scale"  # suffix of a tensor that is the scale of another one
@@ -71,7 +72,7 @@ def to_diffusers(name: str) -> str:
 
 def to_lightricks(name: str) -> str:
     """Translate a name from diffusers' dialect to Lightricks'."""
-    return with_segments(name, {theirs: ours for ours, theirs in SEGMENTS.items()})
+    return with_segments(name, TO_LIGHTRICKS)
 
 
 def with_segments(name: str, segments: Mapping[str, str]) -> str:

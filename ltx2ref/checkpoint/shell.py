@@ -1,8 +1,10 @@
 """Models without values, into which a checkpoint is loaded."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..config import TransformerConfig
@@ -29,6 +31,19 @@ def without_values(
             if not is_needed(f"{path}.{leaf}".lstrip("."), streams):
                 setattr(module, leaf, None)
     return model
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make tensors the parameters of a model, which has exactly these names.
+
+    `load_state_dict` would take several times as long: for each layer it goes through all names.
+    """
+    missing = {name for name, _ in model.named_parameters()} ^ state.keys()
+    assert not missing, missing
+    for path, module in model.named_modules():
+        for leaf, empty in module._parameters.items():
+            if empty is not None:
+                module._parameters[leaf] = nn.Parameter(state[f"{path}.{leaf}".lstrip(".")])
 
 
 INITIAL = (torch.Tensor.mul, torch.Tensor.fill_)  # arithmetic of initial values outside torch.nn.init
