@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -61,37 +62,62 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+class Whole(NamedTuple):
+    """What a conversion writes if it is left alone, and how long that takes: until it begins to write, and then."""
+
+    content: Contents
+    before: float
+    writing: float
+
+
 @pytest.fixture(scope="module")
-def wholes(source: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Contents, float]]:
-    """Return what each way writes if it is left alone, and how long it takes."""
+def wholes(source: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
+    """Return what each way writes, and the shortest of three times."""
     found = {}
     for way in WAYS:
-        folder = tmp_path_factory.mktemp("whole")
-        (folder / "a.safetensors").write_bytes(source)
-        begin = time.monotonic()
-        process = started(folder, way)
-        process.join()
-        assert process.exitcode == 0
-        found[way] = contents(folder), time.monotonic() - begin
+        times = []
+        for _ in range(3):
+            folder, begin = tmp_path_factory.mktemp("whole"), time.monotonic()
+            (folder / "a.safetensors").write_bytes(source)
+            process = started(folder, way)
+            wait_for_writing(folder, process)
+            writing = time.monotonic()
+            process.join()
+            assert process.exitcode == 0
+            times.append((writing - begin, time.monotonic() - writing))
+        found[way] = Whole(contents(folder), *map(min, zip(*times, strict=True)))
     return found
+
+
+def wait_for_writing(folder: Path, process: multiprocessing.process.BaseProcess) -> None:
+    """Wait until a conversion has begun to write, or is over."""
+    while process.is_alive() and len([*folder.iterdir()]) == 1:
+        time.sleep(0.0005)
 
 
 def hidden_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
+def stage_of(folder: Path) -> str:
+    """Return how far a conversion has come, by what is in its folder."""
+    if hidden_of(folder):
+        return "while writing"
+    return "when all was there" if len([*folder.iterdir()]) > 1 else "before writing"
+
+
 @pytest.fixture
 def times() -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
     yield counts
-    print("\n", *(f"{count} {what};" for what, count in counts.items()))
+    print("", *(f"  {count:3} {what}" for what, count in sorted(counts.items())), sep="\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_lost_at_any_time(
     number: signal.Signals,
     source: bytes,
-    wholes: dict[str, tuple[Contents, float]],
+    wholes: dict[str, Whole],
     times: Counter[str],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -101,14 +127,19 @@ def test_nothing_is_lost_at_any_time(
         (folder := tmp_path / str(i)).mkdir()
         (folder / "a.safetensors").write_bytes(source)
         way = rng.choice([*WAYS])
-        whole_one, seconds = wholes[way]
+        expected = wholes[way]
         process = started(folder, way)
-        time.sleep(rng.uniform(0.3, 1.1) * seconds)
+        if i % 2:  # at any time, which is mostly before it writes
+            time.sleep(rng.uniform(0.1, 1.1) * (expected.before + expected.writing))
+        else:  # while it writes, or soon after
+            wait_for_writing(folder, process)
+            time.sleep(rng.uniform(0, 1.2) * expected.writing)
+        stage = stage_of(folder)
         os.kill(process.pid or 0, number)
         process.join()
         left, hidden = contents(folder), hidden_of(folder)
         seen = {name: content for name, content in left.items() if not name.startswith(".")}
-        assert seen in (whole_one, {"a.safetensors": source}), f"{way}: {[*seen]}"
+        assert seen in (expected.content, {"a.safetensors": source}), f"{way}: {[*seen]}"
         if number == signal.SIGTERM:
             # Before the command line is there to handle it, the signal ends the process as it ends any other.
             assert process.exitcode in (143, 0, -number) and not hidden
@@ -118,4 +149,5 @@ def test_nothing_is_lost_at_any_time(
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == len(hidden) and all(name in line for name, line in zip(hidden, said, strict=True))
         assert contents(folder) == left
-        times[f"{process.exitcode} with {'all' if len(seen) > 1 else 'nothing'} and {len(hidden)} leftovers"] += 1
+        result = "all" if len(seen) > 1 else "nothing"
+        times[f"{stage}: exit status {process.exitcode}, {result} there, {len(hidden)} leftovers"] += 1
