@@ -542,9 +542,11 @@ def meaning(
         state[theirs] = value = tensor(stored)
         if stored.dtype.startswith("F8"):
             scale = tensors.get(f"{name}_scale")
-            if scale is None or scale.dtype not in FLOATS or scale.shape not in ((), (1,), (1, 1), (len(value), 1)):
+            rows = len(value)
+            if scale is None or scale.dtype not in FLOATS or scale.shape not in ((), (1,), (1, 1), (rows,), (rows, 1)):
                 return None
-            state[theirs] = value.float() * tensor(scale).float()
+            by_row = scale._replace(shape=(rows, 1)) if scale.shape == (rows,) else scale
+            state[theirs] = value.float() * tensor(by_row).float()
     return state
 
 
