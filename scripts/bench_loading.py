@@ -2,15 +2,17 @@
 
 The script writes random weights as a diffusers folder, as Lightricks' single file and as its fp8 file. Each is loaded
 in a process of its own, in turns. A load that maps the file has read nothing yet, so each load is measured twice: until
-the model is there, and until every page of its weights has been read once.
+the model is there, and until every page of its weights has been read once. Seconds are the processor's, of all threads.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ EXAMPLES = """examples:
 """
 PREFIX = "model.diffusion_model."
 DIFFUSERS, CAST, START = "diffusers, bf16", "torch's cast of the fp8 file's tensors to bf16", "import torch"
+COMMANDS = {"python": ["-c", "pass"], "import": ["-c", "import torch"], "inspect": ["-m", "ltx2ref", "inspect"]}
 # What is loaded, by whom, and what it is compared with. Nothing but torch's cast reads what diffusers cannot.
 RUNS = {
     DIFFUSERS: ("diffusers", "transformer", DIFFUSERS),
@@ -37,6 +40,7 @@ RUNS = {
     CAST: ("torch", "fp8.safetensors", CAST),
     "ltx2ref, fp8 scaled to bf16": ("ltx2ref", "fp8.safetensors", CAST),
     START: ("import", "", START),
+    "Python's own start": ("python", "", START),
     "ltx2ref inspect, of the bf16 file": ("inspect", "bf16.safetensors", START),
 }
 
@@ -122,16 +126,15 @@ def ratios(found: list[dict[str, float]], others: list[dict[str, float]]) -> dic
 
 
 def measure(who: str, path: str) -> dict[str, float]:
-    """Return seconds and the peak in MiB above the process before, until the model is there and until all is read."""
-    import time
+    """Return processor seconds and the peak in MiB above the process before, until loaded and until all is read.
 
+    Commands, which have a process of their own, have seconds alone.
+    """
     before = peak()
-    if who in ("import", "inspect"):
-        command = ["-c", "import torch"] if who == "import" else ["-m", "ltx2ref", "inspect", path]
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "seconds, all read": seconds, "peak MiB": 1.0, "peak MiB, all read": 1.0}
+    if who in COMMANDS:
+        subprocess.run([sys.executable, *COMMANDS[who], *filter(None, [path])], check=True, stdout=subprocess.DEVNULL)
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return {"seconds": children.ru_utime + children.ru_stime}
     if who == "diffusers":
         from diffusers import LTX2VideoTransformer3DModel as Theirs
 
@@ -140,13 +143,13 @@ def measure(who: str, path: str) -> dict[str, float]:
         load = cast_all
     else:
         load = ltx2ref.LTX2VideoTransformer3DModel.from_pretrained
-    start = time.perf_counter()
+    start = time.process_time()
     model = load(path, torch_dtype=torch.bfloat16)
-    loaded = time.perf_counter()
+    loaded = time.process_time()
     at_load = peak()
     for parameter in model.parameters():
         parameter.detach().flatten().view(torch.uint8)[::4096].sum()  # a byte of each page
-    read = time.perf_counter()
+    read = time.process_time()
     return {
         "seconds": loaded - start,
         "seconds, all read": read - start,
@@ -172,9 +175,11 @@ def peak() -> int:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = [f"{'':48}" + "".join(f"{key:>22}" for key in next(iter(results.values()))["median"])]
+    """Return the medians as a table, each with its ratio in brackets."""
+    keys = [*next(iter(results.values()))["median"]]
+    lines = [f"{'':48}" + "".join(f"{key:>22}" for key in keys)]
     for name, row in results.items():
-        cells = [f"{row['median'][key]:.2f} ({row['ratio'][key]:.2f})" for key in row["median"]]
+        cells = [f"{row['median'][key]:.2f} ({row['ratio'][key]:.2f})" if key in row["median"] else "" for key in keys]
         lines.append(f"{name:48}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join([*lines, f"in brackets: over {DIFFUSERS}; over {CAST}; over {START}"])
 
