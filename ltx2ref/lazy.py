@@ -14,7 +14,10 @@ class LazyModule(ModuleType):
     """A module of another package that is imported when something in it is first used."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.modules.get(self.__name__) or import_module(self.__name__), name)
+        module = sys.modules.get(self.__name__)
+        if module is None or getattr(module.__spec__, "_initializing", False):  # perhaps by another thread: wait for it
+            module = import_module(self.__name__)
+        return getattr(module, name)
 
 
 if TYPE_CHECKING:

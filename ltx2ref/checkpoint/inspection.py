@@ -129,13 +129,15 @@ def description(
         "metadata": sorted(source.metadata),
         "manifest": published(source, digest),
     }
+    unread = ["the numbers were not read: --stats looks at those of a transformer"] if stats else []
     if is_lora(source.tensors):
-        return lora_description(source, common)
+        return lora_description(source, common, unread)
     try:
         plan = make_plan(source, options)
     except CheckpointError as error:
         kind = other_model(source.tensors)
-        return Description(kind=kind or "not understood", problems=[] if kind else error.problems, **common)
+        problems = [] if kind else error.problems
+        return Description(kind=kind or "not understood", problems=problems, notes=unread, **common)
     release = release_of(plan.config)
     described = [Stored.__str__(stored) for stored in plan.unknown]
     return Description(
@@ -157,13 +159,13 @@ def description(
     )
 
 
-def lora_description(source: CheckpointFiles, common: dict[str, Any]) -> Description:
+def lora_description(source: CheckpointFiles, common: dict[str, Any], notes: list[str]) -> Description:
     """Describe a LoRA, with all that is wrong with it whatever the model is."""
     kind = f"LoRA, {lora_format(source.tensors)}"
     try:
-        return Description(kind=kind, notes=read_lora(source.path).notes, **common)
+        return Description(kind=kind, notes=read_lora(source.path).notes + notes, **common)
     except CheckpointError as error:
-        return Description(kind=kind, problems=error.problems, **common)
+        return Description(kind=kind, problems=error.problems, notes=notes, **common)
 
 
 def other_model(names: Iterable[str]) -> str | None:

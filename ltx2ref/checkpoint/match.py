@@ -84,8 +84,9 @@ def make_plan(path: str | Path | CheckpointFiles, options: ReadingOptions = NO_O
     plan = Plan(source, dialect, facts.config, facts.origins, streams, {}, {}, foreign, [], problems, facts.notes)
     if not facts.problems:  # with a wrong config, all further problems would only be consequences
         match_weights(plan, own, companions, stated)
+        whole = {*streams} >= {*streams_of(shapes)}
         open_problems, open_notes = settle_facts(
-            plan.weights.values(), source.metadata, stated.quantiser, options.nibbles, options.scales
+            plan.weights.values(), source.metadata, stated.quantiser, options.nibbles, options.scales, whole
         )
         plan.problems.extend(open_problems)
         plan.notes.extend(open_notes)

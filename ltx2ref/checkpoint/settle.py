@@ -56,20 +56,25 @@ def settle_facts(
     quantiser: Saying | None,
     nibbles: str | None,
     scales: str | None,
+    whole: bool = True,
 ) -> tuple[list[str], list[str]]:
     """Decide the open facts of weights, and return problems and notes.
+
+    Where they are not the `whole` file, what is said may be of the others.
 
     The config of the quantiser comes first, then what shapes of others in the file show, then the caller's arguments,
     then habits: ModelOpt's, and that of Lightricks and ComfyUI, whose files have Lightricks' config in the metadata and
     no config of a quantiser. A fact that is open after that is a problem.
     """
-    problems, notes = wrong_algorithm(weights, quantiser) + not_skipped(weights, quantiser), list[str]()
+    problems, notes = not_skipped(weights, quantiser), list[str]()
+    if whole:
+        problems += wrong_algorithm(weights, quantiser)
     concerned = {fact: [x for x in weights if x.format in FORMATS and fact in FORMATS[x.format].facts] for fact in OPEN}
     for fact, argument in (("nibbles", nibbles), ("scales", scales)):
         problems += decide(concerned[fact], fact, certain(quantiser, fact), quantiser.where if quantiser else "")
         decide_alike(concerned[fact], fact)
         problems += decide(concerned[fact], fact, argument, f"the argument {fact}")
-        if argument is not None and not concerned[fact]:
+        if argument is not None and not concerned[fact] and whole:
             problems.append(f"{fact} = {argument!r} settles nothing: no weight is in a format that leaves it open")
     customs, why = habits(metadata, quantiser)
     if any(x.facts.get(fact, customs.get(fact)) != customs.get(fact) for fact in OPEN for x in concerned[fact]):

@@ -578,6 +578,23 @@ def test_a_config_of_a_format_that_no_weight_has_is_a_contradiction(
         ltx2ref.load(path)
 
 
+@pytest.mark.parametrize("what", ["modelopt NVFP4", "bitsandbytes nf4"])
+def test_a_format_of_the_other_stream_is_none_of_this_one(
+    what: str, state: State, config: TransformerConfig, tmp_path: Path
+) -> None:
+    path, truth = folder(tmp_path, state, config, *FOLDERS[what])
+    file = path / "diffusion_pytorch_model.safetensors"
+    layers = {name: x for name, x in load_file(file).items() if "audio" not in name}
+    layers |= {name: x for name, x in truth.items() if "audio" in name}
+    writers.save(file, layers, {"format": "pt"})
+    alone = ltx2ref.load(path, streams="audio", dtype=torch.float32).state_dict()
+    assert alone and all(torch.equal(x, truth[name].float()) for name, x in alone.items())
+    assert len(ltx2ref.load(path, streams="video").state_dict()) > 1
+    writers.save(file, truth, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="but no weight is"):
+        ltx2ref.load(path)
+
+
 LAYER = "transformer_blocks.0.attn1.to_q"
 # Configs that contradict the weights: what they change, whose files they lie in, and what the error says.
 CONTRADICTING: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -225,6 +225,14 @@ def test_what_a_lora_alone_shows_to_be_wrong_is_a_problem(tmp_path: Path, case: 
     assert main(["inspect", str(path)]) == 1
 
 
+@pytest.mark.parametrize("names", [(A, B), ("vae.decoder.weight",), ("something",)])
+def test_stats_of_what_is_no_transformer_are_said_to_be_missing(tmp_path: Path, names: tuple[str, ...]) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file({name: torch.full((2, 2), float("nan")) for name in names}, path)
+    said = "the numbers were not read: --stats looks at those of a transformer"
+    assert said in inspect(path, stats=True).notes and said not in inspect(path).notes
+
+
 @pytest.mark.parametrize(
     ("config", "problem"),
     [

@@ -13,6 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from ltx2ref.cli import command, output
 from ltx2ref.cli.output import Column, table_lines
 from ltx2ref.kit import cases as kit_cases
 from ltx2ref.kit.verdict import LEVELS
+from ltx2ref.lazy import LazyModule
 from ltx2ref.parity import cases, kernels, record
 from ltx2ref.parity.machines import MACHINES
 from ltx2ref.parity.report.rows import DIVERGED, MISSING, ROUNDING, SUSPECT, Report
@@ -111,6 +114,17 @@ print([x for x in ("torch", "safetensors") if x in sys.modules])
     kinds = [line for line in done.stdout.splitlines() if line.startswith(str(inspected[0].parent))]
     assert [": LoRA" in line for line in kinds] == ["lora" in path.name for path in inspected], done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_thread_waits_for_a_module_that_another_one_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "takes_a_while.py").write_text("import time; begun = 1; time.sleep(0.5); done = 2")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = LazyModule("takes_a_while")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(lambda: module.done)
+        while "takes_a_while" not in sys.modules:
+            time.sleep(0.01)
+        assert (module.done, first.result()) == (2, 2)
 
 
 def test_statistics_are_read_without_torch_s_compiler(inspected: list[Path]) -> None:
