@@ -20,7 +20,8 @@ const INITIAL = {
   change: false,
   time: 0.2,
   token: 40,
-  note: '', // what the last change took with it
+  note: '', // why the page moved, or what the last change took with it
+  home: null, // where the reader was before a bug or a convention was shown elsewhere
   folded: true, // on a narrow screen, the panel under the tabs
 };
 const LEVELS = ['timestep', 'sigma', 'audio_timestep', 'audio_sigma'];
@@ -54,7 +55,7 @@ const html = (tag, attributes, source) => {
 
 // ---- The setting ---------------------------------------------------------------------------------------------------
 
-const caseName = () => `${state.release}/${state.scene}`;
+const caseName = ({ release, scene } = state) => `${release}/${scene}`;
 const entryOf = (name) => DATA.cases[name];
 const conventionsNow = () => ({ ...DATA.diffusers, ...entryOf(caseName()).conventions, ...state.conventions });
 const settingOf = () => ({
@@ -76,12 +77,18 @@ const untouched = () =>
 /** Change the setting, compute it if it needs to be, and show it. */
 function set(changes) {
   const computes = Object.keys(changes).some((key) => /release|scene|dtype|bug|conventions|levels|cross|fps/.test(key));
-  if (computes) state.note = noteOn(changes);
-  if ('release' in changes && !entryOf(`${changes.release}/${changes.scene || state.scene}`)) changes.scene = 't2v';
+  const scene = changes.scene || state.scene;
+  if ('release' in changes && !entryOf(`${changes.release}/${scene}`)) changes.scene = 't2v';
+  const moves = WHERE_SHOWN.some((key) => key in changes && changes[key] !== state[key]);
+  const perturbed = entryOf(caseName({ ...state, ...changes })).inputs.spatio_temporal_guidance_blocks;
+  if (moves && perturbed && !('step' in changes)) changes.block = perturbed[0];
+  if (computes && !('note' in changes)) changes.note = noteOn(changes, moves, scene);
+  if (WHERE_SHOWN.some((key) => key in changes)) state.home = isShown(changes) ? state.home || placeNow() : null;
   Object.assign(state, changes);
   if (computes) compute();
   if (changes.bug) showFirst();
-  if (!run.taps.has(state.tap)) state.tap = 'proj_in';
+  else if ('block' in changes && !('tap' in changes)) state.tap = inBlock(state.tap, state.block);
+  if (!tensorOf(state.tap)) state.tap = 'proj_in';
   show();
   writeAddress();
   if (changes.bug) reveal(state.tap);
@@ -89,20 +96,63 @@ function set(changes) {
   if (lit && state.panel === 'releases' && !state.note) reveal(lit.dataset.tap);
 }
 
-/** Say what a change takes with it: earlier settings, or the case that was shown. */
-function noteOn(changes) {
-  const undoes = !untouched() && 'levels' in changes && Object.keys(pristine()).every((key) => key in changes);
-  const moves = ['release', 'scene', 'dtype'].some((key) => key in changes && changes[key] !== state[key]);
-  const shows = changes.bug || Object.keys(changes.conventions || {}).length;
-  const notes = [undoes && 'Your earlier changes are undone.', shows && moves && 'Shown in a case that reaches it.'];
+const WHERE_SHOWN = ['release', 'scene', 'dtype'];
+const placeNow = () => Object.fromEntries(WHERE_SHOWN.map((key) => [key, state[key]]));
+const isShown = ({ bug, conventions = {} }) => Boolean(bug || Object.keys(conventions).length);
+const inBlock = (tap, block) => tap.replace(/^transformer_blocks\.\d+/, `transformer_blocks.${block}`);
+
+/** Say why a change moves the page, and what it takes with it. `scene` is the one that was asked for. */
+function noteOn(changes, moves, scene) {
+  const next = { ...state, ...changes };
+  const place = caseName(next) + (next.dtype === state.dtype ? '' : `, ${next.dtype}`);
+  const label = (name) => DATA.scene.find((x) => x.name === name).label;
+  const undoes = !untouched() && 'levels' in changes && !(state.bug && changes.bug);
+  const { case: recorded } = DATA.bug.find(({ name }) => name === state.bug) || {};
+  const notes = [
+    undoes && (state.bug ? `The bug is out: it is shown in ${recorded} alone.` : 'Your earlier changes are undone.'),
+    moves && changes.bug && `Shown in ${place}, where the audit was recorded.`,
+    moves && !changes.bug && isShown(changes) && `Shown in ${place}, where it makes a difference.`,
+    changes.step && (next.release !== state.release || next.dtype !== state.dtype) && `This step is shown in ${place}.`,
+    next.scene !== scene && `There is no case “${label(scene)}” of ${next.release} here.`,
+  ];
   return notes.filter(Boolean).join(' ');
+}
+
+/** Take out what the reader has changed, and go back to where that began. */
+const takeBack = () => set({ ...pristine(), ...state.home, note: state.bug ? 'The bug is out.' : '' });
+
+/** Put a bug in, in the case of which its audit is. */
+function putIn({ name, case: shown }, more = {}) {
+  const [release, scene] = shown.split('/');
+  set({ ...pristine(), ...more, release, scene, bug: name, dtype: 'float32' });
+}
+
+/** Return the first tensor that is there and has changed. Those that are missing are said apart, as in an audit. */
+function firstChanged() {
+  const changed = [...run.changed.keys()];
+  return changed.find((tap) => run.taps.has(tap)) || changed[0];
+}
+
+/** Return a tensor, or, where a bug leaves it out, the right one. */
+const tensorOf = (tap) => run.taps.get(tap) || (run.changed.has(tap) && run.before.get(tap));
+
+/** Say how a tensor has changed. */
+function howMoved(tap) {
+  const moved = run.changed.get(tap);
+  const [x, right] = [run.taps.get(tap), run.before.get(tap)];
+  const shape = (t) => `(${t.shape.map(thousands).join(', ')})`;
+  if (!x) return state.bug ? 'missing: the bug leaves it out' : 'missing';
+  if (moved === Infinity) return `another shape: ${shape(x)} in place of ${shape(right)}`;
+  const most = tap === 'video_coords' ? ', of which pixels are the most' : '';
+  return `${state.bug ? 'wrong' : 'moved'} by ${short(moved)} of its size${most}`;
 }
 
 /** Open the first tensor that is wrong, at its difference. */
 function showFirst() {
-  const first = [...run.changed.keys()].find((tap) => run.taps.has(tap));
-  if (first) Object.assign(state, { tap: first, change: true, cell: [0, 0] });
+  const tap = firstChanged();
+  if (tap) Object.assign(state, { tap, block: blockOf(tap), change: true, cell: [0, 0] });
 }
+const blockOf = (tap) => Number((/^transformer_blocks\.(\d+)/.exec(tap) || [0, state.block])[1]);
 
 function reveal(tap) {
   const chip = document.querySelector(`.chip[data-tap="${tap}"]`);
@@ -117,6 +167,7 @@ function writeAddress() {
   for (const key of ['step', 'release', 'scene', 'dtype', 'bug', 'tap', 'panel', 'block', 'fps']) {
     if (state[key] !== INITIAL[key] || key === 'step') kept.set(key, state[key]);
   }
+  if (entryOf(caseName()).inputs.spatio_temporal_guidance_blocks) kept.set('block', state.block);
   if (state.cross !== undefined) kept.set('cross', state.cross);
   Object.entries(state.levels).forEach(([name, value]) => kept.set(name, value));
   Object.entries(state.conventions).forEach(([name, value]) => kept.set(name, value));
@@ -129,7 +180,6 @@ function readAddress() {
   const step = DATA.step.find(({ id }) => id === given.step);
   const next = { ...structuredClone(INITIAL), ...(step ? ofStep(step) : {}) };
   for (const key of ['release', 'scene', 'dtype', 'bug', 'tap', 'panel']) if (given[key]) next[key] = given[key];
-  if (given.block === '1') next.block = 1;
   if (given.fps >= 1 && given.fps <= 240) next.fps = Number(given.fps);
   for (const key of LEVELS) if (given[key] >= 0 && given[key] <= 1000) next.levels[key] = Number(given[key]);
   if (given.cross) next.cross = given.cross === 'true';
@@ -142,7 +192,10 @@ function readAddress() {
   if (Object.hasOwn(given, 'panel')) next.folded = false;
   if (!Object.hasOwn(DATA.configs, next.release)) next.release = '2.3';
   if (!Object.hasOwn(DATA.cases, `${next.release}/${next.scene}`)) next.scene = 't2v';
-  if (!Object.hasOwn(entryOf(`${next.release}/${next.scene}`).digests, next.dtype)) next.dtype = 'float32';
+  const { digests, inputs } = entryOf(caseName(next));
+  if (!Object.hasOwn(digests, next.dtype)) next.dtype = 'float32';
+  if (/^[01]$/.test(given.block)) next.block = Number(given.block);
+  else if (inputs.spatio_temporal_guidance_blocks) [next.block] = inputs.spatio_temporal_guidance_blocks;
   return next;
 }
 
@@ -181,7 +234,7 @@ function base(name, dtype) {
 
 /** Return the relative L2 distance of two tensors, and 0 only if all bits are the same. */
 function distance(x, y) {
-  if (x === undefined || x.data.length !== y.data.length) return Infinity;
+  if (x === undefined || `${x.shape}` !== `${y.shape}`) return Infinity;
   let error = 0,
     norm = 0,
     same = true;
@@ -270,10 +323,15 @@ const WHERE = {
   '2.0': () => state.release === '2.0',
   late: (tap) => state.bug === 'sequential-exchange' && tap.includes('video_to_audio'),
   'to audio': (tap) => tap.includes('video_to_audio'),
-  perturbed: (tap) =>
-    /\.(audio_)?attn1\./.test(tap) &&
-    (entryOf(caseName()).inputs.spatio_temporal_guidance_blocks || []).includes(state.block),
+  perturbed: (tap) => /\.(audio_)?attn1\./.test(tap) && perturbs(tap),
 };
+/** Return whether the case leaves attention out, for guidance, in the block of a tap. */
+function perturbs(tap) {
+  const { inputs, release } = entryOf(caseName());
+  const allowed = DATA.configs[release].perturbed_attn || conventionsNow().guidance === 'always';
+  return allowed && (inputs.spatio_temporal_guidance_blocks || []).includes(blockOf(tap));
+}
+
 function about(tap) {
   const role = roleOf(tap);
   const said = DATA.tensor.filter((x) => x.name === role);
@@ -319,7 +377,9 @@ function bands() {
     },
     {
       id: 'self',
-      about: 'each stream looks at itself',
+      about: perturbs(at)
+        ? 'each token keeps its own V where guidance asks for it'
+        : 'each stream looks at itself',
       sides: both((p) => layer(`${p}attn1`, 'stream rows input', attention)),
     },
     {
@@ -352,9 +412,12 @@ function bands() {
       sides: both((p) => [['velocities', [`${p}norm_out`, `${p}proj_out.input`, `${p}sample`]]]),
     },
   ];
+  const usual = entryOf(`${state.release}/t2v`).taps;
   for (const band of found) {
     band.title = PARTS.find(([id]) => id === band.id)[1];
     band.inBlock = !['enter', 'leave'].includes(band.id);
+    const wanted = band.sides.flatMap((side) => side.flatMap(([, taps]) => taps));
+    band.leftOut = wanted.filter((tap) => usual.includes(tap) && !has(tap) && !isAudio(tap));
     band.sides = band.sides.map((side) =>
       side.map(([name, taps, small]) => [name, taps.filter(has), small]).filter(([, taps]) => taps.length),
     );
@@ -417,7 +480,7 @@ let drawn = ''; // what the bands were last built for
 
 function showMachine() {
   const found = bands();
-  const key = JSON.stringify(found.map(({ id, sides }) => [id, sides])) + (state.bug === 'sequential-exchange');
+  const key = JSON.stringify(found) + (state.bug === 'sequential-exchange');
   if (key !== drawn) {
     $('bands').replaceChildren(...found.map(band));
     drawn = key;
@@ -431,15 +494,15 @@ function showMachine() {
   });
   const here = nodes.findIndex((node) => 'now' in node.dataset);
   $('story').style.setProperty('--place', here < 0 ? -1 : 2 * here + 1);
-  const [first] = run.changed.keys();
+  const first = firstChanged();
   for (const chip of document.querySelectorAll('.chip')) {
     const { tap } = chip.dataset;
     const moved = run.changed.get(tap);
     const mark = moved && (state.bug ? 'wrong' : 'moved');
     chip.setAttribute('aria-pressed', tap === state.tap);
     chip.tabIndex = tap === state.tap ? 0 : -1;
-    chip.setAttribute('aria-label', `${tap}${moved ? `, ${mark} by ${short(moved)}` : ''}`);
-    chip.title = `${tap}: ${about(tap).title || ''}${moved ? `; ${mark} by ${short(moved)} of itself` : ''}`;
+    chip.setAttribute('aria-label', `${tap}${moved ? `, ${howMoved(tap)}` : ''}`);
+    chip.title = `${tap}: ${about(tap).title || ''}${moved ? `; ${howMoved(tap)}` : ''}`;
     if (mark) chip.dataset.is = mark;
     else delete chip.dataset.is;
     chip.toggleAttribute('data-first', Boolean(state.bug) && tap === first);
@@ -468,7 +531,7 @@ function moveAmongChips(event) {
   to.focus();
 }
 
-function band({ id, title, about: says, sides, inBlock }) {
+function band({ id, title, about: says, sides, inBlock, leftOut }) {
   const names = id === 'exchange' ? ['video receives', 'audio receives'] : ['video', 'audio'];
   const side = (sets, k) =>
     el(
@@ -497,6 +560,9 @@ function band({ id, title, about: says, sides, inBlock }) {
     { class: 'band', id: `band-${id}`, 'aria-label': title },
     el('header', {}, el('h3', {}, title), el('p', { class: 'about' }, where + says)),
     id === 'exchange' ? crossing() : null,
+    leftOut.length
+      ? el('p', { class: 'fine' }, `Left out here: ${leftOut.map((tap) => tap.split('.').at(-1)).join(', ')}.`)
+      : null,
     el('div', { class: 'sides' }, sides.map(side)),
   );
 }
@@ -651,7 +717,7 @@ function showBar() {
       (dtype) => set({ dtype }),
     ),
     buttons('block', state.block, [0, 1], (block) =>
-      set({ block, tap: state.tap.replace(/^transformer_blocks\.\d/, `transformer_blocks.${block}`) }),
+      set({ block }),
     ),
   ]);
 }
@@ -666,8 +732,9 @@ function keepFocus(node, children) {
 }
 
 function showStatus() {
-  const [first] = run.changed.keys();
+  const first = firstChanged();
   const count = run.changed.size;
+  const lost = [...run.changed.keys()].filter((tap) => !run.taps.has(tap)).length;
   const scene = DATA.scene.find(({ name }) => name === state.scene);
   const link = first && el('button', { class: 'button', 'data-pick': 'first', click: () => openTensor(first) }, first);
   const off = (tap) => short(run.changed.get(tap) || 0);
@@ -679,12 +746,12 @@ function showStatus() {
   const note = state.note ? el('span', { class: 'fine' }, ` ${state.note}`) : null;
   const undo = untouched()
     ? null
-    : el('button', { class: 'button', 'data-pick': 'reset', click: () => set(pristine()) }, 'Undo');
+    : el('button', { class: 'button', 'data-pick': 'reset', click: takeBack }, 'Undo');
   $('status').toggleAttribute('data-touched', !untouched());
   if (!count) keepFocus($('status'), [document.createTextNode(`${where}${scene.says}.${none} `), note, undo]);
   else
     keepFocus($('status'), [
-      html('span', {}, `${where}<b>${count} of ${run.order.length}</b> tensors ${verb}, first `),
+      html('span', {}, `${where}<b>${count} of ${run.order.length}</b> tensors ${verb}${lost ? ` (${lost} are missing)` : ''}, first `),
       link,
       document.createTextNode(`. ${ends} `),
       note,
@@ -717,14 +784,14 @@ function showSeal() {
       ? `${run.same.length} of ${n} tensors have ${bits}`
       : `${run.same.length} of ${n}: ${bits}`;
   $('seal-more').textContent =
-    `The seal: a digest, which is a fingerprint of all bits, of each tensor of ${caseName()} in ${state.dtype}, compared with what ${entry.implementation} ` +
-    `left under exact arithmetic. Computed just now, here: forward ${run.forward.toFixed(0)} ms, digests ${run.hashing.toFixed(0)} ms.`;
+    `The seal compares a digest (SHA-256 of all bits) of each tensor of ${caseName()} in ${state.dtype} with what ${entry.implementation} ` +
+    `left under exact arithmetic. Computed just now, here: forward ${run.forward.toFixed(0)} ms, digests ${run.hashing.toFixed(0)} ms. Green: the same bits. Red: a bug. Grey: your own setting, of which there is no recording.`;
 }
 
 // ---- One tensor ----------------------------------------------------------------------------------------------------
 
 function openTensor(tap) {
-  set({ tap, cell: [0, 0], change: false });
+  set({ tap, block: blockOf(tap), cell: [0, 0], change: false });
   $('inspector').dataset.open = '';
   document.body.classList.toggle('sheet', sheet.matches);
 }
@@ -739,8 +806,9 @@ function closeTensor() {
 function showInspector() {
   const { tap } = state;
   const said = about(tap);
-  const x = run.taps.get(tap);
+  const x = tensorOf(tap);
   const moved = run.changed.get(tap);
+  const isThere = run.taps.has(tap);
   const entry = entryOf(caseName());
   const batch = entry.inputs.hidden_states.shape[0];
   const shapes = DATA.real[state.release];
@@ -749,7 +817,8 @@ function showInspector() {
   if (real && byToken) real = [shapes[isAudio(tap) ? 'audio_proj_in' : 'proj_in'][1], ...real.slice(1)];
   const shape = (s) => `(${s.map(thousands).join(', ')})`;
   const same = run.digests.get(tap) === run.recorded.get(tap);
-  const shown = state.change && moved ? { ...x, data: x.data.map((v, i) => v - run.before.get(tap).data[i]) } : x;
+  const differs = state.change && Number.isFinite(moved);
+  const shown = differs ? { ...x, data: x.data.map((v, i) => v - run.before.get(tap).data[i]) } : x;
   const view = viewOf(tap, shown);
   const [row, col] = [Math.min(state.cell[0], view.rows - 1), Math.min(state.cell[1], view.cols - 1)];
   const canvas = el('canvas', { 'aria-hidden': 'true' });
@@ -841,7 +910,7 @@ function showInspector() {
       real ? term(`in ${state.release}`, `${shape(real)} for 121 frames of 768 x 512`) : [],
       term(
         'bits',
-        same ? `those of ${entry.implementation}` : moved ? `moved by ${short(moved)} of itself` : 'not those recorded',
+        same ? `those of ${entry.implementation}` : moved ? howMoved(tap) : 'not those recorded',
       ),
     ),
     el(
@@ -874,6 +943,13 @@ function showInspector() {
           )
         : null,
     ),
+    differs || !isThere
+      ? el(
+          'p',
+          { class: 'shown' },
+          differs ? `Shown: the difference from ${state.bug ? 'the right tensor' : 'the tensor before'}` : 'Shown: the right tensor',
+        )
+      : null,
     heat,
     el(
       'p',
@@ -885,7 +961,7 @@ function showInspector() {
     el(
       'p',
       { class: 'fine' },
-      `Root mean square ${short(Math.sqrt(size))}. The background is 0, ${isAudio(tap) ? 'orange' : 'blue'} is positive, grey negative. Digest ${run.digests.get(tap).slice(0, 12)}…`,
+      `Root mean square ${differs ? 'of the difference ' : ''}${short(Math.sqrt(size))}. The background is 0, ${isAudio(tap) ? 'orange' : 'blue'} is positive, grey negative. Digest of the ${isThere ? '' : 'right '}tensor: ${(run.digests.get(tap) || run.recorded.get(tap)).slice(0, 12)}…`,
     ),
   ]);
 }
@@ -904,7 +980,7 @@ function place(tap, view, row, col) {
   const x = prepared(DATA, { case: caseName() }).x;
   const video = x.hidden_states.shape[1];
   const audio = x.audio_hidden_states.shape[1];
-  const shape = run.taps.get(tap).shape;
+  const { shape } = tensorOf(tap);
   const heads = shape.length === 4 && !tap.endsWith('coords') ? shape[3] : 0;
   let line = `row ${row}`;
   if (tap.endsWith('_coords'))
@@ -1037,14 +1113,19 @@ function panelNoise() {
   };
   const [byOwn, byOther] = {
     own: [', its part of the exchange', ''],
-    other: ['', ', and $’s part of the exchange'],
-    other_gate: [', its rows of the exchange', ', and $’s gate of the exchange'],
+    other: ['', '$’s part of the exchange'],
+    other_gate: [', its rows of the exchange', '$’s gate of the exchange'],
   }[model.exchangeMode(x.use_cross_timestep)];
+  const bySigma = (name, other) => {
+    const prompt = run.order.includes('prompt_adaln.linear') ? `the prompt as ${name} reads it` : '';
+    const driven = [prompt, byOther.replace('$', other)].filter(Boolean).join(', and ');
+    return driven ? `drives ${driven}` : `not used in ${state.release}, unless use_cross_timestep is on`;
+  };
   const says = {
-    timestep: `what video does by itself${byOwn}, and its output`,
-    sigma: `the prompt as video reads it${byOther.replace('$', 'audio')}`,
-    audio_timestep: `what audio does by itself${byOwn}, and its output`,
-    audio_sigma: `the prompt as audio reads it${byOther.replace('$', 'video')}`,
+    timestep: `drives what video does by itself${byOwn}, and its output`,
+    sigma: bySigma('video', 'audio'),
+    audio_timestep: `drives what audio does by itself${byOwn}, and its output`,
+    audio_sigma: bySigma('audio', 'video'),
   };
   const known = LEVELS.filter((name) => x[name]);
   return [
@@ -1058,7 +1139,7 @@ function panelNoise() {
         1000,
         0.25,
         (level) => later(() => set({ levels: { ...state.levels, [name]: level } })),
-        `drives ${says[name]}`,
+        says[name],
       ),
     ),
     el(
@@ -1134,28 +1215,29 @@ function panelClock() {
   const now = Math.min(state.time, end);
   const lane = (list, y, kind, label) => [
     el('text', { x: 6, y: y - 5, class: 'soft' }, label),
-    list.map(([a, b]) =>
+    list.map(([a, b], i) =>
       el('rect', {
         x: x(a),
         y,
         width: Math.max(0.8, x(b) - x(a) - 0.8),
         height: 22,
         fill: `var(--${kind})`,
-        'fill-opacity': a <= now && now < b ? 1 : 0.28,
+        'fill-opacity': covers(list, i) ? 1 : 0.28,
       }),
     ),
     list.map(([a, b]) =>
       el('line', { x1: x((a + b) / 2), x2: x((a + b) / 2), y1: y + 22, y2: y + 27, stroke: `var(--${kind})` }),
     ),
   ];
+  const covers = (list, i) => list[i][0] <= now && (now < list[i][1] || (i === list.length - 1 && now === list[i][1]));
   const step = [0.1, 0.2, 0.5, 1].find((apart) => (apart / end) * width > 44) || 2; // units: a label is some 30 wide
   const ticks = Array.from({ length: Math.floor(end / step + 1e-9) + 1 }, (_, i) => i * step);
-  const at = (list) => list.findIndex(([a, b]) => a <= now && now < b);
+  const at = (list) => list.findIndex((_, i) => covers(list, i));
   const v = at(video);
   const a = at(audio);
-  const said = (list, i, name) =>
+  const said = (list, i, name, none) =>
     i < 0
-      ? `no ${name}`
+      ? none
       : `${name} ${i}, from ${list[i][0].toFixed(2)} to ${list[i][1].toFixed(2)} s, position ${((list[i][0] + list[i][1]) / 2).toFixed(3)} s`;
   const fps = prepared(DATA, settingOf()).x.fps || 24;
   return [
@@ -1166,7 +1248,7 @@ function panelClock() {
         role: 'img',
         'aria-label': 'Video frames and audio tokens on one axis of seconds',
       },
-      lane(video, 18, 'video', `video: ${video.length} token frames`),
+      lane(video, 18, 'video', `video: ${video.length} frame groups`),
       lane(audio, 70, 'audio', `audio: ${audio.length} tokens, 25 a second`),
       ticks.map((s) =>
         el(
@@ -1179,11 +1261,11 @@ function panelClock() {
         el('line', { x1: x(now), x2: x(now), y1: y, y2: y + 27, stroke: 'var(--exchange)', 'stroke-width': 2 }),
       ),
     ),
-    slider('time', 'time', 'exchange', +now.toFixed(2), 0, +end.toFixed(2), 0.01, (time) => later(() => set({ time }))),
+    slider('time', 'time', 'exchange', +now.toFixed(2), 0, Math.ceil(end * 100 - 1e-3) / 100, 0.01, (time) => later(() => set({ time }))),
     el(
       'p',
       { class: 'fine', 'aria-live': 'polite' },
-      `At ${now.toFixed(2)} s: ${said(video, v, 'video frame')}; ${said(audio, a, 'audio token')}.`,
+      `At ${now.toFixed(2)} s: ${said(video, v, 'video tokens of frame group', 'no video')}; ${said(audio, a, 'audio token', 'no audio')}.`,
     ),
     slider(
       'fps',
@@ -1194,7 +1276,7 @@ function panelClock() {
       60,
       1,
       (value) => later(() => set({ fps: value })),
-      'moves video’s seconds and nothing of audio’s',
+      'moves video’s seconds, and not audio’s',
     ),
     el(
       'div',
@@ -1298,7 +1380,6 @@ const opened = new Set([DATA.bug[0].place]); // groups of bugs
 function panelBugs() {
   const button = (bug) => {
     const isIn = state.bug === bug.name;
-    const [release, scene] = bug.case.split('/');
     return el(
       'div',
       { class: 'bug', 'data-in': isIn },
@@ -1307,7 +1388,7 @@ function panelBugs() {
         {
           'aria-pressed': String(isIn),
           'data-pick': `bug-${bug.name}`,
-          click: () => set(isIn ? pristine() : { ...pristine(), release, scene, bug: bug.name, dtype: 'float32' }),
+          click: () => (isIn ? takeBack() : putIn(bug)),
         },
         bug.says,
         el('code', {}, bug.name),
@@ -1335,6 +1416,18 @@ function panelBugs() {
   ];
 }
 
+/** Choose a convention, in a case where it makes a difference. */
+function choose({ name, shows, dtype }, value) {
+  const [release, scene] = shows.split('/');
+  const isHere = caseName() === shows && state.dtype === dtype;
+  const own = entryOf(caseName()).conventions[name];
+  const { [name]: _, ...others } = state.conventions;
+  if (isHere && value === own && value === DATA.diffusers[name]) set({ conventions: others });
+  else if (isHere) set({ conventions: { ...others, [name]: value } });
+  else if (value === conventionsNow()[name]) set({ note: `${name}=${value} is what ${caseName()} has; choose another.` });
+  else set({ ...pristine(), release, scene, dtype, conventions: { [name]: value } });
+}
+
 function panelConventions() {
   const now = conventionsNow();
   return [
@@ -1358,14 +1451,7 @@ function panelConventions() {
               name,
               id: `${name}-${value.name}`,
               checked: now[name] === value.name,
-              click: () => {
-                const [release, scene] = shows.split('/');
-                const here = caseName() === shows && state.dtype === dtype;
-                set({
-                  ...(here ? {} : { ...pristine(), release, scene, dtype }),
-                  conventions: { ...(here ? state.conventions : {}), [name]: value.name },
-                });
-              },
+              click: () => choose({ name, shows, dtype }, value.name),
             }),
             el('span', {}, el('code', {}, value.name), ` ${value.who}`),
           ),
@@ -1458,8 +1544,8 @@ function panelDepth() {
   };
   const after = (dtype) => {
     const found = depth.lines[dtype] || [];
-    const ends = found.length ? found.at(-1).map((e) => `${short(100 * e)} %`).join(' and ') : '…';
-    return `in ${dtype} after ${found.length} blocks ${ends}`;
+    const ends = (found.at(-1) || []).map((e) => `${short(100 * e)} %`).join(' and ');
+    return found.length < DEPTH ? `${dtype} is being computed` : `in ${dtype} after ${DEPTH} blocks ${ends}`;
   };
   const name = (dtype) => {
     const [place] = (depth.lines[dtype] || []).slice(30);
@@ -1478,7 +1564,7 @@ function panelDepth() {
         role: 'img',
         'aria-label': 'Distance by block, in percent of the stream, for both streams in float32 and bfloat16',
       },
-      el('text', { x: 0, y: 12, class: 'soft' }, 'distance, in percent of the stream’s own length'),
+      el('text', { x: 0, y: 12, class: 'soft' }, 'distance, in percent of the stream’s own norm'),
       ['100 %', '1 %', '0.01 %', '1e-4 %', '1e-6 %'].map((label, i) => [
         el('line', { x1: 62, x2: width - 10, y1: y(100 ** -i), y2: y(100 ** -i), stroke: 'var(--line)' }),
         el('text', { x: 56, y: y(100 ** -i) + 4, 'text-anchor': 'end', class: 'soft' }, label),
@@ -1505,7 +1591,7 @@ function panelDepth() {
     el(
       'p',
       { class: 'fine' },
-      'In this narrow model with random weights, one bit of one number moves the whole bfloat16 result by some percent of its size (a trained model has another figure). Two right implementations that only add in another order are that far apart, a tolerance on the output has to be wider, and small bugs fit into it. So tensors are compared one by one, and best of all by their bits.',
+      'In this narrow model with random weights, one bit of one number moves the whole bfloat16 result by a few percent of its size (a trained model has another figure). Two right implementations that only add in another order are that far apart, a tolerance on the output has to be wider, and small bugs fit into it. So tensors are compared one by one, and best of all by their bits.',
     ),
   ];
 }
@@ -1570,7 +1656,8 @@ function showStory() {
               class: 'button bad',
               'data-pick': 'try',
               click: () => {
-                set(isIn ? pristine() : { ...pristine(), bug: trial.bug, panel: 'bugs' });
+                if (isIn) takeBack();
+                else putIn(DATA.bug.find(({ name }) => name === trial.bug), { panel: 'bugs' });
                 $('story').scrollTop = 0;
               },
             },
@@ -1611,7 +1698,7 @@ function start() {
   Object.assign(state, readAddress());
   compute();
   if (state.bug && !/[#&]tap=/.test(location.hash)) showFirst();
-  if (!run.taps.has(state.tap)) state.tap = 'proj_in';
+  if (!tensorOf(state.tap)) state.tap = 'proj_in';
   show();
   if (location.hash) arrive('instant');
   if (state.bug) reveal(state.tap);

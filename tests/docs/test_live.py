@@ -230,8 +230,49 @@ def test_a_bug_shows_where_it_begins_and_beside_it_what_an_audit_says(page: Brow
     assert page.evaluate("[...document.querySelectorAll('[data-first]')].map((x) => x.dataset.tap)") == [first]
     assert SENTENCES["sequential-exchange"] in page.evaluate("document.querySelector('.said').textContent")
     assert seal(page) == ("bad", "163 of 232 tensors have diffusers' bits")
+    assert "Shown: the difference from the right tensor" in page.evaluate("$('inspector').textContent")
     page.evaluate("document.querySelector('[data-pick=\"try\"]').click()")
     assert seal(page)[0] == "good" and changed(page) == []
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_tensor_that_a_bug_leaves_out_or_gives_another_shape_says_so(page: Browser) -> None:
+    page.evaluate("putIn(DATA.bug.find(({ name }) => name === 'stg-without-gate'))")
+    first = "transformer_blocks.0.attn1.to_out"
+    assert page.evaluate("[...document.querySelectorAll('[data-first]')].map((x) => x.dataset.tap)") == [first]
+    assert f"(4 are missing), first {first}" in page.evaluate("$('status').textContent")
+    assert SENTENCES["stg-without-gate"].startswith(f"first divergence at {first} ")
+    said = page.evaluate("(openTensor('transformer_blocks.0.attn1.to_gate_logits'), $('inspector').textContent)")
+    assert "One number for each head" in said and "missing: the bug leaves it out" in said
+    page.evaluate("putIn(DATA.bug.find(({ name }) => name === 'per-token-timestep-averaged'))")
+    said = page.evaluate("document.querySelector('[data-tap=\"time_embed.linear\"]').title")
+    assert said.endswith("; another shape: (2, 252) in place of (210, 252)")
+    said = page.evaluate("document.body.innerText + [...document.querySelectorAll('.chip')].map((x) => x.title)")
+    assert "(210, 252)" in said and "Infinity" not in said
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_the_page_says_why_it_moves_and_goes_back_when_a_change_is_taken_out(page: Browser) -> None:
+    def press(what: str) -> tuple[str, str]:
+        said: list[str] = page.evaluate(f"({what}, [caseName(), $('status').textContent])")
+        return said[0], said[1]
+
+    bug = "document.querySelector('[data-pick=\"bug-gelu-erf\"]').click()"
+    case, said = press(f"set({{panel: 'bugs'}}), {bug}")
+    assert case == "2.5/t2v" and "Shown in 2.5/t2v, where the audit was recorded." in said
+    case, said = press(bug)
+    assert case == "2.3/t2v" and "The bug is out." in said and "undone" not in said
+    case, said = press(f"{bug}, document.querySelector('[data-pick=\"release-2.0\"]').click()")
+    assert case == "2.0/t2v" and "The bug is out: it is shown in 2.5/t2v alone." in said
+    case, said = press("goTo(8)")
+    assert case == "2.3/i2v" and "This step is shown in 2.3/i2v." in said
+    case, said = press("document.querySelector('[data-pick=\"release-2.5\"]').click()")
+    assert case == "2.5/t2v" and "There is no case “image to video” of 2.5 here." in said
+    case, said = press("set({...pristine(), release: '2.3', scene: 'stg'})")
+    assert case == "2.3/stg" and page.evaluate("state.block") == 1
+    assert "Left out here: norm_q, norm_k, q, k, sdpa." in page.evaluate("$('band-self').textContent")
 
 
 @pytest.mark.slow
@@ -262,11 +303,13 @@ def test_a_convention_that_a_case_has_anyway_is_compared_with_diffusers_choice(p
         page.evaluate(f"set({{panel: 'conventions'}}); $('{name}-{value}').click()")
         assert len(changed(page)) > 50 and " choice, first" in page.evaluate("$('status').textContent")
         assert seal(page)[0] == "good"
+    page.evaluate("set({...pristine(), release: '2.3', scene: 't2v'}); $('exchange-argument').click()")
+    assert "exchange=argument is what 2.3/t2v has; choose another." in page.evaluate("$('status').textContent")
 
 
 @pytest.mark.slow
 @in_a_browser
-@pytest.mark.parametrize("release,lit", [("2.0", "caption_projection"), ("2.3", "attn1.gate"), ("2.5", "ff.proj")])
+@pytest.mark.parametrize("release,lit", [("2.0", "caption_projection"), ("2.3", "attn2.context"), ("2.5", "ff.proj")])
 def test_a_release_lights_what_it_changed(page: Browser, release: str, lit: str) -> None:
     page.open(f"{PAGE.as_uri()}#step=text&release={release}")
     found = page.evaluate("[...document.querySelectorAll('[data-lit]')].map((x) => x.dataset.tap)")
