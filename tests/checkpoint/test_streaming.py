@@ -86,7 +86,7 @@ def test_every_dialect_streams(dialect: str, tmp_path: Path) -> None:
     assert_same(*both(written(tmp_path, write=write, name=name, config=config, **options), config=given))
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_quantised_format_streams(name: str, tmp_path: Path) -> None:
     _, write, options, release = FORMATS[name]
