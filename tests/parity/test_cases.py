@@ -20,7 +20,7 @@ from ltx2ref.parity.oracles.diffusers import build_diffusers, traced
 from ltx2ref.parity.report.rows import DIVERGED, IDENTICAL, ROUNDING
 from ltx2ref.parity.trace.taps import Taps
 
-pytestmark = pytest.mark.diffusers
+pytestmark = [pytest.mark.diffusers, pytest.mark.ltx_core]
 BY_ID = {case.id: case for case in CASES}
 OLD = [case for case in CASES if case.native]
 FULLEST = {"2.0": "2.0/i2v", "2.3": "2.5/everything", "2.5": "2.5/everything"}  # changes by the release they apply to
@@ -49,6 +49,7 @@ def groups() -> Iterator[tuple[str, ...]]:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_change_of_diffusers_shows_in_the_new_case_and_not_in_an_old_one(mutant: str) -> None:
     case = BY_ID[MUTANTS[mutant].case]

@@ -20,6 +20,7 @@ FILES = {
     "absent.py": "import sys\nsys.modules['diffusers'] = sys.modules['ltx_core'] = None\n",
     "test_marked.py": "import pytest\n\n@pytest.mark.ltx_core\ndef test_it():\n    import ltx_core\n",
     "test_top.py": "from diffusers.models import Model\n\ndef test_it():\n    pass\n",
+    "test_top_unmarked.py": "from ltx_core.loader import load\n\ndef test_it():\n    pass\n",
     "test_unmarked.py": "import pytest\n\ndef test_it():\n    pytest.importorskip('ltx_core.loader')\n",
     "test_broken.py": "import no_such_module\n",
 }
@@ -51,9 +52,11 @@ def test_what_is_not_there_is_a_reason_to_skip_if_it_is_marked_and_a_failure_if_
     status, said = run("test_marked.py", "test_top.py", folder=folder, plugins=folder)
     assert status == 0 and "2 skipped" in said
     assert "needs ltx-core: pip install --no-deps ltx-core==1.0.0" in said and "needs diffusers: pip install" in said
+    status, said = run("test_top_unmarked.py", folder=folder, plugins=folder)
+    assert status == 2 and "ERROR test_top_unmarked.py" in said
     installed = ["--installed", "ltx_core", "--installed", "diffusers", "--continue-on-collection-errors"]
     status, said = run(*FILES.keys() - {"absent.py"}, *installed, folder=folder, plugins=folder)
-    assert status == 1 and "1 failed, 3 errors" in said
+    assert status == 1 and "1 failed, 4 errors" in said
     assert "ERROR test_marked.py::test_it - Failed: needs ltx-core" in said
     assert "which --installed ltx_core says is done" in said
     assert "ERROR test_top.py" in said and "ERROR test_broken.py" in said

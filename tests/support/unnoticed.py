@@ -5,6 +5,7 @@ A change is made at run time, of a model's arguments, attributes or layers: `cha
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import wraps
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -44,7 +45,7 @@ def arguments(change: Callable[[Given], Given]) -> Change:
 
     def patches(model: Any) -> list[Any]:
         forward = model.forward
-        return [patch.object(model, "forward", lambda **given: forward(**given | change(given)))]
+        return [patch.object(model, "forward", wraps(forward)(lambda **given: forward(**given | change(given))))]
 
     return patches
 
@@ -62,6 +63,7 @@ def outputs(change: Callable[[Given, Tensor, str], Tensor]) -> Change:
     def patches(model: Any) -> list[Any]:
         forward = model.forward
 
+        @wraps(forward)
         def other(**given: Any) -> tuple[Tensor, ...]:
             names = ("hidden_states", "audio_hidden_states")
             return tuple(change(given, x, name) for x, name in zip(forward(**given), names, strict=True))
