@@ -27,6 +27,7 @@ NEEDED = {
 LONGEST = ("test_kit", "test_cases", "test_audit", "test_verify", "test_compile", "test_streaming", "test_sharding")
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m: of what they select, a sample is taken
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if os.environ.get("LTX2REF_CORPUS") != "full" and (left := left_out(items)):

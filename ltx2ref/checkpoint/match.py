@@ -232,9 +232,8 @@ def check_formats(plan: Plan, marker: Stored | None) -> None:
     if cast and (scaled or marker):
         why = f"{len(scaled)} others have one" if scaled else f"{FILE_MARKER} says that it has one"
         plan.problems.extend(f"{plan.weights[name].tensor}: its scale is missing, {why}" for name in cast)
-    others = [
-        plan.weights[name].tensor for name in scaled if marker and plan.weights[name].tensor.dtype != marker.dtype
-    ]
-    if marker and marker.dtype in FP8 and others:
+    if marker and marker.dtype in FP8:
+        tensors = [plan.weights[name].tensor for name in scaled]
+        others = [tensor for tensor in tensors if tensor.dtype != marker.dtype]
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        plan.problems.append(f"{marker}: the weights have its dtype, but there is {others[0]}{more}")
+        plan.problems.extend(f"{marker}: the weights have its dtype, but there is {x}{more}" for x in others[:1])

@@ -49,7 +49,10 @@ class Declared(NamedTuple):
     marker: FactMap = NO_FACTS  # that a layer's own marker implies besides, and an entry of the metadata does not
 
 
-FLOATING = re.compile(r"(torch\.)?(b?float(16|32|64)|float(4|8)_\w+|half|float|double)")  # as torch names dtypes
+# Torch's names of dtypes of floating point.
+FLOATING = re.compile(
+    r"(torch\.)?(bfloat16|float(16|32|64)?|half|double|float8_(e4m3fn|e5m2|e4m3fnuz|e5m2fnuz|e8m0fnu)|float4_e2m1fn_x2)"
+)
 KEYS_OF_ALL = ("full_precision_matrix_mult", "orig_dtype", "orig_shape")
 CONVROT = ("convrot", "convrot_groupsize")
 TORCHAO = ("scope", "config", "use_triton_kernel", "use_dynamic_activation", "use_dynamic_per_tensor_scale")

@@ -60,11 +60,11 @@ def settle_facts(
 ) -> tuple[list[str], list[str]]:
     """Decide the open facts of weights, and return problems and notes.
 
-    Where they are not the `whole` file, what is said may be of the others.
-
     The config of the quantiser comes first, then what shapes of others in the file show, then the caller's arguments,
     then habits: ModelOpt's, and that of Lightricks and ComfyUI, whose files have Lightricks' config in the metadata and
     no config of a quantiser. A fact that is open after that is a problem.
+
+    Unless these weights are the `whole` file, what matches none of them may be about the others, and is no problem.
     """
     problems, notes = not_skipped(weights, quantiser), list[str]()
     if whole:

@@ -38,8 +38,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     `load_state_dict` would take several times as long: for each layer it goes through all names.
     """
-    missing = {name for name, _ in model.named_parameters()} ^ state.keys()
-    assert not missing, missing
+    differing = {name for name, _ in model.named_parameters()} ^ state.keys()
+    assert not differing, differing
     for path, module in model.named_modules():
         for leaf, empty in module._parameters.items():
             if empty is not None:

@@ -334,6 +334,7 @@ WRONG: dict[str, tuple[Encoder, dict[str, Any] | None, list[str]]] = {
 def test_every_dtype_of_floating_point_and_no_other_may_be_that_of_a_weight_before() -> None:
     names = {name: x.is_floating_point for name, x in vars(torch).items() if isinstance(x, torch.dtype)}
     assert {name for name in names if sayings.FLOATING.fullmatch(f"torch.{name}")} == {x for x in names if names[x]}
+    assert not any(sayings.FLOATING.fullmatch(name) for name in ("bfloat32", "torch.float8_e4m3", "torch.torch.half"))
 
 
 @pytest.mark.parametrize("what", WRONG)
